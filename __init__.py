@@ -1,0 +1,41 @@
+"""coppermesh: a peer-to-peer compute mesh for GPUs.
+
+>>> import coppermesh as cm
+>>> xp = cm.xp
+>>> with cm.connect() as mesh:
+...     result = mesh.compute(xp.sum(xp.asarray([1.0, 2.0, 3.0])))
+
+What is exported here is promised; everything else is reachable but may change.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from coppermesh.agent.client import Job, JobFailed, Mesh, connect
+    from coppermesh.exec.kernels import ElementwiseKernel, RawKernel
+    from coppermesh.exec.recorder import Array
+    from coppermesh.p2p.errors import MeshError
+
+__version__ = "0.1.0"
+__all__ = ["Array", "ElementwiseKernel", "Job", "JobFailed", "Mesh", "MeshError", "RawKernel", "connect", "xp"]
+
+_HOMES = {
+    "Array": "coppermesh.exec.recorder",
+    "ElementwiseKernel": "coppermesh.exec.kernels",
+    "Job": "coppermesh.agent.client",
+    "JobFailed": "coppermesh.agent.client",
+    "Mesh": "coppermesh.agent.client",
+    "MeshError": "coppermesh.p2p.errors",
+    "RawKernel": "coppermesh.exec.kernels",
+    "connect": "coppermesh.agent.client",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load the part behind an exported name on first use, so that a worker importing one part pays for no other."""
+    if name == "xp":
+        return import_module("coppermesh.exec.xp")
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'coppermesh' has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""Being the first peer: the seed, the default peers and the set-up script."""

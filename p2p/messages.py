@@ -1,0 +1,145 @@
+"""What travels on the control stream: requests and their replies, by method name.
+
+A control frame carries (kind, request id, method, body); the body is the canonical encoding of one of these. Records
+inside are `SignedRecord`s: this layer checks shapes and sizes, `envelope` checks signatures.
+
+| method         | who asks  | request         | reply         |
+|----------------|-----------|-----------------|---------------|
+| `hello`        | both      | Hello           | Hello         |
+| `announcement` | both      | Nothing         | AnnouncementReply |
+| `order`        | requester | OrderRequest    | OrderReply    |
+| `lease`        | requester | LeaseRequest    | LeaseReply    |
+| `task`         | requester | TaskRequest     | TaskReply     |
+| `result`       | provider  | ResultRequest   | ResultReply   |
+| `abandon`      | requester | OrderAbandoned  | Nothing       |
+| `cancel`       | both      | CancelRequest   | Nothing       |
+| `ping`         | both      | Nothing         | Nothing       |
+
+Blobs larger than `INLINE_BYTES` in all travel on their own streams (`transfer`).
+"""
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from coppermesh.p2p.records import Code, Count, Hash, Key, Label, Mesh, Nonce, Sentence, SignedRecord
+
+INLINE_BYTES = 192 * 1024
+"""Blobs of up to this many bytes in all ride inside a task or result message."""
+MAX_FRAME_BYTES = 1024 * 1024
+MAX_DETAIL_BYTES = 16 * 1024
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Base of every control message."""
+
+
+class Nothing(Message, frozen=True):
+    """An empty request or reply."""
+
+
+class Hello(Message, frozen=True):
+    """First request on a control stream, in both directions: who, which mesh, which software."""
+
+    mesh: Mesh
+    peer: Key
+    software: Label
+    time_us: Count
+    """The sender's clock, so that a wrong one can be named."""
+
+
+class AnnouncementReply(Message, frozen=True):
+    """The peer's newest announcement, or nil where it announces nothing (a requester-only agent)."""
+
+    announcement: SignedRecord | None
+
+
+class OrderRequest(Message, frozen=True):
+    """Order."""
+
+    order: SignedRecord
+
+
+class OrderReply(Message, frozen=True):
+    """Exactly one of the two: Bid or Decline."""
+
+    bid: SignedRecord | None
+    decline: SignedRecord | None
+
+
+class LeaseRequest(Message, frozen=True):
+    """The lease signed by the requester, with the order and bid bodies that it hashes."""
+
+    lease: SignedRecord
+
+
+class LeaseReply(Message, frozen=True):
+    """The same lease body signed by the provider, or a decline (lost the race, budget, expired)."""
+
+    lease: SignedRecord | None
+    decline: SignedRecord | None
+
+
+class InlineBlob(Message, frozen=True):
+    """A small blob in the message itself; `root` must be its BLAKE3 root."""
+
+    root: Hash
+    data: Annotated[bytes, Meta(max_length=INLINE_BYTES)]
+
+
+class BlobInfo(Message, frozen=True):
+    """A blob by name and length in bytes."""
+
+    root: Hash
+    size: Count
+
+
+class TaskRequest(Message, frozen=True):
+    """The signed task, every blob it names by size (program first, then inputs), and the small ones inline."""
+
+    task: SignedRecord
+    blobs: Annotated[list[BlobInfo], Meta(max_length=129)]
+    inline: Annotated[list[InlineBlob], Meta(max_length=129)]
+
+
+class TaskReply(Message, frozen=True):
+    """`accepted`; or `need` with the blobs that are missing (send them, then the same request again); or `refused`."""
+
+    state: Annotated[str, Meta(pattern=r"^(accepted|need|refused)\Z")]
+    need: Annotated[list[Hash], Meta(max_length=129)]
+    code: Code
+    sentence: Sentence
+
+
+class ResultRequest(Message, frozen=True):
+    """The signed receipt, the outputs by name and size, the small ones inline, and what a person should read."""
+
+    receipt: SignedRecord
+    outputs: Annotated[list[BlobInfo], Meta(max_length=64)]
+    inline: Annotated[list[InlineBlob], Meta(max_length=64)]
+    sentence: Sentence
+    detail: Annotated[str, Meta(max_length=MAX_DETAIL_BYTES)]
+    """Compiler log or traceback for the submitter; empty when ok. Not signed, never trusted, printed escaped."""
+
+
+class ResultReply(Message, frozen=True):
+    """The countersignature of the receipt."""
+
+    countersignature: SignedRecord
+
+
+class CancelRequest(Message, frozen=True):
+    """Ends one task (`task` given) or the whole lease. Either side, any time; the reason is for `explain`."""
+
+    lease: Hash
+    task: Count | None
+    code: Code
+    sentence: Sentence
+
+
+class OrderAbandoned(Message, frozen=True):
+    """The requester awarded elsewhere: the reservation made by a bid can go."""
+
+    order: Hash
+    job: Nonce

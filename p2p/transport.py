@@ -1,0 +1,144 @@
+"""The Transport interface: how bytes reach a peer, with the guarantees everything above may rely on.
+
+Guarantees (the conformance suite in tests/conformance checks them on every implementation)
+- **Identity.** The peer id of a connection, a stream or a gossip message is proven by that peer's key; what a handler
+  is told is never what the other side merely claims.
+- **Streams** are reliable, ordered, encrypted, full duplex, with back-pressure: `send_all` returns once the bytes are
+  handed to the network or buffered within the window. A stream that broke raises `Unreachable`, from then on always.
+  `receive_some` returns b"" only when the other side finished cleanly. Cancelling a send leaves the stream broken,
+  never half a frame for the next caller.
+- **Gossip** is best effort: a message may be lost, repeated or late, and one's own comes back never. `validate` runs
+  before a message is delivered or forwarded; one that it refuses goes no further.
+- **Bounds.** Dials and handshakes end within `DIAL_SECONDS`. Accepted but unhandled streams are reset. Nothing queues
+  without limit.
+- **Lifetime.** `async with` opens and closes everything; no task, socket or thread outlives the block.
+"""
+
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import trio
+
+from coppermesh.p2p.ids import PeerId
+
+DIAL_SECONDS = 10.0
+MAX_GOSSIP_BYTES = 16 * 1024
+EVENT_BUFFER = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class PeerUp:
+    """A connection to `peer` is open. `address` is where it was reached or came from."""
+
+    peer: PeerId
+    address: str
+    outbound: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PeerDown:
+    """The last connection to `peer` is gone."""
+
+    peer: PeerId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Gossip:
+    """A message that passed `validate`. `source` signed it; `forwarder` handed it to us."""
+
+    topic: str
+    source: PeerId
+    forwarder: PeerId
+    data: bytes
+
+
+@dataclass(slots=True)
+class TransportCounts:
+    """Running totals for status pages and tests."""
+
+    dials: int = 0
+    dials_failed: int = 0
+    streams_opened: int = 0
+    streams_refused: int = 0
+    gossip_published: int = 0
+    gossip_delivered: int = 0
+    gossip_refused: int = 0
+
+
+class Stream(Protocol):
+    """One reliable byte stream to one peer. Every method raises `Unreachable` when the stream or peer is gone."""
+
+    @property
+    def peer(self) -> PeerId:
+        """The proven id of the other side."""
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send everything. Cancelled in the middle: the stream is broken."""
+
+    async def receive_some(self, max_bytes: int = 65536) -> bytes:
+        """At least one byte, or b"" when the other side finished sending."""
+
+    async def receive_into(self, buffer: memoryview) -> None:
+        """Fill `buffer` completely. Bytes in it are meaningful only once this returned. EOF before that: Unreachable."""
+
+    async def send_eof(self) -> None:
+        """Finish sending; receiving goes on."""
+
+    async def aclose(self) -> None:
+        """Close both directions, quickly and without raising."""
+
+    async def reset(self) -> None:
+        """Abandon the stream so that the other side sees it broken, not finished."""
+
+
+StreamHandler = Callable[[Stream], Awaitable[None]]
+"""Called in a task of its own per accepted stream; the stream is closed when it returns and reset when it raises."""
+
+Validate = Callable[[PeerId, bytes], bool]
+"""(source, data) -> deliver and forward? Pure, fast, never raises."""
+
+
+class Transport(Protocol):
+    """One agent's attachment to one mesh's network."""
+
+    @property
+    def peer(self) -> PeerId:
+        """This agent's own id on this mesh."""
+
+    @property
+    def addresses(self) -> list[str]:
+        """Full addresses others can dial: `/ip4/127.0.0.1/tcp/4001/p2p/12D3KooW...`."""
+
+    @property
+    def counts(self) -> TransportCounts:
+        """Running totals."""
+
+    def events(self) -> trio.MemoryReceiveChannel[PeerUp | PeerDown]:
+        """Connections coming and going, in order. One reader; a reader that lags `EVENT_BUFFER` behind is a bug."""
+
+    def connected(self) -> list[PeerId]:
+        """Peers with an open connection now."""
+
+    def handle(self, protocol: str, handler: StreamHandler) -> None:
+        """Accept streams of `protocol`. Call before the first dial."""
+
+    async def dial(self, address: str) -> PeerId:
+        """Connect to a full address, at most `DIAL_SECONDS`. Raises Unreachable, or RemoteProtocolError on a wrong key.
+
+        A peer already connected returns at once. An earlier failure never makes a later dial fail by itself.
+        """
+
+    async def disconnect(self, peer: PeerId) -> None:
+        """Close every connection to `peer`; nothing if there is none."""
+
+    async def open_stream(self, peer: PeerId, protocol: str) -> Stream:
+        """A new stream to a connected peer, at most `DIAL_SECONDS`. Raises Unreachable; Refused if not spoken there."""
+
+    def subscribe(self, topic: str, validate: Validate) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[Gossip]]:
+        """Join a topic for the length of the block. A reader that lags loses the oldest messages, never blocks others."""
+
+    async def publish(self, topic: str, data: bytes) -> None:
+        """Hand a message of at most `MAX_GOSSIP_BYTES` to gossip. Larger: LocalProtocolError."""
