@@ -30,10 +30,15 @@ ZERO_HASH = bytes(32)
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Base of every signed record. `DOMAIN` separates signatures; `MAX_BYTES` bounds the body before it is parsed."""
+    """Base of every signed record.
+
+    `DOMAIN` separates signatures, `MAX_BYTES` bounds the body before it is parsed, `AUTHORS` names the fields whose
+    keys may sign it.
+    """
 
     DOMAIN: ClassVar[str]
     MAX_BYTES: ClassVar[int]
+    AUTHORS: ClassVar[tuple[str, ...]]
 
 
 class SignedRecord(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -73,6 +78,7 @@ class Announcement(Record, frozen=True):
 
     DOMAIN: ClassVar[str] = "coppermesh/announcement/1"
     MAX_BYTES: ClassVar[int] = 4096
+    AUTHORS: ClassVar[tuple[str, ...]] = ("peer",)
 
     version: Version
     mesh: Mesh
@@ -94,6 +100,7 @@ class Order(Record, frozen=True):
 
     DOMAIN: ClassVar[str] = "coppermesh/order/1"
     MAX_BYTES: ClassVar[int] = 2048
+    AUTHORS: ClassVar[tuple[str, ...]] = ("requester",)
 
     version: Version
     mesh: Mesh
@@ -121,6 +128,7 @@ class Bid(Record, frozen=True):
 
     DOMAIN: ClassVar[str] = "coppermesh/bid/1"
     MAX_BYTES: ClassVar[int] = 1024
+    AUTHORS: ClassVar[tuple[str, ...]] = ("provider",)
 
     version: Version
     mesh: Mesh
@@ -144,6 +152,7 @@ class Decline(Record, frozen=True):
 
     DOMAIN: ClassVar[str] = "coppermesh/decline/1"
     MAX_BYTES: ClassVar[int] = 1024
+    AUTHORS: ClassVar[tuple[str, ...]] = ("provider",)
 
     version: Version
     mesh: Mesh
@@ -159,6 +168,7 @@ class Lease(Record, frozen=True):
 
     DOMAIN: ClassVar[str] = "coppermesh/lease/1"
     MAX_BYTES: ClassVar[int] = 1024
+    AUTHORS: ClassVar[tuple[str, ...]] = ("requester", "provider")
 
     version: Version
     mesh: Mesh
@@ -189,6 +199,7 @@ class Task(Record, frozen=True):
 
     DOMAIN: ClassVar[str] = "coppermesh/task/1"
     MAX_BYTES: ClassVar[int] = 8192
+    AUTHORS: ClassVar[tuple[str, ...]] = ("requester",)
 
     version: Version
     mesh: Mesh
@@ -211,6 +222,7 @@ class Receipt(Record, frozen=True):
 
     DOMAIN: ClassVar[str] = "coppermesh/receipt/1"
     MAX_BYTES: ClassVar[int] = 2048
+    AUTHORS: ClassVar[tuple[str, ...]] = ("provider",)
 
     version: Version
     mesh: Mesh
@@ -260,6 +272,7 @@ class Countersignature(Record, frozen=True):
 
     DOMAIN: ClassVar[str] = "coppermesh/countersignature/1"
     MAX_BYTES: ClassVar[int] = 512
+    AUTHORS: ClassVar[tuple[str, ...]] = ("requester",)
 
     version: Version
     mesh: Mesh
