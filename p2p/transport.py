@@ -26,6 +26,8 @@ from coppermesh.p2p.ids import PeerId
 DIAL_SECONDS = 10.0
 MAX_GOSSIP_BYTES = 16 * 1024
 EVENT_BUFFER = 1024
+MAX_STREAMS = 256
+"""Streams one side may have open on one connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,14 +130,18 @@ class Transport(Protocol):
     async def dial(self, address: str) -> PeerId:
         """Connect to a full address, at most `DIAL_SECONDS`. Raises Unreachable, or RemoteProtocolError on a wrong key.
 
-        A peer already connected returns at once. An earlier failure never makes a later dial fail by itself.
+        A peer already connected returns at once. An earlier failure never makes a later dial fail by itself. An address
+        that cannot be read, and this agent's own, raise Unreachable: both come from other peers and lead nowhere.
         """
 
     async def disconnect(self, peer: PeerId) -> None:
         """Close every connection to `peer`; nothing if there is none."""
 
     async def open_stream(self, peer: PeerId, protocol: str) -> Stream:
-        """A new stream to a connected peer, at most `DIAL_SECONDS`. Raises Unreachable; Refused if not spoken there."""
+        """A new stream to a connected peer, at most `DIAL_SECONDS`. Raises Unreachable; Refused if not spoken there.
+
+        The code of that Refused is `unknown-protocol`. With `MAX_STREAMS` open to that peer it waits for one to end.
+        """
 
     def subscribe(self, topic: str, validate: Validate) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[Gossip]]:
         """Join a topic for the length of the block. A reader that lags loses the oldest messages, never blocks others."""

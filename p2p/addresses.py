@@ -1,0 +1,58 @@
+"""Full addresses as text: `/ip4/127.0.0.1/tcp/4001/p2p/12D3KooW...`, the subset of multiaddr this mesh dials."""
+
+import ipaddress
+import re
+from typing import NamedTuple
+
+from coppermesh.p2p.errors import Unreachable
+from coppermesh.p2p.ids import PeerId, format_peer, parse_peer
+
+MAX_ADDRESS_CHARS = 128
+_HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?\Z")
+
+
+class Address(NamedTuple):
+    """Where a peer listens, and who must answer there."""
+
+    kind: str
+    """`ip4`, `ip6` or `dns`."""
+    host: str
+    port: int
+    peer: PeerId
+
+    def __str__(self) -> str:
+        return f"/{self.kind}/{self.host}/tcp/{self.port}/p2p/{format_peer(self.peer)}"
+
+
+def parse_address(text: str) -> Address:
+    """Read a full address. Raises Unreachable on anything this agent cannot dial, saying what is wrong with it.
+
+    Addresses come from other peers, so a bad one is no bug of the caller: it is one that leads nowhere.
+    """
+    if len(text) > MAX_ADDRESS_CHARS or not text.isascii() or not text.isprintable():
+        raise Unreachable("address: want at most 128 printable ASCII characters")
+    parts = text.split("/")
+    if len(parts) != 7 or parts[0] or parts[3] != "tcp" or parts[5] != "p2p":
+        raise Unreachable(f"address {text!r}: want /ip4/HOST/tcp/PORT/p2p/PEER")
+    kind, host, port, peer = parts[1], parts[2], parts[4], parts[6]
+    if not port.isdecimal() or len(port) > 5 or not 0 < int(port) < 65536:
+        raise Unreachable(f"address {text!r}: {port!r} is not a TCP port")
+    _check_host(text, kind, host)
+    try:
+        return Address(kind, host, int(port), parse_peer(peer))
+    except ValueError as error:
+        raise Unreachable(f"address {text!r}: {error}") from None
+
+
+def _check_host(text: str, kind: str, host: str) -> None:
+    try:
+        if kind == "ip4":
+            ipaddress.IPv4Address(host)
+            return
+        if kind == "ip6":
+            ipaddress.IPv6Address(host)
+            return
+    except ValueError:
+        raise Unreachable(f"address {text!r}: {host!r} is not an {kind} address") from None
+    if kind not in ("dns", "dns4", "dns6") or not _HOST_NAME.match(host):
+        raise Unreachable(f"address {text!r}: want ip4, ip6 or dns in front of the host")
