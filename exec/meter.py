@@ -1,0 +1,145 @@
+"""Energy meters: what a device has used so far, where the machine lets us read it.
+
+A meter is sampled before and after a task by whoever runs it; the difference is what the device used meanwhile,
+everything else that ran on the device included. `kind` goes into announcements and receipts, so that nobody takes
+a package-wide counter for a per-task measurement:
+
+- `nvml`  the GPU's own counter (millijoules since the driver was loaded; Volta and later)
+- `rapl`  the processor package's counter through Linux' powercap files, where this user may read them
+- `none`  no meter; every reading is None
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+POWERCAP = Path("/sys/class/powercap")
+
+
+class Meter(Protocol):
+    """A counter of used energy."""
+
+    @property
+    def kind(self) -> str:
+        """`nvml`, `rapl`, `none` (or `simulated` in a test)."""
+        ...
+
+    def read_mj(self) -> int | None:
+        """The counter now, in millijoules since some fixed point; None where it cannot be read."""
+        ...
+
+    def close(self) -> None:
+        """Release what the meter holds. Reading afterwards gives None."""
+        ...
+
+
+class NoMeter:
+    """The meter of a device that has none."""
+
+    kind = "none"
+
+    def read_mj(self) -> int | None:
+        """Nothing to read."""
+        return None
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+class RaplMeter:
+    """The processor packages' energy counters, summed.
+
+    Each counter is in microjoules and wraps at `max_energy_range_uj`; reads must come more often than it wraps
+    (minutes at full load), which is counted here by remembering the last value of each.
+    """
+
+    kind = "rapl"
+
+    def __init__(self, packages: Sequence[Path]) -> None:
+        self._packages = list(packages)
+        self._last = dict.fromkeys(self._packages, 0)
+        self._wrapped_uj = dict.fromkeys(self._packages, 0)
+
+    @classmethod
+    def find(cls, root: Path = POWERCAP) -> "RaplMeter | None":
+        """The readable packages under `root`, or None. Needs root on most machines since 2020."""
+        packages = [
+            path
+            for path in sorted(root.glob("intel-rapl:*"))
+            if path.name.count(":") == 1 and _read_int(path / "energy_uj") is not None
+        ]
+        return cls(packages) if packages else None
+
+    def read_mj(self) -> int | None:
+        """Millijoules over all packages since the counters' own start."""
+        total = 0
+        for package in self._packages:
+            now = _read_int(package / "energy_uj")
+            if now is None:
+                return None
+            if now < self._last[package]:
+                self._wrapped_uj[package] += _read_int(package / "max_energy_range_uj") or 0
+            self._last[package] = now
+            total += self._wrapped_uj[package] + now
+        return total // 1000
+
+    def close(self) -> None:
+        """Nothing is kept open."""
+        self._packages = []
+
+
+class NvmlMeter:
+    """One GPU's energy counter by NVML. Holds NVML open until `close`."""
+
+    kind = "nvml"
+
+    def __init__(self, uuid: str) -> None:
+        """Open the GPU with this uuid. Raises `OSError` where NVML or its counter is missing."""
+        import pynvml  # here, so that a machine without NVIDIA's library pays nothing
+
+        self._nvml = pynvml
+        try:
+            pynvml.nvmlInit()
+        except pynvml.NVMLError as error:
+            raise OSError(f"no NVML on this machine: {error}") from error
+        try:
+            self._handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+            pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)
+        except pynvml.NVMLError as error:
+            pynvml.nvmlShutdown()
+            raise OSError(f"GPU {uuid} has no energy counter: {error}") from error
+        self._open = True
+
+    def read_mj(self) -> int | None:
+        """Millijoules since the driver was loaded."""
+        if not self._open:
+            return None
+        try:
+            return int(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle))
+        except self._nvml.NVMLError:
+            return None
+
+    def close(self) -> None:
+        """Give NVML back."""
+        if self._open:
+            self._open = False
+            self._nvml.nvmlShutdown()
+
+
+def open_meter(kind: str, uuid: str | None = None) -> Meter:
+    """The meter that a device's `meter` field names; `NoMeter` where it can no longer be read."""
+    if kind == "nvml" and uuid is not None:
+        try:
+            return NvmlMeter(uuid)
+        except OSError:
+            return NoMeter()
+    if kind == "rapl":
+        return RaplMeter.find() or NoMeter()
+    return NoMeter()
+
+
+def _read_int(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
