@@ -1,13 +1,14 @@
 """Canonical MessagePack: the one way a record or message is written as bytes.
 
-Theory of operation. Every structure is a fixed-order array of integers, bytes, text, booleans, nil and further such
-arrays; there are no maps, floats or extension types, and integers, lengths and headers take their shortest form. So a
-value has exactly one encoding, and `decode` accepts no other: it parses under limits (the msgpack package), checks
-types, lengths and ranges (msgspec, strict), writes the result again and compares. Whatever slips through a parser's
-leniency (a 64-bit five, an array32 header, an empty extension read as a pair) fails that comparison.
+Theory of operation. Every structure is a fixed-order array of integers, bytes, text, booleans, nil and
+further such arrays; there are no maps, floats or extension types, and integers, lengths and headers take
+their shortest form. So a value has exactly one encoding, and `decode` accepts no other: it parses under
+limits (the msgpack package), checks types, lengths and ranges (msgspec, strict), writes the result again and
+compares. Whatever slips through a parser's leniency (a 64-bit five, an array32 header, an empty extension
+read as a pair) fails that comparison.
 
-The same checks run on the way out, because building a msgspec structure checks nothing: a value that the other side
-would refuse is a bug here and raises `LocalProtocolError` before anything is signed or sent.
+The same checks run on the way out, because building a msgspec structure checks nothing: a value that the
+other side would refuse is a bug here and raises `LocalProtocolError` before anything is signed or sent.
 """
 
 from typing import Any, TypeVar
@@ -29,7 +30,7 @@ _BYTES_AS_THEY_ARE = (bytes,)
 def encode(value: msgspec.Struct) -> bytes:
     """The canonical bytes of `value`.
 
-    Raises LocalProtocolError where a field breaks its type, length, range or pattern: the peer would refuse it.
+    Raises LocalProtocolError where a field breaks its type, length, range or pattern.
     """
     kind = type(value)
     try:
@@ -67,8 +68,9 @@ def _pack(plain: Any) -> bytes:
 
 
 def _unpack(data: bytes) -> Any:
-    # Nesting needs no scan of ours: msgpack keeps its own stack and stops at 1024 levels with a ValueError, and
-    # converting goes no deeper than the type does. `data` bounds text and bytes; the caller has bounded `data`.
+    # Nesting needs no scan of ours: msgpack keeps its own stack and stops at 1024 levels with a ValueError,
+    # and converting goes no deeper than the type does. `data` bounds text and bytes; the caller has bounded
+    # `data`.
     return msgpack.unpackb(
         data,
         raw=False,

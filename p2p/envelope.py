@@ -1,8 +1,9 @@
 """Signed records: making them, and opening what a peer sent.
 
-The signature covers the body bytes as they travel. Opening therefore checks, in this order: size, signer, signature
-over the received bytes, and only then decodes them; and a record that names its author must be signed by the author.
-Nothing unsigned reaches the parser of a record, and nothing is ever re-encoded to be checked.
+The signature covers the body bytes as they travel. Opening therefore checks, in this order: size, signer,
+signature over the received bytes, and only then decodes them; and a record that names its author must be
+signed by the author. Nothing unsigned reaches the parser of a record, and nothing is ever re-encoded to be
+checked.
 """
 
 from dataclasses import dataclass
@@ -13,12 +14,12 @@ from blake3 import blake3
 from coppermesh.p2p.encoding import decode, encode
 from coppermesh.p2p.errors import LocalProtocolError, RemoteProtocolError
 from coppermesh.p2p.ids import Digest, PeerId, short_peer
-from coppermesh.p2p.records import Record, SignedRecord
+from coppermesh.p2p.records import MAX_BODY_BYTES, Record, SignedRecord
 from coppermesh.p2p.signing import PeerKey, verify
 
-SIGNED_OVERHEAD = 112
-"""Most bytes that `SignedRecord` adds to a body: headers, the 32-byte signer and the 64-byte signature."""
-MAX_SIGNED_BYTES = 8192 + SIGNED_OVERHEAD
+SIGNED_OVERHEAD = 104
+"""Most that `SignedRecord` adds to a body: array header 1, body header 3, signer 2 + 32, signature 2 + 64."""
+MAX_SIGNED_BYTES = MAX_BODY_BYTES + SIGNED_OVERHEAD
 
 R = TypeVar("R", bound=Record)
 
@@ -43,11 +44,14 @@ def record_id(body: bytes) -> Digest:
 
 
 def sign_record(key: PeerKey, record: Record) -> SignedRecord:
-    """`record` encoded and signed. Raises LocalProtocolError where it is invalid, too long, or not `key`'s to sign."""
+    """`record` encoded and signed.
+
+    Raises LocalProtocolError where it is invalid, too long, or names another author than `key`.
+    """
     kind = type(record)
     body = encode(record)
     if len(body) > kind.MAX_BYTES:
-        raise LocalProtocolError(f"{kind.__name__}: {len(body)} bytes, at most {kind.MAX_BYTES} are allowed")
+        raise LocalProtocolError(f"{kind.__name__}: {len(body)} bytes, at most {kind.MAX_BYTES} allowed")
     if key.peer not in authors(record):
         raise LocalProtocolError(f"{kind.__name__}: names another author than the key that should sign it")
     return SignedRecord(body=body, signer=key.peer, signature=key.sign(kind.DOMAIN, body))
@@ -56,7 +60,8 @@ def sign_record(key: PeerKey, record: Record) -> SignedRecord:
 def open_record(kind: type[R], signed: SignedRecord, *, signer: PeerId | None = None) -> Opened[R]:
     """Check and decode what a peer sent; `signer` is who must have signed it, where the caller knows.
 
-    Raises RemoteProtocolError: too long, another signer, bad signature, malformed, or signed by a stranger to it.
+    Raises RemoteProtocolError: too long, another signer, bad signature, malformed, or signed by a stranger to
+    it.
     """
     if signer is not None and signed.signer != signer:
         who = short_peer(PeerId(signed.signer))
@@ -67,20 +72,24 @@ def open_record(kind: type[R], signed: SignedRecord, *, signer: PeerId | None = 
 
 
 def has_valid_signature(kind: type[Record], signed: SignedRecord) -> bool:
-    """The first half of `open_record`, for who must tell a forgery from a mistake. Raises RemoteProtocolError on size."""
+    """The first half of `open_record`, for callers that tell a forgery from a mistake.
+
+    Raises RemoteProtocolError where the body is too long.
+    """
     if len(signed.body) > kind.MAX_BYTES:
-        raise RemoteProtocolError(f"{kind.__name__}: {len(signed.body)} bytes, at most {kind.MAX_BYTES} are allowed")
+        size = len(signed.body)
+        raise RemoteProtocolError(f"{kind.__name__}: {size} bytes, at most {kind.MAX_BYTES} allowed")
     return verify(PeerId(signed.signer), kind.DOMAIN, signed.body, signed.signature)
 
 
 def open_verified(kind: type[R], signed: SignedRecord) -> Opened[R]:
-    """The second half of `open_record`: decode a body whose signature the caller has checked, now or when it was kept.
+    """The second half of `open_record`: decode a body whose signature was checked, now or before storing.
 
     Raises RemoteProtocolError where the body is malformed or names other authors than its signer.
     """
     record = decode(kind, signed.body, max_bytes=kind.MAX_BYTES)
     if signed.signer not in authors(record):
-        raise RemoteProtocolError(f"{kind.__name__}: signed by a key that the record does not name as its author")
+        raise RemoteProtocolError(f"{kind.__name__}: signed by a key that it does not name as its author")
     return Opened(record, signed, record_id(signed.body))
 
 
@@ -95,5 +104,8 @@ def to_bytes(signed: SignedRecord) -> bytes:
 
 
 def from_bytes(data: bytes, *, max_bytes: int = MAX_SIGNED_BYTES) -> SignedRecord:
-    """The inverse of `to_bytes`. Checks shape and size only: `open_record` checks the rest. Raises RemoteProtocolError."""
+    """The inverse of `to_bytes`. Checks shape and size only: `open_record` checks the rest.
+
+    Raises RemoteProtocolError.
+    """
     return decode(SignedRecord, data, max_bytes=max_bytes)

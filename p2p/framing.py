@@ -1,7 +1,7 @@
 """Length-prefixed frames over a byte stream: four bytes of length, big-endian, then that many bytes.
 
-Sans-io: bytes in, frames out. A frame is never empty and never longer than the limit, which is checked as soon as its
-length has arrived, before any of the rest is kept.
+Sans-io: bytes in, frames out. A frame is never empty and never longer than the limit, which is checked as
+soon as its length has arrived, before any of the rest is kept.
 """
 
 from coppermesh.p2p.errors import LocalProtocolError, RemoteProtocolError
@@ -11,17 +11,18 @@ MAX_PAYLOAD_BYTES = 0xFFFF_FFFF
 
 
 def encode_frame(payload: bytes) -> bytes:
-    """`payload` with its length in front. Raises LocalProtocolError where it is empty or over 32 bits of length.
+    """`payload` with its length in front.
 
-    The receiver's own limit is lower: the layer that knows it checks it.
+    Raises LocalProtocolError where it is empty or its length takes more than 32 bits. The receiver's limit is
+    lower; the layer that knows it checks it.
     """
     if not 0 < len(payload) <= MAX_PAYLOAD_BYTES:
-        raise LocalProtocolError(f"a frame of {len(payload)} bytes cannot be sent: want 1 to {MAX_PAYLOAD_BYTES}")
+        raise LocalProtocolError(f"a frame holds 1 to {MAX_PAYLOAD_BYTES} bytes, not {len(payload)}")
     return len(payload).to_bytes(HEADER_BYTES, "big") + payload
 
 
 class FrameDecoder:
-    """Cuts what a stream delivers into frames. After an error it stays broken: the stream cannot be trusted again."""
+    """Cuts what a stream delivers into frames. After an error it stays broken: the stream is out of step."""
 
     def __init__(self, max_bytes: int) -> None:
         if not 0 < max_bytes <= MAX_PAYLOAD_BYTES:
@@ -36,9 +37,10 @@ class FrameDecoder:
         return len(self._buffer)
 
     def feed(self, data: bytes | bytearray | memoryview) -> list[bytes]:
-        """The frames that `data` completes, in order. Raises RemoteProtocolError on an empty or oversized frame.
+        """The frames that `data` completes, in order.
 
-        Frames completed by the same call before a bad one are lost with it: the connection ends anyway.
+        Raises RemoteProtocolError on an empty or oversized frame; frames that the same call completed before
+        it are lost with it, since the connection ends anyway.
         """
         if self._broken:
             raise RemoteProtocolError("frames after a broken frame")

@@ -1,8 +1,8 @@
 """Names of things: peers, meshes, blobs and records.
 
-Inside the program an id is its raw bytes (`NewType`, so that a type checker tells them apart); text appears only
-where a person reads it. A peer id is the peer's raw Ed25519 public key, shown as libp2p shows it: base58 of the
-identity multihash of the protobuf-wrapped key (libp2p peer-id specification), always `12D3KooW...`.
+Inside the program an id is its raw bytes (`NewType`, so that a type checker tells them apart); text appears
+only where a person reads it. A peer id is the peer's raw Ed25519 public key, shown as libp2p shows it: base58
+of the identity multihash of the protobuf-wrapped key (libp2p peer-id specification), always `12D3KooW...`.
 """
 
 from typing import NewType

@@ -1,19 +1,19 @@
 """What travels on the control stream: requests and their replies, by method name.
 
-A control frame carries (kind, request id, method, body); the body is the canonical encoding of one of these. Records
-inside are `SignedRecord`s: this layer checks shapes and sizes, `envelope` checks signatures.
+A control frame carries (kind, request id, method, body); the body is the canonical encoding of one of these.
+Records inside are `SignedRecord`s: this layer checks shapes and sizes, `envelope` checks signatures.
 
-| method         | who asks  | request         | reply         |
-|----------------|-----------|-----------------|---------------|
-| `hello`        | both      | Hello           | Hello         |
-| `announcement` | both      | Nothing         | AnnouncementReply |
-| `order`        | requester | OrderRequest    | OrderReply    |
-| `lease`        | requester | LeaseRequest    | LeaseReply    |
-| `task`         | requester | TaskRequest     | TaskReply     |
-| `result`       | provider  | ResultRequest   | ResultReply   |
-| `abandon`      | requester | OrderAbandoned  | Nothing       |
-| `cancel`       | both      | CancelRequest   | Nothing       |
-| `ping`         | both      | Nothing         | Nothing       |
+| method         | who asks  | request        | reply             |
+|----------------|-----------|----------------|-------------------|
+| `hello`        | both      | Hello          | Hello             |
+| `announcement` | both      | Nothing        | AnnouncementReply |
+| `order`        | requester | OrderRequest   | OrderReply        |
+| `lease`        | requester | LeaseRequest   | LeaseReply        |
+| `task`         | requester | TaskRequest    | TaskReply         |
+| `result`       | provider  | ResultRequest  | ResultReply       |
+| `abandon`      | requester | OrderAbandoned | Nothing           |
+| `cancel`       | both      | CancelRequest  | Nothing           |
+| `ping`         | both      | Nothing        | Nothing           |
 
 Blobs larger than `INLINE_BYTES` in all travel on their own streams (`transfer`).
 """
@@ -96,7 +96,7 @@ class BlobInfo(Message, frozen=True):
 
 
 class TaskRequest(Message, frozen=True):
-    """The signed task, every blob it names by size (program first, then inputs), and the small ones inline."""
+    """The signed task, the size of each blob it names (program first, then inputs), the small ones inline."""
 
     task: SignedRecord
     blobs: Annotated[list[BlobInfo], Meta(max_length=129)]
@@ -104,7 +104,7 @@ class TaskRequest(Message, frozen=True):
 
 
 class TaskReply(Message, frozen=True):
-    """`accepted`; or `need` with the blobs that are missing (send them, then the same request again); or `refused`."""
+    """`accepted`; `need`: send the blobs named, then the same request again; or `refused`."""
 
     state: Annotated[str, Meta(pattern=r"^(accepted|need|refused)\Z")]
     need: Annotated[list[Hash], Meta(max_length=129)]
@@ -113,14 +113,14 @@ class TaskReply(Message, frozen=True):
 
 
 class ResultRequest(Message, frozen=True):
-    """The signed receipt, the outputs by name and size, the small ones inline, and what a person should read."""
+    """The signed receipt, the outputs by name and size, the small ones inline, and what a person reads."""
 
     receipt: SignedRecord
     outputs: Annotated[list[BlobInfo], Meta(max_length=64)]
     inline: Annotated[list[InlineBlob], Meta(max_length=64)]
     sentence: Sentence
     detail: Annotated[str, Meta(max_length=MAX_DETAIL_BYTES)]
-    """Compiler log or traceback for the submitter; empty when ok. Not signed, never trusted, printed escaped."""
+    """Compiler log or traceback for the submitter; empty when ok. Unsigned, untrusted, printed escaped."""
 
 
 class ResultReply(Message, frozen=True):

@@ -1,11 +1,12 @@
 """The signed records of the wire, as frozen, fixed-order structures.
 
-Each record travels as `SignedRecord` (body bytes, signer, signature); the signature covers the record's domain and the
-BLAKE3 of exactly those body bytes (see `signing`). Integers, bytes and ASCII only: no floats in anything signed.
-A record never grows optional fields: a new field is a new version, and an unknown version is refused.
+Each record travels as `SignedRecord` (body bytes, signer, signature); the signature covers the record's
+domain and the BLAKE3 of exactly those body bytes (see `signing`). Integers, bytes and ASCII only: no floats
+in anything signed. A record never grows optional fields: a new field is a new version, and an unknown version
+is refused.
 
-Units. Times are microseconds since the Unix epoch (`*_us`) or spans in microseconds. Money is an integer number of
-10^-6 of `unit` (`USD`): a `rate` is per device-hour, an `amount` is what a task or lease costs.
+Units. Times are microseconds since the Unix epoch (`*_us`) or spans in microseconds. Money is an integer
+number of 10^-6 of `unit` (`usd`): a `rate` is per device-hour, an `amount` is what a task or lease costs.
 """
 
 from typing import Annotated, ClassVar
@@ -27,13 +28,15 @@ Sentence = Annotated[str, Meta(max_length=400, pattern=r"^[\x20-\x7e]*\Z")]
 Version = Annotated[int, Meta(ge=1, le=1)]
 
 ZERO_HASH = bytes(32)
+MAX_BODY_BYTES = 8192
+"""The longest body of any record kind."""
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Base of every signed record.
 
-    `DOMAIN` separates signatures, `MAX_BYTES` bounds the body before it is parsed, `AUTHORS` names the fields whose
-    keys may sign it.
+    `DOMAIN` separates signatures, `MAX_BYTES` bounds the body before it is parsed, `AUTHORS` names the fields
+    whose keys may sign it.
     """
 
     DOMAIN: ClassVar[str]
@@ -44,7 +47,7 @@ class Record(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 class SignedRecord(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """A record as it travels: `body` is the canonical encoding that was signed, never re-encoded."""
 
-    body: Annotated[bytes, Meta(max_length=8192)]
+    body: Annotated[bytes, Meta(max_length=MAX_BODY_BYTES)]
     signer: Key
     signature: Signature
 
@@ -164,7 +167,7 @@ class Decline(Record, frozen=True):
 
 
 class Lease(Record, frozen=True):
-    """An order and a bid that both sides sign. The two signatures cover the same body; the keys tell them apart."""
+    """An order and a bid that both sides sign: the same body twice, told apart by the signer."""
 
     DOMAIN: ClassVar[str] = "coppermesh/lease/1"
     MAX_BYTES: ClassVar[int] = 1024

@@ -1,16 +1,18 @@
 """Keys and signatures: one Ed25519 key per mesh is the peer id there and signs every record.
 
-Theory of operation. What is signed is never the record itself but a short fixed layout, libp2p's signed envelope
-(RFC 0002): the record kind's domain, a payload type and a payload, each preceded by its length as a varint. The
-payload type is the multicodec of BLAKE3 (0x1e) and the payload the 32-byte BLAKE3 of the record's body, computed
-here. So no caller, and no peer, can have this key sign bytes of its choosing, a signature of one kind never counts
-for another, and any libp2p implementation can check one.
+Theory of operation. What is signed is never the record itself but a short fixed layout, libp2p's signed
+envelope (RFC 0002): the record kind's domain, a payload type and a payload, each preceded by its length as a
+varint. The payload type is the multicodec of BLAKE3 (0x1e) and the payload the 32-byte BLAKE3 of the record's
+body, computed here. So no caller, and no peer, can have this key sign bytes of its choosing, a signature of
+one kind never counts for another, and any libp2p implementation can check one.
 
-PyNaCl alone verifies. Implementations differ at the edges of Ed25519, and some accept a signature that anybody can
-make for a key of small order; libsodium does not, and `verify` refuses such keys by itself as well.
+PyNaCl alone verifies. Implementations differ at the edges of Ed25519, and some accept a signature that
+anybody can make for a key of small order; libsodium does not, and `verify` refuses such keys by itself as
+well.
 
-The key file is two lines of text, a header and the seed in hexadecimal, readable by its owner only, in a directory
-that only its owner can enter. A reader that finds it otherwise refuses it: what others could read is not a secret.
+The key file is two lines of text, a header and the seed in hexadecimal, readable by its owner only, in a
+directory that only its owner can enter. A reader that finds it otherwise refuses it: what others could read
+is not a secret.
 """
 
 import os
@@ -38,8 +40,8 @@ _BLAKE3_MULTICODEC = b"\x1e"
 _FILE_HEADER = b"coppermesh-key-v1"
 _FILE_BYTES = len(_FILE_HEADER) + 1 + 2 * SEED_BYTES + 1
 
-# Every encoding of a point whose order divides 8, by the low 255 bits; the top bit is the sign of x. A signature for
-# such a key proves nothing. Tested against the curve arithmetic in tests/unit/test_signing.py.
+# Every encoding of a point whose order divides 8, by the low 255 bits; the top bit is the sign of x. A
+# signature for such a key proves nothing. Tested against the curve arithmetic in tests/unit/test_signing.py.
 _SMALL_ORDER_Y = frozenset(
     bytes.fromhex(text)
     for text in (
@@ -91,7 +93,7 @@ class PeerKey:
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise IdentityError(f"{path.parent}: cannot make the key's directory: {error.strerror}") from error
+            raise IdentityError(f"{path.parent}: cannot make the directory: {error.strerror}") from error
         with _private_directory(path.parent) as directory:
             if not _exists(directory, path):
                 _write_seed(directory, path, secrets.token_bytes(SEED_BYTES))
@@ -125,7 +127,7 @@ def verify(peer: PeerId, domain: str, body: bytes, signature: bytes) -> bool:
 
 
 def is_usable_key(peer: PeerId) -> bool:
-    """Could a signature by this key mean anything? False for a wrong length and for the points of small order."""
+    """Could a signature by this key mean anything? Not for a wrong length or a point of small order."""
     if len(peer) != 32:
         return False
     return peer[:31] + bytes([peer[31] & 0x7F]) not in _SMALL_ORDER_Y
@@ -151,7 +153,7 @@ def _signed_bytes(domain: str, body: bytes) -> bytes:
 
 @contextmanager
 def _private_directory(path: Path) -> Iterator[int]:
-    """A descriptor of the directory, so that what was checked is what is used. Refuses one that others can enter."""
+    """A descriptor of the directory, checked to be ours alone, so that what was checked is what is used."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
@@ -165,7 +167,7 @@ def _private_directory(path: Path) -> Iterator[int]:
 
 def _check_private(status: os.stat_result, path: Path, mode: str) -> None:
     if status.st_uid != os.geteuid():
-        raise IdentityError(f"{path}: belongs to user {status.st_uid}, not to this one; keys are used by their owner")
+        raise IdentityError(f"{path}: belongs to user {status.st_uid}; run as that user, or use another home")
     if status.st_mode & 0o077:
         raise IdentityError(f"{path}: others can reach it; if the key is still secret: chmod {mode} {path}")
 
@@ -208,12 +210,12 @@ def _parse(content: bytes, path: Path) -> bytes:
     except ValueError:
         seed = b""
     if not well_formed or len(seed) != SEED_BYTES or seed.hex().encode() != digits:
-        raise IdentityError(f"{path}: not a key file of this version; restore it, or move it away for a new identity")
+        raise IdentityError(f"{path}: not a key file; restore it, or move it away to start as a new peer")
     return seed
 
 
 def _write_seed(directory: int, path: Path, seed: bytes) -> None:
-    """Give `path` this seed unless another process was first: complete under a name of its own, then linked."""
+    """Give `path` this seed unless another process was first: written under a draft's name, then linked."""
     draft = f".{path.name}.{secrets.token_hex(8)}.new"
     try:
         _write_draft(directory, draft, b"%b\n%b\n" % (_FILE_HEADER, seed.hex().encode()))
@@ -232,7 +234,8 @@ def _write_draft(directory: int, name: str, content: bytes) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(name, flags, 0o600, dir_fd=directory)
     try:
-        # A key file is shorter than any page: a disk with room for some of it has room for all, or says ENOSPC.
+        # A key file is shorter than any page: a disk with room for some of it has room for all, or says
+        # ENOSPC.
         if os.write(descriptor, content) != len(content):
             raise OSError(28, "no space left on device")
         os.fsync(descriptor)

@@ -1,0 +1,230 @@
+"""What other agents announce, kept honest and bounded; and when to announce oneself.
+
+Announcements arrive by gossip and by direct request, repeated, out of order, forged or late.
+`AnnouncementBook` takes the raw bytes and the time, says what each one is worth, counts it, and holds the
+newest of each peer.
+
+Theory of operation. Cheap checks come first: size, then the hash of the bytes among those already judged, so
+that a repeated message costs no second signature check. Then the signature, and only then is the body
+decoded. A peer's sequence only rises; it is remembered past expiry for as long as an older announcement could
+still be alive, so that none comes back. The book holds `MAX_PEERS`; a newcomer beyond that displaces
+whichever expires first, so a crowd of invented peers must keep signing to stay.
+
+Clocks. `issued_us` may lie `SKEW_US` ahead of ours, since clocks differ; expiry is taken by our own clock. So
+an announcement should live well over `SKEW_US`: `LIFETIME_US` is what ours ask for, `MAX_LIFETIME_US` what is
+taken.
+"""
+
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from blake3 import blake3
+
+from coppermesh.p2p.encoding import decode
+from coppermesh.p2p.envelope import SIGNED_OVERHEAD, Opened, from_bytes, has_valid_signature, record_id
+from coppermesh.p2p.errors import RemoteProtocolError
+from coppermesh.p2p.ids import MeshId, PeerId
+from coppermesh.p2p.records import Announcement, SignedRecord
+
+MAX_ANNOUNCEMENT_BYTES = Announcement.MAX_BYTES + SIGNED_OVERHEAD
+MAX_PEERS = 4096
+MAX_JUDGED = 8192
+"""How many message hashes are remembered, so that the same bytes are verified once."""
+
+SECOND_US = 1_000_000
+SKEW_US = 120 * SECOND_US
+MAX_LIFETIME_US = 600 * SECOND_US
+LIFETIME_US = 300 * SECOND_US
+
+MIN_INTERVAL_US = 10 * SECOND_US
+REFRESH_US = 60 * SECOND_US
+
+
+class Verdict(StrEnum):
+    """What became of one announcement."""
+
+    ACCEPTED = "accepted"
+    """New and now the peer's current one."""
+    STALE = "stale"
+    """Not newer than the one held for that peer."""
+    REPLAYED = "replayed"
+    """Exactly these bytes were judged before, whatever the judgement was."""
+    EXPIRED = "expired"
+    FUTURE = "future"
+    """Issued more than `SKEW_US` ahead of our clock."""
+    FORGED = "forged"
+    """The signature is not valid, or the body names another peer than the signer."""
+    MALFORMED = "malformed"
+    """Not a canonical announcement, or one that lives longer than `MAX_LIFETIME_US`."""
+    OVERSIZED = "oversized"
+    WRONG_MESH = "wrong-mesh"
+    CROWDED = "crowded"
+    """The book is full of announcements that expire later."""
+
+    @property
+    def is_misbehaviour(self) -> bool:
+        """Would an honest agent never have sent or forwarded it?"""
+        return self in _MISBEHAVIOUR
+
+
+_MISBEHAVIOUR = frozenset({Verdict.FORGED, Verdict.MALFORMED, Verdict.OVERSIZED, Verdict.WRONG_MESH})
+
+
+@dataclass(slots=True)
+class _Entry:
+    sequence: int
+    expires_us: int
+    keep_until_us: int
+    """When no announcement older than this one can be alive any more."""
+    opened: Opened[Announcement] | None
+    """None once expired: only the sequence is remembered then."""
+
+
+class AnnouncementBook:
+    """The newest valid announcement of each peer of one mesh."""
+
+    def __init__(self, mesh: MeshId, *, max_peers: int = MAX_PEERS, max_judged: int = MAX_JUDGED) -> None:
+        self._mesh = mesh
+        self._max_peers = max_peers
+        self._max_judged = max_judged
+        self._entries: dict[PeerId, _Entry] = {}
+        self._judged: OrderedDict[bytes, None] = OrderedDict()
+        self._counts: Counter[Verdict] = Counter()
+
+    @property
+    def counts(self) -> Mapping[Verdict, int]:
+        """How often each verdict was given. Verdicts never given are absent and count as 0 with `.get`."""
+        return dict(self._counts)
+
+    def offer(self, signed_bytes: bytes, now_us: int) -> Verdict:
+        """Judge one message as it arrived, hold it if it is its peer's newest, and count the verdict."""
+        verdict = self._judge(signed_bytes, now_us)
+        self._counts[verdict] += 1
+        return verdict
+
+    def current(self, now_us: int) -> list[Opened[Announcement]]:
+        """The announcements alive at `now_us`, ordered by peer id."""
+        alive = ((peer, entry.opened) for peer, entry in self._entries.items() if entry.expires_us > now_us)
+        return [opened for _, opened in sorted(alive, key=lambda pair: pair[0]) if opened is not None]
+
+    def get(self, peer: PeerId) -> Opened[Announcement] | None:
+        """The newest announcement of `peer`. It may have expired since `forget_expired` last ran."""
+        entry = self._entries.get(peer)
+        return entry.opened if entry is not None else None
+
+    def forget_expired(self, now_us: int) -> list[PeerId]:
+        """Drop what has expired; the peers whose announcement was dropped. Call every few seconds."""
+        gone = []
+        for peer, entry in list(self._entries.items()):
+            if entry.opened is not None and entry.expires_us <= now_us:
+                entry.opened = None
+                gone.append(peer)
+            if entry.keep_until_us <= now_us:
+                del self._entries[peer]
+        return gone
+
+    def _judge(self, signed_bytes: bytes, now_us: int) -> Verdict:
+        if len(signed_bytes) > MAX_ANNOUNCEMENT_BYTES:
+            return Verdict.OVERSIZED
+        fingerprint = blake3(signed_bytes).digest(16)
+        if fingerprint in self._judged:
+            self._judged.move_to_end(fingerprint)
+            return Verdict.REPLAYED
+        verdict = self._judge_new(signed_bytes, now_us)
+        # These two may come out otherwise a minute later: judge them again then.
+        if verdict not in (Verdict.FUTURE, Verdict.CROWDED):
+            self._judged[fingerprint] = None
+            if len(self._judged) > self._max_judged:
+                self._judged.popitem(last=False)
+        return verdict
+
+    def _judge_new(self, signed_bytes: bytes, now_us: int) -> Verdict:
+        try:
+            signed = from_bytes(signed_bytes)
+            if not has_valid_signature(Announcement, signed):
+                return Verdict.FORGED
+            return self._judge_signed(signed, now_us)
+        except RemoteProtocolError:
+            return Verdict.MALFORMED
+
+    def _judge_signed(self, signed: SignedRecord, now_us: int) -> Verdict:
+        record = decode(Announcement, signed.body, max_bytes=Announcement.MAX_BYTES)
+        if record.peer != signed.signer:
+            return Verdict.FORGED
+        if record.mesh != self._mesh:
+            return Verdict.WRONG_MESH
+        if not 0 < record.expires_us - record.issued_us <= MAX_LIFETIME_US:
+            return Verdict.MALFORMED
+        if record.issued_us > now_us + SKEW_US:
+            return Verdict.FUTURE
+        if record.expires_us <= now_us:
+            return Verdict.EXPIRED
+        return self._hold(Opened(record, signed, record_id(signed.body)), now_us)
+
+    def _hold(self, opened: Opened[Announcement], now_us: int) -> Verdict:
+        record = opened.record
+        held = self._entries.get(opened.signer)
+        if held is not None and record.sequence <= held.sequence:
+            return Verdict.STALE
+        if held is None and not self._has_room(record.expires_us, now_us):
+            return Verdict.CROWDED
+        keep_until_us = record.issued_us + MAX_LIFETIME_US
+        if held is not None:
+            keep_until_us = max(keep_until_us, held.keep_until_us)
+        self._entries[opened.signer] = _Entry(record.sequence, record.expires_us, keep_until_us, opened)
+        return Verdict.ACCEPTED
+
+    def _has_room(self, expires_us: int, now_us: int) -> bool:
+        """Is there room for one more peer? Drops the entry nearest expiry where the newcomer outlives it."""
+        if len(self._entries) >= self._max_peers:
+            self.forget_expired(now_us)
+        if len(self._entries) < self._max_peers:
+            return True
+        first = min(self._entries, key=lambda peer: self._entries[peer].expires_us)
+        if self._entries[first].expires_us >= expires_us:
+            return False
+        del self._entries[first]
+        return True
+
+
+class UniformSource(Protocol):
+    """What the pacer needs of a random generator; `random.Random` is one."""
+
+    def random(self) -> float:
+        """Uniform in [0, 1)."""
+
+
+class AnnouncementPacer:
+    """Says when to announce: on change at most once per `MIN_INTERVAL_US`, unchanged once per `REFRESH_US`.
+
+    The refresh comes up to a tenth early, by chance, so that agents started together do not announce
+    together.
+    """
+
+    def __init__(self, rng: UniformSource) -> None:
+        self._rng = rng
+        self._announced_us: int | None = None
+        self._content: bytes = b""
+        self._refresh_us = REFRESH_US
+
+    def due(self, content: bytes, now_us: int) -> bool:
+        """Announce now? `content` is a digest of what would be said, without sequence and times."""
+        return self.wait_us(content, now_us) == 0
+
+    def wait_us(self, content: bytes, now_us: int) -> int:
+        """Microseconds until an announcement of `content` is due: 0 is now, at most `REFRESH_US`."""
+        if self._announced_us is None:
+            return 0
+        # The distance: a clock that was set back by a day must not silence the agent for a day.
+        since = abs(now_us - self._announced_us)
+        interval = MIN_INTERVAL_US if content != self._content else self._refresh_us
+        return max(0, interval - since)
+
+    def announced(self, content: bytes, now_us: int) -> None:
+        """Call when an announcement of `content` went out."""
+        self._announced_us = now_us
+        self._content = content
+        self._refresh_us = REFRESH_US - int(self._rng.random() * REFRESH_US / 10)
