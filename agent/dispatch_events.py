@@ -1,0 +1,212 @@
+"""What the dispatcher is told (events) and what it asks for (instructions).
+
+Both are frozen and are never subclassed further. `job` and `lease` are the ids that the shell chose or signed; `index`
+is the task's place in its job. Each instruction has a `cause`: one sentence for the job's story.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from coppermesh.agent.matching import Requirement
+from coppermesh.p2p.ids import PeerId
+
+Fault = Literal["job", "provider"]
+
+
+@dataclass(frozen=True, slots=True)
+class JobSubmitted:
+    """A job of `tasks` independent tasks, all with the same requirement. It fails at `deadline_us` if not finished."""
+
+    job: bytes
+    tasks: int
+    requirement: Requirement
+    deadline_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobCancelled:
+    """The submitter takes the job back. Nothing is reported about it any more."""
+
+    job: bytes
+    cause: str = "cancelled by the submitter"
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseUp:
+    """Both sides signed a lease that was asked for with `WantLeases`."""
+
+    lease: bytes
+    provider: PeerId
+    requirement: Requirement
+    depth: int
+    """Tasks that may be outstanding at once."""
+    expires_us: int
+    budget: int
+    """Most that all tasks under the lease may cost together."""
+    rate: int
+    """What the lease costs per device-hour: with the wall limit it bounds what one task can cost."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseLost:
+    """A lease is over before it was released: the provider died, left, cancelled it or broke the protocol."""
+
+    lease: bytes
+    code: str
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class NegotiationEnded:
+    """A `WantLeases` has run its course; each lease granted was reported by `LeaseUp` before."""
+
+    requirement: Requirement
+    granted: int
+    heard: int
+    """Providers whose announcements were heard at all."""
+    declined: int
+    """Providers that were asked and declined or did not answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProvidersChanged:
+    """An announcement that is new or different was heard: asking again may be worth it now."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRefused:
+    """The provider did not take the task. Only for reasons that another provider may not have."""
+
+    job: bytes
+    index: int
+    lease: bytes
+    code: str
+    sentence: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskDone:
+    """The task's outputs were verified and its receipt is committed. `amount` is what it cost."""
+
+    job: bytes
+    index: int
+    lease: bytes
+    amount: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFailed:
+    """The task ended without a result: by the job's own fault (same everywhere) or by the provider's.
+
+    Also reported for a task that was cancelled, once the provider answered or the shell gave up on it: until then it
+    takes a place of the lease's depth.
+    """
+
+    job: bytes
+    index: int
+    lease: bytes
+    fault: Fault
+    code: str
+    sentence: str
+    amount: int = 0
+    """What it cost nevertheless: work that failed by the job's fault is billed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed: `next_wakeup_us` was reached."""
+
+
+Event = (
+    JobSubmitted
+    | JobCancelled
+    | LeaseUp
+    | LeaseLost
+    | NegotiationEnded
+    | ProvidersChanged
+    | TaskRefused
+    | TaskDone
+    | TaskFailed
+    | Tick
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StartTask:
+    """Sign and send task `index` of `job` under `lease`."""
+
+    job: bytes
+    index: int
+    lease: bytes
+    attempt: int
+    """1 for the first try."""
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class CancelTask:
+    """Its job is over: tell the provider, and report `TaskFailed` (any fault) when it answered or did not in time."""
+
+    job: bytes
+    index: int
+    lease: bytes
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Supersede:
+    """Commit to the ledger that a result of this attempt will be disputed as `superseded`.
+
+    Always comes before the `StartTask` that tries the task again, and must be durable before that task is signed:
+    else a crash in between could make the requester owe for both.
+    """
+
+    job: bytes
+    index: int
+    lease: bytes
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class WantLeases:
+    """Ask providers for up to `count` leases, and end with `NegotiationEnded` by `deadline_us` whatever came of it."""
+
+    requirement: Requirement
+    count: int
+    exclude: frozenset[PeerId]
+    """Not to be asked."""
+    held: frozenset[PeerId]
+    """Hold such a lease already: take others first (`matching.choose_bids`)."""
+    deadline_us: int
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseLease:
+    """End a lease. The dispatcher has forgotten it; no event about it is needed."""
+
+    lease: bytes
+    code: str
+    """`idle`, `surplus`, `expiring`, `expired` or `budget`."""
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobFinished:
+    """Every task of the job is done."""
+
+    job: bytes
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobFailed:
+    """The job is over without its result."""
+
+    job: bytes
+    code: str
+    sentence: str
+    cause: str
+
+
+Instruction = StartTask | CancelTask | Supersede | WantLeases | ReleaseLease | JobFinished | JobFailed

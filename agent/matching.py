@@ -1,0 +1,189 @@
+"""What a requester needs, which announced devices fit it, and which bid is taken first.
+
+An announcement is a hint: a device that fits here may still decline, and its signed decline says why. What does not
+fit is not asked at all, and `survey` keeps the reason, so that `explain` can tell who was heard and passed over.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
+
+from coppermesh.agent.pricing import format_rate
+from coppermesh.p2p.ids import PeerId
+from coppermesh.p2p.records import Announcement, Bid, DeviceOffer
+
+MAX_LEASES = 8
+"""The most leases that one requirement is spread over."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requirement:
+    """What the device of a lease must be. Hashable: leases are shared by the jobs whose requirement is the same."""
+
+    device_kind: str = "any"
+    """`any`, `cpu` or `cuda`."""
+    features: frozenset[str] = frozenset({"array-programs"})
+    isolation: tuple[str, ...] = ()
+    """Isolation layers that must have been witnessed on the provider's machine."""
+    memory_bytes: int = 0
+    """Memory that one task may use."""
+    wall_limit_us: int = 60_000_000
+    """Most wall time that one task may take."""
+    max_rate: int
+    """Most that is paid, in millionths of `unit` per device-hour."""
+    unit: str = "usd"
+    fresh: bool = False
+    """True: every task gets a worker process of its own."""
+    providers: int = 1
+    """Least number of leases to hold and spread tasks over, where so many are to be had."""
+
+    def for_lease(self) -> "Requirement":
+        """The same without `providers`, which says how many leases are wanted and nothing about any one of them."""
+        return replace(self, providers=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A device that fits, by its announcement."""
+
+    peer: PeerId
+    device: DeviceOffer
+    busy: bool
+    """Every slot of the machine was taken when it announced: ask it last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """Everyone heard, sorted into who is worth asking and who is not."""
+
+    fitting: tuple[Candidate, ...]
+    """One candidate a peer, best first."""
+    misfits: Mapping[PeerId, tuple[str, ...]] = field(default_factory=dict)
+    """Why each of the others was passed over; one sentence a reason."""
+
+
+def misfits(announcement: Announcement, device: DeviceOffer, requirement: Requirement) -> list[str]:
+    """Every reason why `device` does not meet `requirement`, as text for a person; empty when it fits."""
+    reasons = []
+    if announcement.paused:
+        reasons.append("is paused by its owner")
+    if requirement.device_kind not in ("any", device.kind):
+        reasons.append(f"{device.device} is a {device.kind} device, wanted {requirement.device_kind}")
+    if missing := sorted(requirement.features - set(device.features)):
+        reasons.append(f"{device.device} does not take {', '.join(missing)}")
+    if unwitnessed := [layer for layer in requirement.isolation if layer not in announcement.isolation]:
+        reasons.append(f"has not witnessed isolation by {', '.join(unwitnessed)}")
+    if device.memory_bytes < requirement.memory_bytes:
+        reasons.append(
+            f"{device.device} has {device.memory_bytes} bytes of memory, wanted {requirement.memory_bytes}"
+        )
+    if device.unit != requirement.unit:
+        reasons.append(f"{device.device} is priced in {device.unit}, wanted {requirement.unit}")
+    elif device.rate > requirement.max_rate:
+        asked = format_rate(device.rate, device.unit)
+        reasons.append(
+            f"{device.device} asks {asked}, the maximum is {format_rate(requirement.max_rate, device.unit)}"
+        )
+    return reasons
+
+
+def survey(
+    announcements: Iterable[Announcement],
+    requirement: Requirement,
+    now_us: int,
+    exclude: AbstractSet[PeerId] = frozenset(),
+) -> Survey:
+    """Sort announcements into candidates (free ones first, then by rate and peer id) and reasons why not."""
+    fitting = []
+    reasons: dict[PeerId, tuple[str, ...]] = {}
+    for announcement in announcements:
+        peer = PeerId(announcement.peer)
+        if peer in exclude:
+            reasons[peer] = ("is left out for now: it failed a moment ago, or its leases are held already",)
+        elif announcement.expires_us <= now_us:
+            reasons[peer] = ("its announcement has expired",)
+        elif not announcement.devices:
+            reasons[peer] = ("offers no device",)
+        else:
+            best, why_not = _best_device(announcement, requirement)
+            if best is None:
+                reasons[peer] = why_not
+            else:
+                fitting.append(best)
+    fitting.sort(key=lambda found: (found.busy, found.device.rate, found.peer))
+    return Survey(tuple(fitting), reasons)
+
+
+def candidates(
+    announcements: Iterable[Announcement],
+    requirement: Requirement,
+    now_us: int,
+    exclude: AbstractSet[PeerId] = frozenset(),
+) -> list[Candidate]:
+    """Whom to ask, best first. See `survey`."""
+    return list(survey(announcements, requirement, now_us, exclude).fitting)
+
+
+def bid_misfits(bid: Bid, requirement: Requirement) -> list[str]:
+    """Why a bid does not keep what the order asked for; a bid is a stranger's claim until this is empty."""
+    reasons = []
+    if requirement.device_kind not in ("any", bid.device_kind):
+        reasons.append(f"bids a {bid.device_kind} device, wanted {requirement.device_kind}")
+    if bid.memory_bytes < requirement.memory_bytes:
+        reasons.append(f"bids {bid.memory_bytes} bytes of memory, wanted {requirement.memory_bytes}")
+    if bid.unit != requirement.unit:
+        reasons.append(f"bids in {bid.unit}, wanted {requirement.unit}")
+    elif bid.rate > requirement.max_rate:
+        asked = format_rate(bid.rate, bid.unit)
+        reasons.append(f"bids {asked}, the maximum is {format_rate(requirement.max_rate, bid.unit)}")
+    return reasons
+
+
+def rank_bids(bids: Iterable[Bid], speeds: Mapping[PeerId, int] | None = None) -> list[Bid]:
+    """Cheapest first; at one price the faster by own measurement, then by peer id.
+
+    `speeds`: any measure that is larger for the faster; unknown counts as 0. All bids must be in one unit: check each with `bid_misfits` first.
+    """
+    measured = speeds or {}
+    return sorted(
+        bids,
+        key=lambda bid: (
+            bid.rate,
+            -measured.get(PeerId(bid.provider), 0),
+            bid.provider,
+            bid.device,
+            bid.nonce,
+        ),
+    )
+
+
+def choose_bids(ranked: Sequence[Bid], count: int, held: AbstractSet[PeerId] = frozenset()) -> list[Bid]:
+    """Take `count` of `ranked`, spreading: one a provider before a second of any, those not in `held` first."""
+    taken: dict[bytes, int] = dict.fromkeys(held, 1)
+    chosen: list[Bid] = []
+    left = list(ranked)
+    while left and len(chosen) < count:
+        fewest = min(taken.get(bid.provider, 0) for bid in left)
+        best = next(bid for bid in left if taken.get(bid.provider, 0) == fewest)
+        left.remove(best)
+        chosen.append(best)
+        taken[best.provider] = fewest + 1
+    return chosen
+
+
+def _best_device(
+    announcement: Announcement, requirement: Requirement
+) -> tuple[Candidate | None, tuple[str, ...]]:
+    """The cheapest device that fits, or every device's reasons."""
+    reasons: list[str] = []
+    fitting = []
+    for device in announcement.devices:
+        found = misfits(announcement, device, requirement)
+        reasons.extend(found)
+        if not found:
+            fitting.append(device)
+    if not fitting:
+        return None, tuple(dict.fromkeys(reasons))
+    busy = announcement.busy_slots >= sum(device.slots for device in announcement.devices)
+    best = min(fitting, key=lambda device: (device.rate, device.device))
+    return Candidate(PeerId(announcement.peer), best, busy), ()
