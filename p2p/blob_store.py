@@ -1,62 +1,374 @@
-"""Content-addressed files with a quota, where knowing a hash gives no right."""
+"""Content-addressed blobs on disk with a quota, where knowing a hash gives no right.
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+Theory of operation. A blob is there once, however many may see it; who may is a set of *scopes*, a scope being one
+requester on one mesh. A scope sees what it uploaded completely or was granted, and nothing else: to every other asker
+a blob that is on this disk does not exist.
+
+All bookkeeping (`blob_table`), every rename and every line of the grant log happen in the trio thread, one after the
+other; only reading, writing and hashing go to worker threads, on files that have no name in the store yet. So the
+table and the folder never disagree, and a cancelled or failed upload leaves nothing.
+
+Files and grants outlive the process. After a restart a blob is verified when it is first used: one that is damaged is
+dropped, never served. Blobs of up to `SMALL_BYTES` are also kept in memory, up to `MEMORY_BYTES` in all.
+"""
+
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from coppermesh.p2p.blobs import Buffer
-from coppermesh.p2p.errors import MeshError
-from coppermesh.p2p.ids import Digest, MeshId, PeerId
+import trio
 
-Scope = tuple[MeshId, PeerId]
+from coppermesh.p2p.blob_files import BlobFiles, GrantLog, Scope, StoreFull, manifest_checked, read_exactly
+from coppermesh.p2p.blob_handles import BlobWriter, OpenBlob
+from coppermesh.p2p.blob_table import BlobTable, Entry, charge_of
+from coppermesh.p2p.blobs import Buffer, as_bytes_view, blob_root, digest_of, leaf_count
+from coppermesh.p2p.errors import MeshError, RemoteProtocolError
+from coppermesh.p2p.ids import Digest, PeerId
 
+__all__ = ["BlobMissing", "BlobStore", "BlobWriter", "OpenBlob", "Scope", "StoreFull", "open_blob_store"]
 
-class StoreFull(MeshError):
-    """The quota or the disk has no room, even after evicting what may go. The text says how much was asked and is there."""
+SMALL_BYTES = 64 * 1024
+MEMORY_BYTES = 16 << 20
+_SLACK_ENTRIES = 16_384
+"""How many dead entries the grant log may carry, besides as many as live ones, before it is rewritten."""
 
 
 class BlobMissing(MeshError):
-    """The scope has no such blob: never uploaded or granted, evicted since, or found corrupted and dropped."""
+    """The scope has no such blob: never uploaded or granted, evicted since, or found damaged and dropped."""
 
 
-class OpenBlob:
-    """A blob held open. `with` or `close()` ends it; a blob evicted meanwhile stays readable through it."""
+@dataclass(frozen=True, slots=True)
+class StoreStatistics:
+    """What the store holds now, and totals since it was opened. Sizes in bytes."""
 
-    fd: int
-    """Read-only, close-on-exec, safe to hand to another process. Use positional reads."""
-    size: int
-    root: Digest
-    leaves: list[bytes]
-
-    def __enter__(self) -> "OpenBlob": ...
-    def __exit__(self, *exc: object) -> None: ...
-    def close(self) -> None: ...
-
-
-class BlobWriter:
-    """Receives the leaves of one blob in order. `commit` after the last, else `abort`; `async with` aborts by itself."""
-
-    async def write_leaf(self, leaf: Buffer) -> None: ...
-    async def commit(self) -> None: ...
-    async def abort(self) -> None: ...
+    blobs: int
+    used_bytes: int
+    reserved_bytes: int
+    quota_bytes: int
+    memory_bytes: int
+    pinned: int
+    evicted: int
+    damaged: int
 
 
 class BlobStore:
-    """Only to be used in the trio thread."""
+    """The blobs of one agent. Made by `open_blob_store`; use it in the trio thread only."""
 
-    def has(self, scope: Scope, root: Digest) -> bool: ...
+    def __init__(self, files: BlobFiles, log: GrantLog, table: BlobTable) -> None:
+        self._files = files
+        self._log = log
+        self._table = table
+        self._memory = _SmallBlobs()
+        self._damaged = 0
+        self._verifying = trio.Lock()
+        self._discarded: list[Path] = []
+
+    # Asking
+
+    def has(self, scope: Scope, root: Digest) -> bool:
+        """May `scope` see this blob, and is it here? One from before a restart may still prove damaged: `ensure`."""
+        return self._table.visible(scope, root) is not None
+
     async def ensure(self, scope: Scope, root: Digest) -> bool:
-        """Like `has`, and the bytes on disk were verified in this run: what `need` should be computed from."""
-    async def put(self, scope: Scope, root: Digest, data: Buffer) -> None: ...
-    async def put_many(self, scope: Scope, blobs: Sequence[tuple[Digest, Buffer]]) -> None: ...
-    async def add(self, scope: Scope, data: Buffer) -> Digest: ...
-    def grant(self, scope: Scope, root: Digest) -> None: ...
-    async def open(self, scope: Scope, root: Digest) -> OpenBlob: ...
-    async def read(self, scope: Scope, root: Digest) -> bytes: ...
-    async def begin(self, scope: Scope, root: Digest, size: int, leaves: list[bytes]) -> BlobWriter: ...
-    def pin(self, root: Digest) -> None: ...
-    def unpin(self, root: Digest) -> None: ...
-    def statistics(self) -> Mapping[str, int]: ...
+        """Like `has`, and its bytes were verified in this run. What `need` is computed from. Counts as a use."""
+        entry = self._table.visible(scope, root)
+        if entry is None:
+            return False
+        if entry.leaves is None:
+            await self._verify(root)
+            if not self.has(scope, root):
+                return False
+        self._table.touch(scope, root)
+        return True
+
+    async def open(self, scope: Scope, root: Digest) -> OpenBlob:
+        """The blob as an open file. Raises BlobMissing."""
+        if await self.ensure(scope, root):
+            entry = self._entry(scope, root)
+            with suppress(FileNotFoundError):
+                return OpenBlob(self._files.open(root), entry.size, root, entry.leaves or [])
+            self._drop(root)
+        raise _missing(root)
+
+    async def read(self, scope: Scope, root: Digest) -> bytes:
+        """The whole blob in memory. Raises BlobMissing."""
+        if self.has(scope, root) and (data := self._memory.get(root)) is not None:
+            self._table.touch(scope, root)
+            return data
+        with await self.open(scope, root) as blob:
+            data = await trio.to_thread.run_sync(_read_whole, blob.fd, blob.size)
+        if self.has(scope, root):
+            self._memory.keep(root, data)
+        return data
+
+    def size_of(self, scope: Scope, root: Digest) -> int:
+        """Bytes of a blob that `scope` may see. Raises BlobMissing."""
+        return self._entry(scope, root).size
+
+    def statistics(self) -> StoreStatistics:
+        """A snapshot for status pages."""
+        return StoreStatistics(
+            blobs=len(self._table),
+            used_bytes=self._table.used,
+            reserved_bytes=self._table.reserved,
+            quota_bytes=self._table.quota,
+            memory_bytes=self._memory.size,
+            pinned=self._table.pinned,
+            evicted=self._table.evicted,
+            damaged=self._damaged,
+        )
+
+    # Adding
+
+    async def add(self, scope: Scope, data: Buffer) -> Digest:
+        """Store bytes of our own and return their root. Raises StoreFull."""
+        view = as_bytes_view(data)
+        if len(view) <= SMALL_BYTES:
+            root = digest_of(view)
+        else:
+            root = await trio.to_thread.run_sync(digest_of, view)
+        await self.put(scope, root, view)
+        return root
+
+    async def put(self, scope: Scope, root: Digest, data: Buffer) -> None:
+        """Store a complete blob for `scope`.
+
+        Raises RemoteProtocolError where the bytes do not hash to `root`, StoreFull; nothing is kept then.
+        """
+        await self.put_many(scope, [(root, data)])
+
+    async def put_many(self, scope: Scope, blobs: Sequence[tuple[Digest, Buffer]]) -> None:
+        """`put` for several with one visit to a thread: all of them or none."""
+        wanted = {root: as_bytes_view(data) for root, data in blobs if not self._is_verified(scope, root)}
+        if not wanted:
+            return
+        charge = sum(charge_of(len(view)) for view in wanted.values())
+        await self._reserve(scope, charge)
+        paths = {root: self._files.next_incoming() for root in wanted}
+        try:
+            manifests = await trio.to_thread.run_sync(self._write_checked, wanted, paths)
+        finally:
+            self._table.release(scope, charge)
+        self._publish(scope, [(root, len(wanted[root]), manifests[root], paths[root]) for root in wanted])
+        for root, view in wanted.items():
+            if len(view) <= SMALL_BYTES:
+                self._memory.keep(root, bytes(view))
+
+    async def begin(self, scope: Scope, root: Digest, size: int, leaves: list[bytes]) -> BlobWriter:
+        """A writer for a blob of `size` bytes with this manifest; the room is reserved from now on.
+
+        Raises RemoteProtocolError where the manifest does not belong to `root`, StoreFull.
+        """
+        if len(leaves) != leaf_count(size) or blob_root(size, leaves) != root:
+            raise RemoteProtocolError(f"the manifest of blob {root.hex()[:16]} does not match its root")
+        charge = charge_of(size)
+        await self._reserve(scope, charge)
+        path = self._files.next_incoming()
+        try:
+            fd = self._files.create(path, size)
+        except BaseException:
+            self._table.release(scope, charge)
+            raise
+
+        def publish() -> None:
+            self._table.release(scope, charge)
+            self._publish(scope, [(root, size, leaves, path)])
+
+        def abandon() -> None:
+            self._table.release(scope, charge)
+            self._files.discard(path)
+
+        return BlobWriter(root, size, leaves, fd, publish=publish, abandon=abandon)
+
+    def check_room(self, scope: Scope, size: int) -> None:
+        """Raises StoreFull where a blob of `size` bytes could not be taken now. Changes nothing."""
+        self._table.check(scope, size)
+        self._files.check_room(size)
+
+    # Rights and lifetime
+
+    def grant(self, scope: Scope, root: Digest) -> None:
+        """Let `scope` see a blob that is here; it lasts over restarts. Raises BlobMissing, StoreFull."""
+        if self._table.get(root) is None:
+            raise _missing(root)
+        if not self.has(scope, root):
+            self._log.append([(root, scope)])
+            self._table.show(scope, root)
+            self._tidy_log()
+
+    def pin(self, root: Digest) -> None:
+        """Keep a blob from eviction until as many `unpin`. It need not be here yet. Not remembered over a restart."""
+        self._table.pin(root)
+
+    def unpin(self, root: Digest) -> None:
+        """Undo one `pin`."""
+        self._table.unpin(root)
+
+    # Inside
+
+    def start(self) -> None:
+        """Read the folder and the log. Called once, by `open_blob_store`, in a thread."""
+        found = self._files.start()
+        for root, scope in self._log.load():
+            if root in found:
+                self._table.add(scope, root, found[root], None)
+        for root in found:
+            if self._table.get(root) is None:
+                # No scope can see it: its upload was cut off between the file and the log.
+                self._delete_file(root)
+        self._log.rewrite(self._table.all_grants())
+        self._empty_bin(self._take_bin())
+
+    def _entry(self, scope: Scope, root: Digest) -> Entry:
+        entry = self._table.visible(scope, root)
+        if entry is None:
+            raise _missing(root)
+        return entry
+
+    def _is_verified(self, scope: Scope, root: Digest) -> bool:
+        entry = self._table.visible(scope, root)
+        if entry is None or entry.leaves is None:
+            return False
+        self._table.touch(scope, root)
+        return True
+
+    async def _reserve(self, scope: Scope, charge: int) -> None:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        for root in self._table.reserve(scope, charge):
+            self._forget(root)
+        if self._discarded:
+            try:
+                await trio.to_thread.run_sync(self._empty_bin, self._take_bin())
+            except BaseException:
+                self._table.release(scope, charge)
+                raise
+
+    def _write_checked(
+        self, wanted: dict[Digest, memoryview], paths: dict[Digest, Path]
+    ) -> dict[Digest, list[bytes]]:
+        # Runs in a thread: touches only files that have no name in the store yet.
+        manifests = {}
+        try:
+            for root, view in wanted.items():
+                leaves = manifest_checked(root, view)
+                if leaves is None:
+                    raise RemoteProtocolError(f"the bytes given for blob {root.hex()[:16]} do not hash to it")
+                self._files.write_new(paths[root], view)
+                manifests[root] = leaves
+        except BaseException:
+            for path in paths.values():
+                self._files.discard(path)
+            raise
+        return manifests
+
+    def _publish(self, scope: Scope, complete: Sequence[tuple[Digest, int, list[bytes], Path]]) -> None:
+        """Turn complete incoming files into blobs that `scope` sees. Raises StoreFull, having deleted them."""
+        try:
+            self._log.append([(root, scope) for root, _, _, _ in complete])
+        except BaseException:
+            for _, _, _, path in complete:
+                self._files.discard(path)
+            raise
+        for root, size, leaves, path in complete:
+            self._files.publish(path, root)
+            self._table.add(scope, root, size, leaves)
+        self._tidy_log()
+
+    def _drop(self, root: Digest) -> None:
+        self._table.remove(root)
+        self._forget(root)
+
+    def _forget(self, root: Digest) -> None:
+        self._memory.drop(root)
+        self._delete_file(root)
+
+    def _delete_file(self, root: Digest) -> None:
+        # The name goes at once, so that the same blob can come again; freeing a large file takes long and waits for
+        # the next thread.
+        path = self._files.set_aside(root)
+        if path is not None:
+            self._discarded.append(path)
+
+    def _take_bin(self) -> list[Path]:
+        paths, self._discarded = self._discarded, []
+        return paths
+
+    def _empty_bin(self, paths: list[Path]) -> None:
+        for path in paths:
+            self._files.discard(path)
+
+    async def _verify(self, root: Digest) -> None:
+        """Check a blob from before the restart, dropping it where its bytes are not what its name says."""
+        async with self._verifying:
+            entry = self._table.get(root)
+            if entry is None or entry.leaves is not None:
+                return
+            leaves = await trio.to_thread.run_sync(self._files.verify, root, entry.size)
+            if self._table.get(root) is not entry or entry.leaves is not None:
+                return
+            entry.leaves = leaves
+            if leaves is None:
+                self._damaged += 1
+                self._drop(root)
+
+    def _tidy_log(self) -> None:
+        if self._log.entries > 2 * self._table.grants + _SLACK_ENTRIES:
+            self._log.rewrite(self._table.all_grants())
 
 
-def open_blob_store(path: Path, *, quota_bytes: int) -> AbstractAsyncContextManager[BlobStore]: ...
+class _SmallBlobs:
+    """Small blobs in memory, least recently used first, at most `MEMORY_BYTES` in all."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._blobs: OrderedDict[Digest, bytes] = OrderedDict()
+
+    def get(self, root: Digest) -> bytes | None:
+        data = self._blobs.get(root)
+        if data is not None:
+            self._blobs.move_to_end(root)
+        return data
+
+    def keep(self, root: Digest, data: bytes) -> None:
+        if len(data) > SMALL_BYTES or root in self._blobs:
+            return
+        self._blobs[root] = data
+        self.size += len(data)
+        while self.size > MEMORY_BYTES:
+            _, oldest = self._blobs.popitem(last=False)
+            self.size -= len(oldest)
+
+    def drop(self, root: Digest) -> None:
+        data = self._blobs.pop(root, None)
+        if data is not None:
+            self.size -= len(data)
+
+
+@asynccontextmanager
+async def open_blob_store(
+    path: Path, *, quota_bytes: int, owner: PeerId | None = None
+) -> AsyncIterator[BlobStore]:
+    """The store in folder `path`, made where it does not exist, for the length of the block.
+
+    `quota_bytes`: most bytes on disk. `owner`: this agent itself, which may use all of it; other peers half each.
+    Raises StoreFull where not even the log can be written, OSError where the folder cannot be used.
+    """
+    log = GrantLog(path / "grants")
+    store = BlobStore(BlobFiles(path), log, BlobTable(quota_bytes, owner))
+    try:
+        await trio.to_thread.run_sync(store.start)
+        yield store
+    finally:
+        log.close()
+
+
+def _missing(root: Digest) -> BlobMissing:
+    return BlobMissing(f"no blob {root.hex()[:16]} here for this peer: upload it, or run the task again")
+
+
+def _read_whole(fd: int, size: int) -> bytes:
+    buffer = bytearray(size)
+    read_exactly(fd, memoryview(buffer), 0)
+    return bytes(buffer)

@@ -1,0 +1,119 @@
+"""A blob being read and a blob being received: what the blob store hands out."""
+
+import os
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+import trio
+
+from coppermesh.p2p.blob_files import write_all
+from coppermesh.p2p.blobs import LEAF_BYTES, Buffer, as_bytes_view, leaf_digest
+from coppermesh.p2p.errors import LocalProtocolError, RemoteProtocolError
+from coppermesh.p2p.ids import Digest
+
+
+class OpenBlob:
+    """A blob held open. `with` or `close()` ends it; a blob evicted meanwhile stays readable through it."""
+
+    def __init__(self, fd: int, size: int, root: Digest, leaves: list[bytes]) -> None:
+        self.fd = fd
+        """Read-only, close-on-exec, safe to hand to another process. Its position is shared: read positionally."""
+        self.size = size
+        self.root = root
+        self.leaves = leaves
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the descriptor; more than once is fine."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class BlobWriter:
+    """Takes the leaves of one blob in order; as a context manager it aborts unless `commit` was called.
+
+    `publish` and `abandon` are the store's two ways to end it: the file becomes a blob, or is deleted.
+    """
+
+    def __init__(
+        self,
+        root: Digest,
+        size: int,
+        leaves: list[bytes],
+        fd: int,
+        *,
+        publish: Callable[[], None],
+        abandon: Callable[[], None],
+    ) -> None:
+        self._root = root
+        self._size = size
+        self._leaves = leaves
+        self._fd = fd
+        self._publish = publish
+        self._abandon = abandon
+        self._done = 0
+        self._busy = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.abort()
+
+    @property
+    def leaf_size(self) -> int:
+        """Bytes of the next leaf; 0 after the last."""
+        return min(LEAF_BYTES, self._size - self._done * LEAF_BYTES) if self._done < len(self._leaves) else 0
+
+    async def write_leaf(self, leaf: Buffer) -> None:
+        """Check the next leaf and write it, in a thread. The buffer may be reused afterwards.
+
+        Raises RemoteProtocolError where it is not the leaf that the manifest names, StoreFull on a full disk; only
+        `abort` is possible then.
+        """
+        view = as_bytes_view(leaf)
+        if self._fd < 0 or self._busy or not self.leaf_size:
+            raise LocalProtocolError(
+                "this writer takes no leaf now: ended, complete, failed, or in the middle of one"
+            )
+        if len(view) != self.leaf_size:
+            raise LocalProtocolError(f"leaf {self._done} is {self.leaf_size} bytes, not {len(view)}")
+        self._busy = True
+        await trio.to_thread.run_sync(self._check_and_write, view, self._done)
+        self._done += 1
+        self._busy = False
+
+    def commit(self) -> None:
+        """The blob is complete: visible to its scope from now on. Raises StoreFull, keeping nothing."""
+        if self._fd < 0 or self._busy or self._done != len(self._leaves):
+            raise LocalProtocolError("commit before the last leaf was written")
+        self._close_file()
+        self._publish()
+
+    def abort(self) -> None:
+        """Drop what was received and give its room back. Nothing after commit or abort."""
+        if self._fd >= 0:
+            self._close_file()
+            self._abandon()
+
+    def _check_and_write(self, view: memoryview, index: int) -> None:
+        if leaf_digest(view) != self._leaves[index]:
+            raise RemoteProtocolError(
+                f"leaf {index} of blob {self._root.hex()[:16]} does not match its digest"
+            )
+        write_all(self._fd, view, index * LEAF_BYTES)
+
+    def _close_file(self) -> None:
+        os.close(self._fd)
+        self._fd = -1
