@@ -142,7 +142,8 @@ def bid_misfits(bid: Bid, requirement: Requirement) -> list[str]:
 def rank_bids(bids: Iterable[Bid], speeds: Mapping[PeerId, int] | None = None) -> list[Bid]:
     """Cheapest first; at one price the faster by own measurement, then by peer id.
 
-    `speeds`: any measure that is larger for the faster; unknown counts as 0. All bids must be in one unit: check each with `bid_misfits` first.
+    `speeds`: any measure that is larger for the faster; unknown counts as 0. All bids must be in one unit: check each
+    with `bid_misfits` first.
     """
     measured = speeds or {}
     return sorted(

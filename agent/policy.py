@@ -55,7 +55,7 @@ class Limits:
     """Orders of one requester in the window that the caller counts over (10 s)."""
     depth: int = 8
     """Tasks that may be outstanding under one lease."""
-    bid_us: int = 5 * SECOND
+    bid_us: int = 15 * SECOND
     """How long a bid stays valid and holds its slot."""
 
 
@@ -121,4 +121,242 @@ DeviceCheck = Callable[[Case, DeviceState], DeclineReason | None]
 
 def decide(order: Order, requester: PeerId, state: ProviderState, now_us: int) -> BidTerms | DeclineReason:
     """Terms to bid on `order` by `requester`, or the reason not to. The caller still has to reserve the slot."""
-    raise NotImplementedError
+    case = Case(order, requester, state, now_us)
+    for check in ORDER_CHECKS:
+        if reason := check(case):
+            return reason
+    cheapest_first = sorted(state.devices, key=lambda device: (device.offer.rate, device.offer.device))
+    furthest, best_reason = -1, decline("no-device", "this provider offers no device; ask another")
+    for device in cheapest_first:
+        passed, device_reason = _judge(case, device)
+        if device_reason is None:
+            return _terms(case, device.offer)
+        if passed > furthest:
+            furthest, best_reason = passed, device_reason
+    return best_reason
+
+
+def decline(code: str, sentence: str) -> DeclineReason:
+    """A reason that fits the wire: an unknown code is a bug here, a sentence too long is cut."""
+    if code not in DECLINE_CODES:
+        raise ValueError(f"decline code {code!r} is not listed in DECLINE_CODES")
+    if len(sentence) > MAX_SENTENCE:
+        sentence = sentence[: MAX_SENTENCE - 3] + "..."
+    return DeclineReason(code, sentence)
+
+
+def check_mesh(case: Case) -> DeclineReason | None:
+    """The order is for this mesh."""
+    if case.order.mesh == case.state.mesh:
+        return None
+    return decline(
+        "wrong-mesh", "the order names another mesh than the one it was sent on; join that mesh to use it"
+    )
+
+
+def check_clock(case: Case) -> DeclineReason | None:
+    """The order is valid now, and a clock that is far off is named as the cause."""
+    order, skew_us = case.order, case.state.limits.clock_skew_us
+    ahead_us = order.issued_us - case.now_us
+    if ahead_us > skew_us:
+        text = f"the requester's clock is {_span(ahead_us)} ahead of the provider's; set both by NTP"
+        return decline("clock-skew", text)
+    if order.expires_us <= order.issued_us:
+        return decline(
+            "expired", "the order expires before it was issued; send one that is valid for some seconds"
+        )
+    late_us = case.now_us - order.expires_us
+    if late_us < 0:
+        return None
+    if late_us > skew_us:
+        text = f"the order expired {_span(late_us)} ago by the provider's clock; if it is new, set both clocks by NTP"
+        return decline("clock-skew", text)
+    return decline("expired", f"the order expired {_span(late_us)} before it arrived; send a new one")
+
+
+def check_flood(case: Case) -> DeclineReason | None:
+    """The requester leaves room for others."""
+    limits = case.state.limits
+    if case.state.recent_orders >= limits.max_orders_per_window:
+        text = f"more than {limits.max_orders_per_window} orders in 10 s from this requester; wait 10 s"
+        return decline("too-many-orders", text)
+    if case.state.requester_holds >= limits.max_holds_per_requester:
+        text = f"this requester holds {case.state.requester_holds} slots here, the most it may; release a lease first"
+        return decline("too-many-leases", text)
+    return None
+
+
+def check_paused(case: Case) -> DeclineReason | None:
+    """The owner lets others use the machine now."""
+    if not case.state.paused:
+        return None
+    return decline(
+        "paused", "the owner has paused this provider; it takes work again after `coppermesh resume` there"
+    )
+
+
+def check_times(case: Case) -> DeclineReason | None:
+    """Task and lease are short enough for this provider, and a task fits into the lease."""
+    order, limits = case.order, case.state.limits
+    if order.wall_limit_us > limits.max_wall_us:
+        text = (
+            f"a task may take {_span(limits.max_wall_us)} here, the order allows {_span(order.wall_limit_us)}"
+        )
+        return decline("wall-limit", text)
+    if order.wall_limit_us == 0:
+        return decline(
+            "wall-limit", "the order allows a task no time at all; give it a wall limit above zero"
+        )
+    if order.lease_us > limits.max_lease_us:
+        text = f"a lease lasts at most {_span(limits.max_lease_us)} here, the order asks for {_span(order.lease_us)}"
+        return decline("lease-length", text)
+    if order.lease_us < order.wall_limit_us:
+        text = (
+            f"a lease of {_span(order.lease_us)} ends before one task of {_span(order.wall_limit_us)} would"
+        )
+        return decline("lease-length", text)
+    return None
+
+
+def check_isolation(case: Case) -> DeclineReason | None:
+    """Each isolation layer asked for was witnessed on this machine."""
+    missing = [layer for layer in case.order.isolation if layer not in case.state.isolation]
+    if not missing:
+        return None
+    return decline(
+        "isolation", f"not witnessed on this machine: {', '.join(missing)}; ask for less or elsewhere"
+    )
+
+
+def check_kind(case: Case, device: DeviceState) -> DeclineReason | None:
+    """The device is of the kind asked for."""
+    if case.order.device_kind in ("any", device.offer.kind):
+        return None
+    return decline(
+        "device-kind",
+        f"wanted a {case.order.device_kind} device; {device.offer.device} is {device.offer.kind}",
+    )
+
+
+def check_features(case: Case, device: DeviceState) -> DeclineReason | None:
+    """The device takes the kind of programs that the order names."""
+    missing = sorted(set(case.order.features) - set(device.offer.features))
+    if not missing:
+        return None
+    return decline("features", f"{device.offer.device} does not take {', '.join(missing)}")
+
+
+def check_allowed(case: Case, device: DeviceState) -> DeclineReason | None:
+    """Programs that carry source code come only from peers that the owner named."""
+    guarded = sorted(GUARDED_FEATURES.intersection(case.order.features))
+    if not guarded or case.requester in case.state.allowed:
+        return None
+    text = (
+        f"{device.offer.device} takes {', '.join(guarded)} only from peers its owner named; "
+        f"the owner can start the agent with --allow {format_peer(case.requester)}"
+    )
+    return decline("not-allowed", text)
+
+
+def check_memory(case: Case, device: DeviceState) -> DeclineReason | None:
+    """A task's memory fits the device."""
+    if case.order.memory_bytes <= device.offer.memory_bytes:
+        return None
+    text = f"a task may use {device.offer.memory_bytes} bytes on {device.offer.device}"
+    return decline("memory", f"{text}, the order asks for {case.order.memory_bytes}")
+
+
+def check_unit(case: Case, device: DeviceState) -> DeclineReason | None:
+    """Both count in the same money."""
+    if case.order.unit == device.offer.unit:
+        return None
+    return decline(
+        "unit", f"{device.offer.device} is priced in {device.offer.unit}, the order pays in {case.order.unit}"
+    )
+
+
+def check_rate(case: Case, device: DeviceState) -> DeclineReason | None:
+    """The order pays what the device costs."""
+    order, offer = case.order, device.offer
+    if offer.rate <= order.max_rate:
+        return None
+    asked, most = format_rate(offer.rate, offer.unit), format_rate(order.max_rate, order.unit)
+    return decline("rate", f"{offer.device} costs {asked}, the order pays at most {most}")
+
+
+def check_budget(case: Case, device: DeviceState) -> DeclineReason | None:
+    """The budget pays for at least one task that takes all the time it may."""
+    order, offer = case.order, device.offer
+    worst = amount_for(offer.rate, order.wall_limit_us)
+    if worst <= order.budget:
+        return None
+    cost, budget = format_money(worst, offer.unit), format_money(order.budget, order.unit)
+    text = (
+        f"one task of {_span(order.wall_limit_us)} can cost {cost} on {offer.device}, the budget is {budget}"
+    )
+    return decline("budget", text)
+
+
+def check_free(case: Case, device: DeviceState) -> DeclineReason | None:
+    """The device has a slot that is not promised to anyone."""
+    if device.free_slots > 0:
+        return None
+    offer = device.offer
+    return decline("busy", f"{offer.device} serves {offer.slots} at once and is busy; ask again later")
+
+
+ORDER_CHECKS: tuple[OrderCheck, ...] = (
+    check_mesh,
+    check_clock,
+    check_flood,
+    check_paused,
+    check_times,
+    check_isolation,
+)
+"""In the order in which they are asked: what ends the conversation soonest comes first."""
+
+DEVICE_CHECKS: tuple[DeviceCheck, ...] = (
+    check_kind,
+    check_features,
+    check_allowed,
+    check_memory,
+    check_unit,
+    check_rate,
+    check_budget,
+    check_free,
+)
+"""In the order in which they are asked: what can never change comes first, what changes by itself last."""
+
+
+def _judge(case: Case, device: DeviceState) -> tuple[int, DeclineReason | None]:
+    """How many checks the device passed, and what stopped it."""
+    for passed, check in enumerate(DEVICE_CHECKS):
+        if reason := check(case, device):
+            return passed, reason
+    return len(DEVICE_CHECKS), None
+
+
+def _terms(case: Case, offer: DeviceOffer) -> BidTerms:
+    limits = case.state.limits
+    return BidTerms(
+        device=offer,
+        rate=offer.rate,
+        unit=offer.unit,
+        memory_bytes=offer.memory_bytes,
+        depth=limits.depth,
+        expires_us=min(case.now_us + limits.bid_us, case.order.expires_us),
+    )
+
+
+def _span(microseconds: int) -> str:
+    """A length of time in the one or two largest units that matter: `1 d 3 h`, `2 min`, `0.004 s`."""
+    seconds, rest_us = divmod(microseconds, SECOND)
+    if seconds < 60:
+        return f"{seconds}.{rest_us // 1000:03d} s" if rest_us else f"{seconds} s"
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = [(days, "d"), (hours, "h"), (minutes, "min"), (seconds, "s")]
+    while not parts[0][0]:
+        del parts[0]
+    return " ".join(f"{count} {unit}" for count, unit in parts[:2] if count)
