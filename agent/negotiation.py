@@ -244,7 +244,7 @@ TASK_TRANSITIONS: Transitions[TaskState] = {
 }
 
 TASK_CROSSINGS: Crossings[TaskState] = {
-    TaskState.OFFERED: {Move.OFFER: REQUESTER, Move.NEED: PROVIDER},
+    TaskState.OFFERED: {Move.OFFER: REQUESTER},
     TaskState.NEEDED: {Move.NEED: PROVIDER},
     TaskState.ACCEPTED: {Move.OFFER: REQUESTER, Move.ACCEPT: PROVIDER},
     TaskState.CANCELLING: {

@@ -10,7 +10,8 @@ A reason is a stable code (see `DECLINE_CODES`) and a sentence that says what wo
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from coppermesh.p2p.ids import MeshId, PeerId
+from coppermesh.agent.pricing import amount_for, format_money, format_rate
+from coppermesh.p2p.ids import MeshId, PeerId, format_peer
 from coppermesh.p2p.records import DeviceOffer, Order
 
 SECOND = 1_000_000
@@ -297,7 +298,7 @@ def check_budget(case: Case, device: DeviceState) -> DeclineReason | None:
     return decline("budget", text)
 
 
-def check_free(case: Case, device: DeviceState) -> DeclineReason | None:
+def check_free(_case: Case, device: DeviceState) -> DeclineReason | None:
     """The device has a slot that is not promised to anyone."""
     if device.free_slots > 0:
         return None
