@@ -1,0 +1,164 @@
+"""Reading CUDA C++ source without compiling it: which arguments a kernel writes, and what it may not contain.
+
+A kernel call is a node whose results are new versions of the arrays that the kernel writes, so both sides must agree,
+from the source alone, on which those are. The rule errs on the side of "written": an argument is read-only only where
+every declaration of the kernel spells it `const T *name` (or `T const *`, `const T name[]`). Where the signature
+cannot be found (made by a macro, say) every array argument counts as written, which costs a copy and is never wrong.
+
+Theory. The text is first brought to the compiler's own view: line splices removed, comments and literals blanked,
+directives cut out. Then a flat list of tokens is searched for `__global__ ... name (`; parameters are split at the
+commas outside any bracket; the pointee of a parameter's last `*` is const or it is not. No macro is expanded.
+Deceiving this reader (`#define const`) only harms the deceiver's own job: a runtime never lets a kernel reach memory
+of another job.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+from coppermesh.exec.errors import ProgramInvalid
+
+_LITERAL_OR_COMMENT = re.compile(
+    r'R"(?P<mark>[^()\\\s]{0,16})\(.*?\)(?P=mark)"'  # raw string
+    r'|"(?:\\.|[^"\\\n])*"'
+    r"|'(?:\\.|[^'\\\n])+'"
+    r"|//[^\n]*"
+    r"|/\*.*?(?:\*/|\Z)",
+    re.DOTALL,
+)
+_TOKEN = re.compile(r"[A-Za-z_]\w*|::|\d[\w.]*|\S")
+_DIRECTIVE = re.compile(r"^[ \t]*(?:#|%:|\?\?=)[ \t]*(\w*)[ \t]*([^\n]*)$", re.MULTILINE)
+_HEADER = re.compile(r'<[A-Za-z0-9_][A-Za-z0-9_./]*>|"[A-Za-z0-9_][A-Za-z0-9_./]*"')
+_OPENING = {"(": ")", "[": "]", "{": "}", "<": ">"}
+_IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
+_OPTION = re.compile(
+    r"--?std=(c\+\+11|c\+\+14|c\+\+17|c\+\+20)"
+    r"|--?use_fast_math|--?fmad=(true|false)|-D[A-Za-z_]\w*(=[A-Za-z0-9_.+-]*)?"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter of a kernel: as far as the reader could tell, is it a pointer, and may the kernel write there?"""
+
+    pointer: bool
+    read_only: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """A kernel's parameters; `found` is False where no declaration could be read."""
+
+    found: bool
+    parameters: tuple[Parameter, ...]
+
+    def written(self, position: int) -> bool:
+        """Whether an array given at `position` may be written."""
+        return not self.found or not self.parameters[position].read_only
+
+
+@lru_cache(maxsize=256)
+def read_signature(source: str, name: str) -> Signature:
+    """The signature of the kernel `name` (a template's arguments and namespaces are left aside)."""
+    tokens = _TOKEN.findall(_plain_text(source))
+    base = _IDENTIFIER.findall(name.split("<", 1)[0])
+    if not base:
+        return Signature(False, ())
+    declarations = _declarations(tokens, base[-1])
+    if not declarations or any(len(other) != len(declarations[0]) for other in declarations):
+        return Signature(False, ())
+    parameters = tuple(
+        Parameter(
+            pointer=all(d[position].pointer for d in declarations),
+            read_only=all(d[position].read_only for d in declarations),
+        )
+        for position in range(len(declarations[0]))
+    )
+    return Signature(True, parameters)
+
+
+def check_source(source: str) -> None:
+    """Refuse what no runtime may compile. Raises ProgramInvalid with code `kernel-include` or `kernel-feature`.
+
+    Includes must name a header in plain characters; absolute paths, `..` and computed includes are refused before any
+    compiler sees them. Which of the plain headers exist is the runtime's business.
+    """
+    text = _plain_text(source, keep_directives=True)
+    for match in _DIRECTIVE.finditer(text):
+        word, operand = match.group(1), match.group(2).strip()
+        if word in ("include_next", "import", "embed", "include_once", "line"):
+            raise ProgramInvalid("kernel-include", f"#{word} is not possible in a kernel")
+        if word == "include" and (".." in operand or not _HEADER.fullmatch(operand)):
+            raise ProgramInvalid("kernel-include", f"#include {operand[:80]}: only the runtime's own headers, by plain name")
+    words = set(_IDENTIFIER.findall(text))
+    forbidden = sorted(words & {"asm", "__asm__", "__asm", "__has_include", "__has_embed", "_Pragma"})
+    if forbidden:
+        raise ProgramInvalid("kernel-feature", f"{forbidden[0]} is not possible in a kernel")
+
+
+def check_options(options: tuple[str, ...]) -> None:
+    """Compiler options a program may name: language standard, fast math, fused multiply-add, plain macros."""
+    for option in options:
+        if not _OPTION.fullmatch(option):
+            raise ProgramInvalid("kernel-option", f"compiler option {option[:80]!r} is not possible")
+
+
+def _plain_text(source: str, *, keep_directives: bool = False) -> str:
+    spliced = re.sub(r"\\[ \t]*\r?\n", "", source)
+    if keep_directives:
+        # Comments only: the operand of #include is a literal and is wanted.
+        text = _LITERAL_OR_COMMENT.sub(lambda m: m.group() if m.group()[0] in "\"'" else " ", spliced)
+        return text
+    return _DIRECTIVE.sub(" ", _LITERAL_OR_COMMENT.sub(_blank, spliced))
+
+
+def _blank(match: re.Match[str]) -> str:
+    # A literal still separates and still counts as something: extern "C" must not become extern.
+    return " " if match.group().startswith("/") else ' "" '
+
+
+def _declarations(tokens: list[str], name: str) -> list[list[Parameter]]:
+    """Parameters of every `__global__` declaration of `name`."""
+    found = []
+    marked = False
+    for position, token in enumerate(tokens):
+        if token == "__global__":
+            marked = True
+        elif token in (";", "{", "}"):
+            marked = False
+        elif marked and token == name and tokens[position + 1 : position + 2] == ["("]:
+            found.append(_parameters(tokens, position + 2))
+            marked = False
+    return found
+
+
+def _parameters(tokens: list[str], position: int) -> list[Parameter]:
+    """Split the tokens from `position` to the closing parenthesis at commas outside every bracket."""
+    groups: list[list[str]] = [[]]
+    closing: list[str] = []
+    for token in tokens[position:]:
+        if token == ")" and not [c for c in closing if c != ">"]:
+            break
+        if token in _OPENING:
+            closing.append(_OPENING[token])
+        elif closing and token == closing[-1]:
+            closing.pop()
+        elif token == "," and not closing:
+            groups.append([])
+            continue
+        # What stands inside brackets says nothing of the parameter's own constness; the bracket itself may.
+        if not closing or token == "[":
+            groups[-1].append(token)
+    if groups == [[]] or groups == [["void"]]:
+        return []
+    return [_parameter(group) for group in groups]
+
+
+def _parameter(tokens: list[str]) -> Parameter:
+    if "=" in tokens:
+        tokens = tokens[: tokens.index("=")]
+    stars = [position for position, token in enumerate(tokens) if token in ("*", "[")]
+    if not stars:
+        return Parameter(pointer=False, read_only=False)
+    start = stars[-2] + 1 if len(stars) > 1 else 0
+    return Parameter(pointer=True, read_only="const" in tokens[start : stars[-1]])

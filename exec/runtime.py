@@ -1,0 +1,69 @@
+"""What runs programs: the interface between the worker and a runtime, and between a runtime and its kernels.
+
+A runtime gets a program that was checked (`schema.check_program`) and is within its limits (`budget.check_budget`);
+it may trust shapes and dtypes, and must still survive kernels, which are native code. It runs in a worker process.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from coppermesh.exec.budget import RunLimits
+from coppermesh.exec.schema import CheckedProgram
+
+__all__ = ["Dim3", "KernelArgument", "KernelBackend", "Launch", "RunLimits", "RunResult", "Runtime"]
+
+Dim3 = tuple[int, int, int]
+KernelArgument = np.ndarray[Any, Any] | np.generic
+"""An array (its address is passed; C-contiguous) or a scalar (passed by value, by its own type)."""
+
+Launch = Callable[[Dim3, Dim3, int, Sequence[KernelArgument]], None]
+"""Run one kernel to its end: grid, block, bytes of dynamic shared memory, arguments. Written arrays change in place."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What a run gave."""
+
+    outputs: list[np.ndarray[Any, Any]]
+    """C-contiguous arrays, one per program output, as `CheckedProgram.output_specs` says."""
+    device_us: int | None
+    """Microseconds between device events; None where the device has none (a CPU)."""
+    peak_bytes: int
+    """Most bytes of arrays held at once."""
+
+
+class KernelBackend(Protocol):
+    """Turns CUDA C++ source into something that can be launched on this machine's own memory."""
+
+    def load(self, source: str, name: str, options: tuple[str, ...]) -> Launch:
+        """Compile `source` (or find it compiled) and return its kernel `name`.
+
+        Raises KernelCompileError with the compiler's message, lines counted in `source`.
+        """
+        ...
+
+
+class Runtime(Protocol):
+    """Executes checked programs on one device."""
+
+    @property
+    def kind(self) -> str:
+        """`cpu` or `cuda`."""
+        ...
+
+    @property
+    def determinism(self) -> str:
+        """What must be equal for two runs to agree bit for bit: runtime, versions, device. Printable, <= 128."""
+        ...
+
+    def run(
+        self, checked: CheckedProgram, inputs: Sequence[np.ndarray[Any, Any]], limits: RunLimits
+    ) -> RunResult:
+        """Run to the end. `inputs` are never written.
+
+        Raises RunFailed, KernelCompileError, OverBudget; a kernel may also end the process.
+        """
+        ...

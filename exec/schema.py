@@ -1,0 +1,172 @@
+"""Checking a program: the same rules, run by the client before it sends and by the provider before it runs.
+
+A name from a list is not enough: in a trial, dtype strings and `out=` keywords reached NumPy through whitelisted names.
+So each node is checked whole: its operation, the number of arguments, that each refers to an earlier value, that its
+attributes are exactly those of the operation and of the right type, and that shapes and dtypes fit. The check visits
+every node once, in order, without recursion, and holds no array: time is linear in the program's bytes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from coppermesh.exec import kernel_rules
+from coppermesh.exec.dtypes import ITEMSIZES, NUMPY_DTYPES
+from coppermesh.exec.errors import ProgramInvalid
+from coppermesh.exec.operations import OPERATIONS, Call, Operation
+from coppermesh.exec.program import (
+    MAX_INPUTS,
+    MAX_KERNELS,
+    MAX_NODES,
+    MAX_OUTPUTS,
+    ArraySpec,
+    KernelSource,
+    Node,
+    Program,
+    Scalar,
+)
+from coppermesh.exec.shapes import array_spec
+
+FEATURE_ARRAYS = "array-programs"
+FEATURE_CUDA_SOURCE = "cuda-source"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedNode:
+    """One node with its place and its results: values `first` to `first + len(results) - 1`."""
+
+    node: Node
+    operation: Operation
+    first: int
+    call: Call
+    results: tuple[ArraySpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedProgram:
+    """A program whose every rule was checked. Only `check_program` makes one."""
+
+    program: Program
+    nodes: tuple[CheckedNode, ...]
+    values: tuple[ArraySpec, ...]
+    """Specs of all values by number: inputs, then every node's results."""
+    input_specs: list[ArraySpec]
+    output_specs: list[ArraySpec]
+    features: frozenset[str]
+    """What a provider must offer to run it."""
+
+
+def infer(call_op: str, call: Call) -> tuple[ArraySpec, ...]:
+    """Result specs of one operation on arguments of these specs. Raises ProgramInvalid without a node number."""
+    operation = OPERATIONS.get(call_op)
+    if operation is None:
+        raise ProgramInvalid("unknown-operation", f"operation {call_op[:40]!r} is not known")
+    low, high = operation.arity
+    if not low <= len(call.specs) <= high:
+        raise ProgramInvalid("bad-argument", f"takes {low} to {high} arguments, {len(call.specs)} were given")
+    if call.attrs.keys() != operation.attrs.keys():
+        wanted = ", ".join(operation.attrs) or "none"
+        raise ProgramInvalid("bad-attribute", f"has attributes {sorted(call.attrs)}, but must have: {wanted}")
+    for name, is_valid in operation.attrs.items():
+        if not is_valid(call.attrs[name]):
+            raise ProgramInvalid("bad-attribute", f"attribute {name} cannot be {str(call.attrs[name])[:80]!r}")
+    result = operation.rule(call)
+    return (result,) if isinstance(result, ArraySpec) else result
+
+
+def check_program(program: Program) -> CheckedProgram:
+    """Check everything but sizes (see `budget`). Raises ProgramInvalid naming the node."""
+    _check_counts(program)
+    for number, kernel in enumerate(program.kernels):
+        _check_kernel(number, kernel)
+    values = [_checked_input(number, spec) for number, spec in enumerate(program.inputs)]
+    nodes: list[CheckedNode] = []
+    used_kernels: set[int] = set()
+    for number, node in enumerate(program.nodes):
+        try:
+            checked = _check_node(node, values, program.kernels)
+        except ProgramInvalid as error:
+            raise ProgramInvalid(error.code, f"node {number} ({node.op[:32]}): {error.sentence}", number) from error
+        nodes.append(checked)
+        values.extend(checked.results)
+        if checked.call.kernel is not None:
+            used_kernels.add(_kernel_number(node))
+    if len(used_kernels) != len(program.kernels):
+        raise ProgramInvalid("unused-kernel", "the program carries a kernel that no node uses")
+    if program.outputs and max(program.outputs) >= len(values):
+        raise ProgramInvalid("bad-reference", f"output {max(program.outputs)} is no value of the program")
+    features = {FEATURE_ARRAYS, FEATURE_CUDA_SOURCE} if program.kernels else {FEATURE_ARRAYS}
+    outputs = [values[number] for number in program.outputs]
+    return CheckedProgram(
+        program, tuple(nodes), tuple(values), list(program.inputs), outputs, frozenset(features)
+    )
+
+
+def _check_counts(program: Program) -> None:
+    # decode_program has checked these; a program built in memory has not been decoded.
+    for what, count, limit in (
+        ("inputs", len(program.inputs), MAX_INPUTS),
+        ("outputs", len(program.outputs), MAX_OUTPUTS),
+        ("kernels", len(program.kernels), MAX_KERNELS),
+        ("nodes", len(program.nodes), MAX_NODES),
+    ):
+        if count > limit:
+            raise ProgramInvalid(f"too-many-{what}", f"the program has {count} {what}, at most {limit} are possible")
+    if not program.outputs:
+        raise ProgramInvalid("no-outputs", "the program has no output")
+
+
+def _check_kernel(number: int, kernel: KernelSource) -> None:
+    try:
+        kernel_rules.check_kernel(kernel)
+    except ProgramInvalid as error:
+        raise ProgramInvalid(error.code, f"kernel {number}: {error.sentence}") from error
+
+
+def _checked_input(number: int, spec: ArraySpec) -> ArraySpec:
+    if spec.dtype not in NUMPY_DTYPES:
+        raise ProgramInvalid("bad-dtype", f"input {number} has dtype {spec.dtype!r}, which no program can hold")
+    try:
+        return array_spec(spec.dtype, spec.shape)
+    except ProgramInvalid as error:
+        raise ProgramInvalid(error.code, f"input {number}: {error.sentence}") from error
+
+
+def _check_node(node: Node, values: Sequence[ArraySpec], kernels: Sequence[KernelSource]) -> CheckedNode:
+    specs: list[ArraySpec] = []
+    scalars: list[Scalar | None] = []
+    for argument in node.args:
+        if isinstance(argument, Scalar):
+            specs.append(scalar_spec(argument))
+            scalars.append(argument)
+        elif 0 <= argument < len(values):
+            specs.append(values[argument])
+            scalars.append(None)
+        else:
+            raise ProgramInvalid("bad-reference", f"argument {argument} is no earlier value ({len(values)} are known)")
+    kernel = None
+    if "kernel" in node.attrs:
+        number = _kernel_number(node)
+        if not 0 <= number < len(kernels):
+            raise ProgramInvalid("bad-reference", f"kernel {number} is not in the program")
+        kernel = kernels[number]
+    call = Call(specs, node.attrs, scalars, kernel)
+    results = infer(node.op, call)
+    return CheckedNode(node, OPERATIONS[node.op], len(values), call, results)
+
+
+def _kernel_number(node: Node) -> int:
+    number = node.attrs["kernel"]
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise ProgramInvalid("bad-attribute", "a kernel is named by its number")
+    return number
+
+
+def scalar_spec(scalar: Scalar) -> ArraySpec:
+    """The spec of a constant written in place: no dimensions. Raises ProgramInvalid for a wrong length or value."""
+    if scalar.dtype not in ITEMSIZES:
+        raise ProgramInvalid("bad-dtype", f"a constant has dtype {scalar.dtype!r}, which no program can hold")
+    if len(scalar.data) != ITEMSIZES[scalar.dtype]:
+        raise ProgramInvalid("bad-constant", f"a constant of {scalar.dtype} has {len(scalar.data)} bytes")
+    if scalar.dtype == "bool" and scalar.data not in (b"\0", b"\1"):
+        raise ProgramInvalid("bad-constant", "a boolean constant is the byte 0 or 1")
+    return ArraySpec(scalar.dtype, ())
