@@ -13,7 +13,7 @@ other side would refuse is a bug here and raises `LocalProtocolError` before any
 
 from typing import Any, TypeVar
 
-import msgpack
+import msgpack  # type: ignore[import-untyped]
 import msgspec
 
 from coppermesh.p2p.errors import LocalProtocolError, RemoteProtocolError
@@ -53,7 +53,7 @@ def decode(kind: type[T], data: bytes, *, max_bytes: int) -> T:
         value = msgspec.convert(_unpack(data), kind, strict=True, builtin_types=_BYTES_AS_THEY_ARE)
         again = _pack(_plain(value))
     except (TypeError, ValueError, OverflowError, RecursionError, msgpack.UnpackException) as error:
-        raise RemoteProtocolError(f"{kind.__name__}: {error or type(error).__name__}") from error
+        raise RemoteProtocolError(f"{kind.__name__}: {str(error) or type(error).__name__}") from error
     if again != data:
         raise RemoteProtocolError(f"{kind.__name__}: not the canonical encoding")
     return value
@@ -64,7 +64,8 @@ def _plain(value: msgspec.Struct) -> Any:
 
 
 def _pack(plain: Any) -> bytes:
-    return msgpack.packb(plain, use_bin_type=True, strict_types=True)
+    packed: bytes = msgpack.packb(plain, use_bin_type=True, strict_types=True)
+    return packed
 
 
 def _unpack(data: bytes) -> Any:
@@ -83,5 +84,5 @@ def _unpack(data: bytes) -> Any:
     )
 
 
-def _refuse_extension(code: int, data: bytes) -> object:
+def _refuse_extension(code: int, _data: bytes) -> object:
     raise ValueError(f"extension type {code} is not used here")

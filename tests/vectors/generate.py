@@ -1,0 +1,696 @@
+"""Writes the vector files of this folder's `data`. Run after a change of the wire: python tests/vectors/generate.py
+
+A vector is a text file: header lines `name: value`, an empty line, then the input in hexadecimal. The headers say
+which decoder it is for (`kind`), what must come out (`expect`), why (`comment`), and for a refusal what our own error
+text contains (`says`), so that a file cannot be refused for another reason than the one it was made for. Everything
+is derived from fixed seeds: the same files come out on every run, which `test_vectors.py` checks.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import msgspec
+from blake3 import blake3
+from nacl.signing import SigningKey
+
+from coppermesh.p2p.encoding import encode
+from coppermesh.p2p.envelope import record_id, sign_record, to_bytes
+from coppermesh.p2p.framing import encode_frame
+from coppermesh.p2p.ids import PeerId, format_peer, mesh_id
+from coppermesh.p2p.messages import BlobInfo, CancelRequest, Hello, InlineBlob, TaskReply
+from coppermesh.p2p.receipt_file import encode_receipt_file
+from coppermesh.p2p.records import (
+    ZERO_HASH,
+    Announcement,
+    Bid,
+    Countersignature,
+    Decline,
+    DeviceOffer,
+    Lease,
+    Order,
+    Receipt,
+    Record,
+    SignedRecord,
+    Task,
+)
+from coppermesh.p2p.signing import PeerKey
+
+DATA = Path(__file__).parent / "data"
+
+MESH = mesh_id("vectors")
+PROVIDER = PeerKey(bytes([1]) * 32)
+REQUESTER = PeerKey(bytes([2]) * 32)
+STRANGER = PeerKey(bytes([3]) * 32)
+NOW_US = 1_800_000_000_000_000
+SECOND_US = 1_000_000
+
+GROUP_ORDER = 2**252 + 27742317777372353535851937790883648493
+"""L of Ed25519 (RFC 8032): adding it to S makes a second signature that careless verifiers accept."""
+
+RECEIPT_FIELDS = [info.name for info in msgspec.structs.fields(Receipt)]
+
+
+@dataclass(frozen=True)
+class Vector:
+    """One file: `data/<kind>-<name>.txt`."""
+
+    kind: str
+    name: str
+    expect: str
+    comment: str
+    body: bytes
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def text(self) -> str:
+        headers = {"kind": self.kind, "expect": self.expect, "comment": self.comment, **self.headers}
+        digits = self.body.hex()
+        lines = [f"{name}: {value}" for name, value in headers.items()]
+        lines += ["", *(digits[start : start + 96] for start in range(0, len(digits), 96))]
+        return "\n".join(lines) + "\n"
+
+
+# Samples
+
+
+def filled(number: int, size: int = 32) -> bytes:
+    return bytes([number]) * size
+
+
+ANNOUNCEMENT = Announcement(
+    version=1,
+    mesh=MESH,
+    peer=PROVIDER.peer,
+    sequence=7,
+    issued_us=NOW_US,
+    expires_us=NOW_US + 300 * SECOND_US,
+    software="coppermesh 0.1.0",
+    addresses=["/ip4/127.0.0.1/tcp/4001/p2p/" + format_peer(PROVIDER.peer)],
+    devices=[
+        DeviceOffer(
+            device="cpu",
+            kind="cpu",
+            name="Example CPU",
+            rate=120_000,
+            unit="usd",
+            memory_bytes=8 << 30,
+            slots=2,
+            features=["array-programs", "cuda-source"],
+            meter="none",
+            compute_capability=None,
+            uuid=None,
+            driver=None,
+            total_bytes=None,
+        ),
+    ],
+    isolation=[],
+    busy_slots=1,
+    paused=False,
+)
+ORDER = Order(
+    version=1,
+    mesh=MESH,
+    requester=REQUESTER.peer,
+    nonce=filled(0x10, 16),
+    job=filled(0x11, 16),
+    issued_us=NOW_US,
+    expires_us=NOW_US + 30 * SECOND_US,
+    device_kind="any",
+    features=["array-programs"],
+    isolation=[],
+    memory_bytes=1 << 30,
+    tasks=16,
+    wall_limit_us=60 * SECOND_US,
+    max_rate=500_000,
+    unit="usd",
+    budget=10_000,
+    lease_us=600 * SECOND_US,
+)
+BID = Bid(
+    version=1,
+    mesh=MESH,
+    provider=PROVIDER.peer,
+    order=record_id(encode(ORDER)),
+    nonce=filled(0x12, 16),
+    issued_us=NOW_US + 1000,
+    expires_us=NOW_US + 10 * SECOND_US,
+    device="cpu",
+    device_kind="cpu",
+    device_name="Example CPU",
+    memory_bytes=8 << 30,
+    rate=120_000,
+    unit="usd",
+    depth=4,
+)
+DECLINE = Decline(
+    version=1,
+    mesh=MESH,
+    provider=PROVIDER.peer,
+    order=record_id(encode(ORDER)),
+    issued_us=NOW_US + 1000,
+    code="busy",
+    sentence="every slot is leased; try again in a minute",
+)
+LEASE = Lease(
+    version=1,
+    mesh=MESH,
+    requester=REQUESTER.peer,
+    provider=PROVIDER.peer,
+    order=record_id(encode(ORDER)),
+    bid=record_id(encode(BID)),
+    lane=filled(0x13, 16),
+    nonce=filled(0x14, 16),
+    device="cpu",
+    device_kind="cpu",
+    rate=120_000,
+    unit="usd",
+    budget=10_000,
+    memory_bytes=1 << 30,
+    wall_limit_us=60 * SECOND_US,
+    depth=4,
+    fresh=False,
+    issued_us=NOW_US + 2000,
+    expires_us=NOW_US + 600 * SECOND_US,
+)
+TASK = Task(
+    version=1,
+    mesh=MESH,
+    lease=record_id(encode(LEASE)),
+    number=0,
+    requester=REQUESTER.peer,
+    job=filled(0x11, 16),
+    index=3,
+    program=filled(0x20),
+    inputs=[filled(0x21), filled(0x22)],
+    max_amount=2000,
+    issued_us=NOW_US + 3000,
+    expires_us=NOW_US + 90 * SECOND_US,
+)
+RECEIPT = Receipt(
+    version=1,
+    mesh=MESH,
+    provider=PROVIDER.peer,
+    requester=REQUESTER.peer,
+    lease=record_id(encode(LEASE)),
+    lane=filled(0x13, 16),
+    sequence=0,
+    previous=ZERO_HASH,
+    task=0,
+    task_id=record_id(encode(TASK)),
+    program=filled(0x20),
+    inputs=filled(0x23),
+    outputs=filled(0x24),
+    trace=ZERO_HASH,
+    status="ok",
+    code="ok",
+    determinism="cpu",
+    device="cpu",
+    device_kind="cpu",
+    device_name="Example CPU",
+    device_uuid=None,
+    attestation=ZERO_HASH,
+    started_us=NOW_US + 4000,
+    ended_us=NOW_US + 45_000,
+    billed_us=41_000,
+    device_us=None,
+    energy_mj=None,
+    meter="none",
+    unit="usd",
+    rate=120_000,
+    amount=2,
+    cumulative=2,
+    countersign_by_us=NOW_US + 120 * SECOND_US,
+)
+COUNTERSIGNATURE = Countersignature(
+    version=1,
+    mesh=MESH,
+    requester=REQUESTER.peer,
+    receipt=record_id(encode(RECEIPT)),
+    lane=filled(0x13, 16),
+    sequence=0,
+    verdict="accepted",
+    code="ok",
+    accepted_cumulative=2,
+    issued_us=NOW_US + 50_000,
+)
+
+
+# Building blocks
+
+
+def packed(value: Any) -> bytes:
+    result: bytes = msgpack.packb(value, use_bin_type=True)
+    return result
+
+
+def plain(value: msgspec.Struct) -> list[Any]:
+    result: list[Any] = msgspec.to_builtins(value, builtin_types=(bytes,))
+    return result
+
+
+def receipt_with(**raw: bytes) -> bytes:
+    """The receipt's body with the bytes of some fields replaced, as a hostile encoder would write them."""
+    items = [packed(item) for item in plain(RECEIPT)]
+    for name, value in raw.items():
+        items[RECEIPT_FIELDS.index(name)] = value
+    return array_header(len(items)) + b"".join(items)
+
+
+def array_header(count: int) -> bytes:
+    return bytes([0x90 | count]) if count < 16 else b"\xdc" + count.to_bytes(2, "big")
+
+
+def as_json(value: msgspec.Struct) -> str:
+    """Field values for a reader in another language: bytes as `hex:` text, in field order."""
+
+    def readable(item: Any) -> Any:
+        if isinstance(item, bytes):
+            return "hex:" + item.hex()
+        return [readable(part) for part in item] if isinstance(item, list) else item
+
+    return json.dumps(readable(plain(value)))
+
+
+def small_order_signature() -> bytes:
+    """R is the identity, S is zero: under an unchecked small-order key this verifies for every message."""
+    return b"\x01" + bytes(63)
+
+
+def structure(kind: str, name: str, says: str, comment: str, body: bytes) -> Vector:
+    return Vector("structure", name, "malformed", comment, body, {"type": kind, "says": says})
+
+
+# The vectors, by kind
+
+
+def good_records() -> Iterator[Vector]:
+    samples: list[tuple[str, PeerKey, Record]] = [
+        ("announcement", PROVIDER, ANNOUNCEMENT),
+        ("order", REQUESTER, ORDER),
+        ("bid", PROVIDER, BID),
+        ("decline", PROVIDER, DECLINE),
+        ("lease-by-requester", REQUESTER, LEASE),
+        ("lease-by-provider", PROVIDER, LEASE),
+        ("task", REQUESTER, TASK),
+        ("receipt", PROVIDER, RECEIPT),
+        ("countersignature", REQUESTER, COUNTERSIGNATURE),
+    ]
+    for name, key, record in samples:
+        kind = type(record).__name__
+        signed = sign_record(key, record)
+        headers = {
+            "type": kind,
+            "signer": key.peer.hex(),
+            "id": record_id(signed.body).hex(),
+            "value": as_json(record),
+        }
+        yield Vector("signed", f"good-{name}", "ok", f"a valid {kind}", to_bytes(signed), headers)
+
+
+def good_messages() -> Iterator[Vector]:
+    samples: list[tuple[str, msgspec.Struct]] = [
+        ("hello", Hello(mesh=MESH, peer=PROVIDER.peer, software="coppermesh 0.1.0", time_us=NOW_US)),
+        ("task-reply", TaskReply(state="need", need=[filled(0x21)], code="need", sentence="")),
+        ("cancel-lease", CancelRequest(lease=filled(0x30), task=None, code="idle", sentence="")),
+        ("inline-blob", InlineBlob(root=filled(0x21), data=b"")),
+        ("blob-info", BlobInfo(root=filled(0x21), size=(1 << 62) - 1)),
+    ]
+    for name, message in samples:
+        kind = type(message).__name__
+        headers = {"type": kind, "value": as_json(message)}
+        yield Vector("structure", f"good-{name}", "ok", f"a valid {kind}", encode(message), headers)
+
+
+def bad_shapes() -> Iterator[Vector]:
+    body = encode(RECEIPT)
+    count = len(RECEIPT_FIELDS)
+    items = body[len(array_header(count)) :]
+    pairs = zip(RECEIPT_FIELDS, plain(RECEIPT), strict=True)
+    as_map = b"\xde" + count.to_bytes(2, "big") + b"".join(packed(n) + packed(v) for n, v in pairs)
+    missing = b"".join(packed(item) for item in plain(RECEIPT)[:-1])
+    for name, says, comment, data in [
+        ("empty", "incomplete input", "no bytes at all", b""),
+        ("truncated", "incomplete input", "the last byte is missing", body[:-1]),
+        ("trailing-byte", "extra data", "one nil after the record", body + b"\xc0"),
+        ("trailing-newline", "extra data", "what a text editor adds", body + b"\n"),
+        ("extra-field", "at most length", "one field too many", array_header(count + 1) + items + b"\xc0"),
+        ("missing-field", "at least length", "the last field left out", array_header(count - 1) + missing),
+        ("map", "max_map_len", "field names and values in a map", as_map),
+        ("empty-map", "got `object`", "a map may be empty and still is no array", b"\x80"),
+        ("array32-header", "canonical", "the array's length in 4 bytes", b"\xdd\0\0" + body[1:3] + items),
+        ("nil", "got `null`", "nil instead of a record", b"\xc0"),
+        ("integer", "got `int`", "an integer instead of a record", b"\x05"),
+        ("in-an-array", "at least length", "a record in an array of one", b"\x91" + body),
+        ("reserved-byte", "FormatError", "0xc1 is never used in MessagePack", b"\xc1"),
+        ("text-of-hex", "extra data", "the record as text", body.hex().encode()),
+    ]:
+        yield structure("Receipt", f"receipt-{name}", says, comment, data)
+
+
+def bombs() -> Iterator[Vector]:
+    for name, says, comment, data in [
+        ("nested-arrays", "StackError", "arrays in arrays, as deep as the size allows", b"\x91" * 2048),
+        (
+            "nested-400",
+            "at least length",
+            "nested less deep than a parser's own limit",
+            b"\x91" * 400 + b"\xc0",
+        ),
+        ("array32-lie", "max_array_len", "claims 4 billion elements", b"\xdd\xff\xff\xff\xff"),
+        ("map32-lie", "max_map_len", "claims 4 billion pairs", b"\xdf\xff\xff\xff\xff"),
+        ("text32-lie", "incomplete", "claims 4 GiB of text", b"\xdb\xff\xff\xff\xff"),
+        ("bytes32-lie", "incomplete", "claims 4 GiB of bytes", b"\xc6\xff\xff\xff\xff"),
+        ("wide-arrays", "incomplete", "1024 elements claimed, again and again", b"\xdc\x04\x00" * 600),
+    ]:
+        yield structure("Receipt", f"bomb-{name}", says, comment, data)
+
+
+def bad_integers() -> Iterator[Vector]:
+    amount = "$[30]"
+    top = (1 << 64) - 1
+    for name, says, comment, raw in [
+        ("uint8-form-of-2", "canonical", "2 in two bytes", b"\xcc\x02"),
+        ("uint64-form-of-2", "canonical", "2 in nine bytes", b"\xcf" + bytes(7) + b"\x02"),
+        ("int8-form-of-2", "canonical", "2 as a signed byte", b"\xd0\x02"),
+        ("int64-form-of-2", "canonical", "2 as a signed 64-bit integer", b"\xd3" + bytes(7) + b"\x02"),
+        ("float64", f"got `float` - at `{amount}`", "2.0", b"\xcb\x40" + bytes(7)),
+        ("float32", f"got `float` - at `{amount}`", "2.0 in four bytes", b"\xca\x40\0\0\0"),
+        ("nan", f"got `float` - at `{amount}`", "not a number", b"\xcb\x7f\xf8" + bytes(6)),
+        ("bool", f"got `bool` - at `{amount}`", "true is not 1", b"\xc3"),
+        ("text", f"got `str` - at `{amount}`", "the digit as text", packed("2")),
+        ("nil", f"got `null` - at `{amount}`", "this field may not be nil", b"\xc0"),
+        ("negative", f"`int` >= 0 - at `{amount}`", "a debt the other way round", b"\xff"),
+        ("most-negative", f"`int` >= 0 - at `{amount}`", "-2^63", b"\xd3\x80" + bytes(7)),
+        ("two-to-62", f"- at `{amount}`", "the first integer out of range", packed(1 << 62)),
+        ("two-to-64-less-one", f"- at `{amount}`", "the largest integer MessagePack has", packed(top)),
+        ("two-to-64", "max_ext_len", "2^64 as an extension", b"\xc7\x09\x01\x01" + bytes(8)),
+        ("empty-extension", "extension type", "an extension of no bytes", b"\xc7\x00\x05"),
+        ("timestamp", "max_ext_len", "a MessagePack timestamp", b"\xd6\xff\0\0\0\x02"),
+    ]:
+        yield structure("Receipt", f"amount-{name}", says, comment, receipt_with(amount=raw))
+
+
+def bad_fields() -> Iterator[Vector]:
+    key = PROVIDER.peer
+    cases: list[tuple[str, str, str, dict[str, bytes]]] = [
+        ("version-0", ">= 1", "no version is zero", {"version": b"\x00"}),
+        ("version-2", "<= 1", "a version from the future", {"version": b"\x02"}),
+        ("code-newline", "matching regex", "a newline at the end of a code", {"code": packed("ok\n")}),
+        ("code-empty", "length >= 1", "an empty code", {"code": packed("")}),
+        ("code-capitals", "matching regex", "codes are lower case", {"code": packed("OK")}),
+        ("code-too-long", "length <= 40", "41 characters", {"code": packed("a" * 41)}),
+        ("label-too-long", "length <= 128", "129 characters", {"device": packed("d" * 129)}),
+        ("label-not-ascii", "matching regex", "an accented letter", {"device": packed("gp\u00fc0")}),
+        ("label-escape", "matching regex", "a terminal escape", {"device": packed("\x1b[2J")}),
+        ("label-nul", "matching regex", "a NUL character", {"device": packed("cpu\0")}),
+        ("label-bad-utf8", "utf-8", "a byte that is not UTF-8", {"device": b"\xa1\xff"}),
+        ("label-surrogate", "utf-8", "half of a surrogate pair", {"device": b"\xa3\xed\xa0\x80"}),
+        ("label-overlong-utf8", "utf-8", "a slash in two bytes", {"device": b"\xa2\xc0\xaf"}),
+        ("label-as-bytes", "got `bytes`", "bytes where text belongs", {"device": packed(b"cpu")}),
+        ("label-str8", "canonical", "short text, long header", {"device": b"\xd9\x03cpu"}),
+        ("status-unknown", "matching regex", "a status that does not exist", {"status": packed("fine")}),
+        ("status-prefix", "matching regex", "a status and more", {"status": packed("ok ok")}),
+        ("kind-any", "matching regex", "an order's wish is no device", {"device_kind": packed("any")}),
+        ("key-short", "length >= 32", "31 bytes", {"provider": packed(key[:31])}),
+        ("key-long", "length <= 32", "33 bytes", {"provider": packed(key + b"\0")}),
+        ("key-as-text", "got `str`", "the key in base64", {"provider": packed("A" * 43 + "=")}),
+        ("key-bin16", "canonical", "short bytes, long header", {"provider": b"\xc5\x00\x20" + key}),
+        ("key-nil", "got `null`", "no provider", {"provider": b"\xc0"}),
+    ]
+    for name, says, comment, raw in cases:
+        yield structure("Receipt", f"field-{name}", says, comment, receipt_with(**raw))
+
+
+def bad_lists() -> Iterator[Vector]:
+    task = plain(TASK)
+    many = [*task[:8], [filled(0x21)] * 129, *task[9:]]
+    yield structure("Task", "task-129-inputs", "length <= 128", "one input too many", packed(many))
+    nested = [*task[:8], [[filled(0x21)]], *task[9:]]
+    yield structure(
+        "Task", "task-nested-input", "got `array`", "an array instead of an input", packed(nested)
+    )
+    long = packed([*task[:8], [filled(0x21)] * 128, *task[9:]]) + bytes(8192)
+    yield structure("Task", "task-oversized", "at most 8192", "longer than any task, whatever is in it", long)
+    lease = plain(LEASE)
+    number = packed([*lease[:16], 0, *lease[17:]])
+    yield structure("Lease", "lease-fresh-as-0", "got `int`", "0 is not false", number)
+    offer = [*plain(ANNOUNCEMENT)[:8], [["cpu"]], *plain(ANNOUNCEMENT)[9:]]
+    yield structure("Announcement", "announcement-short-device", "at least length", "", packed(offer))
+    hello = [*plain(Hello(mesh=MESH, peer=PROVIDER.peer, software="x", time_us=1)), "more"]
+    yield structure(
+        "Hello", "hello-extra-field", "at most length", "a field of a later version", packed(hello)
+    )
+    reply = ["maybe", [], "busy", ""]
+    yield structure(
+        "TaskReply", "task-reply-state", "matching regex", "a state that does not exist", packed(reply)
+    )
+
+
+def signatures() -> Iterator[Vector]:
+    domain = Receipt.DOMAIN
+    body = encode(RECEIPT)
+    good = PROVIDER.sign(domain, body)
+    prefix = bytes([len(domain)]) + domain.encode() + b"\x01\x1e\x20"
+    raw_key = SigningKey(bytes([1]) * 32)
+    scalar = int.from_bytes(good[32:], "little")
+    malleated = good[:32] + (scalar + GROUP_ORDER).to_bytes(32, "little")
+    flipped = bytes([body[0], body[1] ^ 1]) + body[2:]
+    key = PROVIDER.peer
+
+    def case(
+        name: str, comment: str, *, peer: bytes = key, signature: bytes = good, data: bytes = body
+    ) -> Vector:
+        headers = {"domain": domain, "peer": peer.hex(), "signature": signature.hex()}
+        return Vector("signature", name, "forged", comment, data, headers)
+
+    good_headers = {"domain": domain, "peer": key.hex(), "signature": good.hex()}
+    yield Vector("signature", "good", "ok", "a valid signature of a receipt", body, good_headers)
+    wrong = PROVIDER.sign(Bid.DOMAIN, body)
+    yield case("wrong-domain", "made for a bid", signature=wrong)
+    yield case("flipped-body", "one bit of the body differs", data=flipped)
+    yield case("flipped-r", "one bit of R differs", signature=bytes([good[0] ^ 1]) + good[1:])
+    yield case("flipped-s", "one bit of S differs", signature=good[:63] + bytes([good[63] ^ 1]))
+    yield case("truncated", "63 bytes", signature=good[:63])
+    yield case("trailing-byte", "65 bytes", signature=good + b"\0")
+    yield case("empty", "no signature", signature=b"")
+    yield case("zero", "all zero", signature=bytes(64))
+    yield case("malleated-s", "S plus the order of the group", signature=malleated)
+    yield case("other-key", "somebody else's signature", signature=STRANGER.sign(domain, body))
+    yield case("raw-body", "over the body instead of its digest", signature=raw_key.sign(body).signature)
+    digest = blake3(body).digest()
+    yield case("no-domain", "over the digest without the layout", signature=raw_key.sign(digest).signature)
+    unhashed = prefix[:-1] + bytes([0x7F]) + body[:0x7F]
+    yield case("unhashed-payload", "the layout over bytes", signature=raw_key.sign(unhashed).signature)
+    other_type = prefix[:-2] + b"\x12\x20" + digest
+    yield case("payload-type", "names another hash function", signature=raw_key.sign(other_type).signature)
+    yield case("small-order-r", "R of small order, S zero", signature=small_order_signature())
+    yield case("key-31-bytes", "a short key", peer=key[:31])
+    yield case("key-33-bytes", "a long key", peer=key + b"\0")
+    not_a_point = b"\x02" + bytes(31)
+    yield case("key-off-curve", "no point of the curve", peer=not_a_point, signature=small_order_signature())
+    small = {
+        "identity": "01" + "00" * 31,
+        "identity-sign-bit": "01" + "00" * 30 + "80",
+        "order-2": "ec" + "ff" * 30 + "7f",
+        "order-4": "00" * 32,
+        "order-8": "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+        "not-reduced": "ee" + "ff" * 30 + "7f",
+    }
+    for name, text in small.items():
+        comment = "a key of small order: one signature fits every message"
+        yield case(f"small-{name}", comment, peer=bytes.fromhex(text), signature=small_order_signature())
+
+
+def bad_envelopes() -> Iterator[Vector]:
+    signed = sign_record(PROVIDER, RECEIPT)
+    by_stranger = SignedRecord(signed.body, STRANGER.peer, STRANGER.sign(Receipt.DOMAIN, signed.body))
+    relabelled = SignedRecord(signed.body, STRANGER.peer, signed.signature)
+    lease = encode(LEASE)
+    lease_by_stranger = SignedRecord(lease, STRANGER.peer, STRANGER.sign(Lease.DOMAIN, lease))
+    small_key = b"\x01" + bytes(31)
+    body_by_nobody = receipt_with(provider=packed(small_key))
+    nobody = SignedRecord(body_by_nobody, small_key, small_order_signature())
+    garbage = b"\x93\x01\x02\x03"
+    signed_garbage = SignedRecord(garbage, PROVIDER.peer, PROVIDER.sign(Receipt.DOMAIN, garbage))
+    large = bytes(Receipt.MAX_BYTES + 1)
+    signed_large = SignedRecord(large, PROVIDER.peer, PROVIDER.sign(Receipt.DOMAIN, large))
+    good = to_bytes(signed)
+    text_body = packed([signed.body.hex(), signed.signer, signed.signature])
+    huge = packed([bytes(8193), signed.signer, signed.signature])
+    order = to_bytes(sign_record(REQUESTER, ORDER))
+    for name, expect, kind, comment, data in [
+        ("not-the-author", "misattributed", "Receipt", "validly signed by a stranger", to_bytes(by_stranger)),
+        ("relabelled", "forged", "Receipt", "another signer put on it", to_bytes(relabelled)),
+        ("order-as-bid", "forged", "Bid", "an order passed off as a bid", order),
+        ("lease-by-stranger", "misattributed", "Lease", "neither side signed", to_bytes(lease_by_stranger)),
+        ("small-order-author", "forged", "Receipt", "author and signer of small order", to_bytes(nobody)),
+        ("garbage-body", "malformed", "Receipt", "a valid signature of nonsense", to_bytes(signed_garbage)),
+        (
+            "oversized-body",
+            "oversized",
+            "Receipt",
+            "a signed body over its kind's limit",
+            to_bytes(signed_large),
+        ),
+        ("huge-body", "malformed", "Receipt", "a body over every kind's limit", huge),
+        ("trailing-byte", "malformed", "Receipt", "one byte after the envelope", good + b"\0"),
+        ("truncated", "malformed", "Receipt", "half of an envelope", good[: len(good) // 2]),
+        ("text-body", "malformed", "Receipt", "the body as hexadecimal text", text_body),
+    ]:
+        yield Vector("signed", name, expect, comment, data, {"type": kind})
+    headers = {"type": "Receipt", "signer": REQUESTER.peer.hex()}
+    yield Vector(
+        "signed", "unexpected-signer", "misattributed", "valid, but the requester was due", good, headers
+    )
+
+
+def announcements() -> Iterator[Vector]:
+    def changed(**fields: Any) -> bytes:
+        return to_bytes(sign_record(PROVIDER, msgspec.structs.replace(ANNOUNCEMENT, **fields)))
+
+    good = changed()
+    body = encode(ANNOUNCEMENT)
+    by_stranger = SignedRecord(body, STRANGER.peer, STRANGER.sign(Announcement.DOMAIN, body))
+    flipped = good[:-1] + bytes([good[-1] ^ 1])
+    oversized = packed([bytes(Announcement.MAX_BYTES + 1), PROVIDER.peer, bytes(64)])
+    late = NOW_US + 300 * SECOND_US
+    for name, expect, comment, now_us, data in [
+        ("accepted", "accepted", "alive and signed", NOW_US, good),
+        ("skewed", "accepted", "issued 120 s ahead of our clock", NOW_US - 120 * SECOND_US, good),
+        ("future", "future", "issued more than 120 s ahead", NOW_US - 120 * SECOND_US - 1, good),
+        ("last-moment", "accepted", "expires in a microsecond", late - 1, good),
+        ("expired", "expired", "expires this very microsecond", late, good),
+        ("forged", "forged", "one bit of the signature differs", NOW_US, flipped),
+        ("other-peer", "forged", "signed by a stranger to it", NOW_US, to_bytes(by_stranger)),
+        ("wrong-mesh", "wrong-mesh", "of another mesh", NOW_US, changed(mesh=mesh_id("other"))),
+        ("immortal", "malformed", "lives over 10 min", NOW_US, changed(expires_us=NOW_US + 600_000_001)),
+        ("longest", "accepted", "lives 10 min", NOW_US, changed(expires_us=NOW_US + 600_000_000)),
+        ("backwards", "malformed", "expires before it is issued", NOW_US, changed(expires_us=NOW_US - 1)),
+        ("oversized", "oversized", "one byte over the limit", NOW_US, oversized),
+        ("over-gossip-limit", "oversized", "longer than any gossip", NOW_US, bytes(16 * 1024 + 1)),
+        ("garbage", "malformed", "random bytes", NOW_US, blake3(b"garbage").digest(300)),
+        ("order", "forged", "an order on the topic", NOW_US, to_bytes(sign_record(REQUESTER, ORDER))),
+    ]:
+        headers = {"mesh": MESH.hex(), "now_us": str(now_us)}
+        yield Vector("announcement", name, expect, comment, data, headers)
+
+
+def receipt_files() -> Iterator[Vector]:
+    receipt = sign_record(PROVIDER, RECEIPT)
+
+    def answered(key: PeerKey = REQUESTER, **fields: Any) -> bytes:
+        answer = msgspec.structs.replace(COUNTERSIGNATURE, **fields)
+        return encode_receipt_file(receipt, sign_record(key, answer))
+
+    good = answered()
+    items = [plain(receipt), plain(sign_record(REQUESTER, COUNTERSIGNATURE))]
+    by_provider = answered(PROVIDER, requester=PROVIDER.peer)
+    for name, expect, says, comment, data in [
+        ("good", "ok", "", "receipt and countersignature", good),
+        ("open", "ok", "", "not countersigned yet", encode_receipt_file(receipt, None)),
+        ("disputed", "ok", "", "a dispute counts too", answered(verdict="disputed", code="overbilled")),
+        ("by-provider", "refused", "signed by", "the provider countersigned for itself", by_provider),
+        (
+            "other-receipt",
+            "refused",
+            "another receipt",
+            "for another receipt",
+            answered(receipt=filled(0x40)),
+        ),
+        ("other-lane", "refused", "mesh, lane", "names another lane", answered(lane=filled(0x41, 16))),
+        ("other-sequence", "refused", "mesh, lane", "names another sequence", answered(sequence=1)),
+        ("other-mesh", "refused", "mesh, lane", "names another mesh", answered(mesh=mesh_id("other"))),
+        ("accepted-late", "refused", "code ok", "accepted with a code of dispute", answered(code="late")),
+        ("disputed-ok", "refused", "code ok", "disputed without a code", answered(verdict="disputed")),
+        ("flipped", "refused", "signature", "one bit differs", good[:-1] + bytes([good[-1] ^ 1])),
+        ("newline", "refused", "extra data", "a newline at the end", good + b"\n"),
+        ("magic", "refused", "matching regex", "another magic word", packed(["other", 1, *items])),
+        (
+            "version-2",
+            "refused",
+            "<= 1",
+            "a version from the future",
+            packed(["coppermesh-receipt", 2, *items]),
+        ),
+        ("only-a-receipt", "refused", "at least length", "a signed record without its file", to_bytes(receipt)),
+        ("oversized", "refused", "at most", "a long file", good + bytes(4096)),
+    ]:
+        headers = {"says": says} if says else {}
+        yield Vector("receipt-file", name, expect, comment, data, headers)
+
+
+def frames() -> Iterator[Vector]:
+    one = encode_frame(b"\x01")
+    full = encode_frame(bytes(64))
+    for name, expect, comment, lengths, data in [
+        ("two", "ok", "two frames, one of them as long as allowed", "1,64", one + full),
+        ("none", "ok", "a stream that ends before its first frame", "", b""),
+        ("empty", "empty", "a frame of no bytes", "", bytes(4)),
+        ("empty-after-good", "empty", "a good frame, then one of no bytes", "", one + bytes(4)),
+        ("oversized", "oversized", "one byte over the limit", "", b"\0\0\0\x41" + bytes(65)),
+        ("oversized-header-only", "oversized", "refused before its bytes come", "", b"\0\0\0\x41"),
+        ("4-gib", "oversized", "the longest length there is", "", b"\xff\xff\xff\xff"),
+        ("little-endian", "oversized", "a length the wrong way round", "", b"\x01\0\0\0\x01"),
+        ("truncated", "truncated", "ends inside a frame", "1", one + full[:-1]),
+        ("truncated-header", "truncated", "ends inside a length", "1", one + b"\0\0"),
+    ]:
+        yield Vector("frames", name, expect, comment, data, {"limit": "64", "lengths": lengths})
+
+
+def peer_texts() -> Iterator[Vector]:
+    good = format_peer(PROVIDER.peer)
+    zero = PeerId(bytes(32))
+    for name, comment, peer in [
+        ("good", "libp2p's form of an Ed25519 key", PROVIDER.peer),
+        ("zero", "well-formed, though no key signs for it", zero),
+    ]:
+        text = format_peer(peer)
+        yield Vector("peer-text", name, "ok", comment, text.encode(), {"peer": peer.hex()})
+    for name, comment, text in [
+        ("newline", "a newline at the end", good + "\n"),
+        ("leading-space", "a space in front", " " + good),
+        ("extra-1", "a second leading 1", "1" + good),
+        ("missing-1", "the leading 1 is missing", good[1:]),
+        ("letter-l", "l is no base58 digit", good[:-1] + "l"),
+        ("wide-digit", "a full-width digit", good[:-1] + "\uff11"),
+        ("truncated", "a character short", good[:-1]),
+        ("longer", "a character long", good + "1"),
+        ("empty", "no text", ""),
+        ("hash", "the id of an RSA key", "QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"),
+        ("secp256k1", "another key type", "16Uiu2HAmPoRf4QDcGn5FM4yvXHsKcJ6ZfyKzBbzUFJXRKQpFpNGk"),
+        ("hex", "the key in hexadecimal", PROVIDER.peer.hex()),
+        ("long", "a text without end", "1" * 4096),
+    ]:
+        yield Vector("peer-text", name, "malformed", comment, text.encode())
+
+
+def vectors() -> Iterator[Vector]:
+    """Every vector, in a fixed order."""
+    makers = [
+        good_records, good_messages, bad_shapes, bombs, bad_integers, bad_fields, bad_lists, signatures,
+        bad_envelopes, announcements, receipt_files, frames, peer_texts,
+    ]  # fmt: skip
+    for maker in makers:
+        yield from maker()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="write the vector files")
+    parser.add_argument("folder", type=Path, nargs="?", default=DATA)
+    folder = parser.parse_args().folder
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob("*.txt"):
+        stale.unlink()
+    for vector in vectors():
+        path = folder / f"{vector.kind}-{vector.name}.txt"
+        if path.exists():
+            raise SystemExit(f"two vectors are called {path.name}")
+        path.write_text(vector.text())
+
+
+if __name__ == "__main__":
+    main()
