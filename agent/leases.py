@@ -62,7 +62,9 @@ def check_bid(order: Opened[Order], bid: Opened[Bid], now_us: int) -> None:
     _require(offered.mesh == asked.mesh, "the bid is for another mesh")
     _require(offered.order == order.id, "the bid answers another order")
     _require(offered.provider != asked.requester, "the bid comes from the requester itself")
-    _require(asked.device_kind in ("any", offered.device_kind), f"a {offered.device_kind} device was not asked for")
+    _require(
+        asked.device_kind in ("any", offered.device_kind), f"a {offered.device_kind} device was not asked for"
+    )
     _require(offered.memory_bytes >= asked.memory_bytes, "the bid offers less memory than was asked for")
     _require(offered.unit == asked.unit, f"the bid is in {offered.unit}, the order in {asked.unit}")
     _require(offered.rate <= asked.max_rate, "the bid is dearer than the order allows")
@@ -124,13 +126,17 @@ def check_lease(lease: Lease, order: Opened[Order], bid: Opened[Bid], now_us: in
     _require(lease.bid == bid.id, "the lease hashes another bid")
     _require(lease.device == offered.device, "the lease names another device than the bid")
     _require(lease.device_kind == offered.device_kind, "the lease names another kind of device than the bid")
-    _require((lease.rate, lease.unit) == (offered.rate, offered.unit), "the lease has another rate than the bid")
+    _require(
+        (lease.rate, lease.unit) == (offered.rate, offered.unit), "the lease has another rate than the bid"
+    )
     _require(lease.budget <= asked.budget, "the lease's budget is above the order's")
     _require(lease.memory_bytes <= offered.memory_bytes, "the lease claims more memory than the bid offers")
     _require(lease.wall_limit_us <= asked.wall_limit_us, "the lease's wall limit is above the order's")
     _require(lease.depth <= offered.depth, "the lease claims a deeper pipeline than the bid offers")
     _require(lease.issued_us <= lease.expires_us, "the lease ends before it begins")
-    _require(lease.expires_us - lease.issued_us <= asked.lease_us, "the lease lasts longer than the order allows")
+    _require(
+        lease.expires_us - lease.issued_us <= asked.lease_us, "the lease lasts longer than the order allows"
+    )
     _check_times("lease", lease.issued_us, lease.expires_us, now_us)
 
 
@@ -150,7 +156,9 @@ def check_task(lease: Lease, task: Task, spent: SpentNumbers, now_us: int) -> No
     _require(task.requester == lease.requester, "the task comes from another requester than the lease")
     _require(task.max_amount <= lease.budget, "the task's maximum is above the lease's budget")
     if now_us >= lease.expires_us:
-        raise Refused("lease-expired", f"the lease expired {_seconds(now_us - lease.expires_us)} ago: order again")
+        raise Refused(
+            "lease-expired", f"the lease expired {_seconds(now_us - lease.expires_us)} ago: order again"
+        )
     _check_times("task", task.issued_us, task.expires_us, now_us)
     if task.number in spent:
         raise Refused("spent", f"task number {task.number} was already used under this lease")
@@ -164,7 +172,9 @@ def _require(holds: bool, otherwise: str) -> None:
 def _check_times(what: str, issued_us: int, expires_us: int, now_us: int) -> None:
     if issued_us > now_us + CLOCK_SKEW_US:
         ahead = _seconds(issued_us - now_us)
-        raise Refused("clock", f"the {what} was issued {ahead} in the future by this clock: one of the clocks is wrong")
+        raise Refused(
+            "clock", f"the {what} was issued {ahead} in the future by this clock: one of the clocks is wrong"
+        )
     if now_us >= expires_us:
         raise Refused("expired", f"the {what} expired {_seconds(now_us - expires_us)} ago")
 

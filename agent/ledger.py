@@ -379,7 +379,9 @@ def _judge_task(signed: SignedRecord, role: Role, book: Book) -> NewTask | None:
         raise LedgerConflict(
             "number-spent",
             f"task number {task.record.number} was used for another task",
-            _proof("double-task", lease.opened.record.requester, known.signed, signed) if role == "provider" else None,
+            _proof("double-task", lease.opened.record.requester, known.signed, signed)
+            if role == "provider"
+            else None,
         )
     if book.agreement(lease.opened.id) is None:
         raise LedgerConflict("not-agreed", "the provider has not signed the lease")
@@ -410,7 +412,9 @@ def _judge_issued(entry: ReceiptIssued, book: Book) -> NewReceipt | None:
     if book.receipts_of(Digest(record.task_id)):
         raise LedgerConflict("already-issued", "the task has a receipt already: send that one")
     if book.receipt_at(record.lane, record.sequence) is not None:
-        raise LedgerConflict("place-taken", "another receipt has this place on the lane: build on the lane's head")
+        raise LedgerConflict(
+            "place-taken", "another receipt has this place on the lane: build on the lane's head"
+        )
     _check_chain(record, book)
     return NewReceipt(StoredReceipt(receipt, entry.outputs, entry.sentence, entry.detail), None)
 
@@ -426,7 +430,9 @@ def _judge_settled(entry: ReceiptSettled, book: Book) -> NewReceipt | None:
     rival = book.receipt_at(record.lane, record.sequence)
     if rival is not None:
         proof = _proof("equivocation", record.provider, rival.opened.signed, entry.receipt)
-        raise LedgerConflict("equivocation", "the provider signed two receipts for one place on its lane", proof)
+        raise LedgerConflict(
+            "equivocation", "the provider signed two receipts for one place on its lane", proof
+        )
     _check_chain(record, book)
     _check_answer(answer, receipt, book.head(record.lane).accepted)
     if answer.record.verdict == "accepted":
@@ -447,7 +453,9 @@ def _judge_countersignature(entry: CountersignatureReceived, book: Book) -> NewC
         return None
     if known is not None:
         proof = _proof("double-countersignature", issued.requester, known.signed, answer.signed)
-        raise LedgerConflict("double-countersignature", "the requester answered one receipt in two ways", proof)
+        raise LedgerConflict(
+            "double-countersignature", "the requester answered one receipt in two ways", proof
+        )
     _check_sums(answer, receipt.opened, book)
     return NewCountersignature(answer)
 
@@ -480,13 +488,17 @@ def _answer_at(lane: bytes, sequence: int, book: Book) -> Opened[Countersignatur
 def _check_same_answer(answer: Opened[Countersignature], book: Book) -> None:
     known = book.countersignature(Digest(answer.record.receipt))
     if known is None or known.id != answer.id:
-        raise LedgerConflict("already-countersigned", "the receipt has a countersignature: send that one again")
+        raise LedgerConflict(
+            "already-countersigned", "the receipt has a countersignature: send that one again"
+        )
 
 
 def _check_chain(record: Receipt, book: Book) -> None:
     head = book.head(record.lane)
     if record.sequence != head.sequence_next:
-        raise LedgerConflict("gap", f"the lane is at {head.sequence_next}, the receipt is number {record.sequence}")
+        raise LedgerConflict(
+            "gap", f"the lane is at {head.sequence_next}, the receipt is number {record.sequence}"
+        )
     if record.previous != head.previous or record.cumulative != head.cumulative + record.amount:
         raise LedgerConflict("broken-chain", "the receipt does not follow from the one before it on the lane")
 
@@ -501,7 +513,9 @@ def _check_answer(answer: Opened[Countersignature], receipt: Opened[Receipt], ac
 def _check_payable(task_id: Digest, book: Book) -> None:
     code = book.given_up(task_id)
     if code is not None:
-        raise LedgerConflict("superseded", f"the task was given up ({code}): dispute the receipt with that code")
+        raise LedgerConflict(
+            "superseded", f"the task was given up ({code}): dispute the receipt with that code"
+        )
     if _paid_receipt(task_id, book) is not None:
         raise LedgerConflict("already-paid", "another receipt of this task was accepted: dispute this one")
 

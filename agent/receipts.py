@@ -190,7 +190,9 @@ def build_countersignature(
     Raises ValueError for a verdict in `REFUSALS`: those are never countersigned.
     """
     if verdict in REFUSALS:
-        raise ValueError(f"a receipt refused as {verdict!r} has no place on the lane and is not countersigned")
+        raise ValueError(
+            f"a receipt refused as {verdict!r} has no place on the lane and is not countersigned"
+        )
     record = receipt.record
     accepted = verdict == "ok"
     return Countersignature(
@@ -218,13 +220,17 @@ def check_countersignature(
     record = receipt.record
     _require(countersignature.receipt == receipt.id, "the countersignature is for another receipt")
     _require(countersignature.mesh == record.mesh, "the countersignature is for another mesh")
-    _require(countersignature.requester == record.requester, "the countersignature comes from another requester")
+    _require(
+        countersignature.requester == record.requester, "the countersignature comes from another requester"
+    )
     _require(
         (countersignature.lane, countersignature.sequence) == (record.lane, record.sequence),
         "the countersignature names another place on the lane",
     )
     accepted = countersignature.verdict == "accepted"
-    _require(accepted == (countersignature.code == "ok"), "the countersignature's verdict contradicts its code")
+    _require(
+        accepted == (countersignature.code == "ok"), "the countersignature's verdict contradicts its code"
+    )
     due = record.amount if accepted else 0
     total = countersignature.accepted_cumulative
     _require(due <= total <= record.cumulative - record.amount + due, "the accepted sum is out of bounds")

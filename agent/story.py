@@ -39,7 +39,9 @@ KINDS = {
 
 def printable(text: str, limit: int = MAX_TEXT) -> str:
     """`text` on one line, with everything that a terminal would act on escaped, cut to `limit` characters."""
-    flat = "".join(character if character.isprintable() else _escape(character) for character in text[: limit + 1])
+    flat = "".join(
+        character if character.isprintable() else _escape(character) for character in text[: limit + 1]
+    )
     return flat if len(flat) <= limit else flat[: limit - 3] + "..."
 
 

@@ -1,0 +1,358 @@
+"""Everything that is read from a ledger: for the agent's shells, and for offline verbs while no agent runs.
+
+Blocking; `ledger_store` calls it in a thread on a connection of its own. Each call sees the ledger at one moment.
+"""
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
+
+from coppermesh.agent.ledger import Balance, EvidenceFound, LedgerError, Role, StoredLease, StoredReceipt
+from coppermesh.agent.ledger_book import LedgerBook, explain_failure, reopen, unpack_outputs, unpack_records
+from coppermesh.agent.ledger_files import open_for_reading, refuse_network_filesystem
+from coppermesh.agent.receipts import LaneHead
+from coppermesh.agent.story import StoryLine
+from coppermesh.p2p.envelope import Opened
+from coppermesh.p2p.ids import Digest, PeerId
+from coppermesh.p2p.receipt_file import encode_receipt_file
+from coppermesh.p2p.records import Countersignature, Lease, Receipt, SignedRecord, Task
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class NotInLedger(LedgerError):
+    """Nothing, or more than one thing, goes by that name in this ledger; the text says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiptRow:
+    """A receipt as lists show it."""
+
+    id: Digest
+    receipt: Receipt
+    role: Role
+    """Which side this peer is on."""
+    job: bytes
+    index: int
+    """Which task of the job."""
+    countersignature: Countersignature | None
+
+    @property
+    def peer(self) -> PeerId:
+        """The other side."""
+        return PeerId(self.receipt.provider if self.role == "requester" else self.receipt.requester)
+
+    @property
+    def verdict(self) -> str:
+        """`accepted`, `disputed`, or `open` while there is no countersignature."""
+        return "open" if self.countersignature is None else self.countersignature.verdict
+
+
+@dataclass(frozen=True, slots=True)
+class UnsettledReceipt:
+    """A receipt that the requester has not answered, with what it takes to send the result again."""
+
+    receipt: Opened[Receipt]
+    outputs: tuple[tuple[bytes, int], ...]
+    """Root and size in bytes of each output."""
+    sentence: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiptContext:
+    """What a requester needs to judge a receipt that arrived, as of one moment."""
+
+    lease: Opened[Lease] | None
+    """None: no such lease here with this peer as its requester; the receipt is not for us."""
+    task: Opened[Task] | None
+    head: LaneHead
+    countersignature: SignedRecord | None
+    """Set where this very receipt was countersigned before: send that again."""
+    rival: Opened[Receipt] | None
+    """Another receipt that holds the same place: the two prove an equivocation."""
+    given_up: str | None
+    """The code under which the task was superseded."""
+    already_paid: bool
+
+
+@dataclass(frozen=True, slots=True)
+class JobRow:
+    """A job that this ledger knows of."""
+
+    job: bytes
+    first_us: int
+    """Time of its first story line; 0 where the story is gone."""
+    tasks: int
+    receipts: int
+    accepted: int
+
+
+def _at_one_moment(
+    method: Callable[Concatenate["LedgerReader", P], T],
+) -> Callable[Concatenate["LedgerReader", P], T]:
+    def read(self: "LedgerReader", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self.snapshot(lambda: method(self, *args, **kwargs))
+
+    read.__doc__ = method.__doc__
+    read.__name__ = method.__name__
+    return read
+
+
+class LedgerReader:
+    """Reads one ledger through its own connection. Methods raise LedgerError where the file fails."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database = database
+        (me,) = database.execute("SELECT value FROM meta WHERE key='me'").fetchone()
+        self._book = LedgerBook(database, PeerId(me))
+
+    @property
+    def me(self) -> PeerId:
+        """Whose ledger this is."""
+        return self._book.me
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._database.close()
+
+    def snapshot(self, read: Callable[[], T]) -> T:
+        """Runs `read` so that all its queries see the ledger at one moment."""
+        try:
+            self._database.execute("BEGIN")
+            try:
+                return read()
+            finally:
+                self._database.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise explain_failure(error) from error
+
+    @_at_one_moment
+    def lane_head(self, lane: bytes) -> LaneHead:
+        """Where a lane stands."""
+        return self._book.head(lane)
+
+    @_at_one_moment
+    def lease(self, lease_id: Digest) -> StoredLease | None:
+        """The lease with this id."""
+        return self._book.lease(lease_id)
+
+    @_at_one_moment
+    def open_leases(self) -> list[StoredLease]:
+        """Leases that were agreed and have not ended: what a restarted agent has to end or take up again."""
+        rows = self._database.execute(
+            "SELECT id FROM lease WHERE id IN (SELECT lease FROM agreement) AND id NOT IN (SELECT lease FROM lease_end)"
+        ).fetchall()
+        found = (self._book.lease(Digest(row[0])) for row in rows)
+        return [lease for lease in found if lease is not None]
+
+    @_at_one_moment
+    def task(self, task_id: Digest) -> Opened[Task] | None:
+        """The task with this id."""
+        return self._book.task(task_id)
+
+    @_at_one_moment
+    def spent_tasks(self, lease_id: Digest) -> list[tuple[int, Digest]]:
+        """Number and id of every task under a lease, by number: what `SpentNumbers` starts from after a restart."""
+        rows = self._database.execute(
+            "SELECT number, id FROM task WHERE lease=? ORDER BY number", (lease_id,)
+        )
+        return [(row[0], Digest(row[1])) for row in rows]
+
+    @_at_one_moment
+    def unanswered_tasks(self) -> list[tuple[Role, Opened[Task]]]:
+        """Tasks with neither a receipt nor a superseding, oldest first: what was in flight when the agent died."""
+        rows = self._database.execute(
+            "SELECT role, task.signed FROM task JOIN lease ON lease.id = task.lease "
+            "WHERE task.id NOT IN (SELECT task FROM receipt) AND task.id NOT IN (SELECT task FROM superseded) "
+            "ORDER BY task.n"
+        )
+        return [(row[0], reopen(Task, row[1])) for row in rows]
+
+    @_at_one_moment
+    def receipt(self, receipt_id: Digest) -> StoredReceipt | None:
+        """The receipt with this id."""
+        return self._book.receipt(receipt_id)
+
+    @_at_one_moment
+    def context(self, receipt: Opened[Receipt]) -> ReceiptContext:
+        """All that it takes to judge a receipt that arrived."""
+        record = receipt.record
+        lease = self._book.lease(Digest(record.lease))
+        answer = self._book.countersignature(receipt.id)
+        holder = self._book.receipt_at(record.lane, record.sequence)
+        rival = holder.opened if holder is not None and holder.opened.id != receipt.id else None
+        task_id = Digest(record.task_id)
+        return ReceiptContext(
+            lease=lease.opened if lease is not None and lease.role == "requester" else None,
+            task=self._book.task(task_id),
+            head=self._book.head(record.lane),
+            countersignature=answer.signed if answer is not None else None,
+            rival=rival,
+            given_up=self._book.given_up(task_id),
+            already_paid=self._book.is_paid(task_id),
+        )
+
+    @_at_one_moment
+    def countersignature_of(self, receipt_id: Digest) -> SignedRecord | None:
+        """The countersignature of a receipt, as it was signed."""
+        answer = self._book.countersignature(receipt_id)
+        return answer.signed if answer is not None else None
+
+    @_at_one_moment
+    def receipts(self, *, job: bytes | None = None, limit: int = 100) -> list[ReceiptRow]:
+        """Receipts, newest first, of one job or of all."""
+        if job is None:
+            return self._receipt_rows(_RECEIPTS, limit)
+        return self._receipt_rows(_RECEIPTS_OF_JOB, job, limit)
+
+    @_at_one_moment
+    def find_receipt(self, prefix: str) -> ReceiptRow:
+        """The one receipt whose id begins with these hexadecimal digits.
+
+        Raises NotInLedger where none or several do, or the digits are no such thing.
+        """
+        low, high = prefix_range(prefix, 32)
+        rows = self._receipt_rows(_RECEIPTS_BETWEEN, low, high, 2)
+        if not rows:
+            raise NotInLedger(f"no receipt here begins with {prefix}")
+        if len(rows) > 1:
+            raise NotInLedger(f"several receipts begin with {prefix}: give more digits")
+        return rows[0]
+
+    @_at_one_moment
+    def unsettled(self, requester: PeerId | None = None, limit: int = 1000) -> list[UnsettledReceipt]:
+        """Own receipts without a countersignature, oldest first, of one requester or of all."""
+        rows = self._database.execute(
+            "SELECT receipt.signed, outputs, sentence, detail FROM unsettled "
+            "JOIN receipt ON receipt.id = unsettled.receipt JOIN lease ON lease.id = receipt.lease "
+            "WHERE lease.peer = coalesce(?, lease.peer) ORDER BY receipt.n LIMIT ?",
+            (requester, limit),
+        )
+        return [
+            UnsettledReceipt(reopen(Receipt, row[0]), unpack_outputs(row[1]), row[2], row[3]) for row in rows
+        ]
+
+    @_at_one_moment
+    def balances(self) -> list[Balance]:
+        """What stands between this peer and each other one, by unit. Sums are taken in Python: SQLite's overflow."""
+        rows = self._database.execute(_LANE_SUMS).fetchall()
+        sums: dict[tuple[bytes, str], list[int]] = {}
+        for role, peer, unit, accepted, pending, disputed in rows:
+            line = sums.setdefault((peer, unit), [0, 0, 0, 0])
+            line[0 if role == "provider" else 1] += accepted
+            if role == "provider":
+                line[2] += pending
+                line[3] += disputed
+        return [Balance(PeerId(peer), unit, *line) for (peer, unit), line in sorted(sums.items())]
+
+    @_at_one_moment
+    def story(self, job: str | bytes) -> list[StoryLine]:
+        """The lines of one job in the order they were written; `job` is its bytes or its first hexadecimal digits.
+
+        Raises NotInLedger where no job or several begin so.
+        """
+        low, high = (job, job) if isinstance(job, bytes) else prefix_range(job, 16)
+        rows = self._database.execute(
+            "SELECT job, at_us, cause, kind, peer, task, text FROM story WHERE job BETWEEN ? AND ? ORDER BY n",
+            (low, high),
+        ).fetchall()
+        if not rows:
+            raise NotInLedger(f"no job here is called {job if isinstance(job, str) else job.hex()}")
+        if len({row[0] for row in rows}) > 1:
+            raise NotInLedger(f"several jobs begin with {job!r}: give more digits")
+        return [StoryLine(*row) for row in rows]
+
+    @_at_one_moment
+    def jobs(self, limit: int = 100) -> list[JobRow]:
+        """Jobs that were submitted or served here, newest first."""
+        rows = self._database.execute(_JOBS, (limit,))
+        return [JobRow(*row) for row in rows]
+
+    @_at_one_moment
+    def evidence(self) -> list[EvidenceFound]:
+        """What was kept against other peers, oldest first."""
+        rows = self._database.execute("SELECT kind, peer, records, at_us, text FROM evidence ORDER BY n")
+        return [EvidenceFound(row[0], PeerId(row[1]), unpack_records(row[2]), row[3], row[4]) for row in rows]
+
+    @_at_one_moment
+    def receipt_file(self, receipt_id: Digest) -> bytes:
+        """The receipt and its countersignature as a file for `receipts verify`. Raises NotInLedger."""
+        receipt = self._book.receipt(receipt_id)
+        if receipt is None:
+            raise NotInLedger(f"no receipt here is called {receipt_id.hex()}")
+        answer = self._book.countersignature(receipt_id)
+        return encode_receipt_file(receipt.opened.signed, answer.signed if answer is not None else None)
+
+    def _receipt_rows(self, query: str, *values: object) -> list[ReceiptRow]:
+        return [_receipt_row(*row) for row in self._database.execute(query, values)]
+
+
+def _receipt_row(signed: bytes, role: Role, job: bytes, index: int, answer: bytes | None) -> ReceiptRow:
+    receipt = reopen(Receipt, signed)
+    countersignature = reopen(Countersignature, answer).record if answer is not None else None
+    return ReceiptRow(receipt.id, receipt.record, role, job, index, countersignature)
+
+
+_RECEIPT_ROWS = """
+SELECT receipt.signed, role, job, task_index, countersignature.signed FROM receipt
+JOIN task ON task.id = receipt.task JOIN lease ON lease.id = receipt.lease
+LEFT JOIN countersignature ON countersignature.receipt = receipt.id
+"""
+_NEWEST_FIRST = " ORDER BY receipt.n DESC LIMIT ?"
+_RECEIPTS = _RECEIPT_ROWS + _NEWEST_FIRST
+_RECEIPTS_OF_JOB = _RECEIPT_ROWS + "WHERE job = ?" + _NEWEST_FIRST
+_RECEIPTS_BETWEEN = _RECEIPT_ROWS + "WHERE receipt.id BETWEEN ? AND ?" + _NEWEST_FIRST
+
+_LANE_SUMS = """
+SELECT role, peer, unit,
+  coalesce((SELECT accepted_cumulative FROM countersignature AS answer WHERE answer.lane = lease.lane
+            ORDER BY sequence DESC LIMIT 1), 0),
+  coalesce((SELECT sum(amount) FROM receipt JOIN unsettled ON unsettled.receipt = receipt.id
+            WHERE receipt.lane = lease.lane), 0),
+  coalesce((SELECT sum(amount) FROM receipt JOIN countersignature AS answer ON answer.receipt = receipt.id
+            WHERE receipt.lane = lease.lane AND answer.verdict = 'disputed'), 0)
+FROM lease WHERE lane IN (SELECT lane FROM receipt)
+"""
+
+_JOBS = """
+WITH known AS (
+  SELECT job, min(at_us) AS first_us FROM story GROUP BY job
+  UNION ALL SELECT job, NULL FROM task)
+SELECT known.job, coalesce(max(first_us), 0) AS first,
+  (SELECT count(*) FROM task WHERE task.job = known.job),
+  (SELECT count(*) FROM task JOIN receipt ON receipt.task = task.id WHERE task.job = known.job),
+  (SELECT count(*) FROM task JOIN receipt ON receipt.task = task.id
+    JOIN countersignature ON countersignature.receipt = receipt.id
+    WHERE task.job = known.job AND verdict = 'accepted')
+FROM known GROUP BY known.job ORDER BY first DESC LIMIT ?
+"""
+
+
+def prefix_range(prefix: str, length: int) -> tuple[bytes, bytes]:
+    """The lowest and highest id of `length` bytes that begin with these hexadecimal digits.
+
+    Raises NotInLedger where they are not 1 to 2 * `length` such digits.
+    """
+    digits = prefix.strip().lower()
+    if not 0 < len(digits) <= 2 * length or any(digit not in "0123456789abcdef" for digit in digits):
+        raise NotInLedger(f"{prefix!r}: want 1 to {2 * length} hexadecimal digits")
+    return bytes.fromhex(digits.ljust(2 * length, "0")), bytes.fromhex(digits.ljust(2 * length, "f"))
+
+
+@contextmanager
+def read_ledger(path: Path) -> Iterator[LedgerReader]:
+    """The ledger at `path` for an offline verb. Hold the home's lock: no agent may run on it.
+
+    Raises LedgerUnusable where there is none.
+    """
+    refuse_network_filesystem(path)
+    reader = LedgerReader(open_for_reading(path))
+    try:
+        yield reader
+    finally:
+        reader.close()
