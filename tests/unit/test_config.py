@@ -1,0 +1,151 @@
+"""Settings: defaults, the file, overrides, and for all that is wrong the file, the key and what is wanted."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from coppermesh.agent.config import CPU_RATE, CUDA_RATE, MAX_CONFIG_BYTES, Config, ConfigError, load_config
+from coppermesh.agent.home import Home
+from coppermesh.p2p.ids import PeerId, format_peer
+
+PEER = PeerId(bytes(range(32)))
+ADDRESS = f"/ip4/192.0.2.1/tcp/4001/p2p/{format_peer(PEER)}"
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path)
+
+
+def write(home: Home, text: str) -> None:
+    home.config_path.write_text(text)
+
+
+def test_no_file_gives_the_defaults(home: Home) -> None:
+    config = load_config(home)
+    assert config == Config()
+    assert config.listen == "/ip4/127.0.0.1/tcp/0", "loopback unless told otherwise"
+    assert config.mesh == "open"
+    assert config.allow == ()
+
+
+def test_every_setting_can_be_written(home: Home) -> None:
+    write(
+        home,
+        f"""
+        mesh = "a lab"
+        listen = "/ip6/::1/tcp/4001"
+        bootstrap = ["{ADDRESS}", "{ADDRESS}"]
+        allow = ["{format_peer(PEER)}"]
+        provide = false
+        rate = 0
+        unit = "eur"
+        memory_bytes = 1_073_741_824
+        store_bytes = 1048576
+        slots = 4
+        idle_exit_seconds = 600
+        """,
+    )
+    assert load_config(home) == Config(
+        mesh="a lab",
+        listen="/ip6/::1/tcp/4001",
+        bootstrap=(ADDRESS,),
+        allow=(PEER,),
+        provide=False,
+        rate=0,
+        unit="eur",
+        memory_bytes=1 << 30,
+        store_bytes=1 << 20,
+        slots=4,
+        idle_exit_seconds=600,
+    )
+
+
+def test_rates_depend_on_the_device_until_one_is_set() -> None:
+    assert Config().rate_for("cpu") == CPU_RATE
+    assert Config().rate_for("cuda") == CUDA_RATE
+    assert Config(rate=0).rate_for("cuda") == 0
+
+
+def test_overrides_win_and_none_means_not_given(home: Home) -> None:
+    write(home, 'mesh = "lab"\nrate = 5')
+    config = load_config(home, mesh=None, rate=0, allow=[PEER], bootstrap=(ADDRESS,))
+    assert (config.mesh, config.rate, config.allow, config.bootstrap) == ("lab", 0, (PEER,), (ADDRESS,))
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("rtae = 5", r"'rtae': no such setting; there are allow,"),
+        ('rate = "5"', r"rate: want a whole number .*, got '5'"),
+        ("rate = -1", "rate: want a whole number"),
+        ("rate = 1.5", "rate: want a whole number"),
+        ("rate = true", "rate: want a whole number"),
+        ("rate = 99999999999999999999999", "rate: want a whole number"),
+        ("slots = 0", "slots: want a number from 1 to 64"),
+        ("slots = 65", "slots: want a number from 1 to 64"),
+        ("provide = 1", "provide: want true or false"),
+        ('mesh = ""', "mesh: want a name"),
+        ('mesh = "lab\\n"', "mesh: want a name"),
+        ("mesh = 5", "mesh: want a name"),
+        ('listen = "0.0.0.0:4001"', "listen: want an address like"),
+        ('listen = "/ip4/127.0.0.1/tcp/65536"', "listen: want an address like"),
+        ('listen = "/ip4/127.0.0.1/tcp/1\\n"', "listen: want an address like"),
+        ('bootstrap = "/ip4/192.0.2.1/tcp/1"', "bootstrap: want a list of addresses"),
+        ('bootstrap = ["/ip4/192.0.2.1/tcp/1"]', "bootstrap: want a list of addresses"),
+        (f'bootstrap = ["{ADDRESS}x"]', "bootstrap: want a list of addresses"),
+        (f'bootstrap = ["{ADDRESS.replace("4001", "0")}"]', "bootstrap: want a list of addresses"),
+        ('allow = ["12D3KooWnobody"]', "allow: want a list of peer ids"),
+        ("allow = {}", "allow: want a list of peer ids"),
+        ('unit = "USD"', "unit: want a code"),
+        ("memory_bytes = 1000", "memory_bytes: want a number of bytes"),
+        ("idle_exit_seconds = 0", "idle_exit_seconds: want a number of seconds"),
+        ("[mesh]\nname = 5", "mesh: want a name"),
+        ("mesh =", "not TOML"),
+        ("rate = 1\nrate = 2", "not TOML"),
+    ],
+)
+def test_what_is_wrong_is_named(home: Home, line: str, wanted: str) -> None:
+    write(home, line)
+    with pytest.raises(ConfigError, match=wanted) as caught:
+        load_config(home)
+    assert str(caught.value).startswith(f"{home.config_path}: ")
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_wrong_override_names_the_argument(home: Home) -> None:
+    with pytest.raises(ConfigError, match=r"^argument listen: want an address like .*, got 'here'"):
+        load_config(home, listen="here")
+
+
+def test_files_that_are_no_text_are_refused(home: Home) -> None:
+    home.config_path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        load_config(home)
+    home.config_path.write_bytes(b"#" * (MAX_CONFIG_BYTES + 1))
+    with pytest.raises(ConfigError, match="larger than"):
+        load_config(home)
+    home.config_path.unlink()
+    home.config_path.mkdir()
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(home)
+
+
+toml_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(key=st.sampled_from(sorted(Config.__dataclass_fields__)), value=toml_values)
+def test_any_value_is_taken_or_refused_in_words(home: Home, key: str, value: object) -> None:
+    try:
+        config = load_config(home, **{key: value})
+    except ConfigError as error:
+        assert key in str(error)
+    else:
+        assert isinstance(config, Config)
