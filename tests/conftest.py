@@ -17,6 +17,8 @@ import pytest
 import trio
 import trio.testing
 
+import coppermesh
+
 REAL_SECONDS = 60.0
 """Deadline of an async test on the real clock."""
 VIRTUAL_SECONDS = 7 * 86_400.0
@@ -59,6 +61,11 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     names = inspect.signature(test).parameters
     _run_under_trio(test, {name: pyfuncitem.funcargs[name] for name in names})
     return True
+
+
+def pytest_report_header() -> str:
+    """Say which copy is tested: the checkout or an installed wheel."""
+    return f"coppermesh: {coppermesh.__file__}"
 
 
 @pytest.fixture
