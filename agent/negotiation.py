@@ -106,7 +106,7 @@ class TaskState(Enum):
     BROKEN = "broken"
 
 
-S = TypeVar("S", LeaseState, TaskState)
+S = TypeVar("S", bound=Enum)
 Who = frozenset[Role]
 Transitions = Mapping[S, Mapping[Move, tuple[Who, S]]]
 Crossings = Mapping[S, Mapping[Move, Who]]
