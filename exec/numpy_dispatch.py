@@ -1,0 +1,129 @@
+"""`np.sin(lazy)`, `np.sum(lazy)`: NumPy's functions, given a lazy array, record instead of running.
+
+NumPy hands ufuncs to `__array_ufunc__` and most other functions to `__array_function__`. Each is looked up by name in
+the namespace; keywords that only make sense for memory (`out`, `order`, `where`) are refused.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from coppermesh.exec import xp, xp_fft
+from coppermesh.exec.recorder import Array
+
+_UFUNC_NAMES = {
+    "absolute": "abs",
+    "arccos": "acos",
+    "arccosh": "acosh",
+    "arcsin": "asin",
+    "arcsinh": "asinh",
+    "arctan": "atan",
+    "arctan2": "atan2",
+    "arctanh": "atanh",
+    "conjugate": "conj",
+    "invert": "bitwise_invert",
+    "left_shift": "bitwise_left_shift",
+    "power": "pow",
+    "right_shift": "bitwise_right_shift",
+    "rint": "round",
+    "true_divide": "divide",
+}
+_REDUCING = {"add": "sum", "multiply": "prod", "maximum": "max", "minimum": "min", "logical_and": "all", "logical_or": "any"}
+_SAME_NAME = frozenset(
+    """all any argmax argmin argsort broadcast_arrays broadcast_to clip concatenate count_nonzero diff dot expand_dims
+    flip full_like imag matmul mean meshgrid moveaxis ones_like outer pad prod ravel real repeat reshape roll
+    searchsorted sort squeeze stack sum swapaxes take take_along_axis tensordot tile trace transpose tril triu vecdot
+    where zeros_like empty_like std var""".split()
+)
+_RENAMED = {"amax": "max", "amin": "min", "max": "max", "min": "min", "cumsum": "cumulative_sum", "round": "round"}
+_FFT = frozenset("fft ifft rfft irfft fft2 ifft2 fftn ifftn rfftn irfftn fftshift ifftshift".split())
+_POSITIONAL = {
+    "argmax": ("axis",),
+    "argmin": ("axis",),
+    "argsort": ("axis",),
+    "concatenate": ("axis",),
+    "cumsum": ("axis",),
+    "diff": ("n", "axis"),
+    "expand_dims": ("axis",),
+    "flip": ("axis",),
+    "repeat": ("repeats", "axis"),
+    "roll": ("shift", "axis"),
+    "sort": ("axis",),
+    "squeeze": ("axis",),
+    "stack": ("axis",),
+    "take": ("indices", "axis"),
+    "take_along_axis": ("indices", "axis"),
+    "tensordot": ("b", "axes"),
+    "tril": ("k",),
+    "triu": ("k",),
+}
+_BY_POSITION_ONLY = frozenset(("repeats", "shift", "indices", "b"))
+_REDUCTIONS = frozenset("all any amax amin max mean min prod std sum var count_nonzero".split())
+
+
+def call_ufunc(ufunc: np.ufunc, method: str, inputs: Sequence[Any], options: Mapping[str, Any]) -> Any:
+    """The lazy counterpart of a ufunc call; NotImplemented where there is none."""
+    dtype = options.get("dtype")
+    rest = {name: value for name, value in options.items() if name != "dtype" and value is not None}
+    if method == "reduce" and ufunc.__name__ in _REDUCING:
+        axis = rest.pop("axis", 0)
+        keepdims = bool(rest.pop("keepdims", False))
+        return NotImplemented if rest else getattr(xp, _REDUCING[ufunc.__name__])(*inputs, axis=axis, keepdims=keepdims)
+    function = getattr(xp, _UFUNC_NAMES.get(ufunc.__name__, ufunc.__name__), None)
+    if method != "__call__" or rest or function is None:
+        return NotImplemented
+    result = function(*inputs)
+    return result if dtype is None else result.astype(dtype)
+
+
+def call_function(function: Callable[..., Any], args: Sequence[Any], options: Mapping[str, Any]) -> Any:
+    """The lazy counterpart of a NumPy function; NotImplemented where there is none."""
+    name = function.__name__
+    if name in ("shape", "ndim", "size", "result_type", "can_cast", "iscomplexobj", "isrealobj"):
+        return _inspect(name, args, options)
+    keywords = {key: value for key, value in options.items() if value is not None and value is not np._NoValue}
+    if (function.__module__ or "").startswith("numpy.fft") and name in _FFT:
+        return getattr(xp_fft, name)(*args[:1], **_named(("axes",) if "shift" in name else (), args[1:]), **keywords)
+    if name not in _SAME_NAME and name not in _RENAMED:
+        return NotImplemented
+    if name in _REDUCTIONS:
+        return _reduce(name, args, keywords)
+    keywords.update(_named(_POSITIONAL.get(name, ()), args[1:]) if name in _POSITIONAL else {})
+    positional = list(args[:1]) if name in _POSITIONAL else list(args)
+    for key in [key for key in keywords if key in _BY_POSITION_ONLY]:
+        positional.append(keywords.pop(key))
+    if name == "squeeze" and "axis" not in keywords:
+        return positional[0].squeeze()
+    if name == "cumsum":
+        return positional[0].cumsum(keywords.get("axis"))
+    if name == "take" and "axis" not in keywords:
+        return positional[0].take(positional[1])
+    return getattr(xp, _RENAMED.get(name, name))(*positional, **keywords)
+
+
+def _named(names: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
+    if len(values) > len(names):
+        raise TypeError(f"{len(values)} positional arguments, at most {len(names)} are possible with lazy arrays")
+    return dict(zip(names, values, strict=False))
+
+
+def _reduce(name: str, args: Sequence[Any], keywords: dict[str, Any]) -> Any:
+    if len(args) > 1:
+        keywords["axis"] = args[1]
+    if len(args) > 2:
+        raise TypeError(f"np.{name} of a lazy array takes axis, dtype and keepdims by name")
+    if name in ("std", "var") and "ddof" in keywords:
+        keywords["correction"] = keywords.pop("ddof")
+    return getattr(xp, {"amax": "max", "amin": "min"}.get(name, name))(args[0], **keywords)
+
+
+def _inspect(name: str, args: Sequence[Any], options: Mapping[str, Any]) -> Any:
+    if name in ("result_type", "can_cast"):
+        return getattr(xp, name)(*args, **options)
+    array = args[0]
+    if not isinstance(array, Array):
+        return NotImplemented
+    if name in ("iscomplexobj", "isrealobj"):
+        return (array.dtype.kind == "c") == (name == "iscomplexobj")
+    return getattr(array, name)
