@@ -1,0 +1,98 @@
+"""`coppermesh agent`: one process, one home, from start to an orderly end."""
+
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import trio
+
+from coppermesh.agent.config import Config, load_config
+from coppermesh.agent.home import Home
+from coppermesh.agent.node import Node, open_node
+from coppermesh.p2p.errors import MeshError
+from coppermesh.p2p.ids import format_peer
+
+_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+def run_agent(
+    home: Home, overrides: Mapping[str, Any], *, json_ready: bool, until_eof: bool, verbose: bool
+) -> int:
+    """Run the home's agent until a signal, `coppermesh stop`, its idle limit or (with `until_eof`) the end of stdin.
+
+    Returns the exit code. Raises HomeLocked, HomeError, ConfigError, IdentityError.
+    """
+    _set_up_logging(verbose)
+    config = load_config(home, **overrides)
+    with home.lock():
+        trio.run(_main, home, config, json_ready, until_eof)
+    return 0
+
+
+def _set_up_logging(verbose: bool) -> None:
+    logging.basicConfig(stream=sys.stderr, format=_LOG_FORMAT, level=logging.WARNING)
+    logging.getLogger("coppermesh").setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+async def _main(home: Home, config: Config, json_ready: bool, until_eof: bool) -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_on_signal, signals, nursery.cancel_scope)
+            if until_eof:
+                nursery.start_soon(_cancel_on_eof, nursery.cancel_scope)
+            try:
+                async with open_node(home, config) as node:
+                    _say_ready(node, json_ready)
+                    await node.stopping.wait()
+            except* MeshError as group:
+                raise _first(group) from None
+            nursery.cancel_scope.cancel()
+
+
+def _first(group: BaseExceptionGroup[MeshError]) -> MeshError:
+    """The one error behind nested groups, for a message a person can read."""
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    assert isinstance(found, MeshError)
+    return found
+
+
+async def _cancel_on_signal(signals: Any, scope: trio.CancelScope) -> None:
+    async for _ in signals:
+        scope.cancel()
+
+
+async def _cancel_on_eof(scope: trio.CancelScope) -> None:
+    """The process that started us holds the other end of stdin: when it is gone, so are we."""
+    async with trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())) as stream:
+        while await stream.receive_some(4096):
+            pass
+    scope.cancel()
+
+
+def _say_ready(node: Node, json_ready: bool) -> None:
+    facts = {
+        "ready": True,
+        "peer": format_peer(node.key.peer),
+        "mesh": node.config.mesh,
+        "home": str(node.home.path),
+        "addresses": node.transport.addresses,
+        "pid": os.getpid(),
+    }
+    if json_ready:
+        print(json.dumps(facts), flush=True)
+        return
+    print(f"coppermesh: agent {facts['peer']} on mesh {facts['mesh']!r}, home {facts['home']}", file=sys.stderr)
+    for address in node.transport.addresses:
+        print(f"coppermesh: listening on {address}", file=sys.stderr)
+    if node.provider is None:
+        print("coppermesh: submits jobs, offers no device", file=sys.stderr)
+    else:
+        for offer in node.provider.offers:
+            takes = ", ".join(offer.features)
+            print(f"coppermesh: offers {offer.device}: {offer.name} ({takes})", file=sys.stderr)

@@ -1,0 +1,193 @@
+"""Taking a job from a local client: check everything that can be checked before any peer is asked.
+
+The programs are decoded and checked here with the same code that the provider uses, so that a wrong one is refused
+with its sentence in milliseconds and nobody bids on work that cannot run. What a program needs (features, memory)
+becomes the job's requirement. Blobs that ride in the call are verified and stored; others must be in the store already.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import trio
+
+from coppermesh.agent.jobs import JobState, JobTable, ProgramFacts
+from coppermesh.agent.local_messages import SubmitCall, TaskSpec
+from coppermesh.agent.matching import MAX_LEASES, Requirement
+from coppermesh.exec.budget import RunLimits, check_budget, estimate
+from coppermesh.exec.errors import ExecError
+from coppermesh.exec.program import ArraySpec, decode_program
+from coppermesh.exec.schema import check_program
+from coppermesh.p2p.blob_store import BlobStore, Scope
+from coppermesh.p2p.errors import Refused
+from coppermesh.p2p.ids import Digest
+from coppermesh.p2p.messages import BlobInfo
+
+LARGEST = RunLimits(memory_bytes=1 << 40, output_bytes=1 << 38, flops=1e20)
+"""Beyond this no device of any provider will do; refused before anybody is asked."""
+MAX_PROGRAMS = 4096
+"""Checked programs remembered."""
+THREAD_BYTES = 32 * 1024
+"""Programs larger than this are checked in a thread."""
+MAX_SECONDS = 86_400.0
+_KNOWN_OPTIONS = frozenset(
+    {"device", "max_rate", "budget", "wall_limit_s", "deadline_s", "providers", "fresh", "isolation"}
+)
+
+
+class JobIntake:
+    """Checks submit calls and makes `JobState`s of them."""
+
+    def __init__(
+        self, store: BlobStore, scope: Scope, *, now_us: Callable[[], int], random_bytes: Callable[[int], bytes]
+    ) -> None:
+        self._store = store
+        self._scope = scope
+        self._now_us = now_us
+        self._random_bytes = random_bytes
+        self._programs: dict[bytes, ProgramFacts] = {}
+
+    def outputs_of(self, program: bytes) -> Sequence[ArraySpec] | None:
+        """What a program that was checked here returns."""
+        facts = self._programs.get(program)
+        return None if facts is None else facts.outputs
+
+    def size_of(self, program: bytes) -> int:
+        """Bytes of a program that was checked here."""
+        return self._programs[program].size
+
+    async def take(self, call: SubmitCall, jobs: JobTable) -> JobState:
+        """The job, in `jobs`. Raises Refused: `bad-option`, `missing-blobs`, a program's own code, `too-many-jobs`."""
+        options = _parse_options(call.options)
+        await self._store.put_many(self._scope, [(Digest(blob.root), blob.data) for blob in call.blobs])
+        await self._require_blobs(call.tasks)
+        programs = {task.program: await self._check(task.program) for task in call.tasks}
+        for number, task in enumerate(call.tasks):
+            _match_inputs(number, task, programs[task.program].inputs)
+        now_us = self._now_us()
+        job = JobState(
+            job=self._random_bytes(16),
+            tasks=call.tasks,
+            requirement=_requirement(options, list(programs.values())),
+            deadline_us=now_us + int(options["deadline_s"] * 1e6),
+            budget=options["budget"],
+            submitted_us=now_us,
+        )
+        for forgotten in jobs.add(job):
+            self.release_outputs(forgotten)
+        for root in _named(call.tasks):
+            self._store.pin(Digest(root))
+        return job
+
+    def release_inputs(self, job: JobState) -> None:
+        """The job has ended: its inputs may be evicted when room is needed."""
+        for root in _named(job.tasks):
+            self._store.unpin(Digest(root))
+
+    def release_outputs(self, job: JobState) -> None:
+        """Nobody can ask for the job any more."""
+        for root in job.pinned:
+            self._store.unpin(Digest(root))
+        job.pinned.clear()
+
+    async def _require_blobs(self, tasks: Sequence[TaskSpec]) -> None:
+        missing = [root for root in _named(tasks) if not await self._store.ensure(self._scope, Digest(root))]
+        if missing:
+            names = ", ".join(root.hex()[:12] for root in missing[:3])
+            raise Refused("missing-blobs", f"{len(missing)} blobs of the job are not in the store: {names}")
+
+    async def _check(self, root: bytes) -> ProgramFacts:
+        if root in self._programs:
+            return self._programs[root]
+        data = await self._store.read(self._scope, Digest(root))
+        try:
+            if len(data) > THREAD_BYTES:
+                facts = await trio.to_thread.run_sync(_inspect, data)
+            else:
+                facts = _inspect(data)
+        except ExecError as error:
+            raise Refused(error.code, error.sentence) from error
+        while len(self._programs) >= MAX_PROGRAMS:
+            del self._programs[next(iter(self._programs))]
+        self._programs[root] = facts
+        return facts
+
+
+def _inspect(data: bytes) -> ProgramFacts:
+    checked = check_program(decode_program(data))
+    cost = estimate(checked)
+    check_budget(cost, LARGEST)
+    return ProgramFacts(
+        inputs=tuple(checked.input_specs),
+        outputs=tuple(checked.output_specs),
+        features=checked.features,
+        peak_bytes=cost.peak_bytes,
+        size=len(data),
+    )
+
+
+def _named(tasks: Sequence[TaskSpec]) -> dict[bytes, None]:
+    """Every blob that the tasks name, once."""
+    roots: dict[bytes, None] = {}
+    for task in tasks:
+        roots[task.program] = None
+        roots.update(dict.fromkeys(blob.root for blob in task.inputs))
+    return roots
+
+
+def _match_inputs(number: int, task: TaskSpec, specs: Sequence[ArraySpec]) -> None:
+    given: list[BlobInfo] = list(task.inputs)
+    if [blob.size for blob in given] != [spec.nbytes for spec in specs]:
+        raise Refused("wrong-inputs", f"task {number}: its inputs are not those that its program takes")
+
+
+def _parse_options(text: str) -> dict[str, Any]:
+    """Options with their types and ranges checked. Raises Refused naming the option."""
+    try:
+        options = json.loads(text)
+    except (ValueError, RecursionError):
+        raise Refused("bad-option", "the job's options are not JSON") from None
+    if not isinstance(options, dict) or options.keys() != _KNOWN_OPTIONS:
+        raise Refused("bad-option", f"a job's options are {', '.join(sorted(_KNOWN_OPTIONS))}")
+    _require(options["device"] in ("any", "cpu", "cuda"), "device", "any, cpu or cuda")
+    for name in ("max_rate", "budget"):
+        _require(_is_whole(options[name], 0, 1 << 60), name, "a whole number of millionths, 0 or more")
+    for name in ("wall_limit_s", "deadline_s"):
+        _require(_is_seconds(options[name]), name, f"seconds, above 0 and at most {MAX_SECONDS:.0f}")
+    _require(_is_whole(options["providers"], 1, MAX_LEASES), "providers", f"a number from 1 to {MAX_LEASES}")
+    _require(isinstance(options["fresh"], bool), "fresh", "true or false")
+    layers = options["isolation"]
+    _require(isinstance(layers, list) and all(isinstance(layer, str) for layer in layers), "isolation", "a list of names")
+    return options
+
+
+def _require(holds: bool, name: str, want: str) -> None:
+    if not holds:
+        raise Refused("bad-option", f"option {name}: want {want}")
+
+
+def _is_whole(value: object, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_seconds(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= MAX_SECONDS
+
+
+def _requirement(options: Mapping[str, Any], programs: Sequence[ProgramFacts]) -> Requirement:
+    features: frozenset[str] = frozenset({"array-programs"}).union(*(facts.features for facts in programs))
+    return Requirement(
+        device_kind=options["device"],
+        features=features,
+        isolation=tuple(options["isolation"]),
+        memory_bytes=_round_up(max(facts.peak_bytes for facts in programs)),
+        wall_limit_us=int(options["wall_limit_s"] * 1e6),
+        max_rate=options["max_rate"],
+        fresh=options["fresh"],
+        providers=options["providers"],
+    )
+
+
+def _round_up(size: int) -> int:
+    """To a power of two, at least 64 MiB: jobs of about the same size share leases."""
+    return max(64 << 20, 1 << (size - 1).bit_length()) if size else 64 << 20

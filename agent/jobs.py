@@ -1,0 +1,137 @@
+"""What the requester's agent keeps of each job: its tasks, what happened, and who is waiting to hear of it.
+
+Events are numbered from 1 and kept until the job is forgotten, ten minutes after it ended; small outputs ride in
+them, larger ones stay in the blob store, pinned as long as the job is kept.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import trio
+
+from coppermesh.agent.local_messages import Blob, JobEvent, TaskSpec
+from coppermesh.agent.matching import Requirement
+from coppermesh.exec.program import ArraySpec
+from coppermesh.p2p.errors import Refused
+from coppermesh.p2p.ids import PeerId
+from coppermesh.p2p.messages import BlobInfo
+
+MAX_JOBS = 256
+"""Jobs kept at once, ended ones included."""
+KEEP_SECONDS = 600.0
+"""How long an ended job can still be asked about."""
+INLINE_TASK_BYTES = 64 * 1024
+"""Outputs of one task up to this size ride in its event."""
+ANSWER_BYTES = 4 * 1024 * 1024
+"""A `wait` answer stops collecting events at about this size."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramFacts:
+    """What the agent remembers of a checked program."""
+
+    inputs: tuple[ArraySpec, ...]
+    outputs: tuple[ArraySpec, ...]
+    features: frozenset[str]
+    peak_bytes: int
+    size: int
+
+
+@dataclass(slots=True)
+class JobState:
+    """One job. `ended` is set exactly once, with the last event."""
+
+    job: bytes
+    tasks: Sequence[TaskSpec]
+    requirement: Requirement
+    deadline_us: int
+    budget: int
+    """Most the whole job may cost."""
+    submitted_us: int
+    events: list[JobEvent] = field(default_factory=list)
+    done: int = 0
+    ended_us: int | None = None
+    pinned: list[bytes] = field(default_factory=list)
+    declines: dict[PeerId, tuple[str, str]] = field(default_factory=dict)
+    """Last reason of each provider that declined: (code, sentence)."""
+    detail: str = ""
+    """What a failed task printed: a compiler's log or the like."""
+    _changed: trio.Event = field(default_factory=trio.Event)
+
+    def tell(
+        self,
+        kind: str,
+        facts: Mapping[str, Any],
+        *,
+        index: int | None = None,
+        outputs: Sequence[BlobInfo] = (),
+        inline: Sequence[Blob] = (),
+    ) -> None:
+        """Append an event and wake whoever waits."""
+        number = len(self.events) + 1
+        self.events.append(JobEvent(number, kind, index, json.dumps(facts), list(outputs), list(inline)))
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def wait_after(self, number: int, seconds: float) -> list[JobEvent]:
+        """Events after `number`, as soon as there is one; an empty list after `seconds`."""
+        with trio.move_on_after(seconds):
+            while len(self.events) <= number:
+                await self._changed.wait()
+        answer: list[JobEvent] = []
+        total = 0
+        for event in self.events[number:]:
+            total += 256 + len(event.text) + sum(len(blob.data) for blob in event.inline)
+            if answer and total > ANSWER_BYTES:
+                break
+            answer.append(event)
+        return answer
+
+
+class JobTable:
+    """The jobs this agent knows, bounded."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[bytes, JobState] = {}
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def add(self, job: JobState) -> list[JobState]:
+        """Keep a new job; returns ended ones that were forgotten for it. Raises Refused when all are still running."""
+        forgotten = self.forget_old(job.submitted_us)
+        if len(self._jobs) >= MAX_JOBS:
+            ended = [known for known in self._jobs.values() if known.ended_us is not None]
+            if not ended:
+                raise Refused("too-many-jobs", f"{MAX_JOBS} jobs are running already; wait for one to end")
+            oldest = min(ended, key=lambda known: known.ended_us or 0)
+            forgotten.append(self._jobs.pop(oldest.job))
+        self._jobs[job.job] = job
+        return forgotten
+
+    def forget_old(self, now_us: int) -> list[JobState]:
+        """Drop and return jobs that ended long ago."""
+        limit = now_us - int(KEEP_SECONDS * 1e6)
+        old = [job for job in self._jobs.values() if job.ended_us is not None and job.ended_us < limit]
+        for job in old:
+            del self._jobs[job.job]
+        return old
+
+    def get(self, job: bytes) -> JobState:
+        """Raises Refused for a job that this agent does not know (any more)."""
+        try:
+            return self._jobs[job]
+        except KeyError:
+            raise Refused(
+                "unknown-job", f"job {job.hex()[:8]} is not known to this agent (was it restarted?)"
+            ) from None
+
+    def find(self, job: bytes) -> JobState | None:
+        """The job, or None."""
+        return self._jobs.get(job)
+
+    def running(self) -> list[JobState]:
+        """Jobs that have not ended."""
+        return [job for job in self._jobs.values() if job.ended_us is None]

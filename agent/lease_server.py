@@ -1,0 +1,295 @@
+"""Serving one lease: its queue of tasks, its worker, its lane of receipts.
+
+Tasks run one after another in the lease's own worker process. A receipt is committed before it is sent, and is sent by
+the outbox, which keeps at it until it is countersigned: the next task does not wait for that. Nothing that a task does
+raises here: a task that fails gets a receipt that says so, and the lease goes on.
+"""
+
+import logging
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+import trio
+
+from coppermesh.agent.leases import SpentNumbers, check_task
+from coppermesh.agent.ledger import LeaseEnded, ReceiptIssued, TaskTaken
+from coppermesh.agent.ledger_store import LedgerStore
+from coppermesh.agent.negotiation import Move, Role, TaskRun, TaskState
+from coppermesh.agent.receipts import LaneHead, RunFacts, build_receipt
+from coppermesh.agent.result_outbox import PendingResult, ResultOutbox
+from coppermesh.exec.device import DeviceInfo
+from coppermesh.exec.supervisor import InputBuffer, RunOutcome, Supervisor, Worker, WorkerLimits
+from coppermesh.p2p.blob_store import BlobMissing, BlobStore, Scope, StoreFull
+from coppermesh.p2p.blobs import LEAF_BYTES, digest_of
+from coppermesh.p2p.encoding import decode
+from coppermesh.p2p.envelope import Opened, open_record, sign_record
+from coppermesh.p2p.errors import MeshError, Refused, RemoteProtocolError
+from coppermesh.p2p.ids import Digest, MeshId, PeerId
+from coppermesh.p2p.messages import TaskReply, TaskRequest
+from coppermesh.p2p.records import Lease, Receipt, Task
+from coppermesh.p2p.signing import PeerKey
+
+SMALL_INPUT_BYTES = 16 * 1024
+"""Inputs up to this size are handed to the worker by value, larger ones as open files."""
+ISSUE_SECONDS = 60.0
+"""Longest that hashing and storing outputs and committing a receipt may take."""
+HASH_IN_THREAD_BYTES = 4 * LEAF_BYTES
+
+_log = logging.getLogger(__name__)
+
+
+class _Accepted:
+    """A task in the queue."""
+
+    def __init__(self, task: Opened[Task], run: TaskRun, request: TaskRequest) -> None:
+        self.task = task
+        self.run = run
+        self.sizes = {blob.root: blob.size for blob in request.blobs}
+        self.scope = trio.CancelScope()
+        self.cancelled = False
+
+
+class LeaseServer:
+    """One lease being served. `run` ends when the lease does."""
+
+    def __init__(
+        self,
+        lease: Opened[Lease],
+        device: DeviceInfo,
+        supervisor: Supervisor,
+        key: PeerKey,
+        mesh: MeshId,
+        ledger: LedgerStore,
+        store: BlobStore,
+        outbox: ResultOutbox,
+        *,
+        kernels: bool,
+        now_us: Callable[[], int],
+    ) -> None:
+        self.lease = lease
+        self.requester = PeerId(lease.record.requester)
+        self._device = device
+        self._supervisor = supervisor
+        self._key = key
+        self._ledger = ledger
+        self._store = store
+        self._outbox = outbox
+        self._kernels = kernels
+        self._now_us = now_us
+        self._scope: Scope = (mesh, self.requester)
+        self._spent = SpentNumbers()
+        self._head = LaneHead()
+        self._tasks: dict[int, _Accepted] = {}
+        self._queue_in, self._queue_out = trio.open_memory_channel[_Accepted](lease.record.depth)
+        self._ending = trio.CancelScope()
+        self._end_code = "expired"
+        self.tasks_done = 0
+
+    @staticmethod
+    def lease_named_in(task_body: bytes) -> Digest:
+        """Which lease a task claims to belong to; nothing about it is proven yet. Raises RemoteProtocolError."""
+        return Digest(decode(Task, task_body, max_bytes=Task.MAX_BYTES).lease)
+
+    def stop(self, code: str, sentence: str) -> None:
+        """End the lease now: the running task is killed, queued ones are forgotten."""
+        if not self._ending.cancel_called:
+            _log.info("lease %s ends: %s: %s", self.lease.id.hex()[:8], code, sentence)
+            self._end_code = code
+            self._ending.cancel()
+
+    def cancel_task(self, number: int, sentence: str) -> None:
+        """Kill or forget one task; it gets no receipt and costs nothing."""
+        accepted = self._tasks.get(number)
+        if accepted is None or accepted.run.state in (TaskState.DELIVERED, TaskState.SETTLED):
+            return
+        accepted.run.step(Move.CANCEL, Role.REQUESTER, self._now_us(), sentence)
+        accepted.cancelled = True
+        accepted.scope.cancel()
+
+    async def offer(self, request: TaskRequest) -> TaskReply:
+        """Accept a task, or name the blobs that it still needs. Raises Refused."""
+        task = open_record(Task, request.task, signer=self.requester)
+        now_us = self._now_us()
+        known = self._tasks.get(task.record.number)
+        if known is not None and known.task.id == task.id:
+            return TaskReply("accepted", [], "ok", "")
+        check_task(self.lease.record, task.record, self._spent, now_us)
+        self._check_declared(task.record, request)
+        try:
+            missing = await self._store_inline(request)
+        except StoreFull as error:
+            raise Refused("store-full", str(error)) from error
+        if missing:
+            return TaskReply("need", missing, "need-blobs", f"{len(missing)} blobs are not here")
+        return await self._accept(task, request)
+
+    async def _accept(self, task: Opened[Task], request: TaskRequest) -> TaskReply:
+        number = task.record.number
+        if number in self._tasks:  # the same offer twice, both waiting for their blobs
+            return TaskReply("accepted", [], "ok", "")
+        run = TaskRun(Role.PROVIDER, self._now_us())
+        run.step(Move.OFFER, Role.REQUESTER, self._now_us(), "task")
+        accepted = _Accepted(task, run, request)
+        self._spent.spend(number, task.id)
+        self._tasks[number] = accepted
+        self._pin(accepted)
+        try:
+            await self._ledger.commit(TaskTaken(task.signed))
+            self._queue_in.send_nowait(accepted)
+        except trio.WouldBlock:
+            self._forget(accepted)
+            raise Refused("too-many-tasks", f"more than {self.lease.record.depth} tasks at once") from None
+        except MeshError as error:
+            self._forget(accepted)
+            raise Refused("provider-ledger", f"the provider cannot record the task: {error}") from error
+        run.step(Move.ACCEPT, Role.PROVIDER, self._now_us(), "accepted")
+        return TaskReply("accepted", [], "ok", "")
+
+    def _pin(self, accepted: _Accepted) -> None:
+        """Its blobs stay until it has run."""
+        for root in accepted.sizes:
+            self._store.pin(Digest(root))
+
+    def _forget(self, accepted: _Accepted) -> None:
+        if self._tasks.pop(accepted.task.record.number, None) is not None:
+            for root in accepted.sizes:
+                self._store.unpin(Digest(root))
+
+    def _check_declared(self, task: Task, request: TaskRequest) -> None:
+        declared = {blob.root: blob.size for blob in request.blobs}
+        if set(declared) != {task.program, *task.inputs}:
+            raise RemoteProtocolError("the blobs declared are not those of the task")
+        total = sum(declared.values())
+        if total > self.lease.record.memory_bytes:
+            limit = self.lease.record.memory_bytes
+            raise Refused("memory", f"{total} bytes of inputs, the lease allows {limit} bytes of memory")
+
+    async def _store_inline(self, request: TaskRequest) -> list[bytes]:
+        """Keep the blobs that came along; returns the roots that are still missing."""
+        declared = {blob.root: blob.size for blob in request.blobs}
+        for blob in request.inline:
+            if declared.get(blob.root) != len(blob.data):
+                raise RemoteProtocolError("an inline blob is not one of the task's, or has another size")
+        await self._store.put_many(self._scope, [(Digest(blob.root), blob.data) for blob in request.inline])
+        return [root for root in declared if not await self._store.ensure(self._scope, Digest(root))]
+
+    async def run(self) -> None:
+        """Serve until the lease expires or is stopped; its worker is gone afterwards."""
+        seconds = (self.lease.record.expires_us - self._now_us()) / 1e6
+        with trio.move_on_after(seconds), self._ending:
+            if self.lease.record.fresh:
+                await self._serve_fresh()
+            else:
+                async with self._supervisor.worker(self._limits(), kernels=self._kernels) as worker:
+                    async for accepted in self._queue_out:
+                        await self._run_task(worker, accepted)
+        for accepted in list(self._tasks.values()):
+            self._forget(accepted)
+        with trio.CancelScope(shield=True), trio.move_on_after(5):
+            try:
+                await self._ledger.commit(LeaseEnded(self.lease.id, self._end_code))
+            except MeshError as error:
+                _log.warning("lease %s: its end could not be recorded: %s", self.lease.id.hex()[:8], error)
+
+    async def _serve_fresh(self) -> None:
+        async for accepted in self._queue_out:
+            async with self._supervisor.worker(self._limits(), kernels=self._kernels) as worker:
+                await self._run_task(worker, accepted)
+
+    def _limits(self) -> WorkerLimits:
+        memory = self.lease.record.memory_bytes
+        return WorkerLimits(memory_bytes=memory, output_bytes=memory)
+
+    async def _run_task(self, worker: Worker, accepted: _Accepted) -> None:
+        with accepted.scope:
+            if not accepted.cancelled:
+                await self._run_and_bill(worker, accepted)
+        if accepted.cancelled and accepted.run.state is TaskState.CANCELLING:
+            accepted.run.step(Move.STOPPED, Role.PROVIDER, self._now_us(), "cancelled")
+        self._forget(accepted)
+
+    async def _run_and_bill(self, worker: Worker, accepted: _Accepted) -> None:
+        outcome = await self._execute(worker, accepted)
+        # From here on the work is done and gets its receipt, whatever is cancelled meanwhile.
+        with trio.CancelScope(shield=True), trio.move_on_after(ISSUE_SECONDS):
+            try:
+                facts, outputs = await self._keep_outputs(outcome)
+                await self._issue(accepted, facts, outputs, outcome)
+            except MeshError as error:
+                # Without a durable receipt nothing may be claimed, and the lane cannot go on.
+                _log.error("lease %s: a receipt could not be recorded: %s", self.lease.id.hex()[:8], error)
+                self.stop("provider-ledger", "the provider cannot record receipts")
+            finally:
+                for output in outcome.outputs:
+                    output.close()
+
+    async def _execute(self, worker: Worker, accepted: _Accepted) -> RunOutcome:
+        """Run the task in the worker. Blobs lost since they were checked are this provider's fault."""
+        task = accepted.task.record
+        started_us = self._now_us()
+        try:
+            program = await self._store.read(self._scope, Digest(task.program))
+            async with AsyncExitStack() as stack:
+                inputs = [await self._input(stack, Digest(root), accepted.sizes[root]) for root in task.inputs]
+                return await worker.run(program, inputs, self.lease.record.wall_limit_us / 1e6)
+        except BlobMissing as error:
+            return _own_failure("blob-lost", str(error), started_us)
+
+    async def _input(self, stack: AsyncExitStack, root: Digest, size: int) -> InputBuffer:
+        if size <= SMALL_INPUT_BYTES:
+            return InputBuffer(size, data=await self._store.read(self._scope, root))
+        opened = stack.enter_context(await self._store.open(self._scope, root))
+        return InputBuffer(opened.size, fd=opened.fd)
+
+    async def _keep_outputs(self, outcome: RunOutcome) -> tuple[RunFacts, list[tuple[bytes, int]]]:
+        """Hash and store the outputs, so that they can be fetched, again after a restart too."""
+        outputs: list[tuple[bytes, int]] = []
+        status, code = outcome.status, outcome.code
+        try:
+            for output in outcome.outputs:
+                if output.size >= HASH_IN_THREAD_BYTES:
+                    root = await trio.to_thread.run_sync(digest_of, output.view)
+                else:
+                    root = digest_of(output.view)
+                await self._store.put(self._scope, root, output.view)
+                outputs.append((root, output.size))
+        except StoreFull as error:
+            _log.error("lease %s: outputs could not be kept: %s", self.lease.id.hex()[:8], error)
+            status, code, outputs = "provider-failed", "store-full", []
+        facts = RunFacts(
+            status=status,
+            code=code,
+            outputs=[root for root, _ in outputs],
+            started_us=outcome.started_us,
+            ended_us=outcome.started_us + outcome.wall_us,
+            billed_us=outcome.wall_us if outcome.device_us is None else outcome.device_us,
+            device_name=self._device.name,
+            meter=outcome.meter,
+            device_us=outcome.device_us,
+            energy_mj=outcome.energy_mj,
+            device_uuid=self._device.uuid,
+            determinism=outcome.determinism,
+        )
+        return facts, outputs
+
+    async def _issue(
+        self, accepted: _Accepted, facts: RunFacts, outputs: list[tuple[bytes, int]], outcome: RunOutcome
+    ) -> None:
+        """Sign, commit, and only then send."""
+        receipt = build_receipt(self.lease.record, accepted.task, self._head, facts, self._now_us())
+        opened = open_record(Receipt, sign_record(self._key, receipt))
+        sentence = outcome.sentence if facts.code == outcome.code else "the provider's disk or quota is full"
+        await self._ledger.commit(ReceiptIssued(opened.signed, tuple(outputs), sentence, outcome.detail))
+        self._head = self._head.after(opened)
+        self.tasks_done += 1
+        accepted.run.step(Move.RESULT, Role.PROVIDER, self._now_us(), f"receipt {opened.id.hex()[:12]}")
+        self._outbox.send(
+            PendingResult(self.requester, opened, tuple(outputs), sentence, outcome.detail, accepted.run)
+        )
+
+
+def _own_failure(code: str, sentence: str, started_us: int) -> RunOutcome:
+    return RunOutcome(
+        status="provider-failed", code=code, sentence=sentence, detail="", outputs=[], started_us=started_us,
+        wall_us=0, device_us=None, energy_mj=None, meter="none", peak_bytes=0, determinism="",
+    )

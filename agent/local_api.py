@@ -1,0 +1,178 @@
+"""The agent's end of the local socket: the only door for the command line, the client and the pages.
+
+The socket is 0600 in a 0700 home, and each connection's peer must be this user (or root): whoever may use it may spend
+this agent's money. Connections and the frames on them are bounded; a client that stalls is dropped, never waited for.
+"""
+
+import logging
+import struct
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import trio
+
+from coppermesh.agent.home import bind_unix, peer_uid
+from coppermesh.agent.local_messages import MAX_LOCAL_FRAME_BYTES, Answer, BlobCall, Call, LocalMessage
+from coppermesh.p2p.encoding import decode, encode
+from coppermesh.p2p.errors import MeshError, Refused, RemoteProtocolError
+from coppermesh.p2p.messages import BlobInfo
+
+MAX_CONNECTIONS = 128
+READ_SECONDS = 60.0
+"""Longest gap inside a frame or a blob, and longest a connection may idle between calls."""
+_LENGTH = struct.Struct(">I")
+_CHUNK = 1 << 20
+
+_log = logging.getLogger(__name__)
+
+Method = Callable[[bytes], Awaitable[LocalMessage]]
+"""Takes a call's body, returns the answer's body; raises MeshError to refuse."""
+
+
+class BlobDoor(Protocol):
+    """Where raw blobs go to and come from."""
+
+    async def take_blob(self, blob: BlobInfo, data: bytearray) -> None:
+        """Keep `data`, after checking that it is `blob`."""
+
+    async def give_blob(self, blob: BlobInfo) -> bytes | memoryview:
+        """The bytes of `blob`; raises Refused where they are not here."""
+
+    def check_room(self, blob: BlobInfo) -> None:
+        """Raise Refused when a blob of that size cannot be kept, before its bytes are sent."""
+
+
+class LocalApi:
+    """Serves `methods` on the home's socket for as long as `serve` runs."""
+
+    def __init__(self, socket_path: Path, methods: Mapping[str, Method], blobs: BlobDoor, own_uid: int) -> None:
+        self._path = socket_path
+        self._methods = methods
+        self._blobs = blobs
+        self._own_uid = own_uid
+        self._limit = trio.CapacityLimiter(MAX_CONNECTIONS)
+        self.calls = 0
+        self.open_connections = 0
+
+    async def serve(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Listen until cancelled; the socket file is gone afterwards."""
+        listener = trio.socket.from_stdlib_socket(bind_unix(self._path))
+        listener.listen(64)
+        try:
+            async with trio.open_nursery() as nursery:
+                task_status.started()
+                while True:
+                    connection, _ = await listener.accept()
+                    nursery.start_soon(self._serve_connection, connection)
+        finally:
+            listener.close()
+            self._path.unlink(missing_ok=True)
+
+    async def _serve_connection(self, connection: trio.socket.SocketType) -> None:
+        with connection:
+            if self._limit.available_tokens < 1:
+                return
+            async with self._limit:
+                self.open_connections += 1
+                try:
+                    await self._converse(connection)
+                except (OSError, trio.TooSlowError, RemoteProtocolError) as error:
+                    _log.debug("local connection ended: %s", error)
+                finally:
+                    self.open_connections -= 1
+
+    async def _converse(self, connection: trio.socket.SocketType) -> None:
+        uid = peer_uid(connection)
+        if uid not in (0, self._own_uid):
+            _log.warning("refused a local connection of user id %d", uid)
+            return
+        while (frame := await self._receive_frame(connection)) is not None:
+            call = decode(Call, frame, max_bytes=MAX_LOCAL_FRAME_BYTES)
+            self.calls += 1
+            if call.method == "put":
+                await self._take_blob(connection, call)
+                return
+            if call.method == "get":
+                await self._give_blob(connection, call)
+                return
+            await self._send_answer(connection, await self._answer(call))
+
+    async def _answer(self, call: Call) -> Answer:
+        method = self._methods.get(call.method)
+        if method is None:
+            return Answer(ok=False, code="unknown-method", sentence=f"this agent has no {call.method!r}", body=b"")
+        try:
+            return Answer(ok=True, code="ok", sentence="", body=encode(await method(call.body)))
+        except MeshError as error:
+            return _refusal(error)
+
+    async def _take_blob(self, connection: trio.socket.SocketType, call: Call) -> None:
+        blob = decode(BlobCall, call.body, max_bytes=MAX_LOCAL_FRAME_BYTES).blob
+        try:
+            self._blobs.check_room(blob)
+        except MeshError as error:
+            await self._send_answer(connection, _refusal(error))
+            return
+        await self._send_answer(connection, Answer(ok=True, code="ok", sentence="", body=b""))
+        data = bytearray(blob.size)
+        await _receive_into(connection, memoryview(data))
+        try:
+            await self._blobs.take_blob(blob, data)
+        except MeshError as error:
+            await self._send_answer(connection, _refusal(error))
+            return
+        await self._send_answer(connection, Answer(ok=True, code="ok", sentence="", body=b""))
+
+    async def _give_blob(self, connection: trio.socket.SocketType, call: Call) -> None:
+        blob = decode(BlobCall, call.body, max_bytes=MAX_LOCAL_FRAME_BYTES).blob
+        try:
+            data = await self._blobs.give_blob(blob)
+        except MeshError as error:
+            await self._send_answer(connection, _refusal(error))
+            return
+        await self._send_answer(connection, Answer(ok=True, code="ok", sentence="", body=b""))
+        await _send_all(connection, memoryview(data))
+
+    async def _receive_frame(self, connection: trio.socket.SocketType) -> bytes | None:
+        header = bytearray(_LENGTH.size)
+        if not await _receive_into(connection, memoryview(header), eof_ok=True):
+            return None
+        (length,) = _LENGTH.unpack(header)
+        if length > MAX_LOCAL_FRAME_BYTES:
+            raise RemoteProtocolError(f"local frame of {length} bytes")
+        frame = bytearray(length)
+        await _receive_into(connection, memoryview(frame))
+        return bytes(frame)
+
+    async def _send_answer(self, connection: trio.socket.SocketType, answer: Answer) -> None:
+        frame = encode(answer)
+        if len(frame) > MAX_LOCAL_FRAME_BYTES:
+            frame = encode(_refusal(Refused("answer-too-long", "the answer is too long; ask for less at once")))
+        await _send_all(connection, memoryview(_LENGTH.pack(len(frame)) + frame))
+
+
+def _refusal(error: MeshError) -> Answer:
+    code = error.code if isinstance(error, Refused) else "error"
+    return Answer(ok=False, code=code, sentence=str(error), body=b"")
+
+
+async def _receive_into(connection: trio.socket.SocketType, view: memoryview, *, eof_ok: bool = False) -> bool:
+    """Fill `view`. False when the peer finished before the first byte and `eof_ok`; OSError when later."""
+    received = 0
+    while received < len(view):
+        with trio.fail_after(READ_SECONDS):
+            count = await connection.recv_into(view[received : received + _CHUNK])
+        if not count:
+            if eof_ok and not received:
+                return False
+            raise ConnectionResetError("closed in the middle of a frame")
+        received += count
+    return True
+
+
+async def _send_all(connection: trio.socket.SocketType, view: memoryview) -> None:
+    sent = 0
+    while sent < len(view):
+        with trio.fail_after(READ_SECONDS):
+            sent += await connection.send(view[sent : sent + _CHUNK])

@@ -1,0 +1,214 @@
+"""The agent's answers to its local clients: jobs, and the facts behind every reading command."""
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from coppermesh.agent import ledger_views
+from coppermesh.agent.clock import now_us
+from coppermesh.agent.local_api import Method
+from coppermesh.agent.local_messages import (
+    MAX_LOCAL_FRAME_BYTES,
+    JsonBody,
+    LocalMessage,
+    SubmitCall,
+    WaitCall,
+)
+from coppermesh.p2p.encoding import decode
+from coppermesh.p2p.envelope import open_record
+from coppermesh.p2p.errors import Refused
+from coppermesh.p2p.ids import PeerId, format_peer
+from coppermesh.p2p.records import Announcement
+
+if TYPE_CHECKING:
+    from coppermesh.agent.node import Node
+
+MAX_ROWS = 10_000
+
+
+class NodeViews:
+    """Methods of the local API. Each takes a call's body and returns the answer's."""
+
+    def __init__(self, node: "Node") -> None:
+        self._node = node
+
+    def methods(self) -> Mapping[str, Method]:
+        """Everything a client may call."""
+        return {
+            "submit": self._submit,
+            "wait": self._wait,
+            "cancel": self._cancel,
+            "status": self._status,
+            "peers": self._peers,
+            "devices": self._devices,
+            "pause": self._pause,
+            "resume": self._resume,
+            "stop": self._stop,
+            "receipts": self._receipts,
+            "receipt": self._receipt,
+            "receipt-file": self._receipt_file,
+            "explain": self._explain,
+        }
+
+    async def _submit(self, body: bytes) -> LocalMessage:
+        self._node.touch()
+        return await self._node.requester.submit(decode(SubmitCall, body, max_bytes=MAX_LOCAL_FRAME_BYTES))
+
+    async def _wait(self, body: bytes) -> LocalMessage:
+        self._node.touch()
+        return await self._node.requester.wait(decode(WaitCall, body, max_bytes=1024))
+
+    async def _cancel(self, body: bytes) -> LocalMessage:
+        job = _hex_argument(_arguments(body), "job")
+        self._node.requester.cancel(job)
+        return _json({"sentence": f"job {job.hex()[:8]} is being cancelled"})
+
+    async def _status(self, body: bytes) -> LocalMessage:
+        node = self._node
+        provider = node.provider
+        return _json(
+            {
+                "peer": format_peer(node.key.peer),
+                "mesh": node.config.mesh,
+                "home": str(node.home.path),
+                "addresses": node.transport.addresses,
+                "uptime_s": (now_us() - node.started_us) / 1e6,
+                "started_us": node.started_us,
+                "first_announcement_us": node.announcer.first_heard_us,
+                "provide": node.config.provide,
+                "paused": provider is not None and provider.paused,
+                "connected": len(node.transport.connected()),
+                "announced": len(node.book.current(now_us())),
+                "leases_serving": len(provider.leases) if provider is not None else 0,
+                "leases_held": len(node.requester.leases),
+                "jobs_open": len(node.requester.jobs.running()),
+                "results_waiting": node.outbox.under_way,
+                "store": dict(node.store.statistics()),
+                "gossip": {str(verdict): count for verdict, count in node.book.counts.items()},
+                "notes_lost": node.ledger.notes_lost,
+            }
+        )
+
+    async def _peers(self, body: bytes) -> LocalMessage:
+        node = self._node
+        announced = {PeerId(opened.record.peer): opened.record for opened in node.book.current(now_us())}
+        connected = set(node.transport.connected())
+        known = sorted((connected | announced.keys()) - {node.key.peer})
+        return _json({"peers": [self._peer_facts(peer, announced.get(peer), peer in connected) for peer in known]})
+
+    def _peer_facts(self, peer: PeerId, record: Announcement | None, connected: bool) -> dict[str, Any]:
+        since_us = self._node.connected_since.get(peer)
+        return {
+            "peer": format_peer(peer),
+            "connected": connected,
+            "address": record.addresses[0] if record is not None and record.addresses else None,
+            "since_s": (now_us() - since_us) / 1e6 if since_us is not None else None,
+            "software": record.software if record is not None else None,
+            "paused": record is not None and record.paused,
+            "expires_in_s": (record.expires_us - now_us()) / 1e6 if record is not None else None,
+            "devices": [
+                {"device": device.device, "kind": device.kind, "name": device.name} for device in record.devices
+            ]
+            if record is not None
+            else [],
+        }
+
+    async def _devices(self, body: bytes) -> LocalMessage:
+        node = self._node
+        records = [opened.record for opened in node.book.current(now_us()) if opened.record.peer != node.key.peer]
+        rows = [row for record in records for row in _device_facts(record, own=False)]
+        newest = node.announcer.newest
+        if newest is not None:
+            rows = [*_device_facts(open_record(Announcement, newest).record, own=True), *rows]
+        return _json({"devices": rows})
+
+    async def _pause(self, body: bytes) -> LocalMessage:
+        return self._set_paused(paused=True)
+
+    async def _resume(self, body: bytes) -> LocalMessage:
+        return self._set_paused(paused=False)
+
+    def _set_paused(self, *, paused: bool) -> LocalMessage:
+        provider = self._node.provider
+        if provider is None:
+            raise Refused("no-provider", "this agent offers no device: there is nothing to pause")
+        provider.paused = paused
+        self._node.announcer.changed()
+        running = len(provider.leases)
+        sentence = f"paused: no new leases; {running} running ones go on" if paused else "resumed: taking leases"
+        return _json({"paused": paused, "sentence": sentence})
+
+    async def _stop(self, body: bytes) -> LocalMessage:
+        self._node.stopping.set()
+        return _json({"sentence": "the agent is stopping"})
+
+    async def _receipts(self, body: bytes) -> LocalMessage:
+        limit = _arguments(body).get("limit", 50)
+        if not isinstance(limit, int) or not 0 < limit <= MAX_ROWS:
+            raise Refused("bad-argument", f"limit: want a number from 1 to {MAX_ROWS}")
+        return _json(ledger_views.list_rows(await self._node.ledger.receipts(limit=limit)))
+
+    async def _receipt(self, body: bytes) -> LocalMessage:
+        row = await self._node.ledger.find_receipt(_text_argument(_arguments(body), "receipt"))
+        return _json(ledger_views.full_receipt(row))
+
+    async def _receipt_file(self, body: bytes) -> LocalMessage:
+        row = await self._node.ledger.find_receipt(_text_argument(_arguments(body), "receipt"))
+        return _json({"file": (await self._node.ledger.receipt_file(row.id)).hex()})
+
+    async def _explain(self, body: bytes) -> LocalMessage:
+        job = _text_argument(_arguments(body), "job")
+        return _json(ledger_views.story(await self._node.ledger.story(job)))
+
+
+def _json(facts: Any) -> JsonBody:
+    return JsonBody(json.dumps(facts))
+
+
+def _arguments(body: bytes) -> dict[str, Any]:
+    try:
+        arguments = json.loads(decode(JsonBody, body, max_bytes=64 * 1024).text)
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise Refused("bad-argument", "want a JSON object")
+    return arguments
+
+
+def _text_argument(arguments: Mapping[str, Any], name: str) -> str:
+    value = arguments.get(name)
+    if not isinstance(value, str) or not value:
+        raise Refused("bad-argument", f"{name}: want text")
+    return value
+
+
+def _hex_argument(arguments: Mapping[str, Any], name: str) -> bytes:
+    try:
+        return bytes.fromhex(_text_argument(arguments, name))
+    except ValueError:
+        raise Refused("bad-argument", f"{name}: want hexadecimal digits") from None
+
+
+def _device_facts(record: Announcement, *, own: bool) -> list[dict[str, Any]]:
+    return [
+        {
+            "peer": format_peer(PeerId(record.peer)),
+            "own": own,
+            "device": device.device,
+            "kind": device.kind,
+            "name": device.name,
+            "memory_bytes": device.memory_bytes,
+            "rate": device.rate,
+            "unit": device.unit,
+            "slots": device.slots,
+            "busy_slots": record.busy_slots,
+            "features": list(device.features),
+            "meter": device.meter,
+            "compute_capability": device.compute_capability,
+            "uuid": device.uuid,
+            "driver": device.driver,
+            "total_bytes": device.total_bytes,
+            "paused": record.paused,
+        }
+        for device in record.devices
+    ]

@@ -1,0 +1,282 @@
+"""The provider side of an agent: orders come in, bids and declines go out, leases are served by workers.
+
+Theory of operation. `policy.decide` and `Reservations` decide; this shell carries out. A bid reserves a slot until it
+expires, a lease takes it over, and every way a lease can end (its expiry, either side's cancel, a lost connection,
+shutdown) gives it back: `LeaseServer` runs the lease in a task of its own and the slot is released when that task ends.
+A lease is in the ledger before our signature on it leaves.
+"""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import trio
+
+from coppermesh.agent.lease_server import LeaseServer, Result
+from coppermesh.agent.leases import check_lease
+from coppermesh.agent.ledger import LeaseAgreed
+from coppermesh.agent.ledger_store import LedgerStore
+from coppermesh.agent.negotiation import Move, Negotiation, Role
+from coppermesh.agent.policy import BidTerms, DeclineReason, DeviceState, ProviderState, decide
+from coppermesh.agent.reservations import Reservations
+from coppermesh.agent.result_outbox import ResultOutbox
+from coppermesh.exec.device import DeviceInfo
+from coppermesh.exec.supervisor import Supervisor
+from coppermesh.p2p.blob_store import BlobStore
+from coppermesh.p2p.envelope import Opened, open_record, sign_record
+from coppermesh.p2p.errors import MeshError, Refused, RemoteProtocolError
+from coppermesh.p2p.ids import Digest, MeshId, PeerId, short_peer
+from coppermesh.p2p.messages import (
+    CancelRequest,
+    LeaseReply,
+    LeaseRequest,
+    Nothing,
+    OrderAbandoned,
+    OrderReply,
+    OrderRequest,
+    TaskReply,
+    TaskRequest,
+)
+from coppermesh.p2p.records import Bid, Decline, DeviceOffer, Lease, Order
+from coppermesh.p2p.signing import PeerKey
+
+MAX_TALKS = 1024
+"""Negotiations remembered; the oldest is forgotten, and its reservation expires by itself."""
+ORDER_WINDOW_US = 10_000_000
+"""Orders of one requester are counted over this span."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ServedDevice:
+    """A device on offer and the zygote that runs its workers."""
+
+    info: DeviceInfo
+    offer: DeviceOffer
+    supervisor: Supervisor
+
+
+@dataclass(slots=True)
+class _Talk:
+    """One order and what we answered."""
+
+    order: Opened[Order]
+    negotiation: Negotiation
+    reply: OrderReply
+    bid: Opened[Bid] | None = None
+    lease_reply: LeaseReply | None = None
+
+
+class Provider:
+    """What this agent does for others."""
+
+    def __init__(
+        self,
+        key: PeerKey,
+        mesh: MeshId,
+        ledger: LedgerStore,
+        store: BlobStore,
+        devices: Sequence[ServedDevice],
+        outbox: ResultOutbox,
+        *,
+        allowed: frozenset[PeerId],
+        now_us: Callable[[], int],
+        random_bytes: Callable[[int], bytes],
+        changed: Callable[[], None],
+    ) -> None:
+        """`changed` is called when what an announcement would say has changed."""
+        self._key = key
+        self._mesh = mesh
+        self._ledger = ledger
+        self._store = store
+        self._devices = {device.offer.device: device for device in devices}
+        self._outbox = outbox
+        self._allowed = allowed
+        self._now_us = now_us
+        self._random_bytes = random_bytes
+        self._changed = changed
+        self._nursery: trio.Nursery | None = None
+        self._talks: OrderedDict[Digest, _Talk] = OrderedDict()
+        self._order_times: dict[PeerId, list[int]] = {}
+        self.reservations = Reservations({name: device.offer.slots for name, device in self._devices.items()})
+        self.leases: dict[bytes, LeaseServer] = {}
+        self.paused = False
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve leases until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            await trio.sleep_forever()
+
+    @property
+    def offers(self) -> list[DeviceOffer]:
+        """What the announcement lists."""
+        return [device.offer for device in self._devices.values()]
+
+    def admits_blob(self, peer: PeerId, root: Digest, size: int) -> Refused | None:
+        """Blobs are taken only from peers with a lease, and none larger than its memory."""
+        largest = max(
+            (server.lease.record.memory_bytes for server in self.leases.values() if server.requester == peer),
+            default=0,
+        )
+        if not largest:
+            return Refused("not-admitted", "no lease with you: send blobs under a lease")
+        if size > largest:
+            return Refused("too-large", f"a blob of {size} bytes, the lease allows {largest} bytes of memory")
+        return None
+
+    # Requests
+
+    async def on_order(self, peer: PeerId, request: OrderRequest) -> OrderReply:
+        """Bid or decline. The same order again gets the same answer."""
+        order = open_record(Order, request.order, signer=peer)
+        known = self._talks.get(order.id)
+        if known is not None:
+            return known.reply
+        now_us = self._now_us()
+        negotiation = Negotiation(Role.PROVIDER, now_us)
+        negotiation.step(Move.ORDER, Role.REQUESTER, now_us, "order")
+        terms = decide(order.record, peer, self._state_for(peer, now_us), now_us)
+        if isinstance(terms, BidTerms) and not self.reservations.reserve(
+            order.id, terms.device.device, peer, terms.expires_us, now_us
+        ):
+            terms = DeclineReason("busy", f"every slot of {terms.device.device} is taken")
+        talk = self._answer(order, negotiation, terms, now_us)
+        self._talks[order.id] = talk
+        while len(self._talks) > MAX_TALKS:
+            self._talks.popitem(last=False)
+        return talk.reply
+
+    async def on_abandon(self, peer: PeerId, request: OrderAbandoned) -> Nothing:
+        """The requester took another bid: free the slot."""
+        talk = self._talks.get(Digest(request.order))
+        if talk is not None and talk.order.signer == peer and talk.lease_reply is None:
+            talk.negotiation.step(Move.ABANDON, Role.REQUESTER, self._now_us(), "abandon")
+            self.reservations.release_bid(talk.order.id)
+        return Nothing()
+
+    async def on_lease(self, peer: PeerId, request: LeaseRequest) -> LeaseReply:
+        """Sign the lease and start serving it, or decline."""
+        lease = open_record(Lease, request.lease, signer=peer)
+        talk = self._talks.get(Digest(lease.record.order))
+        if talk is None or talk.bid is None or talk.order.signer != peer:
+            raise Refused("unknown-order", "there is no bid of ours for that order (any more): order again")
+        if talk.lease_reply is not None:
+            return talk.lease_reply
+        now_us = self._now_us()
+        talk.negotiation.step(Move.LEASE_OFFER, Role.REQUESTER, now_us, f"lease {lease.id.hex()[:8]}")
+        check_lease(lease.record, talk.order, talk.bid, now_us)
+        device = self._devices[lease.record.device]
+        if not self.reservations.convert(talk.order.id, lease.id, lease.record.expires_us, now_us):
+            talk.negotiation.step(Move.LEASE_REFUSE, Role.PROVIDER, now_us, "reservation expired")
+            raise Refused("busy", "the bid's reservation has expired: order again")
+        signed = sign_record(self._key, lease.record)
+        try:
+            await self._ledger.commit(
+                LeaseAgreed(lease.id, signed, lease.signed, talk.order.signed, talk.bid.signed)
+            )
+        except MeshError:
+            self.reservations.release_lease(lease.id)
+            raise
+        talk.negotiation.step(Move.LEASE_ACCEPT, Role.PROVIDER, self._now_us(), "signed")
+        talk.lease_reply = LeaseReply(signed, None)
+        self._serve(lease, device, talk)
+        return talk.lease_reply
+
+    async def on_task(self, peer: PeerId, request: TaskRequest) -> TaskReply:
+        """Take a task, ask for its blobs, or refuse it."""
+        server = self._server_of(peer, request.task.body)
+        return await server.offer(request)
+
+    async def on_cancel(self, peer: PeerId, request: CancelRequest) -> None:
+        """The requester ends one task or the whole lease."""
+        server = self.leases.get(request.lease)
+        if server is None or server.requester != peer:
+            return
+        if request.task is None:
+            server.stop(request.code, request.sentence)
+        else:
+            server.cancel_task(request.task, request.sentence)
+
+    def peer_lost(self, peer: PeerId) -> None:
+        """A requester's connection is gone: its leases end, its reservations expire by themselves."""
+        for server in list(self.leases.values()):
+            if server.requester == peer:
+                server.stop("unreachable", "the requester's connection was lost")
+
+    # Inside
+
+    def _server_of(self, peer: PeerId, body: bytes) -> LeaseServer:
+        lease = LeaseServer.lease_named_in(body)
+        server = self.leases.get(lease)
+        if server is None or server.requester != peer:
+            raise Refused("unknown-lease", "no such lease with you here (any more): order again")
+        return server
+
+    def _state_for(self, peer: PeerId, now_us: int) -> ProviderState:
+        self.reservations.expire(now_us)
+        times = [at_us for at_us in self._order_times.get(peer, []) if at_us > now_us - ORDER_WINDOW_US]
+        recent = len(times)
+        self._order_times[peer] = [*times[-200:], now_us]
+        devices = tuple(
+            DeviceState(device.offer, self.reservations.free(name)) for name, device in self._devices.items()
+        )
+        return ProviderState(
+            mesh=self._mesh,
+            devices=devices,
+            paused=self.paused,
+            allowed=self._allowed,
+            requester_holds=self.reservations.held_by(peer),
+            recent_orders=recent,
+        )
+
+    def _answer(
+        self, order: Opened[Order], negotiation: Negotiation, terms: BidTerms | DeclineReason, now_us: int
+    ) -> _Talk:
+        if isinstance(terms, DeclineReason):
+            decline = Decline(1, self._mesh, self._key.peer, order.id, now_us, terms.code, terms.sentence)
+            negotiation.step(Move.DECLINE, Role.PROVIDER, now_us, terms.code)
+            _log.info("declined an order of %s: %s", short_peer(order.signer), terms.sentence)
+            return _Talk(order, negotiation, OrderReply(None, sign_record(self._key, decline)))
+        bid = Bid(
+            version=1,
+            mesh=self._mesh,
+            provider=self._key.peer,
+            order=order.id,
+            nonce=self._random_bytes(16),
+            issued_us=now_us,
+            expires_us=terms.expires_us,
+            device=terms.device.device,
+            device_kind=terms.device.kind,
+            device_name=terms.device.name,
+            memory_bytes=terms.memory_bytes,
+            rate=terms.rate,
+            unit=terms.unit,
+            depth=terms.depth,
+        )
+        negotiation.step(Move.BID, Role.PROVIDER, now_us, "bid")
+        signed = sign_record(self._key, bid)
+        return _Talk(order, negotiation, OrderReply(signed, None), open_record(Bid, signed))
+
+    def _serve(self, lease: Opened[Lease], device: ServedDevice, talk: _Talk) -> None:
+        assert self._nursery is not None
+        kernels = "cuda-source" in talk.order.record.features
+        server = LeaseServer(
+            lease, device.info, device.supervisor, self._key, self._mesh, self._ledger, self._store, self._outbox,
+            kernels=kernels, now_us=self._now_us,
+        )
+        self.leases[lease.id] = server
+        _log.info("lease %s for %s on %s", lease.id.hex()[:8], short_peer(server.requester), lease.record.device)
+        self._nursery.start_soon(self._run_server, server)
+        self._changed()
+
+    async def _run_server(self, server: LeaseServer) -> None:
+        try:
+            await server.run()
+        finally:
+            self.leases.pop(server.lease.id, None)
+            self.reservations.release_lease(server.lease.id)
+            self._changed()

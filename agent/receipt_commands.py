@@ -1,0 +1,85 @@
+"""`coppermesh receipts` and `explain`: through the home's agent where one runs, else from its files under the lock."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from coppermesh.agent import ledger_views
+from coppermesh.agent.config import load_config
+from coppermesh.agent.home import Home
+from coppermesh.agent.ledger_reader import LedgerReader, NotInLedger, read_ledger
+from coppermesh.agent.local_link import LocalLink, socket_alive
+from coppermesh.agent.receipts import MAX_FILE_BYTES, InvalidReceipt, verify_receipt_file
+from coppermesh.p2p.errors import MeshError
+from coppermesh.p2p.ids import mesh_id
+
+T = TypeVar("T")
+
+
+def list_newest(home: Home, limit: int) -> list[dict[str, Any]]:
+    """The newest receipts, newest first."""
+    return _ask(
+        home, "receipts", {"limit": limit}, lambda reader: ledger_views.list_rows(reader.receipts(limit=limit))
+    )
+
+
+def show(home: Home, prefix: str) -> dict[str, Any]:
+    """Every field of the receipt whose id begins so."""
+    return _ask(
+        home, "receipt", {"receipt": prefix}, lambda reader: ledger_views.full_receipt(reader.find_receipt(prefix))
+    )
+
+
+def receipt_file(home: Home, prefix: str) -> bytes:
+    """The receipt as a file that `verify_file` reads."""
+    facts = _ask(
+        home,
+        "receipt-file",
+        {"receipt": prefix},
+        lambda reader: {"file": reader.receipt_file(reader.find_receipt(prefix).id).hex()},
+    )
+    return bytes.fromhex(facts["file"])
+
+
+def explain(home: Home, job: str) -> dict[str, Any]:
+    """The story of a job."""
+    return _ask(home, "explain", {"job": job}, lambda reader: ledger_views.story(reader.story(job)))
+
+
+def verify_file(path: Path) -> dict[str, Any]:
+    """Check a receipt file. No network, no database, no agent, no home."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise MeshError(f"{path}: {error.strerror}") from error
+    try:
+        verified = verify_receipt_file(data)
+    except InvalidReceipt as error:
+        return {"ok": False, "sentence": str(error)}
+    answer = verified.countersignature
+    state = "not countersigned" if answer is None else f"countersigned: {answer.record.verdict}"
+    return {
+        "ok": True,
+        "sentence": f"signed by its provider, {state}; checked: {', '.join(verified.checks)}",
+        "complete": verified.complete,
+        "accepted": verified.accepted,
+        "checks": list(verified.checks),
+        "receipt": {"id": verified.receipt.id.hex(), **ledger_views.record_facts(verified.receipt.record)},
+        "countersignature": None if answer is None else ledger_views.record_facts(answer.record),
+    }
+
+
+def _ask(home: Home, method: str, arguments: dict[str, Any], offline: Callable[[LedgerReader], T]) -> Any:
+    """Ask the running agent; where none runs, read the ledger of the home's mesh while holding the lock."""
+    home.check()
+    if socket_alive(home.socket_path):
+        with LocalLink(home.socket_path) as link:
+            return json.loads(link.call_json(method, json.dumps(arguments)))
+    with home.lock():
+        path = home.ledger_path(mesh_id(load_config(home).mesh))
+        if not path.exists():
+            raise NotInLedger(f"home {home.path} has no ledger yet: nothing was submitted or served from it")
+        with read_ledger(path) as reader:
+            return offline(reader)

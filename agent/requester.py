@@ -1,0 +1,378 @@
+"""The requester side of an agent: jobs come in from local clients, tasks go out under leases, results come back.
+
+Theory of operation. The pure `Dispatcher` decides; this shell feeds it events and carries out its instructions, strictly
+in order where order matters: a `Supersede` is durable in the ledger before the retry that follows it is started. What
+takes long (negotiating, a task's whole life, releasing) runs in tasks of the node's nursery and reports back as events.
+Everything a job goes through is noted in its story, with the id of what caused it.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+
+import trio
+
+from coppermesh.agent.dispatch import Dispatcher
+from coppermesh.agent.dispatch_events import (
+    CancelTask,
+    Event,
+    Instruction,
+    JobCancelled,
+    JobFailed,
+    JobFinished,
+    JobSubmitted,
+    LeaseLost,
+    LeaseUp,
+    NegotiationEnded,
+    ProvidersChanged,
+    ReleaseLease,
+    StartTask,
+    Supersede,
+    TaskDone,
+    TaskFailed,
+    TaskRefused,
+    Tick,
+    WantLeases,
+)
+from coppermesh.agent.held_leases import HeldLease, Outstanding, TaskOutcome
+from coppermesh.agent.job_intake import JobIntake
+from coppermesh.agent.jobs import INLINE_TASK_BYTES, JobState, JobTable
+from coppermesh.agent.lease_broker import GrantedLease, LeaseBroker
+from coppermesh.agent.ledger import LeaseEnded, TaskSuperseded
+from coppermesh.agent.ledger_store import LedgerStore
+from coppermesh.agent.local_messages import WAIT_SECONDS, Blob, SubmitAnswer, SubmitCall, WaitAnswer, WaitCall
+from coppermesh.agent.negotiation import Move, Role
+from coppermesh.agent.screens import money
+from coppermesh.agent.story import StoryLine
+from coppermesh.agent.task_driver import TaskDriver
+from coppermesh.exec.program import ArraySpec
+from coppermesh.p2p.blob_store import BlobStore, Scope
+from coppermesh.p2p.control import ControlHub
+from coppermesh.p2p.errors import MeshError
+from coppermesh.p2p.ids import Digest, PeerId, short_peer
+from coppermesh.p2p.messages import CancelRequest, Nothing
+
+CANCEL_SECONDS = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+class Requester:
+    """The jobs of this home. `run` must be running for anything to happen."""
+
+    def __init__(
+        self,
+        hub: ControlHub,
+        ledger: LedgerStore,
+        store: BlobStore,
+        scope: Scope,
+        intake: JobIntake,
+        broker: LeaseBroker,
+        driver: TaskDriver,
+        *,
+        heard: Callable[[], str],
+        now_us: Callable[[], int],
+    ) -> None:
+        """`heard` describes in a sentence who was heard, for the error of a job that found no provider."""
+        self._hub = hub
+        self._ledger = ledger
+        self._store = store
+        self._scope = scope
+        self._intake = intake
+        self._broker = broker
+        self._driver = driver
+        self._heard = heard
+        self._now_us = now_us
+        self._dispatcher = Dispatcher(now_us())
+        self._instructions_in, self._instructions_out = trio.open_memory_channel[Instruction](math.inf)
+        self._woken = trio.Event()
+        self._nursery: trio.Nursery | None = None
+        self.jobs = JobTable()
+        self.leases: dict[bytes, HeldLease] = {}
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Carry out instructions until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._tick)
+            task_status.started()
+            async for instruction in self._instructions_out:
+                await self._carry_out(instruction)
+
+    # What clients call
+
+    async def submit(self, call: SubmitCall) -> SubmitAnswer:
+        """Take a job. Raises Refused with what is wrong with it, before anything is asked of anybody."""
+        job = await self._intake.take(call, self.jobs)
+        self._tell(job, "note", "", f"{len(job.tasks)} tasks submitted")
+        requirement = job.requirement
+        self._feed(JobSubmitted(job.job, len(job.tasks), requirement, job.deadline_us))
+        return SubmitAnswer(job.job)
+
+    async def wait(self, call: WaitCall) -> WaitAnswer:
+        """Events of a job, as soon as there are any."""
+        return WaitAnswer(await self.jobs.get(call.job).wait_after(call.after, WAIT_SECONDS))
+
+    def cancel(self, job_id: bytes) -> None:
+        """Take a job back. A job that has ended is left as it is."""
+        job = self.jobs.get(job_id)
+        if job.ended_us is None:
+            self._feed(JobCancelled(job_id))
+            self._end_job(job, "cancelled", "cancelled by the submitter", "")
+
+    # What the node reports
+
+    def providers_changed(self) -> None:
+        """An announcement that is new or different was heard, or a connection came up."""
+        if self.jobs.running():
+            self._feed(ProvidersChanged())
+
+    async def peer_lost(self, peer: PeerId, reason: str) -> None:
+        """The control channel to a provider is gone: its leases with us are over."""
+        self._driver.known.forget(peer)
+        for held in [held for held in self.leases.values() if held.provider == peer]:
+            await self._lose_lease(held, "unreachable", f"connection lost: {reason}")
+
+    async def lease_cancelled(self, peer: PeerId, request: CancelRequest) -> None:
+        """The provider ends a lease, or one task of it."""
+        held = self.leases.get(request.lease)
+        if held is None or held.provider != peer:
+            return
+        if request.task is None:
+            await self._lose_lease(held, request.code, request.sentence)
+        elif (attempt := held.outstanding.get(request.task)) is not None and not attempt.settling:
+            attempt.given_up = "cancelled"
+            attempt.resolve(TaskOutcome("provider", request.code, request.sentence))
+
+    def find_lease(self, lease: bytes) -> HeldLease | None:
+        """The lease, while it is held."""
+        return self.leases.get(lease)
+
+    def output_specs(self, attempt: Outstanding) -> Sequence[ArraySpec] | None:
+        """What the attempt's program returns, while its job is known."""
+        job = self.jobs.find(attempt.job)
+        return None if job is None else self._intake.outputs_of(job.tasks[attempt.index].program)
+
+    # Instructions
+
+    def _feed(self, event: Event) -> None:
+        for instruction in self._dispatcher.handle(event, self._now_us()):
+            self._instructions_in.send_nowait(instruction)
+        self._woken.set()
+
+    async def _tick(self) -> None:
+        while True:
+            self._woken = trio.Event()
+            wakeup_us = self._dispatcher.next_wakeup_us
+            seconds = math.inf if wakeup_us is None else max(0.0, (wakeup_us - self._now_us()) / 1e6)
+            with trio.move_on_after(seconds) as waiting:
+                await self._woken.wait()
+            if waiting.cancelled_caught:
+                self._feed(Tick())
+
+    async def _carry_out(self, instruction: Instruction) -> None:
+        assert self._nursery is not None
+        match instruction:
+            case StartTask():
+                self._nursery.start_soon(self._run_task, instruction)
+            case CancelTask():
+                self._nursery.start_soon(self._cancel_task, instruction)
+            case Supersede():
+                await self._supersede(instruction)
+            case WantLeases():
+                self._nursery.start_soon(self._negotiate, instruction)
+            case ReleaseLease():
+                self._nursery.start_soon(self._release, instruction)
+            case JobFinished():
+                self._end_job(self.jobs.find(instruction.job), "", "", instruction.cause)
+            case JobFailed():
+                sentence = instruction.sentence
+                if instruction.code == "no-provider":
+                    sentence = f"{sentence}; {self._heard_for(instruction.job)}"
+                self._end_job(self.jobs.find(instruction.job), instruction.code, sentence, instruction.cause)
+
+    async def _negotiate(self, want: WantLeases) -> None:
+        lease_requirement = want.requirement.for_lease()
+        jobs = [job for job in self.jobs.running() if job.requirement.for_lease() == lease_requirement]
+        budget_s = max(0.0, (want.deadline_us - self._now_us()) / 1e6)
+        heard = declined = granted = 0
+
+        def take(lease: GrantedLease) -> None:
+            nonlocal granted
+            granted += 1
+            self._take_lease(lease, want)
+
+        with trio.move_on_after(budget_s):
+            heard, declined = await self._broker.negotiate(want, jobs, take)
+        self._feed(NegotiationEnded(want.requirement, granted, heard, declined))
+
+    def _take_lease(self, granted: GrantedLease, want: WantLeases) -> None:
+        lease = granted.lease.record
+        self.leases[granted.lease.id] = HeldLease(granted)
+        self._feed(
+            LeaseUp(
+                granted.lease.id, granted.provider, want.requirement, lease.depth, lease.expires_us, lease.budget,
+                lease.rate,
+            )
+        )
+
+    async def _run_task(self, start: StartTask) -> None:
+        held, job = self.leases.get(start.lease), self.jobs.find(start.job)
+        if held is None or job is None or held.lost:
+            self._feed(TaskRefused(start.job, start.index, start.lease, "lease-over"))
+            return
+        if start.attempt > 1:
+            self._tell(job, "retry", start.cause, f"attempt {start.attempt}", start.index, held.provider)
+        size = self._intake.size_of(job.tasks[start.index].program)
+        outcome = await self._driver.run(held, job, start.index, size)
+        self._forget_attempt(held, start)
+        await self._report(start, held, job, outcome)
+
+    def _forget_attempt(self, held: HeldLease, start: StartTask) -> None:
+        """Keep an attempt that was given up until its lease goes: its receipt may still come."""
+        for number, attempt in list(held.outstanding.items()):
+            if (attempt.job, attempt.index) == (start.job, start.index) and attempt.settled:
+                del held.outstanding[number]
+
+    async def _report(self, start: StartTask, held: HeldLease, job: JobState, outcome: TaskOutcome) -> None:
+        if outcome.fault is None:
+            await self._deliver(start, held, job, outcome)
+            self._feed(TaskDone(start.job, start.index, start.lease, outcome.amount))
+            return
+        text = f"{outcome.code}: {outcome.sentence}"
+        self._tell(job, "failed", f"lease {held.id.hex()[:8]}", text, start.index, held.provider)
+        if outcome.fault == "refused":
+            self._feed(TaskRefused(start.job, start.index, start.lease, outcome.code, outcome.sentence))
+            return
+        if outcome.fault == "job":
+            job.detail = outcome.detail
+        fault = "job" if outcome.fault == "job" else "provider"
+        self._feed(
+            TaskFailed(
+                start.job, start.index, start.lease, fault, outcome.code, outcome.sentence, amount=outcome.amount
+            )
+        )
+
+    async def _deliver(self, start: StartTask, held: HeldLease, job: JobState, outcome: TaskOutcome) -> None:
+        """Put the outputs where the client finds them, and tell it."""
+        inline: list[Blob] = []
+        if sum(blob.size for blob in outcome.outputs) <= INLINE_TASK_BYTES:
+            for blob in outcome.outputs:
+                inline.append(Blob(blob.root, await self._store.read(self._scope, Digest(blob.root))))
+        else:
+            for blob in outcome.outputs:
+                self._store.pin(Digest(blob.root))
+                job.pinned.append(blob.root)
+        if job.ended_us is not None:
+            return
+        job.done += 1
+        facts = {"done": job.done, "tasks": len(job.tasks), "receipt": _receipt_facts(held, outcome)}
+        job.tell("task", facts, index=start.index, outputs=outcome.outputs, inline=inline)
+
+    async def _supersede(self, instruction: Supersede) -> None:
+        held = self.leases.get(instruction.lease)
+        attempt = None if held is None else held.find_any(instruction.job, instruction.index)
+        if attempt is None or attempt.settled:
+            return  # never signed, or it has its one receipt: nothing of it can be claimed any more
+        attempt.given_up = attempt.given_up or "superseded"
+        try:
+            await self._ledger.commit(TaskSuperseded(attempt.task.id, attempt.given_up))
+        except MeshError as error:
+            _log.error("superseding task %s: %s", attempt.task.id.hex()[:12], error)
+
+    async def _cancel_task(self, instruction: CancelTask) -> None:
+        held = self.leases.get(instruction.lease)
+        attempt = None if held is None else held.find(instruction.job, instruction.index)
+        if held is None or attempt is None:
+            return
+        if attempt.settling:
+            return
+        attempt.given_up = "cancelled"
+        if attempt.run.state.value in ("offered", "needed", "accepted"):
+            attempt.run.step(Move.CANCEL, Role.REQUESTER, self._now_us(), instruction.cause)
+        request = CancelRequest(held.id, attempt.task.record.number, "cancelled", "the job is over")
+        try:
+            await self._ledger.commit(TaskSuperseded(attempt.task.id, "cancelled"))
+            await self._hub.request(held.provider, "cancel", request, Nothing, deadline_s=CANCEL_SECONDS)
+        except MeshError as error:
+            _log.debug("cancelling a task at %s: %s", short_peer(held.provider), error)
+        attempt.resolve(TaskOutcome("provider", "cancelled", "the job is over"))
+
+    async def _release(self, instruction: ReleaseLease) -> None:
+        held = self.leases.pop(instruction.lease, None)
+        if held is None:
+            return
+        held.lost = True
+        request = CancelRequest(held.id, None, instruction.code, instruction.cause[:200])
+        try:
+            await self._ledger.commit(LeaseEnded(held.id, instruction.code))
+            await self._hub.request(held.provider, "cancel", request, Nothing, deadline_s=CANCEL_SECONDS)
+        except MeshError as error:
+            _log.debug("releasing a lease of %s: %s", short_peer(held.provider), error)
+
+    async def _lose_lease(self, held: HeldLease, code: str, sentence: str) -> None:
+        """The lease is over through the other side. Receipts being committed are let through first."""
+        if held.lost:
+            return
+        held.lost = True
+        await held.settle_down()
+        for attempt in held.outstanding.values():
+            if attempt.outcome is None:
+                attempt.given_up = "superseded"
+        for job in {attempt.job for attempt in held.outstanding.values()}:
+            known = self.jobs.find(job)
+            if known is not None:
+                self._tell(known, "lease-ended", f"lease {held.id.hex()[:8]}", f"{code}: {sentence}", None, held.provider)
+        self._feed(LeaseLost(held.id, code, sentence))
+        for attempt in held.outstanding.values():
+            attempt.resolve(TaskOutcome("provider", code, sentence))
+        try:
+            await self._ledger.commit(LeaseEnded(held.id, code))
+        except MeshError as error:
+            _log.error("ending lease %s: %s", held.id.hex()[:12], error)
+
+    # Jobs
+
+    def _end_job(self, job: JobState | None, code: str, sentence: str, cause: str) -> None:
+        if job is None or job.ended_us is not None:
+            return
+        job.ended_us = self._now_us()
+        if code:
+            self._tell(job, "gave-up", cause, f"{code}: {sentence}")
+            job.tell("failed", {"code": code, "sentence": sentence, "detail": job.detail})
+        else:
+            self._tell(job, "done", cause, f"{len(job.tasks)} of {len(job.tasks)} tasks")
+            job.tell("finished", {"tasks": len(job.tasks)})
+        self._intake.release_inputs(job)
+
+    def _heard_for(self, job_id: bytes) -> str:
+        job = self.jobs.find(job_id)
+        if job is None or not job.declines:
+            return self._heard()
+        reasons = "; ".join(f"{short_peer(peer)} {sentence}" for peer, (_, sentence) in job.declines.items())
+        return f"{self._heard()}; declined: {reasons}"
+
+    def _tell(
+        self, job: JobState, kind: str, cause: str, text: str, task: int | None = None, peer: PeerId | None = None
+    ) -> None:
+        self._ledger.note(StoryLine(job.job, self._now_us(), cause, kind, peer, task, text))
+        if kind in ("retry", "lease-ended", "failed"):
+            job.tell("progress", {"text": text, "cause": cause}, index=task)
+
+
+def _receipt_facts(held: HeldLease, outcome: TaskOutcome) -> dict[str, object]:
+    """What a script sees of a receipt: `job.receipt`."""
+    lease = held.record
+    assert outcome.receipt_id is not None
+    return {
+        "id": outcome.receipt_id.hex(),
+        "provider": held.provider_text,
+        "device": held.granted.device_name,
+        "device_kind": lease.device_kind,
+        "billed_us": outcome.billed_us,
+        "amount": outcome.amount,
+        "unit": lease.unit,
+        "price": money(outcome.amount, lease.unit),
+        "lease": held.id.hex(),
+        "verified": True,
+    }

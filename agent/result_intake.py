@@ -1,0 +1,266 @@
+"""The requester's side of a result: verify the outputs and the receipt, commit the answer, countersign.
+
+Theory of operation. A provider sends its signed receipt as a request and our countersignature is the reply; until it
+has it, it sends the same receipt again, after reconnecting and after restarts. So each path here is idempotent:
+
+1. A receipt that was countersigned before gets the same countersignature again, from the ledger.
+2. A receipt of a task that is outstanding in memory is judged against the lease, the task, the lane and the outputs,
+   and committed with its countersignature in one transaction *before* the reply leaves.
+3. A receipt of a task that memory no longer knows (this agent was restarted, or moved the task elsewhere) is judged
+   from what the ledger has: the lease, the task, whether it was superseded, and where the lane stands.
+
+Outputs are fetched and verified before the lane's turn is taken, so that a slow transfer holds up nobody else.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from coppermesh.agent.held_leases import HeldLease, Lane, Outstanding, TaskOutcome
+from coppermesh.agent.ledger import EvidenceFound, ReceiptSettled
+from coppermesh.agent.ledger_reader import ReceiptContext
+from coppermesh.agent.ledger_store import LedgerStore
+from coppermesh.agent.negotiation import Move, Role
+from coppermesh.agent.receipts import REFUSALS, LaneHead, build_countersignature, check_receipt
+from coppermesh.agent.screens import money
+from coppermesh.agent.story import StoryLine
+from coppermesh.exec.program import ArraySpec
+from coppermesh.p2p.blob_store import BlobStore, Scope
+from coppermesh.p2p.blobs import roots_digest
+from coppermesh.p2p.envelope import Opened, open_record, sign_record
+from coppermesh.p2p.errors import MeshError, Refused, RemoteProtocolError
+from coppermesh.p2p.ids import Digest, MeshId, PeerId
+from coppermesh.p2p.messages import BlobInfo, ResultReply, ResultRequest
+from coppermesh.p2p.records import Countersignature, Lease, Receipt, SignedRecord, Task
+from coppermesh.p2p.signing import PeerKey
+from coppermesh.p2p.transfer import fetch_blob
+from coppermesh.p2p.transport import Transport
+
+MAX_ORPHAN_BYTES = 1 << 30
+"""Outputs of a task that this run of the agent does not know are fetched up to this size."""
+MAX_OLD_LANES = 256
+
+
+@dataclass(slots=True)
+class _Case:
+    """One result in front of us, with what it is judged by."""
+
+    peer: PeerId
+    request: ResultRequest
+    receipt: Opened[Receipt]
+    lease: Lease
+    task: Opened[Task]
+    lane: Lane
+    attempt: Outstanding | None
+    """None: known from the ledger only."""
+    given_up: str | None
+    paid: bool
+    specs: Sequence[ArraySpec] | None
+    """What the program must return; None: not known any more, and only hashes are checked."""
+
+
+class ResultIntake:
+    """Handles `result` requests."""
+
+    def __init__(
+        self,
+        key: PeerKey,
+        mesh: MeshId,
+        transport: Transport,
+        ledger: LedgerStore,
+        store: BlobStore,
+        *,
+        find_lease: Callable[[bytes], HeldLease | None],
+        output_specs: Callable[[Outstanding], Sequence[ArraySpec] | None],
+        now_us: Callable[[], int],
+    ) -> None:
+        self._key = key
+        self._mesh = mesh
+        self._transport = transport
+        self._ledger = ledger
+        self._store = store
+        self._find_lease = find_lease
+        self._output_specs = output_specs
+        self._now_us = now_us
+        self._scope: Scope = (mesh, key.peer)
+        self._old_lanes: dict[bytes, Lane] = {}
+
+    async def handle(self, peer: PeerId, request: ResultRequest) -> ResultReply:
+        """Answer one result. Raises Refused or RemoteProtocolError; nothing is then countersigned."""
+        receipt = open_record(Receipt, request.receipt, signer=peer)
+        case = self._case_in_memory(peer, request, receipt)
+        if case is None:
+            found = await self._ledger.context(receipt)
+            if found.countersignature is not None:
+                return ResultReply(found.countersignature)
+            case = await self._case_from_ledger(peer, request, receipt, found)
+        arrived, problem = await self._collect_outputs(case)
+        async with case.lane.turn(receipt.record.sequence):
+            return await self._settle(case, arrived, problem)
+
+    def _case_in_memory(
+        self, peer: PeerId, request: ResultRequest, receipt: Opened[Receipt]
+    ) -> _Case | None:
+        held = self._find_lease(receipt.record.lease)
+        if held is None or held.provider != peer:
+            return None
+        attempt = held.outstanding.get(receipt.record.task)
+        if attempt is None:
+            return None
+        return _Case(
+            peer, request, receipt, held.record, attempt.task, held.lane, attempt, attempt.given_up, False,
+            self._output_specs(attempt),
+        )
+
+    async def _case_from_ledger(
+        self, peer: PeerId, request: ResultRequest, receipt: Opened[Receipt], found: ReceiptContext
+    ) -> _Case:
+        lease, task = found.lease, found.task
+        if lease is None or task is None or lease.record.provider != peer:
+            raise RemoteProtocolError("a receipt for a lease or task that this peer never had from us")
+        if found.rival is not None:
+            records = (found.rival.signed, receipt.signed)
+            text = f"two receipts for place {receipt.record.sequence} of one lane"
+            await self._ledger.commit(EvidenceFound("equivocation", peer, records, self._now_us(), text))
+            raise RemoteProtocolError(f"equivocation: {text}")
+        lane = self._lane_of(lease, found.head)
+        return _Case(
+            peer, request, receipt, lease.record, task, lane, None, found.given_up, found.already_paid, None
+        )
+
+    def _lane_of(self, lease: Opened[Lease], head: LaneHead) -> Lane:
+        """The lane of a lease: the held one's, else one that all share who ask about it meanwhile."""
+        held = self._find_lease(lease.id)
+        if held is not None:
+            return held.lane
+        name = lease.record.lane
+        if name not in self._old_lanes:
+            while len(self._old_lanes) >= MAX_OLD_LANES:
+                del self._old_lanes[next(iter(self._old_lanes))]
+            self._old_lanes[name] = Lane(head)
+        return self._old_lanes[name]
+
+    async def _collect_outputs(self, case: _Case) -> tuple[bytes | None, str]:
+        """Get and verify the outputs into the store: (their digest, ""), or (None, what is wrong with them)."""
+        record, outputs = case.receipt.record, case.request.outputs
+        if record.status != "ok" or case.given_up is not None or case.paid:
+            return None, ""
+        if roots_digest([blob.root for blob in outputs]) != record.outputs:
+            return None, "the outputs named are not those of the receipt"
+        if problem := _misfit(outputs, case.specs):
+            return None, problem
+        try:
+            inline = {blob.root: blob.data for blob in case.request.inline}
+            named = {blob.root: blob for blob in outputs}
+            here = [(Digest(root), data) for root, data in inline.items() if root in named]
+            for root, data in here:
+                if len(data) != named[root].size:
+                    return None, f"an output of {len(data)} bytes was declared as {named[root].size}"
+            await self._store.put_many(self._scope, here)
+            for root, blob in named.items():
+                if root not in inline:
+                    await fetch_blob(
+                        self._transport, self._mesh, case.peer, Digest(root), blob.size, self._store, self._scope
+                    )
+        except RemoteProtocolError as error:
+            return None, str(error)
+        return roots_digest([blob.root for blob in outputs]), ""
+
+    async def _settle(self, case: _Case, arrived: bytes | None, problem: str) -> ResultReply:
+        """With the lane's turn: judge, sign, commit, advance. The verdict and the head change in one go."""
+        answered = await self._answered_meanwhile(case)
+        if answered is not None:
+            return ResultReply(answered)
+        attempt, receipt, head = case.attempt, case.receipt, case.lane.head
+        if attempt is not None:
+            attempt.run.step(Move.RESULT, Role.PROVIDER, self._now_us(), f"receipt {receipt.id.hex()[:12]}")
+        given_up = case.given_up if attempt is None else attempt.given_up
+        verdict = check_receipt(
+            receipt, case.lease, case.task, head, outputs_digest=arrived,
+            observed_us=self._observed_us(case), given_up=given_up, already_paid=case.paid,
+        )
+        if verdict in REFUSALS:
+            self._tell(case, "evidence", f"receipt refused: {verdict}")
+            raise Refused(verdict, f"the receipt has no place on its lane: {verdict}")
+        countersignature = build_countersignature(receipt, verdict, head, self._now_us())
+        signed = sign_record(self._key, countersignature)
+        if attempt is not None:
+            attempt.begin_settling()
+        try:
+            await self._ledger.commit(*self._entries(case, signed, verdict, problem))
+            case.lane.head = head.after(receipt, countersignature.accepted_cumulative)
+            self._conclude(case, countersignature, problem)
+        except MeshError as error:
+            raise Refused("not-settled", f"the receipt could not be recorded now: {error}") from error
+        finally:
+            if attempt is not None:
+                attempt.end_settling()
+        return ResultReply(signed)
+
+    async def _answered_meanwhile(self, case: _Case) -> SignedRecord | None:
+        """The countersignature, where the same receipt was settled while this copy of it waited."""
+        if case.receipt.record.sequence < case.lane.head.sequence_next:
+            return await self._ledger.countersignature_of(case.receipt.id)
+        return None
+
+    def _observed_us(self, case: _Case) -> int:
+        started = case.attempt.sent_us if case.attempt is not None else case.task.record.issued_us
+        return max(0, self._now_us() - started)
+
+    def _entries(
+        self, case: _Case, signed: SignedRecord, verdict: str, problem: str
+    ) -> list[ReceiptSettled | EvidenceFound]:
+        entries: list[ReceiptSettled | EvidenceFound] = [ReceiptSettled(case.receipt.signed, signed)]
+        if verdict not in ("ok", "superseded", "cancelled", "no-result", "already-paid"):
+            records = (case.task.signed, case.receipt.signed, signed)
+            entries.append(EvidenceFound(verdict, case.peer, records, self._now_us(), problem))
+        return entries
+
+    def _conclude(self, case: _Case, answer: Countersignature, problem: str) -> None:
+        """Tell the story and resolve the attempt, now that the answer is durable."""
+        record = case.receipt.record
+        price = money(record.amount, record.unit)
+        short = f"receipt {case.receipt.id.hex()[:12]}"
+        if answer.verdict == "accepted":
+            self._tell(case, "accepted", f"{short}: {record.status}, {record.billed_us / 1000:.1f} ms, {price}")
+        else:
+            self._tell(case, "disputed", f"{short}: {answer.code} {problem}".rstrip())
+        attempt = case.attempt
+        if attempt is None:
+            return
+        attempt.run.step(Move.COUNTERSIGN, Role.REQUESTER, self._now_us(), short)
+        attempt.settled = True
+        attempt.resolve(_outcome(case, answer, problem))
+
+    def _tell(self, case: _Case, kind: str, text: str) -> None:
+        task = case.task.record
+        cause = f"task {task.number} of lease {task.lease.hex()[:8]}"
+        self._ledger.note(StoryLine(task.job, self._now_us(), cause, kind, case.peer, task.index, text))
+
+
+def _misfit(outputs: Sequence[BlobInfo], specs: Sequence[ArraySpec] | None) -> str:
+    """Why the outputs cannot be the program's, by count and length; empty when they can."""
+    if specs is None:
+        total = sum(blob.size for blob in outputs)
+        return f"{total} bytes of outputs for a job that is over" if total > MAX_ORPHAN_BYTES else ""
+    if len(outputs) != len(specs):
+        return f"{len(outputs)} outputs, the program gives {len(specs)}"
+    for position, (blob, spec) in enumerate(zip(outputs, specs, strict=True)):
+        if blob.size != spec.nbytes:
+            return f"output {position} has {blob.size} bytes, the program gives {spec.nbytes}"
+    return ""
+
+
+def _outcome(case: _Case, answer: Countersignature, problem: str) -> TaskOutcome:
+    record, request = case.receipt.record, case.request
+    amount = record.amount if answer.verdict == "accepted" else 0
+    if answer.verdict != "accepted":
+        return TaskOutcome("provider", answer.code, problem or f"its receipt was disputed: {answer.code}")
+    if record.status == "ok":
+        return TaskOutcome(
+            None, "ok", "", amount=amount, billed_us=record.billed_us, receipt_id=case.receipt.id,
+            outputs=tuple(request.outputs),
+        )
+    fault = "job" if record.status == "job-failed" else "provider"
+    return TaskOutcome(
+        fault, record.code, request.sentence, request.detail, amount, record.billed_us, case.receipt.id
+    )

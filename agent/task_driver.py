@@ -1,0 +1,209 @@
+"""The requester's side of one task under a lease: sign, commit, offer, send what is needed, wait for the result.
+
+The task record is in the ledger before its signature leaves, so that a result that comes after a crash can still be
+judged. Blobs that the provider was sent before are named, not sent again; small ones ride in the offer.
+"""
+
+from collections.abc import Callable
+
+import trio
+
+from coppermesh.agent.held_leases import HeldLease, Outstanding, TaskOutcome
+from coppermesh.agent.jobs import JobState
+from coppermesh.agent.ledger import TaskIssued
+from coppermesh.agent.ledger_store import LedgerStore
+from coppermesh.agent.negotiation import Move, Role, TaskRun
+from coppermesh.agent.pricing import amount_for
+from coppermesh.agent.story import StoryLine
+from coppermesh.p2p.blob_store import BlobStore, Scope
+from coppermesh.p2p.control import ControlHub
+from coppermesh.p2p.envelope import open_record, sign_record
+from coppermesh.p2p.errors import MeshError, Refused, RemoteProtocolError, Unreachable
+from coppermesh.p2p.ids import Digest, MeshId, PeerId
+from coppermesh.p2p.messages import INLINE_BYTES, BlobInfo, InlineBlob, TaskReply, TaskRequest
+from coppermesh.p2p.records import Task
+from coppermesh.p2p.signing import PeerKey
+from coppermesh.p2p.transfer import send_blob
+from coppermesh.p2p.transport import Transport
+
+OFFER_SECONDS = 15.0
+"""How long a provider has to answer a task, small blobs being stored included."""
+MAX_OFFERS = 4
+"""A provider that still needs blobs after this many offers is at fault."""
+GRACE_SECONDS = 20.0
+"""Added to the wall limits of the tasks ahead when waiting for a result: transfer, compiling, a busy machine."""
+MAX_KNOWN = 65_536
+"""Blobs remembered per provider as sent."""
+
+
+class KnownBlobs:
+    """What each provider was already sent in this run. A hint: the provider's `need` is the truth."""
+
+    def __init__(self) -> None:
+        self._by_peer: dict[PeerId, dict[bytes, None]] = {}
+
+    def has(self, peer: PeerId, root: bytes) -> bool:
+        """Was it sent there?"""
+        return root in self._by_peer.get(peer, {})
+
+    def add(self, peer: PeerId, roots: list[bytes]) -> None:
+        """Remember; the oldest are forgotten beyond `MAX_KNOWN`."""
+        known = self._by_peer.setdefault(peer, {})
+        for root in roots:
+            known[root] = None
+        while len(known) > MAX_KNOWN:
+            del known[next(iter(known))]
+
+    def forget(self, peer: PeerId) -> None:
+        """The peer left: it may have restarted with an empty store."""
+        self._by_peer.pop(peer, None)
+
+
+class TaskDriver:
+    """Runs attempts; each ends in exactly one `TaskOutcome`."""
+
+    def __init__(
+        self,
+        key: PeerKey,
+        mesh: MeshId,
+        transport: Transport,
+        hub: ControlHub,
+        ledger: LedgerStore,
+        store: BlobStore,
+        *,
+        now_us: Callable[[], int],
+    ) -> None:
+        self._key = key
+        self._mesh = mesh
+        self._transport = transport
+        self._hub = hub
+        self._ledger = ledger
+        self._store = store
+        self._now_us = now_us
+        self._scope: Scope = (mesh, key.peer)
+        self.known = KnownBlobs()
+
+    async def run(self, held: HeldLease, job: JobState, index: int, program_size: int) -> TaskOutcome:
+        """One attempt at task `index` of `job` under `held`, until its outcome. Never raises MeshError."""
+        attempt = self._sign(held, job, index)
+        held.outstanding[attempt.task.record.number] = attempt
+        self._tell(held, attempt, "task", f"sent as number {attempt.task.record.number} of lease {held.id.hex()[:8]}")
+        try:
+            await self._ledger.commit(TaskIssued(attempt.task.signed))
+            await self._offer(held, attempt, _blobs(job, index, program_size))
+            await self._await_result(held, attempt)
+        except Refused as refusal:
+            attempt.resolve(TaskOutcome("refused", refusal.code, refusal.sentence))
+        except RemoteProtocolError as error:
+            self._tell(held, attempt, "evidence", str(error))
+            attempt.resolve(TaskOutcome("provider", "protocol", str(error)))
+        except Unreachable as error:
+            attempt.resolve(TaskOutcome("provider", "unreachable", str(error)))
+        except MeshError as error:  # our own ledger or store: no other provider would mend it
+            attempt.resolve(TaskOutcome("job", "requester", str(error)))
+        await attempt.ended.wait()
+        assert attempt.outcome is not None
+        return attempt.outcome
+
+    def _sign(self, held: HeldLease, job: JobState, index: int) -> Outstanding:
+        now_us = self._now_us()
+        spec = job.tasks[index]
+        wall_us = held.record.wall_limit_us
+        task = Task(
+            version=1,
+            mesh=self._mesh,
+            lease=held.id,
+            number=held.take_number(),
+            requester=self._key.peer,
+            job=job.job,
+            index=index,
+            program=spec.program,
+            inputs=[blob.root for blob in spec.inputs],
+            max_amount=amount_for(held.record.rate, wall_us),
+            issued_us=now_us,
+            expires_us=min(held.record.expires_us, now_us + 10 * wall_us + int(GRACE_SECONDS * 1e6)),
+        )
+        opened = open_record(Task, sign_record(self._key, task), signer=self._key.peer)
+        return Outstanding(job.job, index, opened, TaskRun(Role.REQUESTER, now_us), now_us)
+
+    async def _offer(self, held: HeldLease, attempt: Outstanding, blobs: list[BlobInfo]) -> None:
+        """Offer until accepted. Raises Refused, Unreachable, RemoteProtocolError."""
+        peer = held.provider
+        inline = await self._inline(peer, blobs)
+        for _ in range(MAX_OFFERS):
+            if attempt.ended.is_set():
+                return
+            attempt.run.step(Move.OFFER, Role.REQUESTER, self._now_us(), "offer")
+            request = TaskRequest(attempt.task.signed, blobs, inline)
+            reply = await self._hub.request(peer, "task", request, TaskReply, deadline_s=OFFER_SECONDS)
+            if attempt.ended.is_set():
+                return
+            if reply.state == "accepted":
+                attempt.run.step(Move.ACCEPT, Role.PROVIDER, self._now_us(), "offer")
+                self.known.add(peer, [blob.root for blob in blobs])
+                return
+            if reply.state == "refused":
+                attempt.run.step(Move.REFUSE, Role.PROVIDER, self._now_us(), "offer")
+                raise Refused(reply.code, reply.sentence)
+            attempt.run.step(Move.NEED, Role.PROVIDER, self._now_us(), "offer")
+            self.known.forget(peer)
+            inline = await self._supply(held, attempt, blobs, set(reply.need))
+        raise RemoteProtocolError("still needs blobs that it was sent")
+
+    async def _inline(self, peer: PeerId, blobs: list[BlobInfo]) -> list[InlineBlob]:
+        """The small blobs that this provider was not sent yet, as many as fit."""
+        chosen: dict[bytes, InlineBlob] = {}
+        room = INLINE_BYTES
+        for blob in blobs:
+            if blob.size <= room and blob.root not in chosen and not self.known.has(peer, blob.root):
+                data = await self._store.read(self._scope, Digest(blob.root))
+                chosen[blob.root] = InlineBlob(blob.root, data)
+                room -= blob.size
+        return list(chosen.values())
+
+    async def _supply(
+        self, held: HeldLease, attempt: Outstanding, blobs: list[BlobInfo], needed: set[bytes]
+    ) -> list[InlineBlob]:
+        """Send the large ones of `needed` on streams; return the small ones to ride in the next offer."""
+        wanted = {blob.root: blob for blob in blobs if blob.root in needed}
+        if len(wanted) != len(needed):
+            raise RemoteProtocolError("needs blobs that the task does not name")
+        small = await self._inline(held.provider, list(wanted.values()))
+        inline_roots = {blob.root for blob in small}
+        large = [blob for root, blob in wanted.items() if root not in inline_roots]
+        if large:
+            total = sum(blob.size for blob in large)
+            self._tell(held, attempt, "need", f"{len(large)} blobs, {total} bytes")
+        for blob in large:
+            with await self._store.open(self._scope, Digest(blob.root)) as source:
+                await send_blob(
+                    self._transport, self._mesh, held.provider, Digest(blob.root), source.leaves, source.fd,
+                    size=source.size,
+                )
+        return small
+
+    async def _await_result(self, held: HeldLease, attempt: Outstanding) -> None:
+        """Wait for the outcome that the result's handler sets; a provider that never delivers is at fault."""
+        seconds = held.record.depth * held.record.wall_limit_us / 1e6 + GRACE_SECONDS
+        with trio.move_on_after(seconds):
+            await attempt.ended.wait()
+            return
+        if attempt.settling:
+            await attempt.ended.wait()
+            return
+        attempt.given_up = "no-result"
+        attempt.resolve(TaskOutcome("provider", "no-result", f"no result within {seconds:.0f} s"))
+
+    def _tell(self, held: HeldLease, attempt: Outstanding, kind: str, text: str) -> None:
+        cause = f"lease {held.id.hex()[:8]}"
+        line = StoryLine(attempt.job, self._now_us(), cause, kind, held.provider, attempt.index, text)
+        self._ledger.note(line)
+
+
+def _blobs(job: JobState, index: int, program_size: int) -> list[BlobInfo]:
+    """Every blob that the task names, each once: the program first, then the inputs."""
+    spec = job.tasks[index]
+    named = {spec.program: BlobInfo(spec.program, program_size)}
+    for blob in spec.inputs:
+        named.setdefault(blob.root, blob)
+    return list(named.values())
