@@ -110,3 +110,14 @@ def test_every_import_is_a_declared_dependency() -> None:
                 assert owners & declared, (
                     f"{path.relative_to(ROOT)} imports {name}, which pyproject.toml does not name"
                 )
+
+
+@pytest.mark.parametrize(
+    ("library", "owners"),
+    [("libp2p", "p2p/libp2p_*.py"), ("multiaddr", "p2p/libp2p_*.py"), ("cupy", "exec/cupy_runtime.py")],
+)
+def test_a_library_is_imported_by_its_own_modules_only(library: str, owners: str) -> None:
+    for folder in FOLDERS:
+        for path in (ROOT / folder).rglob("*.py"):
+            relative = path.relative_to(ROOT)
+            assert relative.match(owners) or library not in imported_names(path), f"{relative} imports {library}"
