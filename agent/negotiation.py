@@ -118,6 +118,7 @@ EITHER: Who = REQUESTER | PROVIDER
 LEASE_TRANSITIONS: Transitions[LeaseState] = {
     LeaseState.IDLE: {
         Move.ORDER: (REQUESTER, LeaseState.ORDERED),
+        Move.ABANDON: (REQUESTER, LeaseState.ABANDONED),
         Move.EXPIRE: (EITHER, LeaseState.EXPIRED),
         Move.BREACH: (EITHER, LeaseState.BROKEN),
     },
@@ -131,13 +132,16 @@ LEASE_TRANSITIONS: Transitions[LeaseState] = {
     LeaseState.BID: {
         Move.LEASE_OFFER: (REQUESTER, LeaseState.OFFERED),
         Move.ABANDON: (REQUESTER, LeaseState.ABANDONED),
+        # The lease was offered, but the offer was lost with its connection.
+        Move.CANCEL: (REQUESTER, LeaseState.CANCELLED),
         Move.EXPIRE: (EITHER, LeaseState.EXPIRED),
         Move.BREACH: (EITHER, LeaseState.BROKEN),
     },
     LeaseState.OFFERED: {
         Move.LEASE_ACCEPT: (PROVIDER, LeaseState.LEASED),
         Move.LEASE_REFUSE: (PROVIDER, LeaseState.REFUSED),
-        Move.CANCEL: (REQUESTER, LeaseState.CANCELLED),
+        # By the provider: it had accepted, that answer was lost, and it has ended the lease since.
+        Move.CANCEL: (EITHER, LeaseState.CANCELLED),
         Move.EXPIRE: (EITHER, LeaseState.EXPIRED),
         Move.BREACH: (EITHER, LeaseState.BROKEN),
     },
@@ -158,12 +162,18 @@ LEASE_TRANSITIONS: Transitions[LeaseState] = {
 LEASE_CROSSINGS: Crossings[LeaseState] = {
     LeaseState.ORDERED: {Move.ORDER: REQUESTER},
     LeaseState.BID: {Move.ORDER: REQUESTER, Move.BID: PROVIDER},
-    LeaseState.OFFERED: {Move.LEASE_OFFER: REQUESTER},
+    LeaseState.OFFERED: {Move.LEASE_OFFER: REQUESTER, Move.BID: PROVIDER},
     LeaseState.LEASED: {Move.LEASE_OFFER: REQUESTER, Move.LEASE_ACCEPT: PROVIDER},
     LeaseState.DECLINED: {Move.ORDER: REQUESTER, Move.DECLINE: PROVIDER, Move.ABANDON: REQUESTER},
     LeaseState.ABANDONED: {Move.BID: PROVIDER, Move.DECLINE: PROVIDER, Move.ABANDON: REQUESTER},
     LeaseState.REFUSED: {Move.LEASE_OFFER: REQUESTER, Move.LEASE_REFUSE: PROVIDER, Move.CANCEL: REQUESTER},
-    LeaseState.CANCELLED: {Move.LEASE_ACCEPT: PROVIDER, Move.LEASE_REFUSE: PROVIDER, Move.CANCEL: EITHER},
+    LeaseState.CANCELLED: {
+        Move.BID: PROVIDER,
+        Move.LEASE_OFFER: REQUESTER,
+        Move.LEASE_ACCEPT: PROVIDER,
+        Move.LEASE_REFUSE: PROVIDER,
+        Move.CANCEL: EITHER,
+    },
     # One side's clock runs ahead of the other's, which is still in time by its own.
     LeaseState.EXPIRED: {
         Move.ORDER: REQUESTER,
@@ -205,12 +215,17 @@ TASK_TRANSITIONS: Transitions[TaskState] = {
         Move.REFUSE: (PROVIDER, TaskState.REFUSED),
         # The acceptance was lost with its connection, or is still behind the result in the reader's queue.
         Move.RESULT: (PROVIDER, TaskState.DELIVERED),
+        Move.STOPPED: (PROVIDER, TaskState.CANCELLED),
         Move.CANCEL: (REQUESTER, TaskState.CANCELLING),
         Move.EXPIRE: (EITHER, TaskState.EXPIRED),
         Move.BREACH: (EITHER, TaskState.BROKEN),
     },
     TaskState.NEEDED: {
         Move.OFFER: (REQUESTER, TaskState.OFFERED),
+        # Another task brought the blobs, and an offer that was sent twice was answered twice.
+        Move.ACCEPT: (PROVIDER, TaskState.ACCEPTED),
+        Move.RESULT: (PROVIDER, TaskState.DELIVERED),
+        Move.STOPPED: (PROVIDER, TaskState.CANCELLED),
         Move.REFUSE: (PROVIDER, TaskState.REFUSED),
         Move.CANCEL: (REQUESTER, TaskState.CANCELLING),
         Move.EXPIRE: (EITHER, TaskState.EXPIRED),
@@ -261,6 +276,7 @@ TASK_CROSSINGS: Crossings[TaskState] = {
     },
     TaskState.REFUSED: {Move.OFFER: REQUESTER, Move.REFUSE: PROVIDER, Move.CANCEL: REQUESTER},
     TaskState.CANCELLED: {
+        Move.OFFER: REQUESTER,
         Move.NEED: PROVIDER,
         Move.ACCEPT: PROVIDER,
         Move.REFUSE: PROVIDER,
