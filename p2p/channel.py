@@ -109,9 +109,13 @@ def frame_bytes(frame: Frame) -> bytes:
 
 
 def refusal_frame(request_id: int, code: str, sentence: str) -> Frame:
-    """A refusal; what a sentence may not contain is replaced, so that saying no never fails."""
-    clean = "".join(letter if " " <= letter <= "~" else "?" for letter in sentence)[:400]
-    return Frame(REFUSAL, request_id, "", encode(Refusal(code, clean)))
+    """A refusal with this sentence, cleaned."""
+    return Frame(REFUSAL, request_id, "", encode(Refusal(code, clean_sentence(sentence))))
+
+
+def clean_sentence(text: str) -> str:
+    """`text` as a sentence of the wire: what it may not contain is replaced, so that saying no never fails."""
+    return "".join(letter if " " <= letter <= "~" else "?" for letter in text[:400])
 
 
 class Channel:

@@ -1,0 +1,347 @@
+"""Blob streams over the in-memory network: what arrives, what is refused, and that bad bytes leave nothing behind."""
+
+import os
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from coppermesh.p2p import transfer
+from coppermesh.p2p.blob_store import BlobStore, StoreFull, open_blob_store
+from coppermesh.p2p.blobs import LEAF_BYTES, digest_of, leaf_digests
+from coppermesh.p2p.encoding import encode
+from coppermesh.p2p.errors import LocalProtocolError, Refused, RemoteProtocolError, Unreachable
+from coppermesh.p2p.framing import encode_frame
+from coppermesh.p2p.ids import Digest, PeerId, mesh_id
+from coppermesh.p2p.memory_transport import MemoryNetwork
+from coppermesh.p2p.signing import PeerKey
+from coppermesh.p2p.transfer import (
+    MAX_TRANSFERS_PER_PEER,
+    Admit,
+    BlobAnswer,
+    BlobHeader,
+    BlobService,
+    blob_protocol,
+    fetch_blob,
+    send_blob,
+)
+from coppermesh.p2p.transport import Stream, Transport
+
+MESH = mesh_id("test")
+CLIENT, SERVER, STRANGER = (PeerKey.generate() for _ in range(3))
+QUOTA = 64 << 20
+
+
+def blob_of(size: int, seed: int = 0) -> tuple[bytes, Digest]:
+    data = random.Random(seed).randbytes(size)
+    return data, digest_of(data)
+
+
+@dataclass
+class World:
+    client: Transport
+    server_store: BlobStore
+    client_store: BlobStore
+    service: BlobService
+
+    async def send(self, data: bytes) -> Digest:
+        root = digest_of(data)
+        await send_blob(self.client, MESH, SERVER.peer, root, leaf_digests(data), data)
+        return root
+
+    async def fetch(self, root: Digest, size: int) -> bytes:
+        scope = (MESH, CLIENT.peer)
+        await fetch_blob(self.client, MESH, SERVER.peer, root, size, self.client_store, scope)
+        return await self.client_store.read(scope, root)
+
+
+@asynccontextmanager
+async def world(tmp_path: Path, *, admit: Admit | None = None, quota: int = QUOTA) -> AsyncIterator[World]:
+    network = MemoryNetwork(random.Random(1), window_bytes=4 << 20)
+    async with (
+        network.transport(CLIENT) as client,
+        network.transport(SERVER) as server,
+        open_blob_store(tmp_path / "client", quota_bytes=QUOTA, owner=CLIENT.peer) as client_store,
+        open_blob_store(tmp_path / "server", quota_bytes=quota, owner=SERVER.peer) as server_store,
+    ):
+        service = BlobService(server, MESH, server_store, admit=admit)
+        await client.dial(server.addresses[0])
+        yield World(client, server_store, client_store, service)
+
+
+SIZES = [0, 1, 1000, LEAF_BYTES - 1, LEAF_BYTES, LEAF_BYTES + 1, 5 * LEAF_BYTES + 7]
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_a_blob_goes_there_and_back(tmp_path: Path, size: int) -> None:
+    data, root = blob_of(size)
+    async with world(tmp_path) as both:
+        await both.send(data)
+        assert both.server_store.has((MESH, CLIENT.peer), root)
+        assert not both.server_store.has((MESH, STRANGER.peer), root)
+        assert await both.fetch(root, size) == data
+
+
+async def test_a_blob_that_is_there_is_not_sent_again(tmp_path: Path) -> None:
+    data, root = blob_of(3 * LEAF_BYTES)
+    async with world(tmp_path) as both:
+        await both.send(data)
+        await both.send(data)
+        assert (both.service.counts.put, both.service.counts.had) == (1, 1)
+        assert both.service.counts.bytes_in == len(data)
+        await both.fetch(root, len(data))
+        await both.fetch(root, len(data))
+        assert both.service.counts.got == 1
+
+
+async def test_a_blob_is_sent_from_a_descriptor(tmp_path: Path) -> None:
+    data, root = blob_of(2 * LEAF_BYTES + 5)
+    async with world(tmp_path) as both:
+        scope = (MESH, CLIENT.peer)
+        await both.client_store.put(scope, root, data)
+        with await both.client_store.open(scope, root) as blob:
+            await send_blob(both.client, MESH, SERVER.peer, root, blob.leaves, blob.fd, size=blob.size)
+        assert await both.server_store.read((MESH, CLIENT.peer), root) == data
+
+
+async def test_knowing_a_hash_gives_no_right(tmp_path: Path) -> None:
+    data, root = blob_of(1000)
+    async with world(tmp_path) as both:
+        await both.server_store.put((MESH, STRANGER.peer), root, data)
+        with pytest.raises(Refused) as caught:
+            await both.fetch(root, len(data))
+        assert caught.value.code == "unknown-blob"
+        unknown = caught.value.sentence
+        both.server_store.grant((MESH, CLIENT.peer), root)
+        assert await both.fetch(root, len(data)) == data
+        with pytest.raises(Refused) as caught:
+            await both.fetch(Digest(bytes(32)), len(data))
+        assert caught.value.sentence.split()[3:] == unknown.split()[3:]
+
+
+async def test_uploading_to_learn_whether_another_has_it_uploads_it(tmp_path: Path) -> None:
+    data, root = blob_of(2 * LEAF_BYTES)
+    async with world(tmp_path) as both:
+        await both.server_store.put((MESH, STRANGER.peer), root, data)
+        await both.send(data)
+        assert both.service.counts.had == 0
+        assert both.service.counts.bytes_in == len(data)
+
+
+async def test_policy_may_refuse_a_put(tmp_path: Path) -> None:
+    def admit(peer: PeerId, root: Digest, size: int) -> Refused | None:
+        assert peer == CLIENT.peer
+        return Refused("not-asked", "nobody asked for that") if size > 10 else None
+
+    async with world(tmp_path, admit=admit) as both:
+        await both.send(b"small")
+        with pytest.raises(Refused, match="nobody asked") as caught:
+            await both.send(b"larger than ten")
+        assert caught.value.code == "not-asked"
+        assert both.server_store.statistics().blobs == 1
+
+
+async def test_a_blob_beyond_the_quota_is_refused_before_it_is_sent(tmp_path: Path) -> None:
+    async with world(tmp_path, quota=2 << 20) as both:
+        with pytest.raises(Refused, match="no room") as caught:
+            await both.send(bytes(3 << 20))
+        assert caught.value.code == "store-full"
+        assert both.service.counts.bytes_in == 0
+        assert list((tmp_path / "server" / "incoming").iterdir()) == []
+
+
+async def test_a_header_of_100_tib_is_refused(tmp_path: Path) -> None:
+    async with world(tmp_path) as both:
+        async with raw(both, BlobHeader("put", bytes(32), 100 << 40)) as stream:
+            answer = await transfer._receive_frame(stream, BlobAnswer)
+        assert (answer.state, answer.code) == ("refused", "too-large")
+        with pytest.raises(RemoteProtocolError, match="at most"):
+            await both.fetch(Digest(bytes(32)), 100 << 40)
+
+
+async def test_a_disk_that_fills_up_half_way_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real_pwrite = os.pwrite
+
+    def pwrite(fd: int, data: memoryview, offset: int) -> int:
+        if offset >= LEAF_BYTES:
+            raise OSError(28, "No space left on device")
+        return real_pwrite(fd, data, offset)
+
+    async with world(tmp_path) as both:
+        monkeypatch.setattr(os, "pwrite", pwrite)
+        with pytest.raises(Refused, match="disk") as caught:
+            await both.send(bytes(20 * LEAF_BYTES))
+        assert caught.value.code == "store-full"
+        monkeypatch.undo()
+        statistics = both.server_store.statistics()
+        assert (statistics.blobs, statistics.reserved_bytes) == (0, 0)
+        assert list((tmp_path / "server" / "incoming").iterdir()) == []
+
+
+@asynccontextmanager
+async def raw(both: World, header: BlobHeader) -> AsyncIterator[Stream]:
+    stream = await both.client.open_stream(SERVER.peer, blob_protocol(MESH))
+    try:
+        await stream.send_all(encode_frame(encode(header)))
+        yield stream
+    finally:
+        await stream.reset()
+
+
+async def test_a_manifest_of_another_blob_is_caught_before_any_leaf(tmp_path: Path) -> None:
+    data, root = blob_of(3 * LEAF_BYTES)
+    async with world(tmp_path) as both:
+        async with raw(both, BlobHeader("put", root, len(data))) as stream:
+            assert (await transfer._receive_frame(stream, BlobAnswer)).state == "go"
+            await stream.send_all(b"".join(leaf_digests(bytes(len(data)))))
+            with pytest.raises(Unreachable):
+                await stream.receive_into(memoryview(bytearray(1)))
+        assert both.service.counts.faults == 1
+        assert both.server_store.statistics().reserved_bytes == 0
+
+
+async def test_one_wrong_bit_in_a_leaf_keeps_nothing(tmp_path: Path) -> None:
+    data, root = blob_of(3 * LEAF_BYTES)
+    wrong = bytearray(data)
+    wrong[LEAF_BYTES + 17] ^= 1
+    async with world(tmp_path) as both:
+        with pytest.raises(Unreachable):
+            await send_blob(both.client, MESH, SERVER.peer, root, leaf_digests(data), wrong)
+        assert both.service.counts.faults == 1
+        assert not both.server_store.has((MESH, CLIENT.peer), root)
+        assert list((tmp_path / "server" / "incoming").iterdir()) == []
+        assert both.server_store.statistics().reserved_bytes == 0
+
+
+async def test_our_own_wrong_manifest_is_caught_before_sending(tmp_path: Path) -> None:
+    data, root = blob_of(1000)
+    async with world(tmp_path) as both:
+        with pytest.raises(LocalProtocolError):
+            await send_blob(both.client, MESH, SERVER.peer, root, leaf_digests(data[:-1]), data)
+        assert both.client.counts.streams_opened == 0
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x00\x00\x00\x00",
+        b"\xff\xff\xff\xff",
+        encode_frame(b"\xc0"),
+        encode_frame(encode(BlobAnswer("go"))),
+        encode_frame(b"\x93\xa3pot\xc4\x20" + bytes(32) + b"\x01"),
+    ],
+)
+async def test_garbage_for_a_header_is_a_fault(tmp_path: Path, sent: bytes) -> None:
+    async with world(tmp_path) as both:
+        stream = await both.client.open_stream(SERVER.peer, blob_protocol(MESH))
+        await stream.send_all(sent)
+        with pytest.raises(Unreachable):
+            await stream.receive_into(memoryview(bytearray(1)))
+        assert both.service.counts.faults == 1
+
+
+@asynccontextmanager
+async def lying_server(
+    tmp_path: Path, behave: Callable[[Stream], Awaitable[None]]
+) -> AsyncIterator[tuple[Transport, BlobStore]]:
+    network = MemoryNetwork(random.Random(1), window_bytes=4 << 20)
+    async with (
+        network.transport(CLIENT) as client,
+        network.transport(SERVER) as server,
+        open_blob_store(tmp_path / "client", quota_bytes=QUOTA, owner=CLIENT.peer) as store,
+    ):
+        server.handle(blob_protocol(MESH), behave)
+        await client.dial(server.addresses[0])
+        yield client, store
+
+
+async def test_a_fetch_of_other_bytes_blames_the_server_and_keeps_nothing(tmp_path: Path) -> None:
+    data, root = blob_of(3 * LEAF_BYTES)
+
+    async def lie(stream: Stream) -> None:
+        await transfer._receive_frame(stream, BlobHeader)
+        await transfer._send_frame(stream, BlobAnswer("go"))
+        await stream.send_all(b"".join(leaf_digests(data)))
+        await stream.send_all(data[:LEAF_BYTES] + bytes(LEAF_BYTES))
+        await stream.receive_some()
+
+    async with lying_server(tmp_path, lie) as (client, store):
+        scope = (MESH, CLIENT.peer)
+        with pytest.raises(RemoteProtocolError, match="leaf 1 "):
+            await fetch_blob(client, MESH, SERVER.peer, root, len(data), store, scope)
+        assert store.statistics().blobs == 0
+        assert store.statistics().reserved_bytes == 0
+        assert list((tmp_path / "client" / "incoming").iterdir()) == []
+
+
+async def test_a_server_that_stalls_is_unreachable_after_the_deadline_of_a_leaf(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Threads and the real clock: a short deadline stands in for the long one.
+    monkeypatch.setattr(transfer, "LEAF_SECONDS", 0.05)
+    data, root = blob_of(3 * LEAF_BYTES)
+
+    async def stall(stream: Stream) -> None:
+        await transfer._receive_frame(stream, BlobHeader)
+        await transfer._send_frame(stream, BlobAnswer("go"))
+        await stream.send_all(b"".join(leaf_digests(data)))
+        await stream.send_all(data[: LEAF_BYTES + 5])
+        await stream.receive_some()
+
+    async with lying_server(tmp_path, stall) as (client, store):
+        with pytest.raises(Unreachable, match="leaf 1 "):
+            await fetch_blob(client, MESH, SERVER.peer, root, len(data), store, (MESH, CLIENT.peer))
+        assert store.statistics().reserved_bytes == 0
+
+
+async def test_our_own_full_store_is_said_before_asking(tmp_path: Path) -> None:
+    async def never(stream: Stream) -> None:
+        raise AssertionError("nothing should be asked")
+
+    async with lying_server(tmp_path, never) as (client, store):
+        with pytest.raises(StoreFull):
+            await fetch_blob(
+                client, MESH, SERVER.peer, Digest(bytes(32)), 2 * QUOTA, store, (MESH, CLIENT.peer)
+            )
+
+
+async def test_one_peer_has_few_transfers_at_once_and_the_rest_wait(tmp_path: Path) -> None:
+    async with world(tmp_path) as both:
+        held = []
+        for number in range(MAX_TRANSFERS_PER_PEER):
+            data, root = blob_of(LEAF_BYTES, seed=number)
+            stream = await both.client.open_stream(SERVER.peer, blob_protocol(MESH))
+            await stream.send_all(encode_frame(encode(BlobHeader("put", root, len(data)))))
+            assert (await transfer._receive_frame(stream, BlobAnswer)).state == "go"
+            held.append(stream)
+        data, root = blob_of(10, seed=99)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(both.send, data)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not both.server_store.has((MESH, CLIENT.peer), root)
+            await held[0].reset()
+        assert both.server_store.has((MESH, CLIENT.peer), root)
+        for stream in held:
+            await stream.reset()
+
+
+async def test_too_many_in_line_are_told_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "MAX_WAITING_PER_PEER", 0)
+    async with world(tmp_path) as both:
+        held = [
+            await both.client.open_stream(SERVER.peer, blob_protocol(MESH))
+            for _ in range(MAX_TRANSFERS_PER_PEER)
+        ]
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(Refused) as caught:
+            await both.send(b"one more")
+        assert caught.value.code == "busy"
+        for stream in held:
+            await stream.reset()
+        await trio.testing.wait_all_tasks_blocked()
+        await both.send(b"one more")
