@@ -1,0 +1,143 @@
+"""Agents as child processes on loopback: what the demo and the benchmark run on.
+
+Each child has a home and a key of its own, and ends when this process does, however that ends: it watches its standard
+input, whose other end only this process holds. Ctrl-C reaches only this process (children are in sessions of their
+own), which then ends them in order.
+"""
+
+import json
+import secrets
+import selectors
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from coppermesh.agent.home import Home
+from coppermesh.p2p.errors import MeshError
+from coppermesh.p2p.ids import PeerId, format_peer, mesh_id
+from coppermesh.p2p.signing import PeerKey
+
+READY_SECONDS = 60.0
+END_SECONDS = 8.0
+
+
+class AgentDidNotStart(MeshError):
+    """A child agent ended or stayed silent; the text ends with its own last words."""
+
+
+@dataclass(frozen=True)
+class LocalAgent:
+    """A running child agent."""
+
+    name: str
+    home: Home
+    process: subprocess.Popen[bytes]
+    ready: dict[str, Any]
+    """What it printed once it was ready: `peer`, `addresses`, ..."""
+
+    @property
+    def log_path(self) -> Path:
+        """Its standard error."""
+        return self.home.path / "agent.log"
+
+
+class LocalMesh:
+    """A private mesh of this machine's own, with a random name."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        self.name = f"local-{secrets.token_hex(4)}"
+        self.agents: list[LocalAgent] = []
+
+    def home(self, name: str) -> Home:
+        """The home of the agent called `name`, made."""
+        home = Home(self.base / name)
+        home.prepare()
+        return home
+
+    def peer_of(self, name: str) -> PeerId:
+        """The id that the agent called `name` has or will have on this mesh."""
+        return PeerKey.load_or_create(self.home(name).key_path(mesh_id(self.name))).peer
+
+    def start(self, names: Sequence[str], *options: str) -> list[LocalAgent]:
+        """Start agents at the same time and wait until each is ready. The first one ever started is the bootstrap."""
+        bootstrap = self.agents[0].ready["addresses"][0] if self.agents else None
+        if bootstrap is None and len(names) > 1:
+            return [*self.start(names[:1], *options), *self.start(names[1:], *options)]
+        extra = ["--bootstrap", bootstrap] if bootstrap is not None else []
+        started = [(name, self._launch(name, [*options, *extra])) for name in names]
+        agents = []
+        for name, process in started:
+            # Kept before it is ready, so that `close` ends it whatever happens while waiting.
+            agent = LocalAgent(name, self.home(name), process, {})
+            self.agents.append(agent)
+            agents.append(agent)
+        for agent in agents:
+            agent.ready.update(_await_ready(agent))
+        return agents
+
+    def _launch(self, name: str, options: Sequence[str]) -> subprocess.Popen[bytes]:
+        home = self.home(name)
+        command = [sys.executable, "-m", "coppermesh.agent.cli", "agent", "--home", str(home.path)]
+        command += ["--mesh", self.name, "--json", "--until-eof", *options]
+        with (home.path / "agent.log").open("ab") as log:
+            return subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True
+            )
+
+    def close(self) -> None:
+        """End every agent: first by closing its input, then by signals. Nothing is left when this returns."""
+        for agent in self.agents:
+            for pipe in (agent.process.stdin, agent.process.stdout):
+                if pipe is not None:
+                    pipe.close()
+        deadline = time.monotonic() + END_SECONDS
+        for agent in self.agents:
+            try:
+                agent.process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                agent.process.kill()
+                agent.process.wait()
+        self.agents.clear()
+
+
+@contextmanager
+def local_mesh(base: Path) -> Iterator[LocalMesh]:
+    """A `LocalMesh` under `base` whose agents end with the block."""
+    mesh = LocalMesh(base)
+    try:
+        yield mesh
+    finally:
+        mesh.close()
+
+
+def allow(peer: PeerId) -> tuple[str, str]:
+    """The options that let `peer` run kernels on an agent."""
+    return "--allow", format_peer(peer)
+
+
+def _await_ready(agent: LocalAgent) -> dict[str, Any]:
+    """The line that an agent prints when it is ready. Raises AgentDidNotStart."""
+    stdout = agent.process.stdout
+    assert stdout is not None
+    deadline = time.monotonic() + READY_SECONDS
+    with selectors.DefaultSelector() as selector:
+        selector.register(stdout, selectors.EVENT_READ)
+        if not selector.select(max(0.0, deadline - time.monotonic())):
+            raise AgentDidNotStart(f"{agent.name} was not ready within {READY_SECONDS:.0f} s; {_last_words(agent)}")
+    line = stdout.readline()
+    if not line:
+        code = agent.process.wait()
+        raise AgentDidNotStart(f"{agent.name} ended with exit code {code}; {_last_words(agent)}")
+    facts: dict[str, Any] = json.loads(line)
+    return facts
+
+
+def _last_words(agent: LocalAgent) -> str:
+    text = agent.log_path.read_text(errors="replace")[-2000:].strip()
+    return f"its log {agent.log_path} ends:\n{text}" if text else f"its log {agent.log_path} is empty"
