@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from coppermesh.p2p.errors import MeshError
 from coppermesh.p2p.ids import PeerId, mesh_id, parse_peer
@@ -67,8 +67,8 @@ class Config:
     idle_exit_seconds: int | None = None
     """End the agent after so long without a client, a lease or an open receipt; None: never."""
 
-    def rate_for(self, kind: Literal["cpu", "cuda"]) -> int:
-        """The price per hour of a device of `kind`."""
+    def rate_for(self, kind: str) -> int:
+        """The price per hour of a device of `kind` (`cpu` or `cuda`)."""
         if self.rate is not None:
             return self.rate
         return CPU_RATE if kind == "cpu" else CUDA_RATE
