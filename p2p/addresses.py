@@ -2,6 +2,7 @@
 
 import ipaddress
 import re
+import socket
 from typing import NamedTuple
 
 from coppermesh.p2p.errors import Unreachable
@@ -56,3 +57,35 @@ def _check_host(text: str, kind: str, host: str) -> None:
         raise Unreachable(f"address {text!r}: {host!r} is not an {kind} address") from None
     if kind not in ("dns", "dns4", "dns6") or not _HOST_NAME.match(host):
         raise Unreachable(f"address {text!r}: want ip4, ip6 or dns in front of the host")
+
+
+def listen_address(text: str) -> tuple[str, str, int]:
+    """Read `/ip4/HOST/tcp/PORT` (or ip6; port 0 means any): (kind, host, port). Raises Unreachable."""
+    parts = text.split("/")
+    if len(parts) != 5 or parts[0] or parts[1] not in ("ip4", "ip6") or parts[3] != "tcp":
+        raise Unreachable(f"listen address {text!r}: want /ip4/HOST/tcp/PORT")
+    _check_host(text, parts[1], parts[2])
+    if not parts[4].isdecimal() or len(parts[4]) > 5 or int(parts[4]) > 65535:
+        raise Unreachable(f"listen address {text!r}: {parts[4]!r} is not a TCP port")
+    return parts[1], parts[2], int(parts[4])
+
+
+def format_host(host: str, port: int) -> str:
+    """A socket's address as text, without a peer id: `/ip4/127.0.0.1/tcp/40312`."""
+    return f"/{'ip6' if ':' in host else 'ip4'}/{host}/tcp/{port}"
+
+
+def reachable_hosts(host: str) -> list[str]:
+    """Under which hosts a listener on `host` can be dialled: for a wildcard, the way out and loopback."""
+    if not ipaddress.ip_address(host).is_unspecified:
+        return [host]
+    is_ip6 = ":" in host
+    hosts = ["::1" if is_ip6 else "127.0.0.1"]
+    with socket.socket(socket.AF_INET6 if is_ip6 else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            # Connecting a datagram socket sends nothing; it asks the kernel which interface it would use.
+            probe.connect(("2001:db8::1" if is_ip6 else "192.0.2.1", 9))
+            hosts.insert(0, probe.getsockname()[0])
+        except OSError:
+            pass
+    return hosts

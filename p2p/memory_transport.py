@@ -61,16 +61,22 @@ class MemoryNetwork:
         port = self._ports.setdefault(key.peer, len(self._ports) + 1)
         if port in self._listening:
             raise ValueError(f"{short_peer(key.peer)} is attached to this network already")
+        failure: Exception | None = None
         async with trio.open_nursery() as nursery:
             attached = MemoryTransport(self, key.peer, self.address_of(key.peer), nursery)
             self._listening[port] = attached
             try:
                 yield attached
+            except Exception as error:
+                # Kept out of the nursery, which would wrap the caller's own error in a group.
+                failure = error
             finally:
                 if self._listening.get(port) is attached:
                     del self._listening[port]
                 attached.detach("the peer left")
                 nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
 
     def address_of(self, peer: PeerId) -> str:
         """The address `peer` has, or had, on this network."""
