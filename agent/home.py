@@ -114,7 +114,10 @@ class Home:
         return _private_directory(self.path / "scratch")
 
     def mesh_path(self, mesh: MeshId) -> Path:
-        """The directory of one mesh (made here), named by id since a mesh's name may hold a slash."""
+        """The directory of one mesh (made here), named by id since a mesh's name may hold a slash.
+
+        Raises HomeError where it cannot be made, as where the home is missing.
+        """
         return _private_directory(_private_directory(self.path / "meshes") / mesh.hex())
 
     def key_path(self, mesh: MeshId) -> Path:
@@ -262,7 +265,10 @@ def _socket_address(path: Path) -> Iterator[str]:
 
 
 def _private_directory(path: Path) -> Path:
-    path.mkdir(mode=0o700, exist_ok=True)
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise HomeError(f"{path} cannot be made: {error.strerror}") from error
     return path
 
 

@@ -107,6 +107,8 @@ def test_a_file_or_a_missing_home_is_refused(tmp_path: Path) -> None:
         Home(tmp_path / "missing").check()
     with pytest.raises(HomeError, match="cannot be made"):
         Home(path / "below").prepare()
+    with pytest.raises(HomeError, match="cannot be made"):
+        Home(tmp_path / "missing").ledger_path(mesh_id("open"))
     assert not (tmp_path / "missing").exists()
 
 
