@@ -1,34 +1,152 @@
-"""Finding and keeping peers: whom to dial, when again, and whom to remember."""
+"""Keeping an agent connected: dials what `DialPlan` says is due, and remembers who answered.
 
+`run_discovery` reads no transport event, since the control hub is their one reader: it looks at who is connected a few
+times a second, which also cannot miss one.
+"""
+
+import json
+import logging
+import os
+from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
 
-from coppermesh.p2p.ids import PeerId
+import trio
+
+from coppermesh.p2p.addresses import parse_address
+from coppermesh.p2p.dial_plan import DialPlan, Kind, Rng
+from coppermesh.p2p.errors import MeshError, Unreachable
 from coppermesh.p2p.transport import Transport
 
+__all__ = ["DialPlan", "Kind", "Rng", "load_remembered", "run_discovery", "save_remembered"]
 
-class Rng(Protocol):
-    """What `random.Random` gives."""
+LOOK_SECONDS = 0.2
+SAVE_SECONDS = 60.0
+MAX_REMEMBERED = 256
+_MAX_FILE_BYTES = 64 * 1024
 
-    def random(self) -> float:
-        """Uniform in [0, 1)."""
-
-
-class DialPlan:
-    """Which addresses are due. Pure; `now` in seconds on a clock that never goes back."""
-
-    def __init__(self, me: PeerId, rng: Rng, *, target: int = 32) -> None: ...
-    def add(self, address: str, *, permanent: bool) -> None: ...
-    def learn(self, peer: PeerId, addresses: Sequence[str], own: Sequence[str], now: float) -> None: ...
-    def observe(self, connected: Sequence[PeerId], now: float) -> None: ...
-    def due(self, now: float) -> list[str]: ...
-    def succeeded(self, address: str, now: float) -> None: ...
-    def failed(self, address: str, now: float) -> None: ...
-    def lost(self, peer: PeerId, now: float) -> None: ...
+_log = logging.getLogger(__name__)
 
 
 async def run_discovery(
     transport: Transport, plan: DialPlan, *, bootstrap: Sequence[str], remembered: Path | None = None
 ) -> None:
-    """Dial and redial until cancelled. `remembered`: the file of peers that answered once, read and kept up to date."""
+    """Dial and redial until cancelled.
+
+    `bootstrap`: full addresses that are dialled for as long as this runs; one that is not an address raises
+    Unreachable at once. `remembered`: the file of addresses that answered, read first and kept up to date; a damaged
+    one is ignored. What `plan.learn` adds meanwhile is dialled too.
+    """
+    for address in bootstrap:
+        plan.add(address, Kind.PERMANENT)
+    answered: OrderedDict[str, None] = OrderedDict()
+    if remembered is not None:
+        for address in reversed(await trio.to_thread.run_sync(load_remembered, remembered)):
+            plan.add(address, Kind.REMEMBERED)
+            answered[address] = None
+    keeper = _Keeper(remembered, answered)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keeper.keep)
+            while True:
+                plan.observe(transport.connected(), trio.current_time())
+                for address in plan.due(trio.current_time()):
+                    nursery.start_soon(_dial, transport, plan, address, keeper)
+                await trio.sleep(LOOK_SECONDS)
+    finally:
+        keeper.save()
+
+
+async def _dial(transport: Transport, plan: DialPlan, address: str, keeper: "_Keeper") -> None:
+    try:
+        await transport.dial(address)
+    except MeshError as error:
+        _log.debug("dial: %s", error)
+        plan.failed(address, trio.current_time())
+    else:
+        plan.succeeded(address, trio.current_time())
+        plan.observe(transport.connected(), trio.current_time())
+        keeper.answered(address)
+
+
+class _Keeper:
+    """The addresses that answered, oldest first, and the file that keeps them."""
+
+    def __init__(self, path: Path | None, addresses: OrderedDict[str, None]) -> None:
+        self._path = path
+        self._addresses = addresses
+        self._changed = False
+
+    def answered(self, address: str) -> None:
+        """Remember an address; only the newest one of a peer."""
+        if next(reversed(self._addresses), None) == address:
+            return
+        peer = parse_address(address).peer
+        for known in list(self._addresses):
+            if parse_address(known).peer == peer:
+                del self._addresses[known]
+        self._addresses[address] = None
+        while len(self._addresses) > MAX_REMEMBERED:
+            self._addresses.popitem(last=False)
+        self._changed = True
+
+    async def keep(self) -> None:
+        """Save what changed, once in a while."""
+        while True:
+            await trio.sleep(SAVE_SECONDS)
+            if self._changed:
+                await trio.to_thread.run_sync(self.save)
+
+    def save(self) -> None:
+        """Write the file where something changed. A disk that is full costs only the memory of peers."""
+        if self._path is None or not self._changed:
+            return
+        self._changed = False
+        try:
+            save_remembered(self._path, list(reversed(self._addresses)))
+        except OSError as error:
+            _log.warning("cannot save the remembered peers to %s: %s", self._path, error)
+
+
+def load_remembered(path: Path) -> list[str]:
+    """The addresses in the file, newest first; none where it is missing, too large or not ours."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_FILE_BYTES + 1)
+        content = json.loads(data) if len(data) <= _MAX_FILE_BYTES else None
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, RecursionError) as error:
+        _log.warning("remembered peers in %s are ignored: %s", path, error)
+        return []
+    listed = content.get("addresses") if isinstance(content, dict) else None
+    if not isinstance(listed, list):
+        _log.warning("remembered peers in %s are ignored: not a list of addresses", path)
+        return []
+    return [address for address in listed[:MAX_REMEMBERED] if _is_address(address)]
+
+
+def save_remembered(path: Path, addresses: Sequence[str]) -> None:
+    """Replace the file in one step. Raises OSError, leaving the old one."""
+    text = json.dumps({"version": 1, "addresses": list(addresses[:MAX_REMEMBERED])}, indent=1)
+    fresh = path.with_name(path.name + ".new")
+    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(fd, "w", encoding="ascii") as file:
+            file.write(text + "\n")
+        fresh.replace(path)
+    except OSError:
+        with suppress(FileNotFoundError):
+            fresh.unlink()
+        raise
+
+
+def _is_address(value: object) -> bool:
+    if not isinstance(value, str):
+        return False
+    try:
+        parse_address(value)
+    except Unreachable:
+        return False
+    return True

@@ -1,0 +1,232 @@
+"""Whom to dial and when again. Pure: `now` is an argument, in seconds on a clock that never goes back.
+
+There is one target per peer, with up to `MAX_ADDRESSES` of its addresses, tried in turn. Three kinds of target differ
+in how hard they are pursued:
+
+- *permanent* (bootstrap addresses): for ever;
+- *remembered* (answered in an earlier run): until `GIVE_UP_AFTER` failures in a row, and only while fewer than `goal`
+  peers are connected;
+- *learned* (from the peer's own announcement): likewise, and after the remembered ones.
+
+After a failure the next try waits 0.2 s, doubling to 30 s, times a random factor between one half and one, so that
+peers that lost the same bootstrap do not come back in step. Two peers that learn of each other at the same moment
+would both dial; so the one with the larger id waits `YIELD_SECONDS` for the other first.
+
+Announcements are a stranger's words: an address is taken only where it names the announcing peer and is one that this
+machine could reach it at (`may_be_dialled`), so that nobody makes agents knock on machines of their own network.
+"""
+
+import ipaddress
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Protocol
+
+from coppermesh.p2p.addresses import Address, parse_address
+from coppermesh.p2p.errors import Unreachable
+from coppermesh.p2p.ids import PeerId
+
+FIRST_DELAY_SECONDS = 0.2
+LAST_DELAY_SECONDS = 30.0
+YIELD_SECONDS = 3.0
+LASTING_SECONDS = 10.0
+GIVE_UP_AFTER = 10
+MAX_ADDRESSES = 4
+MAX_TARGETS = 1024
+MAX_DIALS = 8
+"""Dials under way at once."""
+
+
+class Rng(Protocol):
+    """What `random.Random` gives."""
+
+    def random(self) -> float:
+        """Uniform in [0, 1)."""
+
+
+class Kind(IntEnum):
+    """Why a peer is dialled; a larger one is kept longer and dialled first."""
+
+    LEARNED = 0
+    REMEMBERED = 1
+    PERMANENT = 2
+
+
+@dataclass(slots=True)
+class _Target:
+    kind: Kind
+    addresses: list[str] = field(default_factory=list)
+    turn: int = 0
+    failures: int = 0
+    not_before: float = 0.0
+    dialling: bool = False
+    connected_since: float = 0.0
+
+
+class DialPlan:
+    """Which addresses are due. `me`: this agent; `rng`: for jitter; `goal`: enough connections to learned peers."""
+
+    def __init__(self, me: PeerId, rng: Rng, *, goal: int = 32) -> None:
+        self._me = me
+        self._rng = rng
+        self._goal = goal
+        self._targets: dict[PeerId, _Target] = {}
+        self._connected: set[PeerId] = set()
+
+    def __len__(self) -> int:
+        return len(self._targets)
+
+    def add(self, address: str, kind: Kind) -> None:
+        """Dial this address from now on. Raises Unreachable where it cannot be dialled at all."""
+        parsed = parse_address(address)
+        if parsed.peer != self._me:
+            self._add(parsed.peer, [address], kind, not_before=0.0)
+
+    def learn(self, peer: PeerId, addresses: Iterable[str], own: Sequence[str], now: float) -> None:
+        """What `peer` announces as its addresses; `own`: this agent's. Unusable ones are ignored."""
+        usable = [address for address in addresses if may_be_dialled(address, peer, own)][:MAX_ADDRESSES]
+        if peer == self._me or not usable:
+            return
+        known = self._targets.get(peer)
+        if known is not None and known.kind is Kind.LEARNED:
+            # The newest announcement says where the peer is now.
+            if known.addresses != usable:
+                known.addresses, known.turn = usable, 0
+            return
+        wait = YIELD_SECONDS if self._me > peer else 0.0
+        self._add(peer, usable, Kind.LEARNED, not_before=now + wait)
+
+    def observe(self, connected: Iterable[PeerId], now: float) -> None:
+        """The peers that are connected now, whoever dialled."""
+        current = set(connected)
+        for peer in current - self._connected:
+            if peer in self._targets:
+                self._targets[peer].connected_since = now
+        for peer in self._connected - current:
+            self.lost(peer, now)
+        self._connected = current
+
+    def due(self, now: float) -> list[str]:
+        """Addresses to dial now, one per peer, which count as being dialled until `succeeded` or `failed`."""
+        room = MAX_DIALS - sum(target.dialling for target in self._targets.values())
+        ready = [
+            target
+            for peer, target in self._targets.items()
+            if not (target.dialling or peer in self._connected) and target.not_before <= now
+        ]
+        ready.sort(key=lambda target: (-target.kind, target.not_before))
+        enough = len(self._connected) >= self._goal
+        addresses = []
+        for target in ready[: max(room, 0)]:
+            if target.kind is Kind.PERMANENT or not enough:
+                target.dialling = True
+                addresses.append(target.addresses[target.turn % len(target.addresses)])
+        return addresses
+
+    def succeeded(self, address: str, now: float) -> None:
+        """A dial ended in a connection; `observe` decides how long it lasts."""
+        target = self._target_of(address)
+        if target is not None:
+            target.dialling = False
+            # Should the connection be gone before it is observed, this is not a reason to dial in a tight loop.
+            target.not_before = now + FIRST_DELAY_SECONDS
+
+    def failed(self, address: str, now: float) -> None:
+        """A dial failed: back off, try the peer's next address then, and give up on strangers after a while."""
+        target = self._target_of(address)
+        if target is None:
+            return
+        target.dialling = False
+        target.turn += 1
+        self._back_off(target, now)
+        if target.kind is not Kind.PERMANENT and target.failures >= GIVE_UP_AFTER:
+            del self._targets[parse_address(address).peer]
+
+    def lost(self, peer: PeerId, now: float) -> None:
+        """A connection ended. One that had lasted is dialled again at once, one that flaps backs off."""
+        self._connected.discard(peer)
+        target = self._targets.get(peer)
+        if target is not None:
+            if now - target.connected_since >= LASTING_SECONDS:
+                target.failures = 0
+            self._back_off(target, now)
+            if target.kind is Kind.LEARNED and self._me > peer:
+                target.not_before += YIELD_SECONDS
+
+    def _back_off(self, target: _Target, now: float) -> None:
+        delay = min(FIRST_DELAY_SECONDS * 2.0 ** min(target.failures, 20), LAST_DELAY_SECONDS)
+        target.failures += 1
+        target.not_before = now + delay * (0.5 + 0.5 * self._rng.random())
+
+    def _target_of(self, address: str) -> _Target | None:
+        return self._targets.get(parse_address(address).peer)
+
+    def _add(self, peer: PeerId, addresses: list[str], kind: Kind, *, not_before: float) -> None:
+        target = self._targets.get(peer)
+        if target is None:
+            if len(self._targets) >= MAX_TARGETS and not self._make_room(kind):
+                return
+            target = self._targets[peer] = _Target(kind, not_before=not_before)
+        target.kind = max(target.kind, kind)
+        new = [address for address in addresses if address not in target.addresses]
+        # Newer is likelier to be right, but a bootstrap address is never pushed out by what somebody announces.
+        order = target.addresses + new if target.kind is Kind.PERMANENT else new + target.addresses
+        target.addresses = order[:MAX_ADDRESSES]
+
+    def _make_room(self, kind: Kind) -> bool:
+        """Forget the least promising target for one of `kind`."""
+        candidates = [
+            (target.kind, -target.failures, peer)
+            for peer, target in self._targets.items()
+            if not target.dialling and peer not in self._connected
+        ]
+        if not candidates:
+            return False
+        worst_kind, no_failures, peer = min(candidates)
+        if worst_kind > kind or (worst_kind == kind and no_failures == 0):
+            return False
+        del self._targets[peer]
+        return True
+
+
+def may_be_dialled(text: str, peer: PeerId, own: Sequence[str]) -> bool:
+    """Whether an address that `peer` announced is one to dial, given this agent's own addresses.
+
+    It must name `peer`. Loopback counts only where this agent itself listens on loopback (everything is on one
+    machine then), a private network only where this agent is on one or on loopback; multicast, unspecified, link-local
+    and reserved addresses never do. A host name must look public.
+    """
+    try:
+        address = parse_address(text)
+    except Unreachable:
+        return False
+    if address.peer != peer:
+        return False
+    reach = _reach(address)
+    if reach in ("public", "never"):
+        return reach == "public"
+    mine = {_reach(parsed) for parsed in map(_parse_or_none, own) if parsed is not None}
+    return "loopback" in mine or (reach == "private" and "private" in mine)
+
+
+def _parse_or_none(text: str) -> Address | None:
+    try:
+        return parse_address(text)
+    except Unreachable:
+        return None
+
+
+def _reach(address: Address) -> str:
+    """`loopback`, `private`, `public` or `never`."""
+    if address.kind not in ("ip4", "ip6"):
+        last = address.host.rsplit(".", 1)[-1].lower()
+        looks_public = "." in address.host and last not in ("local", "localhost", "internal", "lan", "home")
+        return "public" if looks_public and not last.isdecimal() else "never"
+    host = ipaddress.ip_address(address.host)
+    if isinstance(host, ipaddress.IPv6Address) and host.ipv4_mapped is not None:
+        host = host.ipv4_mapped
+    if host.is_loopback:
+        return "loopback"
+    if host.is_unspecified or host.is_multicast or host.is_link_local or host.is_reserved:
+        return "never"
+    return "public" if host.is_global else "private"
