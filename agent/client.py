@@ -165,7 +165,7 @@ class Job:
             if output.size != array.nbytes:
                 raise MeshError(f"job {self.id[:8]}: output of {output.size} bytes where {array.nbytes} were due")
             if array.nbytes:
-                raw = memoryview(array.reshape(-1).view(np.uint8))
+                raw = array.reshape(-1).view(np.uint8).data
                 if output.root in inline:
                     raw[:] = inline[output.root]
                 else:
@@ -257,7 +257,7 @@ def _raw(array: np.ndarray) -> memoryview:
     contiguous = np.ascontiguousarray(array)
     if not contiguous.nbytes:
         return memoryview(b"")
-    return memoryview(contiguous.reshape(-1).view(np.uint8))
+    return contiguous.reshape(-1).view(np.uint8).data
 
 
 def connect(home: str | Path | None = None) -> Mesh:

@@ -63,7 +63,7 @@ def _run(mesh: LocalMesh, photograph: np.ndarray, tile_count: int, output: Path)
         _say(f"{agent.name}: {agent.ready['peer']}")
     mesh.start(["requester"], "--requester-only")
     with connect(mesh.home("requester").path) as client:
-        _await_providers(client, len(agents))
+        await_providers(client, len(agents))
         rows, columns = _grid(tile_count)
         tiles = demo_picture.split(photograph, rows, columns)
         _say(f"submitting a photograph in {len(tiles)} tiles")
@@ -97,7 +97,7 @@ def _summary(
     }
 
 
-def _await_providers(client: Mesh, count: int) -> None:
+def await_providers(client: Mesh, count: int) -> None:
     """Wait until the requester's agent has heard and reached every provider."""
     deadline = time.monotonic() + FOUND_SECONDS
     while True:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from coppermesh.exec import xp
+import coppermesh.exec.xp as xp  # noqa: PLR0402 - a namespace module, as users import it
 from coppermesh.exec.kernels import RawKernel
 from coppermesh.exec.recorder import Array
 
@@ -110,7 +110,7 @@ def record_tile(tile: Tile) -> Array:
     """The lazy (height, width, 3) float32 result of one tile."""
     kernel = RawKernel(BILATERAL_SOURCE, "bilateral")
     toned = _tone_map(xp, xp.asarray(tile.pixels), xp.asarray(_LUMINANCE))
-    result = xp.zeros((tile.height, tile.width, 3), dtype=xp.float32)
+    result: Array = xp.zeros((tile.height, tile.width, 3), dtype=xp.float32)
     grid = (-(-tile.width // _BLOCK), -(-tile.height // _BLOCK))
     scalars = (np.int32(tile.height), np.int32(tile.width), np.int32(RADIUS))
     kernel(grid, (_BLOCK, _BLOCK), (toned, result, *scalars, _spatial(), _range()))
@@ -124,7 +124,7 @@ def reference(image: np.ndarray) -> np.ndarray:
     height, width = image.shape[:2]
     centre = toned[RADIUS : RADIUS + height, RADIUS : RADIUS + width]
     total = np.zeros((height, width, 1), dtype=np.float32)
-    result = np.zeros_like(centre)
+    result: np.ndarray = np.zeros_like(centre)
     for dy in range(-RADIUS, RADIUS + 1):
         for dx in range(-RADIUS, RADIUS + 1):
             pixel = toned[RADIUS + dy : RADIUS + dy + height, RADIUS + dx : RADIUS + dx + width]

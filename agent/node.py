@@ -10,6 +10,7 @@ import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from typing import Literal
 
 import trio
 
@@ -241,7 +242,7 @@ async def _open_provider(stack: AsyncExitStack, node: Node) -> Provider:
 
 
 def _offer(info: DeviceInfo, config: Config) -> DeviceOffer:
-    kind = "cuda" if info.kind == "cuda" else "cpu"
+    kind: Literal["cpu", "cuda"] = "cuda" if info.kind == "cuda" else "cpu"
     memory = min(info.memory_bytes, config.memory_bytes) if kind == "cpu" else info.memory_bytes
     return DeviceOffer(
         device=info.device, kind=kind, name=info.name, rate=config.rate_for(kind), unit=config.unit,

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from coppermesh.agent import ledger_views
@@ -83,7 +84,7 @@ class NodeViews:
                 "leases_held": len(node.requester.leases),
                 "jobs_open": len(node.requester.jobs.running()),
                 "results_waiting": node.outbox.under_way,
-                "store": dict(node.store.statistics()),
+                "store": asdict(node.store.statistics()),
                 "gossip": {str(verdict): count for verdict, count in node.book.counts.items()},
                 "notes_lost": node.ledger.notes_lost,
             }

@@ -8,12 +8,12 @@ A lease is in the ledger before our signature on it leaves.
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import trio
 
-from coppermesh.agent.lease_server import LeaseServer, Result
+from coppermesh.agent.lease_server import LeaseServer
 from coppermesh.agent.leases import check_lease
 from coppermesh.agent.ledger import LeaseAgreed
 from coppermesh.agent.ledger_store import LedgerStore

@@ -10,9 +10,10 @@ from coppermesh.agent.config import load_config
 from coppermesh.agent.home import Home
 from coppermesh.agent.ledger_reader import LedgerReader, NotInLedger, read_ledger
 from coppermesh.agent.local_link import LocalLink, socket_alive
-from coppermesh.agent.receipts import MAX_FILE_BYTES, InvalidReceipt, verify_receipt_file
+from coppermesh.agent.receipts import InvalidReceipt, verify_receipt_file
 from coppermesh.p2p.errors import MeshError
 from coppermesh.p2p.ids import mesh_id
+from coppermesh.p2p.receipt_file import MAX_RECEIPT_FILE_BYTES
 
 T = TypeVar("T")
 
@@ -51,7 +52,7 @@ def verify_file(path: Path) -> dict[str, Any]:
     """Check a receipt file. No network, no database, no agent, no home."""
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+            data = file.read(MAX_RECEIPT_FILE_BYTES + 1)
     except OSError as error:
         raise MeshError(f"{path}: {error.strerror}") from error
     try:
@@ -71,12 +72,13 @@ def verify_file(path: Path) -> dict[str, Any]:
     }
 
 
-def _ask(home: Home, method: str, arguments: dict[str, Any], offline: Callable[[LedgerReader], T]) -> Any:
+def _ask(home: Home, method: str, arguments: dict[str, Any], offline: Callable[[LedgerReader], T]) -> T:
     """Ask the running agent; where none runs, read the ledger of the home's mesh while holding the lock."""
     home.check()
     if socket_alive(home.socket_path):
         with LocalLink(home.socket_path) as link:
-            return json.loads(link.call_json(method, json.dumps(arguments)))
+            answer: T = json.loads(link.call_json(method, json.dumps(arguments)))
+            return answer
     with home.lock():
         path = home.ledger_path(mesh_id(load_config(home).mesh))
         if not path.exists():

@@ -16,6 +16,7 @@ from coppermesh.agent.dispatch import Dispatcher
 from coppermesh.agent.dispatch_events import (
     CancelTask,
     Event,
+    Fault,
     Instruction,
     JobCancelled,
     JobFailed,
@@ -246,7 +247,7 @@ class Requester:
             return
         if outcome.fault == "job":
             job.detail = outcome.detail
-        fault = "job" if outcome.fault == "job" else "provider"
+        fault: Fault = "job" if outcome.fault == "job" else "provider"
         self._feed(
             TaskFailed(
                 start.job, start.index, start.lease, fault, outcome.code, outcome.sentence, amount=outcome.amount

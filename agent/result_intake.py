@@ -156,10 +156,10 @@ class ResultIntake:
                 if len(data) != named[root].size:
                     return None, f"an output of {len(data)} bytes was declared as {named[root].size}"
             await self._store.put_many(self._scope, here)
-            for root, blob in named.items():
-                if root not in inline:
+            for name, blob in named.items():
+                if name not in inline:
                     await fetch_blob(
-                        self._transport, self._mesh, case.peer, Digest(root), blob.size, self._store, self._scope
+                        self._transport, self._mesh, case.peer, Digest(name), blob.size, self._store, self._scope
                     )
         except RemoteProtocolError as error:
             return None, str(error)

@@ -83,9 +83,8 @@ class ResultOutbox:
     async def peer_up(self, requester: PeerId) -> None:
         """A connection to `requester` came up: send it what it has not countersigned."""
         for unsettled in await self._ledger.unsettled(requester):
-            opened = open_record(Receipt, unsettled.receipt)
             self.send(
-                PendingResult(requester, opened, tuple(unsettled.outputs), unsettled.sentence, unsettled.detail, None)
+                PendingResult(requester, unsettled.receipt, tuple(unsettled.outputs), unsettled.sentence, unsettled.detail, None)
             )
 
     async def _deliver(self, pending: PendingResult) -> None:
