@@ -39,6 +39,11 @@ class SpentNumbers:
     def __contains__(self, number: int) -> bool:
         return number < self._floor or number in self._ids
 
+    @property
+    def remembered(self) -> int:
+        """How many numbers are kept one by one."""
+        return len(self._ids)
+
     def is_repeat(self, number: int, task_id: Digest) -> bool:
         """True where this number was spent by exactly this task: the same request again, safe to answer again."""
         return self._ids.get(number) == task_id
