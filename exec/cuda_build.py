@@ -1,0 +1,150 @@
+"""Building one kernel of CUDA source into a shared library, in the process that may run a compiler.
+
+A worker never starts a program: it asks the agent, which has the zygote fork a builder, a process with limits of its
+own that runs one compiler and ends. The directory is private to that builder and is removed afterwards; the library
+leaves it as a sealed file in memory. `kernel.cu` holds the program's source unchanged, so that the compiler's line
+numbers are the user's, and its name is the only path that its messages show.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from coppermesh.exec import linux
+from coppermesh.exec.cuda_gate import SHIM, SourceRefused, check_cpu_source
+from coppermesh.exec.cuda_toolchain import Toolchain
+from coppermesh.exec.errors import ExecError, KernelCompileError
+from coppermesh.exec.pipe import MAX_DETAIL, plain_detail
+
+BUILD_SECONDS = 30.0
+MAX_LOG_BYTES = 256 * 1024
+MAX_LIBRARY_BYTES = 64 * 1024 * 1024
+
+_TIMED_OUT = -signal.SIGXCPU
+_DEFINE = re.compile(r"-D(?P<name>[A-Za-z_]\w*)(?:=(?P<value>[A-Za-z0-9_.+-]*))?")
+_STANDARD = re.compile(r"--?std=c\+\+(?P<year>11|14|17|20)")
+_IGNORED = re.compile(r"--?use_fast_math|--?fmad=(?:true|false)")
+"""Speed for accuracy: the CPU build is always accurate and never contracts."""
+_INCLUDED_FROM = re.compile(r"^(?:In file included from| +from) module\.cpp:\d+[:,]\n|\./(?=kernel\.cu:)", re.MULTILINE)
+_PATH = re.compile(r"(?<![\w.])/(?:[^\s:'\"()]+/)*([^\s:/'\"()]+)")
+
+
+class BuildFailed(ExecError):
+    """The build ended without a library for a reason other than the source's grammar. `code` says which."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What to build."""
+
+    source: str
+    name: str
+    options: tuple[str, ...]
+
+
+def build_kernel(kernel: Kernel, toolchain: Toolchain, directory: Path, cache: Path) -> int:
+    """Compile in `directory` and return the library as a sealed memory file.
+
+    `cache` is where a compiler may keep parts of itself. Raises SourceRefused, KernelCompileError, or BuildFailed
+    (`kernel-build-limit`, `compiler-missing`). Blocks for up to `BUILD_SECONDS`.
+    """
+    check_cpu_source(kernel.source, kernel.options)
+    if not re.search(rf"\b{re.escape(kernel.name)}\b", kernel.source):
+        raise KernelCompileError(kernel.name, f"kernel.cu: error: there is no function '{kernel.name}'")
+    standard, defines = _read_options(kernel.options)
+    (directory / "kernel.cu").write_text(kernel.source)
+    (directory / "module.cpp").write_text(
+        '#include "coppermesh_cuda.h"\n' + defines + f'#include "kernel.cu"\nCOPPERMESH_EXPORT({kernel.name})\n'
+    )
+    command = toolchain.arguments(standard, SHIM, "module.cpp", "module.so")
+    status, log = _run_compiler(command, toolchain.environment(str(cache)), directory)
+    if status != 0:
+        raise _explain(kernel.name, status, scrub(_INCLUDED_FROM.sub("", log), directory))
+    try:
+        with open(directory / "module.so", "rb") as file:
+            return linux.sealed_file("coppermesh-kernel", file.read(MAX_LIBRARY_BYTES + 1))
+    except OSError as error:
+        raise BuildFailed("kernel-build-limit", f"kernel {kernel.name}: the compiler left no library") from error
+
+
+def _read_options(options: tuple[str, ...]) -> tuple[str, str]:
+    """The language standard, and the macros as lines of source. Raises SourceRefused."""
+    standard = "c++17"
+    defines = []
+    for option in options:
+        if match := _DEFINE.fullmatch(option):
+            defines.append(f"#define {match['name']} {match['value'] if match['value'] is not None else 1}\n")
+        elif match := _STANDARD.fullmatch(option):
+            standard = "c++20" if match["year"] == "20" else "c++17"
+        elif not _IGNORED.fullmatch(option):
+            raise SourceRefused(f"compiler option {option[:80]} is not possible on a CPU device")
+    return standard, "".join(defines)
+
+
+def _run_compiler(command: list[str], environment: dict[str, str], directory: Path) -> tuple[int, str]:
+    """Exit status and messages, at most `MAX_LOG_BYTES` of them. Its children end with it."""
+    with open(directory / "log", "w+b") as log:
+        try:
+            process = subprocess.Popen(
+                command, cwd=directory, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        except OSError as error:
+            raise BuildFailed("compiler-missing", f"the compiler does not start: {error.strerror}") from error
+        try:
+            status = process.wait(BUILD_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            status = _TIMED_OUT
+        log.seek(0)
+        return status, log.read(MAX_LOG_BYTES).decode(errors="replace")
+
+
+def _explain(name: str, status: int, log: str) -> ExecError:
+    if "error" in log and "internal compiler error" not in log and not _out_of_resources(log):
+        return KernelCompileError(name, log)
+    if status == _TIMED_OUT:
+        reason = f"the compiler needed more than {BUILD_SECONDS:.0f} s"
+    else:
+        reason = "the compiler needed more memory, or larger files, than it may use"
+    return BuildFailed("kernel-build-limit", f"kernel {name}: {reason}; make the source smaller", detail=log)
+
+
+def _out_of_resources(log: str) -> bool:
+    return any(sign in log for sign in ("out of memory", "Killed signal", "File size limit", "virtual memory exhausted"))
+
+
+def scrub(text: str, directory: Path | None = None) -> str:
+    """`text` fit to leave this machine: printable, bounded, and with the last part only of every absolute path."""
+    if directory is not None:
+        text = text.replace(f"{directory}/", "")
+    return plain_detail(_PATH.sub(r"\1", text[: 4 * MAX_DETAIL]))
+
+
+@contextlib.contextmanager
+def group_dies_with_me() -> Iterator[None]:
+    """Within the block, every process of this process group is killed as soon as this process ends, however it ends.
+
+    A compiler driver starts compilers of its own, which no death signal reaches. A watcher in the same group waits on
+    a pipe whose other end only this process holds: when it closes, the watcher kills the group and itself.
+    """
+    reading, writing = os.pipe()
+    watcher = os.fork()
+    if watcher == 0:
+        os.closerange(3, reading)
+        os.closerange(reading + 1, 1 << 20)
+        os.read(reading, 1)
+        os.killpg(0, signal.SIGKILL)
+        os._exit(0)
+    os.close(reading)
+    try:
+        yield
+    finally:
+        os.kill(watcher, signal.SIGKILL)
+        os.waitpid(watcher, 0)
+        os.close(writing)

@@ -1,0 +1,58 @@
+// CUDA C++ as host C++17: everything a barrier-free kernel may use, for g++, clang++ and zig c++.
+//
+// How it works. A kernel stays an ordinary function. The launcher (coppermesh_launch.h) calls it once per CUDA
+// thread from plain loops over the block, and the index variables are thread-local variables that the loops set.
+// The blocks are dealt out to a few operating-system threads by an atomic counter, so `__device__` and
+// `__constant__` data are ordinary globals, shared by all threads as on a GPU.
+//
+// What cannot work in such loops (shared memory, barriers, shuffles) is refused before compiling; see
+// cuda_source.py. Nothing here includes a header of the host: compilers are run without their system include
+// paths, and the few functions of libc and libm that kernels may call are declared in coppermesh_math.h.
+#pragma once
+
+#define __COPPERMESH_CPU__ 1
+#define __CUDACC__ 1
+#define __CUDACC_RTC__ 1
+#define __CUDA_ARCH__ 700
+
+#define __global__ __attribute__((visibility("protected")))
+#define __device__
+#define __host__
+#define __constant__
+#define __grid_constant__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __noinline__ __attribute__((noinline))
+#define __launch_bounds__(...)
+#define __align__(bytes) __attribute__((aligned(bytes)))
+#define __builtin_align__(bytes) __attribute__((aligned(bytes)))
+#if defined(__clang__)
+#define __restrict__ __restrict
+#endif
+
+// Inline assembly is refused by the source check; these catch a spelling put together by token pasting.
+#define asm coppermesh_no_inline_assembly
+#define __asm coppermesh_no_inline_assembly
+#define __asm__ coppermesh_no_inline_assembly
+
+#define COPPERMESH_INLINE static inline __attribute__((always_inline, unused))
+
+typedef __SIZE_TYPE__ size_t;
+typedef __PTRDIFF_TYPE__ ptrdiff_t;
+typedef __INTPTR_TYPE__ intptr_t;
+typedef __UINTPTR_TYPE__ uintptr_t;
+typedef signed char int8_t;
+typedef unsigned char uint8_t;
+typedef short int16_t;
+typedef unsigned short uint16_t;
+typedef int int32_t;
+typedef unsigned int uint32_t;
+typedef __INT64_TYPE__ int64_t;
+typedef __UINT64_TYPE__ uint64_t;
+#ifndef NULL
+#define NULL 0
+#endif
+
+#include "coppermesh_vectors.h"
+#include "coppermesh_math.h"
+#include "coppermesh_atomics.h"
+#include "coppermesh_launch.h"

@@ -1,0 +1,96 @@
+// The launcher: plain loops over blocks and threads, and a table of the kernel's parameters for the caller to check.
+#pragma once
+
+namespace coppermesh {
+
+// One launch, shared by the operating-system threads that run it. cuda_cpu.py has the same layout.
+struct Launch {
+    unsigned int grid[3];
+    unsigned int block[3];
+    unsigned long long blocks;  // in all
+    unsigned long long chunk;   // how many a thread takes at a time
+    unsigned long long next;    // first block that nobody has taken yet
+};
+
+// One kernel parameter. `kind`: p pointer, i integer, f floating point, o anything else.
+// `element`, of a pointer: kind of what it points to (v: void); `element_bytes` its size.
+struct Parameter {
+    unsigned int bytes;
+    unsigned int element_bytes;
+    char kind;
+    char element;
+};
+
+template <class T> struct kind_of { static constexpr char value = is_integral<T>::value ? 'i' : 'o'; };
+template <> struct kind_of<float> { static constexpr char value = 'f'; };
+template <> struct kind_of<double> { static constexpr char value = 'f'; };
+
+template <class T> struct plain { typedef T type; };
+template <class T> struct plain<const T> { typedef T type; };
+template <class T> struct plain<volatile T> { typedef T type; };
+template <class T> struct plain<const volatile T> { typedef T type; };
+
+template <class T> struct describe {
+    static constexpr Parameter value = {sizeof(T), 0, kind_of<T>::value, 0};
+};
+template <class T> struct describe<T*> {
+    typedef typename plain<T>::type Element;
+    static constexpr Parameter value = {sizeof(T*), sizeof(Element), 'p', kind_of<Element>::value};
+};
+template <> struct describe<void*> { static constexpr Parameter value = {sizeof(void*), 1, 'p', 'v'}; };
+template <> struct describe<const void*> { static constexpr Parameter value = {sizeof(void*), 1, 'p', 'v'}; };
+
+template <int...> struct indices {};
+template <int N, int... I> struct count_up : count_up<N - 1, N - 1, I...> {};
+template <int... I> struct count_up<0, I...> { typedef indices<I...> type; };
+
+template <auto kernel, class Signature> struct entry;
+template <auto kernel, class... A> struct entry<kernel, void (*)(A...)> {
+    typedef typename count_up<(int)sizeof...(A)>::type Indices;
+    static constexpr unsigned int count = sizeof...(A);
+    static constexpr Parameter parameters[sizeof...(A) + 1] = {describe<typename plain<A>::type>::value..., {}};
+
+    // All threads of one block, x fastest. Not inlined: a function of its own keeps the loops' registers free.
+    static __attribute__((noinline)) void run_block(const Launch& launch, typename plain<A>::type... a) {
+        const unsigned int nx = launch.block[0], ny = launch.block[1], nz = launch.block[2];
+        for (unsigned int z = 0; z < nz; z++)
+            for (unsigned int y = 0; y < ny; y++)
+                for (unsigned int x = 0; x < nx; x++) {
+                    threadIdx.x = x, threadIdx.y = y, threadIdx.z = z;
+                    kernel(a...);
+                }
+    }
+    template <int... I> static void run(Launch& launch, void* const* arguments, indices<I...>) {
+        const unsigned int gx = launch.grid[0], gy = launch.grid[1];
+        blockDim = uint3{launch.block[0], launch.block[1], launch.block[2]};
+        gridDim = uint3{gx, gy, launch.grid[2]};
+        for (;;) {
+            const unsigned long long first = __atomic_fetch_add(&launch.next, launch.chunk, __ATOMIC_RELAXED);
+            if (first >= launch.blocks) return;
+            const unsigned long long left = launch.blocks - first;
+            const unsigned long long end = first + (launch.chunk < left ? launch.chunk : left);
+            for (unsigned long long b = first; b < end; b++) {
+                blockIdx = uint3{(unsigned int)(b % gx), (unsigned int)(b / gx % gy), (unsigned int)(b / gx / gy)};
+                run_block(launch, *(typename plain<A>::type*)arguments[I]...);
+            }
+        }
+    }
+};
+
+}  // namespace coppermesh
+
+// What a module exports. Comes after the kernel's source, so it uses no name that a kernel may have made a macro.
+#define COPPERMESH_EXPORT(kernel)                                                                          \
+    extern "C" {                                                                                           \
+    __attribute__((visibility("default"))) extern const unsigned int coppermesh_parameter_count =          \
+        coppermesh::entry<&kernel, decltype(&kernel)>::count;                                              \
+    __attribute__((visibility("default"))) const coppermesh::Parameter* coppermesh_parameters() {          \
+        return coppermesh::entry<&kernel, decltype(&kernel)>::parameters;                                  \
+    }                                                                                                      \
+    __attribute__((visibility("default"))) void coppermesh_run(                                            \
+        coppermesh::Launch* coppermesh_launch, void* const* coppermesh_arguments) {                        \
+        coppermesh::entry<&kernel, decltype(&kernel)>::run(                                                \
+            *coppermesh_launch, coppermesh_arguments,                                                      \
+            coppermesh::entry<&kernel, decltype(&kernel)>::Indices());                                     \
+    }                                                                                                      \
+    }

@@ -1,0 +1,38 @@
+// CUDA's vector types (size and alignment as in CUDA's vector_types.h), make_* functions, dim3 and the indices.
+#pragma once
+
+#define COPPERMESH_VECTOR(T, name, align2, align4)                                                         \
+    struct name##1 { T x; };                                                                               \
+    struct __attribute__((aligned(align2))) name##2 { T x, y; };                                           \
+    struct name##3 { T x, y, z; };                                                                         \
+    struct __attribute__((aligned(align4))) name##4 { T x, y, z, w; };                                     \
+    COPPERMESH_INLINE name##1 make_##name##1(T x) { return name##1{x}; }                                   \
+    COPPERMESH_INLINE name##2 make_##name##2(T x, T y) { return name##2{x, y}; }                           \
+    COPPERMESH_INLINE name##3 make_##name##3(T x, T y, T z) { return name##3{x, y, z}; }                   \
+    COPPERMESH_INLINE name##4 make_##name##4(T x, T y, T z, T w) { return name##4{x, y, z, w}; }
+
+COPPERMESH_VECTOR(signed char, char, 2, 4)
+COPPERMESH_VECTOR(unsigned char, uchar, 2, 4)
+COPPERMESH_VECTOR(short, short, 4, 8)
+COPPERMESH_VECTOR(unsigned short, ushort, 4, 8)
+COPPERMESH_VECTOR(int, int, 8, 16)
+COPPERMESH_VECTOR(unsigned int, uint, 8, 16)
+COPPERMESH_VECTOR(long, long, 16, 16)
+COPPERMESH_VECTOR(unsigned long, ulong, 16, 16)
+COPPERMESH_VECTOR(long long, longlong, 16, 16)
+COPPERMESH_VECTOR(unsigned long long, ulonglong, 16, 16)
+COPPERMESH_VECTOR(float, float, 8, 16)
+COPPERMESH_VECTOR(double, double, 16, 16)
+#undef COPPERMESH_VECTOR
+
+struct dim3 {
+    unsigned int x, y, z;
+    constexpr dim3(unsigned int vx = 1, unsigned int vy = 1, unsigned int vz = 1) : x(vx), y(vy), z(vz) {}
+    constexpr dim3(uint3 v) : x(v.x), y(v.y), z(v.z) {}
+    constexpr operator uint3() const { return uint3{x, y, z}; }
+};
+
+// One set per operating-system thread. The launcher is the only writer; nothing takes their address, so the
+// compiler may keep them in registers across stores through the kernel's pointers.
+static thread_local uint3 threadIdx, blockIdx, blockDim, gridDim;
+static constexpr int warpSize = 32;
