@@ -13,7 +13,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 from coppermesh.agent.ledger import Balance, EvidenceFound, LedgerError, Role, StoredLease, StoredReceipt
 from coppermesh.agent.ledger_book import LedgerBook, explain_failure, reopen, unpack_outputs, unpack_records
 from coppermesh.agent.ledger_files import open_for_reading, refuse_network_filesystem
-from coppermesh.agent.receipts import LaneHead
+from coppermesh.agent.receipts import LaneHead, is_broken_chain, is_equivocation
 from coppermesh.agent.story import StoryLine
 from coppermesh.p2p.envelope import Opened
 from coppermesh.p2p.ids import Digest, PeerId
@@ -78,6 +78,19 @@ class ReceiptContext:
     given_up: str | None
     """The code under which the task was superseded."""
     already_paid: bool
+    before: Opened[Receipt] | None
+    """The receipt one place earlier on the lane."""
+
+    def evidence(self, receipt: Opened[Receipt], at_us: int) -> EvidenceFound | None:
+        """What this receipt proves against its provider, to be committed: an equivocation or a broken chain."""
+        provider = PeerId(receipt.record.provider)
+        if self.rival is not None and is_equivocation(self.rival, receipt):
+            text = "signed two receipts for one place on its lane"
+            return EvidenceFound("equivocation", provider, (self.rival.signed, receipt.signed), at_us, text)
+        if self.before is not None and is_broken_chain(self.before, receipt):
+            text = "signed a receipt that does not follow from the one before"
+            return EvidenceFound("broken-chain", provider, (self.before.signed, receipt.signed), at_us, text)
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +199,7 @@ class LedgerReader:
         answer = self._book.countersignature(receipt.id)
         holder = self._book.receipt_at(record.lane, record.sequence)
         rival = holder.opened if holder is not None and holder.opened.id != receipt.id else None
+        before = self._book.receipt_at(record.lane, record.sequence - 1) if record.sequence > 0 else None
         task_id = Digest(record.task_id)
         return ReceiptContext(
             lease=lease.opened if lease is not None and lease.role == "requester" else None,
@@ -195,6 +209,7 @@ class LedgerReader:
             rival=rival,
             given_up=self._book.given_up(task_id),
             already_paid=self._book.is_paid(task_id),
+            before=before.opened if before is not None else None,
         )
 
     @_at_one_moment
