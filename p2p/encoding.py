@@ -11,9 +11,9 @@ The same checks run on the way out, because building a msgspec structure checks 
 other side would refuse is a bug here and raises `LocalProtocolError` before anything is signed or sent.
 """
 
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-import msgpack  # type: ignore[import-untyped]
+import msgpack
 import msgspec
 
 from coppermesh.p2p.errors import LocalProtocolError, RemoteProtocolError
@@ -64,8 +64,7 @@ def _plain(value: msgspec.Struct) -> Any:
 
 
 def _pack(plain: Any) -> bytes:
-    packed: bytes = msgpack.packb(plain, use_bin_type=True, strict_types=True)
-    return packed
+    return cast("bytes", msgpack.packb(plain, use_bin_type=True, strict_types=True))
 
 
 def _unpack(data: bytes) -> Any:

@@ -17,7 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import msgpack  # type: ignore[import-untyped]
+import msgpack
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -128,7 +129,13 @@ def key_file_target(data: bytes) -> None:
 
 
 def all_targets() -> dict[str, Target]:
-    structures = [SignedRecord, Frame, Refusal, *Message.__subclasses__(), *Record.__subclasses__()]
+    structures: list[type[msgspec.Struct]] = [
+        SignedRecord,
+        Frame,
+        Refusal,
+        *Message.__subclasses__(),
+        *Record.__subclasses__(),
+    ]
     targets = {f"structure-{kind.__name__}": structure_target(kind) for kind in structures}
     targets |= {f"signed-{kind.__name__}": signed_target(kind) for kind in Record.__subclasses__()}
     return targets | {

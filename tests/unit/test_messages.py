@@ -54,7 +54,8 @@ EXAMPLES: list[Message] = [
 
 
 def test_every_message_has_an_example() -> None:
-    assert {type(example) for example in EXAMPLES} == set(Message.__subclasses__())
+    here = {kind for kind in Message.__subclasses__() if kind.__module__ == Message.__module__}
+    assert {type(example) for example in EXAMPLES} == here
 
 
 @pytest.mark.parametrize("message", EXAMPLES, ids=lambda message: type(message).__name__)

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgpack
 import msgspec
@@ -243,8 +243,7 @@ COUNTERSIGNATURE = Countersignature(
 
 
 def packed(value: Any) -> bytes:
-    result: bytes = msgpack.packb(value, use_bin_type=True)
-    return result
+    return cast("bytes", msgpack.packb(value, use_bin_type=True))
 
 
 def plain(value: msgspec.Struct) -> list[Any]:
@@ -616,7 +615,13 @@ def receipt_files() -> Iterator[Vector]:
             "a version from the future",
             packed(["coppermesh-receipt", 2, *items]),
         ),
-        ("only-a-receipt", "refused", "at least length", "a signed record without its file", to_bytes(receipt)),
+        (
+            "only-a-receipt",
+            "refused",
+            "at least length",
+            "a signed record without its file",
+            to_bytes(receipt),
+        ),
         ("oversized", "refused", "at most", "a long file", good + bytes(4096)),
     ]:
         headers = {"says": says} if says else {}

@@ -33,9 +33,10 @@ class Vector:
 
 def read(path: Path) -> Vector:
     head, _, digits = path.read_text().partition("\n\n")
-    headers = dict(
-        line.split(": ", 1) if ": " in line else (line.rstrip(":"), "") for line in head.splitlines()
-    )
+    headers: dict[str, str] = {}
+    for line in head.splitlines():
+        name, _, value = line.partition(":")
+        headers[name] = value.strip()
     return Vector(headers, bytes.fromhex(digits))
 
 

@@ -1,0 +1,146 @@
+"""p2p/PROTOCOL.md says of every structure exactly what the code checks."""
+
+import re
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin
+
+import msgspec
+import pytest
+
+from coppermesh.agent.negotiation import LeaseState, TaskState
+from coppermesh.agent.policy import DECLINE_CODES
+from coppermesh.p2p import messages
+from coppermesh.p2p.announcements import MAX_ANNOUNCEMENT_BYTES, Verdict
+from coppermesh.p2p.channel import Frame, Refusal
+from coppermesh.p2p.messages import MAX_FRAME_BYTES, Message, Nothing
+from coppermesh.p2p.receipt_file import MAX_RECEIPT_FILE_BYTES, ReceiptFile
+from coppermesh.p2p.records import (
+    Code,
+    Count,
+    DeviceOffer,
+    Key,
+    Label,
+    Nonce,
+    Record,
+    Sentence,
+    Signature,
+    SignedRecord,
+    Version,
+)
+
+PAGE = (Path(__file__).parents[2] / "p2p" / "PROTOCOL.md").read_text()
+
+WORDS = {
+    Version: "1",
+    Key: "32 bytes",
+    Nonce: "16 bytes",
+    Signature: "64 bytes",
+    Count: "count",
+    Code: "code",
+    Label: "label",
+    Sentence: "sentence",
+    bool: "boolean",
+    type(None): "nil",
+}
+
+Rows = list[tuple[str, str]]
+
+
+def in_words(annotation: Any) -> str:
+    """A field's type as the page writes it."""
+    for known, word in WORDS.items():
+        if annotation == known:
+            return word
+    origin = get_origin(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(in_words(part) for part in get_args(annotation))
+    if origin is Annotated:
+        base, limits = get_args(annotation)
+        return limited_in_words(base, limits)
+    return str(annotation.__name__)
+
+
+def limited_in_words(base: Any, limits: msgspec.Meta) -> str:
+    if get_origin(base) is list:
+        return f"array, at most {limits.max_length} of {in_words(get_args(base)[0])}"
+    if base is bytes:
+        return f"bytes, at most {limits.max_length}"
+    if base is int:
+        most = limits.le if limits.le is not None else int(limits.lt or 0) - 1
+        return f"integer {limits.ge} to {most}"
+    choices = re.fullmatch(r"\^\(?([a-z|-]+)\)?\\Z", limits.pattern or "")
+    if choices:
+        return " / ".join(f"`{choice}`" for choice in choices[1].split("|"))
+    if limits.pattern:
+        return f"code or empty, at most {limits.max_length}"
+    return f"text, at most {limits.max_length} characters"
+
+
+def tables_on_the_page() -> list[Rows]:
+    tables = re.findall(r"^\| field .*\n\|[-|]+\n((?:\|.*\n)+)", PAGE, re.MULTILINE)
+    return [[row_of(line) for line in table.splitlines()] for table in tables]
+
+
+def row_of(line: str) -> tuple[str, str]:
+    name, kind, meaning = (cell.strip() for cell in line.strip("|").split(" | "))
+    assert meaning, line
+    return name.strip("`"), kind
+
+
+STRUCTURES: list[type[msgspec.Struct]] = [
+    *Record.__subclasses__(),
+    *(
+        kind
+        for kind in Message.__subclasses__()
+        if kind.__module__ == Message.__module__ and kind is not Nothing
+    ),
+    *(SignedRecord, DeviceOffer, Frame, Refusal, ReceiptFile),
+]
+
+
+@pytest.mark.parametrize("kind", STRUCTURES, ids=lambda kind: kind.__name__)
+def test_the_fields_of_every_structure_are_on_the_page(kind: type[msgspec.Struct]) -> None:
+    hints = typing.get_type_hints(kind, include_extras=True)
+    rows = [(info.name, in_words(hints[info.name])) for info in msgspec.structs.fields(kind)]
+    assert rows in tables_on_the_page()
+
+
+def test_the_page_has_no_table_too_many() -> None:
+    assert len(tables_on_the_page()) == len(STRUCTURES)
+
+
+@pytest.mark.parametrize("kind", Record.__subclasses__(), ids=lambda kind: kind.__name__)
+def test_domain_limit_and_authors_are_on_the_page(kind: type[Record]) -> None:
+    section = PAGE.partition(f"### {kind.__name__}\n")[2].partition("\n### ")[0]
+    authors = " and ".join(f"`{field}`" for field in kind.AUTHORS)
+    assert f"Domain `{kind.DOMAIN}`, at most {kind.MAX_BYTES} bytes, author" in section
+    assert authors in section.partition("|")[0]
+
+
+def test_methods_are_those_of_the_messages_module() -> None:
+    documented = re.findall(
+        r"^\| `([a-z]+)` +\| (\w+) +\| (\w+) +\| (\w+)", messages.__doc__ or "", re.MULTILINE
+    )
+    assert len(documented) == 9
+    found = re.findall(r"^\| `([a-z]+)` +\| (\w+) +\| (\w+) +\| (\w+) +\|$", PAGE, re.MULTILINE)
+    assert found == documented
+
+
+def test_codes_states_and_verdicts_are_all_there() -> None:
+    declines = dict(
+        re.findall(r"^\| `([a-z-]+)` +\| ([^|]+) \|$", PAGE.partition("**Declines**")[2], re.MULTILINE)
+    )
+    assert set(declines) == set(DECLINE_CODES)
+    verdicts = re.findall(r"^\| `([a-z-]+)` +\| (yes|   )   \|", PAGE, re.MULTILINE)
+    assert dict(verdicts) == {
+        verdict.value: "yes" if verdict.is_misbehaviour else "   " for verdict in Verdict
+    }
+    states = PAGE.partition("## Conversations")[2].partition("## Money")[0]
+    assert [state for state in (*LeaseState, *TaskState) if f"`{state.value}`" not in states] == []
+
+
+@pytest.mark.parametrize("number", [MAX_FRAME_BYTES, MAX_ANNOUNCEMENT_BYTES, MAX_RECEIPT_FILE_BYTES])
+def test_limits_are_on_the_page(number: int) -> None:
+    assert f"at most {number} bytes" in PAGE.replace("\n", " ")
