@@ -28,7 +28,7 @@ class GossipInbox:
         """Whether the subscriber wants this message delivered and forwarded; counts a refusal."""
         try:
             accepted = self._validate(message.source, message.data)
-        except Exception:
+        except Exception:  # noqa: BLE001
             # A validator must not raise; one that does refuses, rather than take the network down.
             _log.exception("gossip validator failed on a message of %s", short_peer(message.source))
             accepted = False

@@ -103,7 +103,9 @@ class _PeerStore:
 class GossipHost:
     """Looks like the library's host and network to its Pubsub and GossipSub."""
 
-    def __init__(self, identity: Identity, open_stream: OpenStream, is_connected: Callable[[PeerId], bool]) -> None:
+    def __init__(
+        self, identity: Identity, open_stream: OpenStream, is_connected: Callable[[PeerId], bool]
+    ) -> None:
         self.handlers: dict[str, HostHandler] = {IDENTIFY: self._identify, PING: _answer_pings}
         self.listen_addresses: list[str] = []
         self.spoken: Callable[[], Sequence[str]] = lambda: list(self.handlers)

@@ -93,7 +93,11 @@ class MeshPubsub(Pubsub):
             packet.subscriptions.append(rpc_pb2.RPC.SubOpts(subscribe=True, topicid=topic))
         return packet
 
-    async def _handle_new_peer_with_retry(self, peer_id: ID, timeout: float | None = None) -> None:
+    async def _handle_new_peer_with_retry(  # the library's signature
+        self,
+        peer_id: ID,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> None:
         if peer_id in self._joining:
             return
         self._joining.add(peer_id)
@@ -201,7 +205,7 @@ class MeshGossipSub(GossipSub):
         while True:
             try:
                 await super().heartbeat()
-            except Exception:
+            except Exception:  # noqa: BLE001
                 _log.exception("gossip heartbeat failed")
                 await trio.sleep(self.heartbeat_interval)
 
@@ -214,8 +218,9 @@ class MeshGossipSub(GossipSub):
         entries = (control.graft, control.prune, control.ihave, control.iwant, control.idontwant)
         if any(len(entry) > MAX_CONTROL_ENTRIES for entry in entries):
             raise RemoteProtocolError("too many control messages at once")
-        for named in (*control.ihave, *control.iwant, *control.idontwant):
-            del named.messageIDs[MAX_CONTROL_IDS:]
+        for field in ("ihave", "iwant", "idontwant"):
+            for named in getattr(control, field):
+                del named.messageIDs[MAX_CONTROL_IDS:]
         for field in ("graft", "prune", "ihave"):
             entry = getattr(control, field)
             kept = [one for one in entry if one.topicID in self.mesh]
@@ -274,4 +279,3 @@ async def _read_rpc(stream: HostStream) -> rpc_pb2.RPC:
     rpc = rpc_pb2.RPC()
     rpc.ParseFromString(await stream.read_exactly(size))
     return rpc
-

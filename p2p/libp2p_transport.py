@@ -76,7 +76,7 @@ async def open_libp2p_transport(
                 nursery.start_soon(transport.accept_forever, listeners)
                 try:
                     yield transport
-                except Exception as error:
+                except Exception as error:  # noqa: BLE001
                     # Kept out of the nurseries here, which would wrap the caller's own error in groups.
                     failure = error
                 finally:
@@ -359,7 +359,7 @@ class Libp2pTransport:
         except MeshError as error:
             _log.debug("stream with %s ended: %s", short_peer(stream.peer), error)
             stream.break_off("its handler gave it up")
-        except Exception:
+        except Exception:  # noqa: BLE001
             # A handler's bug ends its own conversation; the other peers must not pay for it.
             _log.exception("stream handler failed")
             stream.break_off("its handler failed")
@@ -416,4 +416,3 @@ class _StreamChannel:
 
     async def write(self, data: bytes) -> None:
         await self._stream.send_all(data)
-

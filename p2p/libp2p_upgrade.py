@@ -94,7 +94,9 @@ async def _noise_handshake(
         raise
     except Exception as error:
         # Hostile bytes went through three libraries here; whatever they make of them ends this handshake only.
-        raise RemoteProtocolError(f"the Noise handshake failed: {error or type(error).__name__}") from error
+        raise RemoteProtocolError(
+            f"the Noise handshake failed: {str(error) or type(error).__name__}"
+        ) from error
     peer = peer_of(session.get_remote_peer().to_bytes())
     if expected is not None and peer != expected:
         raise RemoteProtocolError(f"{short_peer(peer)} answered, not {short_peer(expected)}")
@@ -168,4 +170,3 @@ class _RecordChannel:
 
     def rest(self) -> bytes:
         return bytes(self._buffer)
-

@@ -176,7 +176,9 @@ class YamuxConnection:
         stream_id = self._next_id
         self._next_id += 2
         if stream_id > 0xFFFF_FFFF:
-            raise Unreachable(f"{short_peer(self.peer)}: this connection has used up its stream ids; reconnect")
+            raise Unreachable(
+                f"{short_peer(self.peer)}: this connection has used up its stream ids; reconnect"
+            )
         stream = self._add_stream(stream_id, outbound=True)
         self.queue_control(WINDOW_UPDATE, SYN, stream_id, 0)
         return stream

@@ -286,7 +286,7 @@ class MemoryTransport:
         except MeshError as error:
             _log.debug("stream with %s ended: %s", short_peer(stream.peer), error)
             stream.break_off(f"{short_peer(self._peer)} gave the stream up")
-        except Exception:
+        except Exception:  # noqa: BLE001
             # A handler's bug ends its own conversation; the other peers must not pay for it.
             _log.exception("stream handler failed")
             stream.break_off(f"{short_peer(self._peer)} gave the stream up")

@@ -95,7 +95,11 @@ class MemoryStream:
     """One end of a stream; implements `transport.Stream`."""
 
     def __init__(
-        self, peer: PeerId, incoming: MemoryPipe, outgoing: MemoryPipe, on_gone: Callable[["MemoryStream"], None]
+        self,
+        peer: PeerId,
+        incoming: MemoryPipe,
+        outgoing: MemoryPipe,
+        on_gone: Callable[["MemoryStream"], None],
     ) -> None:
         self._peer = peer
         self._incoming = incoming

@@ -67,7 +67,7 @@ class MemoryNetwork:
             self._listening[port] = attached
             try:
                 yield attached
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001
                 # Kept out of the nursery, which would wrap the caller's own error in a group.
                 failure = error
             finally:

@@ -84,7 +84,7 @@ class Stream(Protocol):
         """At least one byte, or b"" when the other side finished sending."""
 
     async def receive_into(self, buffer: memoryview) -> None:
-        """Fill `buffer` completely. Bytes in it are meaningful only once this returned. EOF before that: Unreachable."""
+        """Fill `buffer` completely. Bytes in it mean nothing until this returned. EOF before that: Unreachable."""
 
     async def send_eof(self) -> None:
         """Finish sending; receiving goes on."""
@@ -143,8 +143,13 @@ class Transport(Protocol):
         The code of that Refused is `unknown-protocol`. With `MAX_STREAMS` open to that peer it waits for one to end.
         """
 
-    def subscribe(self, topic: str, validate: Validate) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[Gossip]]:
-        """Join a topic for the length of the block. A reader that lags loses the oldest messages, never blocks others."""
+    def subscribe(
+        self, topic: str, validate: Validate
+    ) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[Gossip]]:
+        """Join a topic for the length of the block. A reader that lags loses the oldest messages, never blocks others.
+
+        One subscription per topic: a second raises LocalProtocolError.
+        """
 
     async def publish(self, topic: str, data: bytes) -> None:
         """Hand a message of at most `MAX_GOSSIP_BYTES` to gossip. Larger: LocalProtocolError."""
