@@ -310,9 +310,11 @@ def _successors(table: Table[Any], world: _World) -> list[_World]:
         state = _deliver(table, R, requester, P, to_requester[0])
         found.append((state, provider, to_provider, to_requester[1:], said, answered))
     # The connection breaks: what was under way is lost, and each side may say its last word again.
-    for again in {(), () if said is None else (said,)}:
-        for answer_again in {(), () if answered is None else (answered,)}:
-            found.append((requester, provider, again, answer_again, said, answered))
+    words: list[tuple[Move, ...]] = [()] if said is None else [(), (said,)]
+    answers: list[tuple[Move, ...]] = [()] if answered is None else [(), (answered,)]
+    found.extend(
+        (requester, provider, again, answer, said, answered) for again in words for answer in answers
+    )
     return found
 
 

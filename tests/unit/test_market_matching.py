@@ -1,0 +1,155 @@
+"""Who is asked, why others are not, and which bids are taken."""
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coppermesh.agent.matching import (
+    Requirement,
+    bid_misfits,
+    candidates,
+    choose_bids,
+    misfits,
+    rank_bids,
+    survey,
+)
+from coppermesh.p2p.ids import PeerId
+from coppermesh.p2p.records import Announcement, Bid, DeviceOffer
+
+NOW = 1_700_000_000_000_000
+GIB = 1 << 30
+
+
+def device(**changes: object) -> DeviceOffer:
+    offer = DeviceOffer(
+        device="gpu0", kind="cuda", name="A GPU", rate=30_000, unit="usd", memory_bytes=8 * GIB, slots=2,
+        features=["array-programs", "cuda-source"], meter="nvml", compute_capability="9.0", uuid=None, driver=None,
+        total_bytes=8 * GIB,
+    )  # fmt: skip
+    return msgspec.structs.replace(offer, **changes)
+
+
+def announcement(peer: bytes = b"p", *devices: DeviceOffer, **changes: object) -> Announcement:
+    made = Announcement(
+        version=1, mesh=bytes(16), peer=peer.ljust(32, b"."), sequence=1, issued_us=NOW, expires_us=NOW + 10**7,
+        software="test", addresses=[], devices=list(devices or (device(),)), isolation=["seccomp"], busy_slots=0,
+        paused=False,
+    )  # fmt: skip
+    return msgspec.structs.replace(made, **changes)
+
+
+def bid(peer: bytes = b"p", **changes: object) -> Bid:
+    made = Bid(
+        version=1, mesh=bytes(16), provider=peer.ljust(32, b"."), order=bytes(32), nonce=bytes(16), issued_us=NOW,
+        expires_us=NOW + 10**6, device="gpu0", device_kind="cuda", device_name="A GPU", memory_bytes=8 * GIB,
+        rate=30_000, unit="usd", depth=4,
+    )  # fmt: skip
+    return msgspec.structs.replace(made, **changes)
+
+
+NEED = Requirement(device_kind="cuda", memory_bytes=GIB, max_rate=50_000)
+
+
+def test_a_device_that_fits_has_no_reasons_against_it() -> None:
+    assert misfits(announcement(), device(), NEED) == []
+
+
+def test_every_reason_is_told_at_once() -> None:
+    need = Requirement(
+        device_kind="cpu",
+        features=frozenset({"scan"}),
+        isolation=("landlock",),
+        memory_bytes=99 * GIB,
+        max_rate=1,
+    )
+    found = misfits(announcement(paused=True), device(), need)
+    for part in [
+        "paused",
+        "cuda device, wanted cpu",
+        "does not take scan",
+        "landlock",
+        "bytes of memory",
+        "0.03 usd/h",
+    ]:
+        assert any(part in reason for reason in found), part
+    assert len(found) == 6
+
+
+def test_prices_in_another_unit_are_not_compared() -> None:
+    found = misfits(announcement(), device(unit="eur", rate=1), NEED)
+    assert found == ["gpu0 is priced in eur, wanted usd"]
+
+
+def test_candidates_are_free_first_then_cheap_then_by_peer() -> None:
+    heard = [
+        announcement(b"busy", device(rate=1), busy_slots=2),
+        announcement(b"dear", device(rate=40_000)),
+        announcement(b"b"),
+        announcement(b"a"),
+    ]
+    assert [found.peer.rstrip(b".") for found in candidates(heard, NEED, NOW)] == [
+        b"a",
+        b"b",
+        b"dear",
+        b"busy",
+    ]
+
+
+def test_the_survey_keeps_why_each_of_the_others_was_passed_over() -> None:
+    heard = [
+        announcement(b"old", expires_us=NOW),
+        announcement(b"left"),
+        announcement(b"bare", devices=[]),
+        announcement(b"small", device(memory_bytes=1)),
+    ]
+    found = survey(heard, NEED, NOW, exclude={PeerId(b"left".ljust(32, b"."))})
+    assert found.fitting == ()
+    why = {peer.rstrip(b"."): reasons for peer, reasons in found.misfits.items()}
+    assert why[b"old"] == ("its announcement has expired",)
+    assert "left out for now" in why[b"left"][0]
+    assert why[b"bare"] == ("offers no device",)
+    assert "has 1 bytes of memory" in why[b"small"][0]
+
+
+def test_of_several_devices_the_cheapest_that_fits_is_taken() -> None:
+    heard = announcement(
+        b"p",
+        device(device="gpu0", rate=40_000),
+        device(device="gpu1"),
+        device(device="cpu", kind="cpu", rate=1),
+    )
+    assert [found.device.device for found in candidates([heard], NEED, NOW)] == ["gpu1"]
+
+
+def test_a_bid_is_held_to_the_order() -> None:
+    assert bid_misfits(bid(), NEED) == []
+    bad = bid(device_kind="cpu", memory_bytes=1, rate=50_001)
+    assert len(bid_misfits(bad, NEED)) == 3
+    assert bid_misfits(bid(unit="eur", rate=10**9), NEED) == ["bids in eur, wanted usd"]
+
+
+def test_bids_rank_by_price_then_measured_speed_then_peer() -> None:
+    bids = [bid(b"c"), bid(b"b"), bid(b"a", rate=40_000), bid(b"d")]
+    speeds = {PeerId(b"d".ljust(32, b".")): 7}
+    assert [one.provider[:1] for one in rank_bids(bids, speeds)] == [b"d", b"b", b"c", b"a"]
+
+
+@given(order=st.permutations([bid(b"a"), bid(b"b"), bid(b"b", nonce=b"2" * 16), bid(b"c", rate=1)]))
+def test_the_rank_does_not_depend_on_the_order_of_arrival(order: list[Bid]) -> None:
+    assert rank_bids(order) == rank_bids(reversed(order))
+
+
+def test_leases_spread_over_providers_before_any_gets_a_second() -> None:
+    ranked = rank_bids(
+        [bid(b"a", rate=1), bid(b"a", rate=2, nonce=b"2" * 16), bid(b"b", rate=3), bid(b"c", rate=4)]
+    )
+    assert [one.provider[:1] for one in choose_bids(ranked, 2)] == [b"a", b"b"]
+    assert [one.provider[:1] for one in choose_bids(ranked, 9)] == [b"a", b"b", b"c", b"a"]
+    held = {PeerId(b"a".ljust(32, b"."))}
+    assert [one.provider[:1] for one in choose_bids(ranked, 2, held)] == [b"b", b"c"]
+    assert choose_bids(ranked, 0) == []
+
+
+def test_requirements_that_differ_only_in_how_many_share_leases() -> None:
+    assert Requirement(max_rate=1, providers=3).for_lease() == Requirement(max_rate=1)
+    assert hash(Requirement(max_rate=1, providers=3).for_lease()) == hash(Requirement(max_rate=1))
