@@ -81,6 +81,8 @@ def _build_parser() -> argparse.ArgumentParser:
     for verb, text in (("pause", "stop taking new leases"), ("resume", "take leases again")):
         _add_verb(verbs, verb, text, _control).set_defaults(verb=verb)
     _add_verb(verbs, "stop", "end this home's agent", _control).set_defaults(verb="stop")
+    identity = _add_verb(verbs, "id", "print this home's peer id on its mesh (made when missing)", _id)
+    identity.add_argument("--mesh", metavar="NAME", help="another mesh than the configured one")
     _add_submit(verbs)
     _add_receipts(verbs)
     explain = _add_verb(verbs, "explain", "tell the story of a job", _explain)
@@ -212,6 +214,18 @@ def _control(options: argparse.Namespace) -> int:
     with LocalLink(_home(options).socket_path) as link:
         facts = json.loads(link.call_json(options.verb))
     print(f"coppermesh: {facts['sentence']}", file=sys.stderr)
+    return EXIT_OK
+
+
+def _id(options: argparse.Namespace) -> int:
+    from coppermesh.agent.config import load_config  # noqa: PLC0415
+    from coppermesh.p2p.ids import format_peer, mesh_id  # noqa: PLC0415
+    from coppermesh.p2p.signing import PeerKey  # noqa: PLC0415
+
+    home = _home(options)
+    home.prepare()
+    mesh = mesh_id(load_config(home, mesh=options.mesh).mesh)
+    print(format_peer(PeerKey.load_or_create(home.key_path(mesh)).peer))
     return EXIT_OK
 
 

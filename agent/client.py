@@ -31,6 +31,7 @@ from coppermesh.agent.local_messages import (
     WaitAnswer,
     WaitCall,
 )
+from coppermesh.agent.story import printable
 from coppermesh.exec.program import ArraySpec
 from coppermesh.exec.recorder import Array, Recording, trace
 from coppermesh.p2p.blobs import digest_of
@@ -40,6 +41,10 @@ from coppermesh.p2p.messages import BlobInfo
 _started: list[subprocess.Popen[bytes]] = []
 """Agents this process started; kept so that they can outlive it without a warning about an abandoned child."""
 START_SECONDS = 20.0
+PROGRESS = "COPPERMESH_PROGRESS"
+"""Environment variable: show progress on stderr."""
+DEADLINE = "COPPERMESH_DEADLINE"
+"""Environment variable: deadline of jobs in seconds, where the script names none."""
 IDLE_EXIT_SECONDS = 600
 _POLL_SECONDS = 0.02
 
@@ -146,6 +151,8 @@ class Job:
     def _absorb(self, event: JobEvent) -> dict[str, Any]:
         self._seen = event.number
         facts: dict[str, Any] = {"kind": event.kind, "index": event.index, **json.loads(event.text)}
+        if PROGRESS in os.environ:
+            _show_progress(self.id[:8], facts)
         if event.kind == "task" and event.index is not None:
             self._results[event.index] = self._collect(event, self._specs[event.index])
             self._receipts[event.index] = facts["receipt"]
@@ -219,7 +226,7 @@ class Mesh:
         return self._submit(recordings, options, many=True)
 
     def _submit(self, recordings: Sequence[Recording], options: dict[str, Any], *, many: bool) -> Job:
-        chosen = JobOptions(**options)
+        chosen = JobOptions(**{**_options_from_environment(), **options})
         try:
             job = self._send(recordings, chosen)
         except Refused as refusal:
@@ -250,6 +257,24 @@ class Mesh:
         call = SubmitCall(tasks, list(inline.values()), json.dumps(asdict(chosen)))
         with self.link() as link:
             return link.call("submit", call, SubmitAnswer).job
+
+
+def _options_from_environment() -> dict[str, Any]:
+    """What `coppermesh submit --deadline` asked for."""
+    deadline = os.environ.get(DEADLINE)
+    return {} if deadline is None else {"deadline_s": float(deadline)}
+
+
+def _show_progress(job: str, facts: dict[str, Any]) -> None:
+    """One line on stderr for what a person waits for."""
+    if facts["kind"] == "task":
+        receipt = facts["receipt"]
+        text = f"{facts['done']}/{facts['tasks']} done by {receipt['provider'][-8:]} for {receipt['price']}"
+    elif facts["kind"] == "progress":
+        text = printable(facts["text"])
+    else:
+        text = facts["kind"]
+    print(f"coppermesh: job {job}: {text}", file=sys.stderr, flush=True)
 
 
 def _raw(array: np.ndarray) -> memoryview:
