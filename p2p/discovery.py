@@ -55,7 +55,7 @@ async def run_discovery(
                     nursery.start_soon(_dial, transport, plan, address, keeper)
                 await trio.sleep(LOOK_SECONDS)
     finally:
-        keeper.save()
+        keeper.finish()
 
 
 async def _dial(transport: Transport, plan: DialPlan, address: str, keeper: "_Keeper") -> None:
@@ -95,18 +95,23 @@ class _Keeper:
         """Save what changed, once in a while."""
         while True:
             await trio.sleep(SAVE_SECONDS)
-            if self._changed:
-                await trio.to_thread.run_sync(self.save)
+            if self._path is not None and self._changed:
+                self._changed = False
+                await trio.to_thread.run_sync(_save_or_warn, self._path, list(reversed(self._addresses)))
 
-    def save(self) -> None:
-        """Write the file where something changed. A disk that is full costs only the memory of peers."""
-        if self._path is None or not self._changed:
-            return
-        self._changed = False
-        try:
-            save_remembered(self._path, list(reversed(self._addresses)))
-        except OSError as error:
-            _log.warning("cannot save the remembered peers to %s: %s", self._path, error)
+    def finish(self) -> None:
+        """Save what changed, now."""
+        if self._path is not None and self._changed:
+            self._changed = False
+            _save_or_warn(self._path, list(reversed(self._addresses)))
+
+
+def _save_or_warn(path: Path, addresses: list[str]) -> None:
+    # A disk that is full costs only the memory of peers.
+    try:
+        save_remembered(path, addresses)
+    except OSError as error:
+        _log.warning("cannot save the remembered peers to %s: %s", path, error)
 
 
 def load_remembered(path: Path) -> list[str]:
