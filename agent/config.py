@@ -8,12 +8,15 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Protocol
 
 from coppermesh.p2p.errors import MeshError
 from coppermesh.p2p.ids import PeerId, mesh_id, parse_peer
 
+DEFAULT_MESH = "open"
 MAX_CONFIG_BYTES = 64 * 1024
 MAX_LIST = 1024
 MAX_COUNT = 1 << 62
@@ -44,12 +47,12 @@ class HasConfigPath(Protocol):
 class Config:
     """The settings of one agent. Money is in 10^-6 of `unit`, sizes in bytes."""
 
-    mesh: str = "open"
+    mesh: str = DEFAULT_MESH
     """Name of the mesh: 1 to 64 printable ASCII characters."""
     listen: str = "/ip4/127.0.0.1/tcp/0"
     """Where to accept connections; port 0 takes a free one."""
     bootstrap: tuple[str, ...] = ()
-    """Full addresses of first peers: `/ip4/192.0.2.1/tcp/4001/p2p/12D3KooW...`."""
+    """Full addresses of first peers: `/ip4/192.0.2.1/tcp/4001/p2p/12D3KooW...`. Not given: `default_peers`."""
     allow: tuple[PeerId, ...] = ()
     """Peers whose kernels (CUDA source) this agent runs."""
     provide: bool = True
@@ -79,7 +82,16 @@ def load_config(home: HasConfigPath, **overrides: Any) -> Config:
     settings = _parse_all(_read(home.config_path), f"{home.config_path}: ")
     given = {key: value for key, value in overrides.items() if value is not None}
     settings.update(_parse_all(given, "argument "))
+    if "bootstrap" not in settings:
+        settings["bootstrap"] = default_peers(settings.get("mesh", DEFAULT_MESH))
     return Config(**settings)
+
+
+def default_peers(mesh: str, source: Traversable | None = None) -> tuple[str, ...]:
+    """First peers of `mesh` that come with coppermesh (bootstrap/peers.toml): for who names none himself."""
+    file = source or files("coppermesh.bootstrap").joinpath("peers.toml")
+    peers = tomllib.loads(file.read_text(encoding="utf-8"))
+    return tuple(_address(item) for item in peers.get(mesh, ()))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -6,7 +6,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from coppermesh.agent.config import CPU_RATE, CUDA_RATE, MAX_CONFIG_BYTES, Config, ConfigError, load_config
+from coppermesh.agent.config import (
+    CPU_RATE,
+    CUDA_RATE,
+    MAX_CONFIG_BYTES,
+    Config,
+    ConfigError,
+    default_peers,
+    load_config,
+)
 from coppermesh.agent.home import Home
 from coppermesh.p2p.ids import PeerId, format_peer
 
@@ -131,6 +139,16 @@ def test_files_that_are_no_text_are_refused(home: Home) -> None:
     home.config_path.mkdir()
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config(home)
+
+
+def test_first_peers_come_with_coppermesh_unless_others_are_named(home: Home, tmp_path: Path) -> None:
+    shipped = tmp_path / "peers.toml"
+    shipped.write_text(f'open = ["{ADDRESS}"]')
+    assert default_peers("open", shipped) == (ADDRESS,)
+    assert default_peers("lab", shipped) == ()
+    assert load_config(home).bootstrap == default_peers("open")
+    assert load_config(home, bootstrap=[]).bootstrap == ()
+    assert load_config(home, bootstrap=[ADDRESS]).bootstrap == (ADDRESS,)
 
 
 toml_values = st.recursive(
