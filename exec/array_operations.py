@@ -5,12 +5,12 @@ older form that both libraries have. Kernels and `setitem` are not here: they ma
 interpreter's business.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from coppermesh.exec.shapes import as_python_index
 
-Attributes = dict[str, Any]
+Attributes = Mapping[str, Any]
 ArrayFunction = Callable[[Sequence[Any], Attributes], Any]
 
 _LIBRARY_NAMES = {
@@ -28,13 +28,76 @@ _LIBRARY_NAMES = {
     "pow": "power",
     "round": "rint",
 }
-_BY_NAME = """
-    abs negative sign square reciprocal conj real imag sqrt round logical_not bitwise_invert signbit ceil floor trunc
-    isfinite isinf isnan exp expm1 log log1p log2 log10 sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh
-    add subtract multiply divide pow floor_divide remainder maximum minimum atan2 hypot logaddexp copysign nextafter
-    bitwise_and bitwise_or bitwise_xor bitwise_left_shift bitwise_right_shift logical_and logical_or logical_xor
-    equal not_equal less less_equal greater greater_equal where clip matmul
-""".split()
+_BY_NAME = [
+    "abs",
+    "negative",
+    "sign",
+    "square",
+    "reciprocal",
+    "conj",
+    "real",
+    "imag",
+    "sqrt",
+    "round",
+    "logical_not",
+    "bitwise_invert",
+    "signbit",
+    "ceil",
+    "floor",
+    "trunc",
+    "isfinite",
+    "isinf",
+    "isnan",
+    "exp",
+    "expm1",
+    "log",
+    "log1p",
+    "log2",
+    "log10",
+    "sin",
+    "cos",
+    "tan",
+    "asin",
+    "acos",
+    "atan",
+    "sinh",
+    "cosh",
+    "tanh",
+    "asinh",
+    "acosh",
+    "atanh",
+    "add",
+    "subtract",
+    "multiply",
+    "divide",
+    "pow",
+    "floor_divide",
+    "remainder",
+    "maximum",
+    "minimum",
+    "atan2",
+    "hypot",
+    "logaddexp",
+    "copysign",
+    "nextafter",
+    "bitwise_and",
+    "bitwise_or",
+    "bitwise_xor",
+    "bitwise_left_shift",
+    "bitwise_right_shift",
+    "logical_and",
+    "logical_or",
+    "logical_xor",
+    "equal",
+    "not_equal",
+    "less",
+    "less_equal",
+    "greater",
+    "greater_equal",
+    "where",
+    "clip",
+    "matmul",
+]
 
 
 def make_table(library: Any) -> dict[str, ArrayFunction]:
@@ -48,7 +111,7 @@ def make_table(library: Any) -> dict[str, ArrayFunction]:
 
 
 def _positional(function: Callable[..., Any]) -> ArrayFunction:
-    return lambda arrays, attrs: function(*arrays)
+    return lambda arrays, _attrs: function(*arrays)
 
 
 def _creation(xp: Any) -> dict[str, ArrayFunction]:
@@ -66,7 +129,7 @@ def _creation(xp: Any) -> dict[str, ArrayFunction]:
         start, stop = arrays
         return xp.linspace(start, stop, attrs["num"], endpoint=attrs["endpoint"], dtype=start.dtype)
 
-    def eye(arrays: Sequence[Any], attrs: Attributes) -> Any:
+    def eye(_arrays: Sequence[Any], attrs: Attributes) -> Any:
         return xp.eye(attrs["rows"], attrs["columns"], attrs["diagonal"], dtype=attrs["dtype"])
 
     def astype(arrays: Sequence[Any], attrs: Attributes) -> Any:

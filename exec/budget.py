@@ -110,7 +110,8 @@ def check_budget(cost: Estimate, limits: RunLimits, checked: CheckedProgram | No
         )
     if cost.flops > limits.flops:
         raise OverBudget(
-            "over-operations", f"the program needs about {cost.flops:.2g} operations, the limit is {limits.flops:.2g}"
+            "over-operations",
+            f"the program needs about {cost.flops:.2g} operations, the limit is {limits.flops:.2g}",
         )
 
 

@@ -30,7 +30,9 @@ def decode(kind: type[T], data: bytes, *, max_bytes: int, max_items: int) -> T:
     Raises ProgramInvalid with code `program-too-large`, `program-malformed` or `program-not-canonical`.
     """
     if len(data) > max_bytes:
-        raise ProgramInvalid("program-too-large", f"the program has {len(data)} bytes, at most {max_bytes} are taken")
+        raise ProgramInvalid(
+            "program-too-large", f"the program has {len(data)} bytes, at most {max_bytes} are taken"
+        )
     value = _convert(kind, _unpack(data, max_items))
     if encode(value) != data:
         raise ProgramInvalid("program-not-canonical", "the program is not in its one canonical encoding")
@@ -54,7 +56,7 @@ def _unpack(data: bytes, max_items: int) -> object:
         raise ProgramInvalid("program-malformed", f"the program is not MessagePack: {error}") from error
 
 
-def _refuse_extension(code: int, data: bytes) -> object:
+def _refuse_extension(code: int, _data: bytes) -> object:
     raise ValueError(f"extension type {code} is not part of the format")
 
 
@@ -62,4 +64,6 @@ def _convert(kind: type[T], plain: object) -> T:
     try:
         return msgspec.convert(plain, kind, strict=True)
     except (msgspec.ValidationError, RecursionError) as error:
-        raise ProgramInvalid("program-malformed", f"the program has a part of a wrong type: {error}") from error
+        raise ProgramInvalid(
+            "program-malformed", f"the program has a part of a wrong type: {error}"
+        ) from error

@@ -89,7 +89,9 @@ def check_source(source: str) -> None:
         if word in ("include_next", "import", "embed", "include_once", "line"):
             raise ProgramInvalid("kernel-include", f"#{word} is not possible in a kernel")
         if word == "include" and (".." in operand or not _HEADER.fullmatch(operand)):
-            raise ProgramInvalid("kernel-include", f"#include {operand[:80]}: only the runtime's own headers, by plain name")
+            raise ProgramInvalid(
+                "kernel-include", f"#include {operand[:80]}: only the runtime's own headers, by plain name"
+            )
     words = set(_IDENTIFIER.findall(text))
     forbidden = sorted(words & {"asm", "__asm__", "__asm", "__has_include", "__has_embed", "_Pragma"})
     if forbidden:
@@ -107,9 +109,12 @@ def _plain_text(source: str, *, keep_directives: bool = False) -> str:
     spliced = re.sub(r"\\[ \t]*\r?\n", "", source)
     if keep_directives:
         # Comments only: the operand of #include is a literal and is wanted.
-        text = _LITERAL_OR_COMMENT.sub(lambda m: m.group() if m.group()[0] in "\"'" else " ", spliced)
-        return text
+        return _LITERAL_OR_COMMENT.sub(_without_comment, spliced)
     return _DIRECTIVE.sub(" ", _LITERAL_OR_COMMENT.sub(_blank, spliced))
+
+
+def _without_comment(match: re.Match[str]) -> str:
+    return " " if match.group().startswith("/") else match.group()
 
 
 def _blank(match: re.Match[str]) -> str:
@@ -149,7 +154,7 @@ def _parameters(tokens: list[str], position: int) -> list[Parameter]:
         # What stands inside brackets says nothing of the parameter's own constness; the bracket itself may.
         if not closing or token == "[":
             groups[-1].append(token)
-    if groups == [[]] or groups == [["void"]]:
+    if groups in ([[]], [["void"]]):
         return []
     return [_parameter(group) for group in groups]
 

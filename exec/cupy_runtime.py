@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from coppermesh.exec.array_operations import make_table
+from coppermesh.exec.budget import check_budget, estimate
 from coppermesh.exec.errors import ExecError, KernelCompileError, RunFailed, plain_sentence
 from coppermesh.exec.interpreter import Interpreter, writable_copy
 from coppermesh.exec.kernel_rules import written_arguments
@@ -46,8 +47,9 @@ class CupyRuntime:
     def run(
         self, checked: CheckedProgram, inputs: Sequence[np.ndarray[Any, Any]], limits: RunLimits
     ) -> RunResult:
-        """Run to the end. Raises RunFailed, KernelCompileError."""
+        """Run to the end. Raises OverBudget before anything runs; RunFailed, KernelCompileError."""
         check_inputs(checked, inputs)
+        check_budget(estimate(checked), limits, checked)
         cuda = self._cupy.cuda
         with self._device, self._stream:
             begin, end = cuda.Event(), cuda.Event()
@@ -64,7 +66,9 @@ class CupyRuntime:
                 # CuPy raises subclasses of RuntimeError for driver, runtime and library errors.
                 raise RunFailed(f"the GPU reported: {error}", code="device-error") from error
             device_us = int(1000 * cuda.get_elapsed_time(begin, end))
-        shaped = [array.reshape(spec.shape) for array, spec in zip(results, checked.output_specs, strict=True)]
+        shaped = [
+            array.reshape(spec.shape) for array, spec in zip(results, checked.output_specs, strict=True)
+        ]
         return RunResult(shaped, device_us, peak)
 
     def _run_kernel(

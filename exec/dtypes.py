@@ -53,7 +53,7 @@ def dtype_name(dtype: Any) -> str:
     if isinstance(dtype, str) and dtype in NUMPY_DTYPES:
         return dtype
     try:
-        name = np.dtype(dtype).name
+        name = str(np.dtype(dtype).name)
     except TypeError as error:
         raise TypeError(f"{dtype!r} is not a dtype; a program may use {', '.join(DTYPE_NAMES)}") from error
     if dtype is None or name not in NUMPY_DTYPES:
@@ -65,10 +65,10 @@ def promote(first: str, second: str) -> str:
     """The type that both convert to, by NumPy's table (which extends the standard's to mixed kinds)."""
     if first == second:
         return first
-    return np.promote_types(first, second).name
+    return str(np.promote_types(first, second).name)
 
 
-def promote_python_scalar(array_dtype: str, scalar: bool | int | float | complex) -> str:
+def promote_python_scalar(array_dtype: str, scalar: bool | complex) -> str:
     """The type of `array op scalar` for a Python scalar: the array's own type wherever the kind allows (NEP 50)."""
     kind = "c" if isinstance(scalar, complex) else "f" if isinstance(scalar, float) else "i"
     if isinstance(scalar, bool):

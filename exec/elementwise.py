@@ -51,6 +51,7 @@ class ElementwiseParameter:
 
     @property
     def is_placeholder(self) -> bool:
+        """Whether the type is decided by the arguments."""
         return len(self.type) == 1
 
 
@@ -84,11 +85,15 @@ def _parse_parameter(text: str) -> ElementwiseParameter:
         return ElementwiseParameter(name, kind, raw)
     kind = _ALIASES.get(kind, kind)
     if kind not in NUMPY_DTYPES:
-        raise ProgramInvalid("kernel-parameters", f"parameter {name}: {kind!r} is neither a dtype nor one letter")
+        raise ProgramInvalid(
+            "kernel-parameters", f"parameter {name}: {kind!r} is neither a dtype nor one letter"
+        )
     return ElementwiseParameter(name, kind, raw)
 
 
-def parse_kernel(kernel: KernelSource) -> tuple[tuple[ElementwiseParameter, ...], tuple[ElementwiseParameter, ...]]:
+def parse_kernel(
+    kernel: KernelSource,
+) -> tuple[tuple[ElementwiseParameter, ...], tuple[ElementwiseParameter, ...]]:
     """Input and output parameters of an elementwise kernel. Raises ProgramInvalid."""
     inputs, outputs = parse_parameters(kernel.texts[0]), parse_parameters(kernel.texts[1])
     names = [parameter.name for parameter in inputs + outputs]
@@ -121,7 +126,9 @@ def resolve(
     for position, parameter in enumerate(outputs, start=len(inputs)):
         given = specs[position] if position < len(specs) else None
         if given is not None and not parameter.raw and given.shape != shape:
-            raise ProgramInvalid("shape-mismatch", f"output {parameter.name} has shape {given.shape}, not {shape}")
+            raise ProgramInvalid(
+                "shape-mismatch", f"output {parameter.name} has shape {given.shape}, not {shape}"
+            )
         if given is None and parameter.raw and size is None:
             raise ProgramInvalid("kernel-call", f"raw output {parameter.name}: pass the array or a size")
     dtypes = tuple(_type_of(parameter, placeholders) for parameter in parameters)
@@ -138,7 +145,9 @@ def _type_of(parameter: ElementwiseParameter, placeholders: Mapping[str, str]) -
     if not parameter.is_placeholder:
         return parameter.type
     if parameter.type not in placeholders:
-        raise ProgramInvalid("bad-dtype", f"no array argument decides the type {parameter.type} of {parameter.name}")
+        raise ProgramInvalid(
+            "bad-dtype", f"no array argument decides the type {parameter.type} of {parameter.name}"
+        )
     return placeholders[parameter.type]
 
 
@@ -155,7 +164,9 @@ def _loop_shape(
             raise ProgramInvalid("kernel-call", "size may be given only where every array is raw")
         return (size,)
     if not shapes:
-        raise ProgramInvalid("kernel-call", "the loop's size is undecided: pass an array that is not raw, or size")
+        raise ProgramInvalid(
+            "kernel-call", "the loop's size is undecided: pass an array that is not raw, or size"
+        )
     shape: Shape = ()
     for one in shapes:
         shape = broadcast(shape, one)
@@ -206,8 +217,8 @@ def generate_source(kernel: KernelSource, dtypes: Sequence[str], scalars: Sequen
             "const _coppermesh_range _ind{n};",
             *prologue,
             "(void)_ind;",
-            "for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < n;"
-            " i += (long long)gridDim.x * blockDim.x) {",
+            "const long long _step = (long long)gridDim.x * blockDim.x;",
+            "for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += _step) {",
             *bindings,
             '#line 1 "operation"',
             f"{kernel.texts[2]};",

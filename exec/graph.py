@@ -36,6 +36,7 @@ class RecordedNode:
         attrs: Mapping[str, AttributeValue],
         results: tuple[ArraySpec, ...],
         source: SourceLine,
+        *,
         kernel: KernelSource | None = None,
         data: np.ndarray[Any, Any] | None = None,
     ) -> None:
@@ -66,10 +67,10 @@ Operand = Value | Scalar
 class Handle:
     """Base of the array that a user holds: names a value, and may come to name a newer one."""
 
-    __slots__ = ("_value",)
+    __slots__ = ("recorded",)
 
     def __init__(self, value: Value) -> None:
-        self._value = value
+        self.recorded = value
 
 
 def record(
@@ -83,7 +84,7 @@ def record(
     specs = [operand_spec(argument) for argument in args]
     scalars = [argument if isinstance(argument, Scalar) else None for argument in args]
     results = infer(op, Call(specs, checked_attrs, scalars, kernel))
-    node = RecordedNode(op, tuple(args), checked_attrs, results, caller(), kernel)
+    node = RecordedNode(op, tuple(args), checked_attrs, results, caller(), kernel=kernel)
     return tuple(Value(node, position) for position in range(len(results)))
 
 
@@ -105,7 +106,7 @@ def operand_spec(operand: Operand) -> ArraySpec:
 
 def caller() -> SourceLine:
     """File and line of the innermost frame outside this package and NumPy: the user's own line."""
-    frame = sys._getframe(1)
+    frame = sys._getframe(1)  # noqa: SLF001  # the documented way to the calling frames
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_OWN_MODULES):
         frame = frame.f_back
     return frame.f_code.co_filename, frame.f_lineno

@@ -93,9 +93,13 @@ def set_item(value: Value, key: Any, new: Any) -> Value:
 def _set_masked(value: Value, mask: Value, operand: Any) -> Value:
     ndim = mask.spec.ndim
     if mask.spec.shape != value.spec.shape[:ndim]:
-        raise IndexError(f"a mask of shape {mask.spec.shape} does not fit an array of shape {value.spec.shape}")
+        raise IndexError(
+            f"a mask of shape {mask.spec.shape} does not fit an array of shape {value.spec.shape}"
+        )
     if isinstance(operand, Value) and operand.spec.shape != ():
-        raise NeedsValue("x[mask] = array depends on data; assign one number, or use xp.where(mask, array, x)")
+        raise NeedsValue(
+            "x[mask] = array depends on data; assign one number, or use xp.where(mask, array, x)"
+        )
     wide = reshape_value(mask, mask.spec.shape + (1,) * (value.spec.ndim - ndim))
     return record_one("where", (broadcast_value(wide, value.spec.shape), operand, value))
 

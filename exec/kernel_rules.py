@@ -10,7 +10,14 @@ from collections.abc import Sequence
 
 from coppermesh.exec import cuda_source, elementwise
 from coppermesh.exec.dtypes import NUMPY_DTYPES
-from coppermesh.exec.operations import AttributeCheck, Call, define, int_attr, ints_attr, is_int, is_ints, need_dtype
+from coppermesh.exec.operations import (
+    AttributeCheck,
+    Call,
+    define,
+    is_int,
+    is_ints,
+    need_dtype,
+)
 from coppermesh.exec.program import ArraySpec, AttributeValue, KernelSource
 from coppermesh.exec.shapes import array_spec, refuse
 
@@ -63,7 +70,7 @@ def _kernel_of(call: Call, kind: str) -> KernelSource:
 
 
 def _check_launch(call: Call) -> None:
-    grid, block = ints_attr(call, "grid"), ints_attr(call, "block")
+    grid, block = call.integers("grid"), call.integers("block")
     if len(grid) != 3 or len(block) != 3:
         raise refuse("launch-limits", "grid and block have three lengths each")
     for what, lengths, limits in (("grid", grid, MAX_GRID), ("block", block, MAX_BLOCK)):
@@ -71,9 +78,13 @@ def _check_launch(call: Call) -> None:
             raise refuse("launch-limits", f"{what} {lengths} is outside CUDA's limits {limits}")
     threads = block[0] * block[1] * block[2]
     if threads > MAX_THREADS_PER_BLOCK:
-        raise refuse("launch-limits", f"block {block} has {threads} threads, CUDA takes {MAX_THREADS_PER_BLOCK}")
-    if not 0 <= int_attr(call, "shared_mem") <= MAX_SHARED_BYTES:
-        raise refuse("launch-limits", f"{call.attrs['shared_mem']} bytes of shared memory, at most {MAX_SHARED_BYTES}")
+        raise refuse(
+            "launch-limits", f"block {block} has {threads} threads, CUDA takes {MAX_THREADS_PER_BLOCK}"
+        )
+    if not 0 <= call.integer("shared_mem") <= MAX_SHARED_BYTES:
+        raise refuse(
+            "launch-limits", f"{call.attrs['shared_mem']} bytes of shared memory, at most {MAX_SHARED_BYTES}"
+        )
 
 
 def _raw_kernel(call: Call) -> tuple[ArraySpec, ...]:
@@ -106,16 +117,18 @@ def _elementwise_kernel(call: Call) -> tuple[ArraySpec, ...]:
     for parameter, spec, dtype in zip(inputs, call.specs, loop.dtypes, strict=False):
         need_dtype(spec, frozenset({dtype}), f"kernel argument {parameter.name}")
     for dtype in loop.dtypes:
-        need_dtype(ArraySpec(dtype, ()), frozenset(NUMPY_DTYPES) - {"complex64", "complex128"}, "kernel argument")
+        need_dtype(
+            ArraySpec(dtype, ()), frozenset(NUMPY_DTYPES) - {"complex64", "complex128"}, "kernel argument"
+        )
     given = call.specs[len(inputs) :]
     if given:
         return tuple(given)
     return tuple(array_spec(dtype, loop.shape) for dtype in loop.dtypes[len(inputs) :])
 
 
-def _launch_cost(call: Call, results: Sequence[ArraySpec]) -> float:
+def _launch_cost(call: Call, _results: Sequence[ArraySpec]) -> float:
     threads = 1.0
-    for length in ints_attr(call, "grid") + ints_attr(call, "block"):
+    for length in call.integers("grid") + call.integers("block"):
         threads *= length
     return 16.0 * threads
 
@@ -124,9 +137,19 @@ def _loop_cost(call: Call, results: Sequence[ArraySpec]) -> float:
     return 16.0 * max((spec.size for spec in (*results, *call.specs)), default=1)
 
 
-_LAUNCH: dict[str, AttributeCheck] = {"kernel": is_int, "grid": is_ints, "block": is_ints, "shared_mem": is_int}
+_LAUNCH: dict[str, AttributeCheck] = {
+    "kernel": is_int,
+    "grid": is_ints,
+    "block": is_ints,
+    "shared_mem": is_int,
+}
 
 define("raw_kernel", (1, 128), _raw_kernel, _launch_cost, _LAUNCH)
 define(
-    "elementwise_kernel", (0, 128), _elementwise_kernel, _loop_cost, {"kernel": is_int, "size": _is_optional_int}, 1.0
+    "elementwise_kernel",
+    (0, 128),
+    _elementwise_kernel,
+    _loop_cost,
+    {"kernel": is_int, "size": _is_optional_int},
+    1.0,
 )

@@ -25,7 +25,7 @@ from coppermesh.exec import elementwise, kernel_rules
 from coppermesh.exec.dtypes import dtype_name
 from coppermesh.exec.errors import ProgramInvalid
 from coppermesh.exec.graph import Handle, Operand, Value, operand_spec, record
-from coppermesh.exec.program import KernelSource, make_scalar
+from coppermesh.exec.program import Attributes, KernelSource, make_scalar
 from coppermesh.exec.promotion import as_operand, cast
 from coppermesh.exec.recorder import Array
 
@@ -55,9 +55,16 @@ class RawKernel:
         operands = [_kernel_operand(position, item) for position, item in enumerate(args)]
         written = kernel_rules.written_arguments(self._source, [isinstance(o, Value) for o in operands])
         _refuse_twice_written([args[position] for position in written])
-        attrs = {"kernel": 0, "grid": _dim3(grid), "block": _dim3(block), "shared_mem": int(shared_mem)}
-        for position, version in zip(written, record("raw_kernel", operands, attrs, self._source), strict=True):
-            args[position]._value = version
+        attrs: Attributes = {
+            "kernel": 0,
+            "grid": _dim3(grid),
+            "block": _dim3(block),
+            "shared_mem": int(shared_mem),
+        }
+        for position, version in zip(
+            written, record("raw_kernel", operands, attrs, self._source), strict=True
+        ):
+            args[position].recorded = version
 
     def __repr__(self) -> str:
         return f"RawKernel({self.name!r})"
@@ -106,7 +113,7 @@ class ElementwiseKernel:
         results = record("elementwise_kernel", operands, {"kernel": 0, "size": size}, self._source)
         outputs = tuple(Array(value) for value in results)
         for handle, value in zip(given, results, strict=False):
-            handle._value = value
+            handle.recorded = value
         if given:
             outputs = given
         return outputs[0] if len(outputs) == 1 else outputs
@@ -135,7 +142,7 @@ def _dim3(lengths: Sequence[int]) -> tuple[int, ...]:
 def _kernel_operand(position: int, item: Any) -> Operand:
     """One argument of a raw kernel, typed as CuPy types it."""
     if isinstance(item, Handle):
-        return item._value
+        return item.recorded
     if isinstance(item, np.ndarray) and item.size == 1:
         item = item.reshape(())[()]  # CuPy passes a NumPy array of one element by value
     if isinstance(item, np.generic):
@@ -153,6 +160,3 @@ def _kernel_operand(position: int, item: Any) -> Operand:
 def _refuse_twice_written(handles: Sequence[Any]) -> None:
     if len({id(handle) for handle in handles}) != len(handles):
         raise ProgramInvalid("kernel-call", "the same array is passed twice to be written; pass a copy")
-
-
-

@@ -29,15 +29,91 @@ _UFUNC_NAMES = {
     "rint": "round",
     "true_divide": "divide",
 }
-_REDUCING = {"add": "sum", "multiply": "prod", "maximum": "max", "minimum": "min", "logical_and": "all", "logical_or": "any"}
+_REDUCING = {
+    "add": "sum",
+    "multiply": "prod",
+    "maximum": "max",
+    "minimum": "min",
+    "logical_and": "all",
+    "logical_or": "any",
+}
 _SAME_NAME = frozenset(
-    """all any argmax argmin argsort broadcast_arrays broadcast_to clip concatenate count_nonzero diff dot expand_dims
-    flip full_like imag matmul mean meshgrid moveaxis ones_like outer pad prod ravel real repeat reshape roll
-    searchsorted sort squeeze stack sum swapaxes take take_along_axis tensordot tile trace transpose tril triu vecdot
-    where zeros_like empty_like std var""".split()
+    [
+        "all",
+        "any",
+        "argmax",
+        "argmin",
+        "argsort",
+        "broadcast_arrays",
+        "broadcast_to",
+        "clip",
+        "concatenate",
+        "count_nonzero",
+        "diff",
+        "dot",
+        "expand_dims",
+        "flip",
+        "full_like",
+        "imag",
+        "matmul",
+        "mean",
+        "meshgrid",
+        "moveaxis",
+        "ones_like",
+        "outer",
+        "pad",
+        "prod",
+        "ravel",
+        "real",
+        "repeat",
+        "reshape",
+        "roll",
+        "searchsorted",
+        "sort",
+        "squeeze",
+        "stack",
+        "sum",
+        "swapaxes",
+        "take",
+        "take_along_axis",
+        "tensordot",
+        "tile",
+        "trace",
+        "transpose",
+        "tril",
+        "triu",
+        "vecdot",
+        "where",
+        "zeros_like",
+        "empty_like",
+        "std",
+        "var",
+    ]
 )
-_RENAMED = {"amax": "max", "amin": "min", "max": "max", "min": "min", "cumsum": "cumulative_sum", "round": "round"}
-_FFT = frozenset("fft ifft rfft irfft fft2 ifft2 fftn ifftn rfftn irfftn fftshift ifftshift".split())
+_RENAMED = {
+    "amax": "max",
+    "amin": "min",
+    "max": "max",
+    "min": "min",
+    "cumsum": "cumulative_sum",
+    "round": "round",
+}
+_FFT = frozenset(
+    [
+        "fft",
+        "ifft",
+        "rfft",
+        "irfft",
+        "fft2",
+        "ifft2",
+        "fftn",
+        "ifftn",
+        "rfftn",
+        "irfftn",
+        "fftshift",
+        "ifftshift",
+    ]
+)
 _POSITIONAL = {
     "argmax": ("axis",),
     "argmin": ("axis",),
@@ -59,7 +135,9 @@ _POSITIONAL = {
     "triu": ("k",),
 }
 _BY_POSITION_ONLY = frozenset(("repeats", "shift", "indices", "b"))
-_REDUCTIONS = frozenset("all any amax amin max mean min prod std sum var count_nonzero".split())
+_REDUCTIONS = frozenset(
+    ["all", "any", "amax", "amin", "max", "mean", "min", "prod", "std", "sum", "var", "count_nonzero"]
+)
 
 
 def call_ufunc(ufunc: np.ufunc, method: str, inputs: Sequence[Any], options: Mapping[str, Any]) -> Any:
@@ -69,7 +147,11 @@ def call_ufunc(ufunc: np.ufunc, method: str, inputs: Sequence[Any], options: Map
     if method == "reduce" and ufunc.__name__ in _REDUCING:
         axis = rest.pop("axis", 0)
         keepdims = bool(rest.pop("keepdims", False))
-        return NotImplemented if rest else getattr(xp, _REDUCING[ufunc.__name__])(*inputs, axis=axis, keepdims=keepdims)
+        return (
+            NotImplemented
+            if rest
+            else getattr(xp, _REDUCING[ufunc.__name__])(*inputs, axis=axis, keepdims=keepdims)
+        )
     function = getattr(xp, _UFUNC_NAMES.get(ufunc.__name__, ufunc.__name__), None)
     if method != "__call__" or rest or function is None:
         return NotImplemented
@@ -82,9 +164,11 @@ def call_function(function: Callable[..., Any], args: Sequence[Any], options: Ma
     name = function.__name__
     if name in ("shape", "ndim", "size", "result_type", "can_cast", "iscomplexobj", "isrealobj"):
         return _inspect(name, args, options)
-    keywords = {key: value for key, value in options.items() if value is not None and value is not np._NoValue}
+    keywords = {key: value for key, value in options.items() if value is not None}
     if (function.__module__ or "").startswith("numpy.fft") and name in _FFT:
-        return getattr(xp_fft, name)(*args[:1], **_named(("axes",) if "shift" in name else (), args[1:]), **keywords)
+        return getattr(xp_fft, name)(
+            *args[:1], **_named(("axes",) if "shift" in name else (), args[1:]), **keywords
+        )
     if name not in _SAME_NAME and name not in _RENAMED:
         return NotImplemented
     if name in _REDUCTIONS:
@@ -104,7 +188,9 @@ def call_function(function: Callable[..., Any], args: Sequence[Any], options: Ma
 
 def _named(names: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
     if len(values) > len(names):
-        raise TypeError(f"{len(values)} positional arguments, at most {len(names)} are possible with lazy arrays")
+        raise TypeError(
+            f"{len(values)} positional arguments, at most {len(names)} are possible with lazy arrays"
+        )
     return dict(zip(names, values, strict=False))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from coppermesh.exec import elementwise
 from coppermesh.exec.array_operations import make_table
+from coppermesh.exec.budget import check_budget, estimate
 from coppermesh.exec.errors import RunFailed, plain_sentence
 from coppermesh.exec.interpreter import Interpreter, writable_copy
 from coppermesh.exec.kernel_rules import written_arguments
@@ -35,12 +36,17 @@ class NumpyRuntime:
     @property
     def determinism(self) -> str:
         """NumPy's version and the machine's architecture, and the kernel backend's own word where it has one."""
-        words = [f"numpy/{np.__version__}", platform.machine(), str(getattr(self._kernels, "determinism", ""))]
+        words = [
+            f"numpy/{np.__version__}",
+            platform.machine(),
+            str(getattr(self._kernels, "determinism", "")),
+        ]
         return plain_sentence(" ".join(word for word in words if word))[:128]
 
     def run(self, checked: CheckedProgram, inputs: Sequence[NumpyArray], limits: RunLimits) -> RunResult:
-        """Run to the end. Raises RunFailed, KernelCompileError."""
+        """Run to the end. Raises OverBudget before anything runs; RunFailed, KernelCompileError."""
         check_inputs(checked, inputs)
+        check_budget(estimate(checked), limits, checked)
         with np.errstate(all="ignore"):
             outputs, peak = self._interpreter.run(checked, inputs)
         return RunResult([np.ascontiguousarray(o).reshape(o.shape) for o in outputs], None, peak)
@@ -55,7 +61,11 @@ class NumpyRuntime:
         return self._run_elementwise(self._kernels, checked_node, arrays, writable)
 
     def _run_raw(
-        self, kernels: KernelBackend, checked_node: CheckedNode, arrays: Sequence[Any], writable: Sequence[bool]
+        self,
+        kernels: KernelBackend,
+        checked_node: CheckedNode,
+        arrays: Sequence[Any],
+        writable: Sequence[bool],
     ) -> list[NumpyArray]:
         kernel, attrs = checked_node.call.kernel, checked_node.node.attrs
         assert kernel is not None  # the checker put it there
@@ -67,12 +77,18 @@ class NumpyRuntime:
             if position in written:
                 arguments.append(writable_copy(np, item, writable[position]))
             else:
-                arguments.append(np.ascontiguousarray(item).reshape(item.shape) if is_array[position] else item)
+                arguments.append(
+                    np.ascontiguousarray(item).reshape(item.shape) if is_array[position] else item
+                )
         launch(attrs["grid"], attrs["block"], attrs["shared_mem"], arguments)  # type: ignore[arg-type]  # is_ints
         return [arguments[position] for position in written]  # type: ignore[misc]  # arrays, by is_array
 
     def _run_elementwise(
-        self, kernels: KernelBackend, checked_node: CheckedNode, arrays: Sequence[Any], writable: Sequence[bool]
+        self,
+        kernels: KernelBackend,
+        checked_node: CheckedNode,
+        arrays: Sequence[Any],
+        writable: Sequence[bool],
     ) -> list[NumpyArray]:
         kernel, call = checked_node.call.kernel, checked_node.call
         assert kernel is not None
@@ -88,7 +104,9 @@ class NumpyRuntime:
             return results
         arguments: list[KernelArgument] = []
         scalars = [scalar is not None for scalar in call.scalars[: len(inputs)]] + [False] * len(outputs)
-        for parameter, item, scalar in zip((*inputs, *outputs), (*arrays[: len(inputs)], *results), scalars, strict=True):
+        for parameter, item, scalar in zip(
+            (*inputs, *outputs), (*arrays[: len(inputs)], *results), scalars, strict=True
+        ):
             if scalar or parameter.raw:
                 arguments.append(item if scalar else np.ascontiguousarray(item))
             else:
@@ -96,7 +114,9 @@ class NumpyRuntime:
             if parameter.raw:
                 arguments.append(np.int64(item.size))
         arguments.append(np.int64(count))
-        launch = kernels.load(elementwise.generate_source(kernel, loop.dtypes, scalars), kernel.name, kernel.options)
+        launch = kernels.load(
+            elementwise.generate_source(kernel, loop.dtypes, scalars), kernel.name, kernel.options
+        )
         blocks = min(elementwise.MAX_BLOCKS, -(-count // elementwise.THREADS_PER_BLOCK))
         launch((blocks, 1, 1), (elementwise.THREADS_PER_BLOCK, 1, 1), 0, arguments)
         return results
@@ -118,5 +138,6 @@ def check_inputs(checked: CheckedProgram, inputs: Sequence[Any]) -> None:
     for number, (array, spec) in enumerate(zip(inputs, checked.input_specs, strict=True)):
         if array.shape != spec.shape or array.dtype != spec.numpy_dtype:
             raise RunFailed(
-                f"input {number} is {array.dtype}{list(array.shape)}, the program names {spec}", code="bad-input"
+                f"input {number} is {array.dtype}{list(array.shape)}, the program names {spec}",
+                code="bad-input",
             )

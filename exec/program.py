@@ -13,6 +13,7 @@ Growth. A new operation is a new name in `operations`; a new kernel kind is a ne
 changes the meaning of existing bytes is a new version, and an unknown version is refused.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -43,6 +44,8 @@ AttributeValue = (
     | Annotated[tuple[int | Annotated[tuple[int, ...], Meta(max_length=4)], ...], Meta(max_length=64)]
 )
 
+Attributes = Mapping[str, AttributeValue]
+
 
 class ArraySpec(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Element type and shape of one array. Bytes of an array are C-order and little-endian."""
@@ -52,6 +55,7 @@ class ArraySpec(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
 
     @property
     def ndim(self) -> int:
+        """Number of dimensions."""
         return len(self.shape)
 
     @property
@@ -69,6 +73,7 @@ class ArraySpec(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
+        """The dtype as NumPy's."""
         return NUMPY_DTYPES[self.dtype]
 
     def __str__(self) -> str:
@@ -117,7 +122,9 @@ class Program(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     inputs: Annotated[tuple[ArraySpec, ...], Meta(max_length=MAX_INPUTS)]
     kernels: Annotated[tuple[KernelSource, ...], Meta(max_length=MAX_KERNELS)]
     nodes: Annotated[tuple[Node, ...], Meta(max_length=MAX_NODES)]
-    outputs: Annotated[tuple[Annotated[int, Meta(ge=0, lt=1 << 32)], ...], Meta(min_length=1, max_length=MAX_OUTPUTS)]
+    outputs: Annotated[
+        tuple[Annotated[int, Meta(ge=0, lt=1 << 32)], ...], Meta(min_length=1, max_length=MAX_OUTPUTS)
+    ]
 
 
 def make_scalar(dtype: str, value: Any) -> Scalar:
@@ -142,5 +149,7 @@ def decode_program(data: bytes) -> Program:
     """
     program = codec.decode(Program, data, max_bytes=MAX_PROGRAM_BYTES, max_items=MAX_NODES)
     if program.version != VERSION:
-        raise ProgramInvalid("program-version", f"program version {program.version}; this software knows {VERSION}")
+        raise ProgramInvalid(
+            "program-version", f"program version {program.version}; this software knows {VERSION}"
+        )
     return program

@@ -18,8 +18,35 @@ from coppermesh.exec.program import Scalar, make_scalar
 PythonScalar = bool | int | float | complex
 
 _FLOATING_OPERATIONS = frozenset(
-    """acos acosh asin asinh atan atan2 atanh copysign cos cosh divide exp expm1 hypot log log10 log1p log2 logaddexp
-    nextafter reciprocal signbit sin sinh sqrt tan tanh""".split()
+    [
+        "acos",
+        "acosh",
+        "asin",
+        "asinh",
+        "atan",
+        "atan2",
+        "atanh",
+        "copysign",
+        "cos",
+        "cosh",
+        "divide",
+        "exp",
+        "expm1",
+        "hypot",
+        "log",
+        "log10",
+        "log1p",
+        "log2",
+        "logaddexp",
+        "nextafter",
+        "reciprocal",
+        "signbit",
+        "sin",
+        "sinh",
+        "sqrt",
+        "tan",
+        "tanh",
+    ]
 )
 _BOOLEAN_TWINS = {
     "add": "logical_or",
@@ -41,7 +68,7 @@ def as_operand(item: Any) -> Operand | PythonScalar:
     Raises TypeError for anything else.
     """
     if isinstance(item, Handle):
-        return item._value
+        return item.recorded
     if isinstance(item, np.generic):
         name = dtypes.dtype_name(item.dtype)
         return make_scalar(name, item)
@@ -74,7 +101,11 @@ def common_dtype(items: Sequence[Operand | PythonScalar]) -> str:
 
 
 def _default_dtype(scalar: PythonScalar) -> str:
-    return np.result_type(type(scalar)).name if not isinstance(scalar, int) or isinstance(scalar, bool) else "int64"
+    return (
+        np.result_type(type(scalar)).name
+        if not isinstance(scalar, int) or isinstance(scalar, bool)
+        else "int64"
+    )
 
 
 def cast(item: Operand | PythonScalar, dtype: str) -> Operand:

@@ -6,18 +6,20 @@ is a value, not a window into `x`. `trace` turns handles into a program and the 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, NoReturn
 
 import numpy as np
 
 from coppermesh.exec import indexing
-from coppermesh.exec.errors import NeedsValue, ProgramInvalid
-from coppermesh.exec.graph import INPUT, Handle, Operand, RecordedNode, SourceLine, Value
-from coppermesh.exec.program import KernelSource, Node, Program, Scalar, encode_program
+from coppermesh.exec.errors import NeedsValue
+from coppermesh.exec.graph import Handle, Value
 from coppermesh.exec.promotion import elementwise, permute_value, reshape_value
-from coppermesh.exec.schema import CheckedProgram, check_program
+from coppermesh.exec.tracing import Recording, trace
 
+__all__ = ["Array", "Recording", "matmul", "power", "trace"]
+
+_NAMESPACE = "coppermesh.exec.xp"
 _POWER_SHORTCUTS = {2: "square", 0.5: "sqrt", -1: "reciprocal"}
 
 
@@ -29,23 +31,23 @@ class Array(Handle):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self._value.spec.shape
+        return self.recorded.spec.shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        return self._value.spec.numpy_dtype
+        return self.recorded.spec.numpy_dtype
 
     @property
     def ndim(self) -> int:
-        return self._value.spec.ndim
+        return self.recorded.spec.ndim
 
     @property
     def size(self) -> int:
-        return self._value.spec.size
+        return self.recorded.spec.size
 
     @property
     def nbytes(self) -> int:
-        return self._value.spec.nbytes
+        return self.recorded.spec.nbytes
 
     @property
     def itemsize(self) -> int:
@@ -58,7 +60,7 @@ class Array(Handle):
 
     @property
     def T(self) -> "Array":
-        return Array(permute_value(self._value, range(self.ndim)[::-1]))
+        return Array(permute_value(self.recorded, range(self.ndim)[::-1]))
 
     @property
     def mT(self) -> "Array":
@@ -66,7 +68,7 @@ class Array(Handle):
             raise ValueError("mT needs at least two dimensions")
         axes = list(range(self.ndim))
         axes[-2:] = axes[-1], axes[-2]
-        return Array(permute_value(self._value, axes))
+        return Array(permute_value(self.recorded, axes))
 
     @property
     def real(self) -> "Array":
@@ -79,9 +81,7 @@ class Array(Handle):
     def __array_namespace__(self, *, api_version: str | None = None) -> Any:
         if api_version not in (None, "2022.12", "2023.12", "2024.12"):
             raise ValueError(f"array API version {api_version} is not supported")
-        from coppermesh.exec import xp  # the namespace is built on this class
-
-        return xp
+        return import_module(_NAMESPACE)
 
     def to_device(self, device: Any, /, *, stream: Any = None) -> "Array":
         if device != self.device or stream is not None:
@@ -89,12 +89,16 @@ class Array(Handle):
         return self
 
     def __repr__(self) -> str:
-        return f"Array(shape={self.shape}, dtype={self.dtype}, from {self._value.node.op}; not computed yet)"
+        return (
+            f"Array(shape={self.shape}, dtype={self.dtype}, from {self.recorded.node.op}; not computed yet)"
+        )
 
     # Python asking for values.
 
     def _no_value(self, what: str) -> NoReturn:
-        raise NeedsValue(f"{what} needs the array's value, which is not computed yet: use mesh.compute(x) first")
+        raise NeedsValue(
+            f"{what} needs the array's value, which is not computed yet: use mesh.compute(x) first"
+        )
 
     def __bool__(self) -> bool:
         self._no_value("bool(x)")
@@ -114,7 +118,7 @@ class Array(Handle):
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
         self._no_value("np.asarray(x)")
 
-    def item(self, *args: Any) -> Any:
+    def item(self) -> Any:
         self._no_value("x.item()")
 
     def tolist(self) -> Any:
@@ -138,22 +142,24 @@ class Array(Handle):
     # Selecting.
 
     def __getitem__(self, key: Any) -> "Array":
-        return Array(indexing.get_item(self._value, key))
+        return Array(indexing.get_item(self.recorded, key))
 
     def __setitem__(self, key: Any, new: Any) -> None:
-        self._value = indexing.set_item(self._value, key, new)
+        self.recorded = indexing.set_item(self.recorded, key, new)
 
     # NumPy's functions given a lazy array.
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
-        from coppermesh.exec import numpy_dispatch  # built on the namespace, which is built on this class
+        from coppermesh.exec.numpy_dispatch import (
+            call_ufunc,  # built on the namespace, which is built on this class
+        )
 
-        return numpy_dispatch.call_ufunc(ufunc, method, inputs, options)
+        return call_ufunc(ufunc, method, inputs, options)
 
     def __array_function__(self, function: Any, types: Any, args: Any, options: Any) -> Any:
-        from coppermesh.exec import numpy_dispatch
+        from coppermesh.exec.numpy_dispatch import call_function
 
-        return numpy_dispatch.call_function(function, args, options)
+        return call_function(function, args, options)
 
     # Arithmetic.
 
@@ -218,7 +224,7 @@ class Array(Handle):
         return _binary("pow", other, self)
 
     def __ipow__(self, other: Any) -> "Array":
-        return self._replace(power(self, other)._value, "**=")
+        return self._replace(power(self, other).recorded, "**=")
 
     def __matmul__(self, other: Any) -> "Array":
         return matmul(self, other)
@@ -227,7 +233,7 @@ class Array(Handle):
         return matmul(other, self)
 
     def __imatmul__(self, other: Any) -> "Array":
-        return self._replace(matmul(self, other)._value, "@=")
+        return self._replace(matmul(self, other).recorded, "@=")
 
     def __and__(self, other: Any) -> "Array":
         return _binary("bitwise_and", self, other)
@@ -296,7 +302,7 @@ class Array(Handle):
         return Array(elementwise("negative", self))
 
     def __pos__(self) -> "Array":
-        return Array(self._value)
+        return Array(self.recorded)
 
     def __abs__(self) -> "Array":
         return Array(elementwise("abs", self))
@@ -308,41 +314,43 @@ class Array(Handle):
         return self._replace(elementwise(op, self, other), f"in-place {op}")
 
     def _replace(self, value: Value, what: str) -> "Array":
-        if value.spec != self._value.spec:
-            raise TypeError(f"{what} would turn {self._value.spec} into {value.spec}; write x = ... instead")
-        self._value = value
+        if value.spec != self.recorded.spec:
+            raise TypeError(
+                f"{what} would turn {self.recorded.spec} into {value.spec}; write x = ... instead"
+            )
+        self.recorded = value
         return self
 
     # Methods as NumPy's arrays have them.
 
     def astype(self, dtype: Any, *, copy: bool = True) -> "Array":
-        return _namespace().astype(self, dtype, copy=copy)
+        return _apply("astype", self, dtype, copy=copy)
 
     def copy(self) -> "Array":
-        return Array(self._value)
+        return Array(self.recorded)
 
     def reshape(self, *shape: Any) -> "Array":
         lengths = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
-        return _namespace().reshape(self, tuple(lengths))
+        return _apply("reshape", self, tuple(lengths))
 
     def ravel(self) -> "Array":
-        return Array(reshape_value(self._value, (self.size,)))
+        return Array(reshape_value(self.recorded, (self.size,)))
 
     flatten = ravel
 
     def transpose(self, *axes: Any) -> "Array":
         order = axes[0] if len(axes) == 1 and isinstance(axes[0], tuple | list) else axes
-        return _namespace().permute_dims(self, tuple(order)) if order else self.T
+        return _apply("permute_dims", self, tuple(order)) if order else self.T
 
     def squeeze(self, axis: Any = None) -> "Array":
         alone = tuple(number for number, length in enumerate(self.shape) if length == 1)
-        return _namespace().squeeze(self, alone if axis is None else axis)
+        return _apply("squeeze", self, alone if axis is None else axis)
 
     def dot(self, other: Any) -> "Array":
-        return _namespace().dot(self, other)
+        return _apply("dot", self, other)
 
     def clip(self, min: Any = None, max: Any = None) -> "Array":
-        return _namespace().clip(self, min, max)
+        return _apply("clip", self, min, max)
 
     def round(self) -> "Array":
         return Array(elementwise("round", self))
@@ -351,51 +359,51 @@ class Array(Handle):
         return Array(elementwise("conj", self))
 
     def sum(self, axis: Any = None, dtype: Any = None, *, keepdims: bool = False) -> "Array":
-        return _namespace().sum(self, axis=axis, dtype=dtype, keepdims=keepdims)
+        return _apply("sum", self, axis=axis, dtype=dtype, keepdims=keepdims)
 
     def prod(self, axis: Any = None, dtype: Any = None, *, keepdims: bool = False) -> "Array":
-        return _namespace().prod(self, axis=axis, dtype=dtype, keepdims=keepdims)
+        return _apply("prod", self, axis=axis, dtype=dtype, keepdims=keepdims)
 
     def mean(self, axis: Any = None, *, keepdims: bool = False) -> "Array":
-        return _namespace().mean(self, axis=axis, keepdims=keepdims)
+        return _apply("mean", self, axis=axis, keepdims=keepdims)
 
     def var(self, axis: Any = None, *, ddof: float = 0, keepdims: bool = False) -> "Array":
-        return _namespace().var(self, axis=axis, correction=ddof, keepdims=keepdims)
+        return _apply("var", self, axis=axis, correction=ddof, keepdims=keepdims)
 
     def std(self, axis: Any = None, *, ddof: float = 0, keepdims: bool = False) -> "Array":
-        return _namespace().std(self, axis=axis, correction=ddof, keepdims=keepdims)
+        return _apply("std", self, axis=axis, correction=ddof, keepdims=keepdims)
 
     def max(self, axis: Any = None, *, keepdims: bool = False) -> "Array":
-        return _namespace().max(self, axis=axis, keepdims=keepdims)
+        return _apply("max", self, axis=axis, keepdims=keepdims)
 
     def min(self, axis: Any = None, *, keepdims: bool = False) -> "Array":
-        return _namespace().min(self, axis=axis, keepdims=keepdims)
+        return _apply("min", self, axis=axis, keepdims=keepdims)
 
     def any(self, axis: Any = None, *, keepdims: bool = False) -> "Array":
-        return _namespace().any(self, axis=axis, keepdims=keepdims)
+        return _apply("any", self, axis=axis, keepdims=keepdims)
 
     def all(self, axis: Any = None, *, keepdims: bool = False) -> "Array":
-        return _namespace().all(self, axis=axis, keepdims=keepdims)
+        return _apply("all", self, axis=axis, keepdims=keepdims)
 
     def argmax(self, axis: int | None = None, *, keepdims: bool = False) -> "Array":
-        return _namespace().argmax(self, axis=axis, keepdims=keepdims)
+        return _apply("argmax", self, axis=axis, keepdims=keepdims)
 
     def argmin(self, axis: int | None = None, *, keepdims: bool = False) -> "Array":
-        return _namespace().argmin(self, axis=axis, keepdims=keepdims)
+        return _apply("argmin", self, axis=axis, keepdims=keepdims)
 
     def cumsum(self, axis: int | None = None) -> "Array":
         flat = self.ravel() if axis is None else self
-        return _namespace().cumulative_sum(flat, axis=0 if axis is None else axis)
+        return _apply("cumulative_sum", flat, axis=0 if axis is None else axis)
 
     def take(self, indices: Any, axis: int | None = None) -> "Array":
         flat = self.ravel() if axis is None else self
-        return _namespace().take(flat, indices, axis=0 if axis is None else axis)
+        return _apply("take", flat, indices, axis=0 if axis is None else axis)
 
 
-def _namespace() -> Any:
-    from coppermesh.exec import xp  # the namespace is built on this class
-
-    return xp
+def _apply(function: str, *args: Any, **options: Any) -> Array:
+    """Call a function of the namespace, which is built on this class and so cannot be imported above it."""
+    result: Array = getattr(import_module(_NAMESPACE), function)(*args, **options)
+    return result
 
 
 def _binary(op: str, first: Any, second: Any) -> Array:
@@ -404,115 +412,19 @@ def _binary(op: str, first: Any, second: Any) -> Array:
     except TypeError as error:
         if isinstance(error, NeedsValue):
             raise
-        return NotImplemented
+        return NotImplemented  # type: ignore[no-any-return]  # Python then asks the other operand
 
 
 def power(base: Any, exponent: Any) -> Array:
     """`base ** exponent`; exponents 2, 0.5 and -1 given as Python numbers become square, sqrt and reciprocal."""
-    shortcut = None if isinstance(exponent, Handle | np.generic | np.ndarray) else _POWER_SHORTCUTS.get(exponent)
+    shortcut = (
+        None if isinstance(exponent, Handle | np.generic | np.ndarray) else _POWER_SHORTCUTS.get(exponent)
+    )
     if isinstance(base, Array) and shortcut is not None and base.dtype.kind in "fc":
         return Array(elementwise(shortcut, base))
-    return _binary("pow", base, exponent)
+    return Array(elementwise("pow", base, exponent))
 
 
 def matmul(first: Any, second: Any) -> Array:
     """The matrix product, promoted as arithmetic is."""
-    from coppermesh.exec import xp_products  # built on this class
-
-    return xp_products.matmul(first, second)
-
-
-@dataclass(frozen=True, slots=True)
-class Recording:
-    """A program ready to send, and what it needs."""
-
-    program: bytes
-    """Canonical bytes (`program.encode_program`)."""
-    inputs: list[np.ndarray[Any, Any]]
-    """C-contiguous, little-endian, in the program's order."""
-    checked: CheckedProgram
-    sources: tuple[SourceLine, ...]
-    """For each node the file and line that recorded it. Stays on the client."""
-
-    def locate(self, node: int | None) -> str:
-        """`file:line` of the user's code that recorded node `node`; empty where it is not known."""
-        if node is None or not 0 <= node < len(self.sources):
-            return ""
-        filename, line = self.sources[node]
-        return f"{filename}:{line}"
-
-
-def trace(*arrays: Array) -> Recording:
-    """The program that computes `arrays`, with only what they need, in an order that depends on nothing else.
-
-    Raises ProgramInvalid where the whole breaks a limit (too many inputs, outputs or nodes).
-    """
-    if not arrays:
-        raise ProgramInvalid("no-outputs", "nothing to compute: pass at least one array")
-    roots = [_value_of(array) for array in arrays]
-    order = _needed_nodes([root.node for root in roots])
-    inputs = [node for node in order if node.op == INPUT]
-    nodes = [node for node in order if node.op != INPUT]
-    first: dict[int, int] = {}
-    count = 0
-    for node in (*inputs, *nodes):
-        first[id(node)] = count
-        count += len(node.results)
-    kernels: dict[KernelSource, int] = {}
-    program = Program(
-        version=1,
-        inputs=tuple(node.results[0] for node in inputs),
-        kernels=(),
-        nodes=tuple(_program_node(node, first, kernels) for node in nodes),
-        outputs=tuple(first[id(root.node)] + root.position for root in roots),
-    )
-    program = Program(program.version, program.inputs, tuple(kernels), program.nodes, program.outputs)
-    sources = tuple(node.source for node in nodes)
-    try:
-        checked = check_program(program)
-    except ProgramInvalid as error:
-        if error.node is None:
-            raise
-        file, line = sources[error.node]
-        raise ProgramInvalid(error.code, f"{error.sentence}; recorded at {file}:{line}", error.node) from error
-    data = [node.data for node in inputs if node.data is not None]
-    return Recording(encode_program(program), data, checked, sources)
-
-
-def _value_of(array: Any) -> Value:
-    if not isinstance(array, Handle):
-        raise TypeError(f"{type(array).__name__} is not a lazy array; make one with xp.asarray")
-    return array._value
-
-
-def _needed_nodes(roots: list[RecordedNode]) -> list[RecordedNode]:
-    """Every node that the roots need, each after what it uses, arguments left to right. Never recurses."""
-    order: list[RecordedNode] = []
-    done: set[int] = set()
-    entered: set[int] = set()
-    stack = roots[::-1]
-    while stack:
-        node = stack[-1]
-        key = id(node)
-        if key in done:
-            stack.pop()
-        elif key in entered:
-            stack.pop()
-            done.add(key)
-            order.append(node)
-        else:
-            entered.add(key)
-            for argument in reversed(node.args):
-                if isinstance(argument, Value) and id(argument.node) not in done:
-                    stack.append(argument.node)
-    return order
-
-
-def _program_node(node: RecordedNode, first: dict[int, int], kernels: dict[KernelSource, int]) -> Node:
-    def number(operand: Operand) -> int | Scalar:
-        return operand if isinstance(operand, Scalar) else first[id(operand.node)] + operand.position
-
-    attrs = dict(sorted(node.attrs.items()))
-    if node.kernel is not None:
-        attrs["kernel"] = kernels.setdefault(node.kernel, len(kernels))
-    return Node(node.op, tuple(number(operand) for operand in node.args), attrs)
+    return _apply("matmul", first, second)

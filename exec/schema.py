@@ -9,7 +9,13 @@ every node once, in order, without recursion, and holds no array: time is linear
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from coppermesh.exec import kernel_rules
+from coppermesh.exec import (
+    kernel_rules,
+    rules_arrangement,
+    rules_elementwise,
+    rules_products,
+    rules_reductions,
+)
 from coppermesh.exec.dtypes import ITEMSIZES, NUMPY_DTYPES
 from coppermesh.exec.errors import ProgramInvalid
 from coppermesh.exec.operations import OPERATIONS, Call, Operation
@@ -25,6 +31,9 @@ from coppermesh.exec.program import (
     Scalar,
 )
 from coppermesh.exec.shapes import array_spec
+
+# Each of these modules fills its part of the table when it is imported.
+_RULES = (kernel_rules, rules_arrangement, rules_elementwise, rules_products, rules_reductions)
 
 FEATURE_ARRAYS = "array-programs"
 FEATURE_CUDA_SOURCE = "cuda-source"
@@ -68,7 +77,9 @@ def infer(call_op: str, call: Call) -> tuple[ArraySpec, ...]:
         raise ProgramInvalid("bad-attribute", f"has attributes {sorted(call.attrs)}, but must have: {wanted}")
     for name, is_valid in operation.attrs.items():
         if not is_valid(call.attrs[name]):
-            raise ProgramInvalid("bad-attribute", f"attribute {name} cannot be {str(call.attrs[name])[:80]!r}")
+            raise ProgramInvalid(
+                "bad-attribute", f"attribute {name} cannot be {str(call.attrs[name])[:80]!r}"
+            )
     result = operation.rule(call)
     return (result,) if isinstance(result, ArraySpec) else result
 
@@ -85,7 +96,9 @@ def check_program(program: Program) -> CheckedProgram:
         try:
             checked = _check_node(node, values, program.kernels)
         except ProgramInvalid as error:
-            raise ProgramInvalid(error.code, f"node {number} ({node.op[:32]}): {error.sentence}", number) from error
+            raise ProgramInvalid(
+                error.code, f"node {number} ({node.op[:32]}): {error.sentence}", number
+            ) from error
         nodes.append(checked)
         values.extend(checked.results)
         if checked.call.kernel is not None:
@@ -110,7 +123,9 @@ def _check_counts(program: Program) -> None:
         ("nodes", len(program.nodes), MAX_NODES),
     ):
         if count > limit:
-            raise ProgramInvalid(f"too-many-{what}", f"the program has {count} {what}, at most {limit} are possible")
+            raise ProgramInvalid(
+                f"too-many-{what}", f"the program has {count} {what}, at most {limit} are possible"
+            )
     if not program.outputs:
         raise ProgramInvalid("no-outputs", "the program has no output")
 
@@ -124,7 +139,9 @@ def _check_kernel(number: int, kernel: KernelSource) -> None:
 
 def _checked_input(number: int, spec: ArraySpec) -> ArraySpec:
     if spec.dtype not in NUMPY_DTYPES:
-        raise ProgramInvalid("bad-dtype", f"input {number} has dtype {spec.dtype!r}, which no program can hold")
+        raise ProgramInvalid(
+            "bad-dtype", f"input {number} has dtype {spec.dtype!r}, which no program can hold"
+        )
     try:
         return array_spec(spec.dtype, spec.shape)
     except ProgramInvalid as error:
@@ -142,7 +159,9 @@ def _check_node(node: Node, values: Sequence[ArraySpec], kernels: Sequence[Kerne
             specs.append(values[argument])
             scalars.append(None)
         else:
-            raise ProgramInvalid("bad-reference", f"argument {argument} is no earlier value ({len(values)} are known)")
+            raise ProgramInvalid(
+                "bad-reference", f"argument {argument} is no earlier value ({len(values)} are known)"
+            )
     kernel = None
     if "kernel" in node.attrs:
         number = _kernel_number(node)

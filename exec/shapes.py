@@ -70,7 +70,9 @@ def broadcast(first: Shape, second: Shape) -> Shape:
         if other == 1:
             result[offset + position] = length
         elif length not in (1, other):
-            raise refuse("shape-mismatch", f"shapes {first} and {second} do not broadcast: {other} against {length}")
+            raise refuse(
+                "shape-mismatch", f"shapes {first} and {second} do not broadcast: {other} against {length}"
+            )
     return tuple(result)
 
 
@@ -131,7 +133,9 @@ def _check_slice(item: IndexItem, axis: int, length: int) -> None:
         return
     last = start + (count - 1) * step
     if step == 0 or count < 0 or not 0 <= start < length or not 0 <= last < length:
-        raise refuse("bad-index", f"slice of {count} from {start} by {step} leaves axis {axis} of length {length}")
+        raise refuse(
+            "bad-index", f"slice of {count} from {start} by {step} leaves axis {axis} of length {length}"
+        )
     if count == 1 and step != 1:
         raise refuse("bad-index", "a slice of one element must have step 1")
 

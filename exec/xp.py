@@ -35,7 +35,6 @@ from numpy import uint32 as uint32
 from numpy import uint64 as uint64
 
 from coppermesh.exec import dtypes
-from coppermesh.exec import xp_fft as fft
 from coppermesh.exec.promotion import as_operand, common_dtype
 from coppermesh.exec.recorder import Array as Array
 from coppermesh.exec.xp_arrangement import argsort as argsort
@@ -118,9 +117,9 @@ from coppermesh.exec.xp_elementwise import isnan as isnan
 from coppermesh.exec.xp_elementwise import less as less
 from coppermesh.exec.xp_elementwise import less_equal as less_equal
 from coppermesh.exec.xp_elementwise import log as log
-from coppermesh.exec.xp_elementwise import log10 as log10
 from coppermesh.exec.xp_elementwise import log1p as log1p
 from coppermesh.exec.xp_elementwise import log2 as log2
+from coppermesh.exec.xp_elementwise import log10 as log10
 from coppermesh.exec.xp_elementwise import logaddexp as logaddexp
 from coppermesh.exec.xp_elementwise import logical_and as logical_and
 from coppermesh.exec.xp_elementwise import logical_not as logical_not

@@ -48,7 +48,9 @@ def reshape(x: Any, /, shape: int | Sequence[int], *, copy: bool | None = None) 
 def permute_dims(x: Any, /, axes: Sequence[int] | None = None) -> Array:
     """The axes in another order; left out, reversed."""
     value = as_value(x)
-    order = range(value.spec.ndim)[::-1] if axes is None else [normalize_axis(a, value.spec.ndim) for a in axes]
+    order = (
+        range(value.spec.ndim)[::-1] if axes is None else [normalize_axis(a, value.spec.ndim) for a in axes]
+    )
     return Array(permute_value(value, order))
 
 
@@ -65,7 +67,9 @@ def moveaxis(x: Any, source: int | Sequence[int], destination: int | Sequence[in
     value = as_value(x)
     ndim = value.spec.ndim
     sources = [normalize_axis(a, ndim) for a in ([source] if isinstance(source, int) else source)]
-    targets = [normalize_axis(a, ndim) for a in ([destination] if isinstance(destination, int) else destination)]
+    targets = [
+        normalize_axis(a, ndim) for a in ([destination] if isinstance(destination, int) else destination)
+    ]
     order = [axis for axis in range(ndim) if axis not in sources]
     for target, axis in sorted(zip(targets, sources, strict=True)):
         order.insert(target, axis)
@@ -183,7 +187,9 @@ def repeat(x: Any, repeats: int, /, *, axis: int | None = None) -> Array:
     shape = value.spec.shape
     wide = reshape_value(value, (*shape[: number + 1], 1, *shape[number + 1 :]))
     repeated = broadcast_value(wide, (*shape[: number + 1], int(repeats), *shape[number + 1 :]))
-    return Array(reshape_value(repeated, (*shape[:number], shape[number] * int(repeats), *shape[number + 1 :])))
+    return Array(
+        reshape_value(repeated, (*shape[:number], shape[number] * int(repeats), *shape[number + 1 :]))
+    )
 
 
 def tile(x: Any, repetitions: Sequence[int], /) -> Array:
@@ -239,7 +245,7 @@ def _ordered(op: str, x: Any, axis: int, descending: bool) -> Value:
 
 def searchsorted(x1: Any, x2: Any, /, *, side: str = "left", sorter: Any = None) -> Array:
     """Where the elements of `x2` belong in the sorted `x1`."""
-    ordered = as_value(x1) if sorter is None else take(x1, sorter)._value
+    ordered = as_value(x1) if sorter is None else take(x1, sorter).recorded
     operands = (ordered, as_operand(x2))
     dtype = common_dtype(operands)
     values = [cast_value(operand, dtype) for operand in operands]

@@ -13,8 +13,16 @@ import numpy as np
 from coppermesh.exec import dtypes
 from coppermesh.exec.graph import Handle, Value, record_one
 from coppermesh.exec.indexing import normalize_shape
-from coppermesh.exec.program import make_scalar
-from coppermesh.exec.promotion import as_operand, as_value, broadcast_value, cast, cast_value, common_dtype, input_value
+from coppermesh.exec.program import Attributes, make_scalar
+from coppermesh.exec.promotion import (
+    as_operand,
+    as_value,
+    broadcast_value,
+    cast,
+    cast_value,
+    common_dtype,
+    input_value,
+)
 from coppermesh.exec.recorder import Array
 
 Shape = int | tuple[int, ...] | list[int]
@@ -33,7 +41,7 @@ def asarray(obj: Any, /, *, dtype: Any = None, device: Any = None, copy: bool | 
     """
     _check_device(device)
     if isinstance(obj, Handle):
-        value = obj._value if dtype is None else cast_value(obj._value, dtypes.dtype_name(dtype))
+        value = obj.recorded if dtype is None else cast_value(obj.recorded, dtypes.dtype_name(dtype))
         return Array(value)
     if isinstance(obj, list | tuple) and any(isinstance(item, Handle) for item in obj):
         from coppermesh.exec.xp_arrangement import stack  # built on this module
@@ -43,7 +51,12 @@ def asarray(obj: Any, /, *, dtype: Any = None, device: Any = None, copy: bool | 
     data = np.asarray(obj, dtype=name)
     if copy is False:
         target = dtypes.NUMPY_DTYPES[dtypes.dtype_name(data.dtype)]
-        if not isinstance(obj, np.ndarray) or data is not obj or not data.flags.c_contiguous or data.dtype != target:
+        if (
+            not isinstance(obj, np.ndarray)
+            or data is not obj
+            or not data.flags.c_contiguous
+            or data.dtype != target
+        ):
             raise ValueError("copy=False needs a C-contiguous NumPy array of the wanted dtype")
         return Array(input_value(data, copy=False))
     return Array(input_value(data, copy=data is obj or isinstance(obj, np.ndarray)))
@@ -108,10 +121,9 @@ def arange(
         raise ValueError("arange needs a step other than 0")
     whole = all(isinstance(item, int | np.integer) for item in (first, last, step))
     name = dtypes.dtype_name(dtype) if dtype is not None else "int64" if whole else "float64"
-    if whole:
-        length = max(0, -((int(first) - int(last)) // int(step)))
-    else:
-        length = max(0, math_ceil((last - first) / step))
+    # Integers are counted exactly at any size: rounding up is rounding down the negative.
+    steps = -((int(first) - int(last)) // int(step)) if whole else math_ceil((last - first) / step)
+    length = max(0, steps)
     if name in dtypes.INTEGER and not whole:
         # NumPy steps in the target type: both ends are cut before stepping.
         first, step = int(first), int(first + step) - int(first)
@@ -120,7 +132,14 @@ def arange(
 
 
 def linspace(
-    start: complex, stop: complex, /, num: int, *, dtype: Any = None, device: Any = None, endpoint: bool = True
+    start: complex,
+    stop: complex,
+    /,
+    num: int,
+    *,
+    dtype: Any = None,
+    device: Any = None,
+    endpoint: bool = True,
 ) -> Array:
     """`num` evenly spaced numbers from `start` to `stop`, which is included where `endpoint` is."""
     _check_device(device)
@@ -139,7 +158,7 @@ def eye(
     _check_device(device)
     name = "float64" if dtype is None else dtypes.dtype_name(dtype)
     columns = n_rows if n_cols is None else n_cols
-    attrs = {"rows": int(n_rows), "columns": int(columns), "diagonal": int(k), "dtype": name}
+    attrs: Attributes = {"rows": int(n_rows), "columns": int(columns), "diagonal": int(k), "dtype": name}
     return Array(record_one("eye", (), attrs))
 
 
@@ -179,7 +198,7 @@ def _triangle(x: Any, k: int, lower: bool) -> Array:
     distance = arange(columns) - arange(rows)[:, None]
     kept = distance <= k if lower else distance >= k
     zero = make_scalar(value.spec.dtype, 0)
-    return Array(record_one("where", (kept._value, value, zero)))
+    return Array(record_one("where", (kept.recorded, value, zero)))
 
 
 def tril(x: Any, /, *, k: int = 0) -> Array:

@@ -10,6 +10,7 @@ from typing import Any
 from coppermesh.exec import dtypes
 from coppermesh.exec.graph import Value, record_one
 from coppermesh.exec.indexing import normalize_axes, normalize_axis
+from coppermesh.exec.program import Attributes
 from coppermesh.exec.promotion import cast_value, floating_value
 from coppermesh.exec.recorder import Array
 from coppermesh.exec.xp_arrangement import concat, roll
@@ -30,7 +31,7 @@ def _real(x: Any) -> Value:
 
 def _one(op: str, value: Value, length: int, axis: int, norm: str | None) -> Array:
     number = normalize_axis(axis, value.spec.ndim)
-    attrs = {"length": int(length), "axis": number, "norm": norm or "backward"}
+    attrs: Attributes = {"length": int(length), "axis": number, "norm": norm or "backward"}
     return Array(record_one(op, (value,), attrs))
 
 
@@ -73,7 +74,7 @@ def _many(
     lengths = [value.spec.shape[axis] for axis in chosen] if s is None else [int(length) for length in s]
     if s is None and op == "irfftn" and lengths:
         lengths[-1] = 2 * (lengths[-1] - 1)
-    attrs = {"lengths": tuple(lengths), "axes": tuple(chosen), "norm": norm or "backward"}
+    attrs: Attributes = {"lengths": tuple(lengths), "axes": tuple(chosen), "norm": norm or "backward"}
     return Array(record_one(op, (value,), attrs))
 
 
@@ -105,12 +106,16 @@ def irfftn(
     return _many("irfftn", _complex(x), s, axes, norm)
 
 
-def fft2(x: Any, /, *, s: Sequence[int] | None = None, axes: Sequence[int] = (-2, -1), norm: str | None = None) -> Array:
+def fft2(
+    x: Any, /, *, s: Sequence[int] | None = None, axes: Sequence[int] = (-2, -1), norm: str | None = None
+) -> Array:
     """`fftn` along the last two axes (NumPy)."""
     return fftn(x, s=s, axes=axes, norm=norm)
 
 
-def ifft2(x: Any, /, *, s: Sequence[int] | None = None, axes: Sequence[int] = (-2, -1), norm: str | None = None) -> Array:
+def ifft2(
+    x: Any, /, *, s: Sequence[int] | None = None, axes: Sequence[int] = (-2, -1), norm: str | None = None
+) -> Array:
     """The inverse of `fft2`."""
     return ifftn(x, s=s, axes=axes, norm=norm)
 

@@ -48,7 +48,9 @@ def tensordot(x1: Any, x2: Any, /, *, axes: int | tuple[Sequence[int], Sequence[
     return Array(reshape_value(record_one("matmul", (a, b)), rows + columns))
 
 
-def _contracted(axes: int | tuple[Sequence[int], Sequence[int]], m: int, n: int) -> tuple[list[int], list[int]]:
+def _contracted(
+    axes: int | tuple[Sequence[int], Sequence[int]], m: int, n: int
+) -> tuple[list[int], list[int]]:
     if isinstance(axes, int):
         if not 0 <= axes <= min(m, n):
             raise ValueError(f"tensordot over {axes} axes of arrays with {m} and {n} dimensions")
@@ -105,4 +107,3 @@ def trace(x: Any, /, *, offset: int = 0, dtype: Any = None) -> Array:
     rows, columns = value.spec.shape[-2:]
     kept = where(eye(rows, columns, k=offset, dtype="bool"), Array(value), 0)
     return total(kept, axis=(-2, -1), dtype=dtype)
-

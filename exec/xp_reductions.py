@@ -10,7 +10,7 @@ import numpy as np
 from coppermesh.exec import dtypes
 from coppermesh.exec.graph import Value, record_one
 from coppermesh.exec.indexing import normalize_axes, normalize_axis
-from coppermesh.exec.program import make_scalar
+from coppermesh.exec.program import Attributes, make_scalar
 from coppermesh.exec.promotion import as_value, cast_value, floating_value, reshape_value, truth
 from coppermesh.exec.recorder import Array
 
@@ -18,7 +18,7 @@ Axis = int | tuple[int, ...] | None
 
 
 def _reduce(op: str, value: Value, axis: Axis, keepdims: bool) -> Array:
-    attrs = {"axes": normalize_axes(axis, value.spec.ndim), "keepdims": bool(keepdims)}
+    attrs: Attributes = {"axes": normalize_axes(axis, value.spec.ndim), "keepdims": bool(keepdims)}
     return Array(record_one(op, (value,), attrs))
 
 
@@ -33,7 +33,11 @@ def _accumulate(op: str, x: Any, axis: Axis, dtype: Any, keepdims: bool) -> Arra
     name = accumulator(value.spec.dtype) if dtype is None else dtypes.dtype_name(dtype)
     if value.spec.dtype == "bool":
         value = cast_value(value, name)
-    attrs = {"axes": normalize_axes(axis, value.spec.ndim), "dtype": name, "keepdims": bool(keepdims)}
+    attrs: Attributes = {
+        "axes": normalize_axes(axis, value.spec.ndim),
+        "dtype": name,
+        "keepdims": bool(keepdims),
+    }
     return Array(record_one(op, (value,), attrs))
 
 
@@ -71,7 +75,7 @@ def mean(x: Any, /, *, axis: Axis = None, keepdims: bool = False) -> Array:
 
 def _spread(op: str, x: Any, axis: Axis, correction: float, keepdims: bool) -> Array:
     value = floating_value(x)
-    attrs = {"axes": normalize_axes(axis, value.spec.ndim), "keepdims": bool(keepdims)}
+    attrs: Attributes = {"axes": normalize_axes(axis, value.spec.ndim), "keepdims": bool(keepdims)}
     return Array(record_one(op, (value, make_scalar("float64", correction)), attrs))
 
 
@@ -166,4 +170,3 @@ def diff(x: Any, /, *, axis: int = -1, n: int = 1, prepend: Any = None, append: 
         first, second = array[tuple(after)], array[tuple(before)]
         array = first != second if array.dtype == np.bool else first - second
     return array
-

@@ -1,0 +1,114 @@
+"""From lazy arrays to a program: what they need, in an order that depends on nothing else.
+
+The order is that of a depth-first walk from the outputs, arguments left to right, each node after what it uses. It
+does not depend on when nodes were recorded, on identities or on data, so the same code on the same shapes gives the
+same bytes; what no output needs is left out.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from coppermesh.exec.errors import ProgramInvalid
+from coppermesh.exec.graph import INPUT, Handle, Operand, RecordedNode, SourceLine, Value
+from coppermesh.exec.program import KernelSource, Node, Program, Scalar, encode_program
+from coppermesh.exec.schema import CheckedProgram, check_program
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """A program ready to send, and what it needs."""
+
+    program: bytes
+    """Canonical bytes (`program.encode_program`)."""
+    inputs: list[np.ndarray[Any, Any]]
+    """C-contiguous, little-endian, in the program's order."""
+    checked: CheckedProgram
+    sources: tuple[SourceLine, ...]
+    """For each node the file and line that recorded it. Stays on the client."""
+
+    def locate(self, node: int | None) -> str:
+        """`file:line` of the user's code that recorded node `node`; empty where it is not known."""
+        if node is None or not 0 <= node < len(self.sources):
+            return ""
+        filename, line = self.sources[node]
+        return f"{filename}:{line}"
+
+
+def trace(*arrays: Handle) -> Recording:
+    """The program that computes `arrays`, with only what they need, in an order that depends on nothing else.
+
+    Raises ProgramInvalid where the whole breaks a limit (too many inputs, outputs or nodes).
+    """
+    if not arrays:
+        raise ProgramInvalid("no-outputs", "nothing to compute: pass at least one array")
+    roots = [_value_of(array) for array in arrays]
+    order = _needed_nodes([root.node for root in roots])
+    inputs = [node for node in order if node.op == INPUT]
+    nodes = [node for node in order if node.op != INPUT]
+    first: dict[int, int] = {}
+    count = 0
+    for node in (*inputs, *nodes):
+        first[id(node)] = count
+        count += len(node.results)
+    kernels: dict[KernelSource, int] = {}
+    program = Program(
+        version=1,
+        inputs=tuple(node.results[0] for node in inputs),
+        kernels=(),
+        nodes=tuple(_program_node(node, first, kernels) for node in nodes),
+        outputs=tuple(first[id(root.node)] + root.position for root in roots),
+    )
+    program = Program(program.version, program.inputs, tuple(kernels), program.nodes, program.outputs)
+    sources = tuple(node.source for node in nodes)
+    try:
+        checked = check_program(program)
+    except ProgramInvalid as error:
+        if error.node is None:
+            raise
+        file, line = sources[error.node]
+        raise ProgramInvalid(
+            error.code, f"{error.sentence}; recorded at {file}:{line}", error.node
+        ) from error
+    data = [node.data for node in inputs if node.data is not None]
+    return Recording(encode_program(program), data, checked, sources)
+
+
+def _value_of(array: Any) -> Value:
+    if not isinstance(array, Handle):
+        raise TypeError(f"{type(array).__name__} is not a lazy array; make one with xp.asarray")
+    return array.recorded
+
+
+def _needed_nodes(roots: list[RecordedNode]) -> list[RecordedNode]:
+    """Every node that the roots need, each after what it uses, arguments left to right. Never recurses."""
+    order: list[RecordedNode] = []
+    done: set[int] = set()
+    entered: set[int] = set()
+    stack = roots[::-1]
+    while stack:
+        node = stack[-1]
+        key = id(node)
+        if key in done:
+            stack.pop()
+        elif key in entered:
+            stack.pop()
+            done.add(key)
+            order.append(node)
+        else:
+            entered.add(key)
+            for argument in reversed(node.args):
+                if isinstance(argument, Value) and id(argument.node) not in done:
+                    stack.append(argument.node)
+    return order
+
+
+def _program_node(node: RecordedNode, first: dict[int, int], kernels: dict[KernelSource, int]) -> Node:
+    def number(operand: Operand) -> int | Scalar:
+        return operand if isinstance(operand, Scalar) else first[id(operand.node)] + operand.position
+
+    attrs = dict(sorted(node.attrs.items()))
+    if node.kernel is not None:
+        attrs["kernel"] = kernels.setdefault(node.kernel, len(kernels))
+    return Node(node.op, tuple(number(operand) for operand in node.args), attrs)
