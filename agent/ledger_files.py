@@ -142,14 +142,20 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
     """A read-only connection to an existing ledger. Raises LedgerUnusable where there is none that can be read."""
     if not path.is_file():
         raise LedgerUnusable(f"{path}: there is no ledger here yet")
+    address = f"{path.resolve().as_uri()}?mode=ro"
     try:
-        database = sqlite3.connect(
-            f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None, check_same_thread=False
-        )
+        database = sqlite3.connect(address, uri=True, isolation_level=None, check_same_thread=False)
+    except sqlite3.Error as error:
+        raise LedgerUnusable(f"{path}: {error}") from error
+    try:
         database.execute(f"PRAGMA busy_timeout={BUSY_MS}")
         check_version(database, path)
     except sqlite3.Error as error:
+        database.close()
         raise LedgerUnusable(f"{path}: cannot be read as a ledger: {error}") from error
+    except BaseException:
+        database.close()
+        raise
     return database
 
 

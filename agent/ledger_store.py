@@ -80,7 +80,11 @@ async def open_ledger(path: Path, mesh: MeshId, me: PeerId) -> AsyncIterator["Le
     """
     book, reader = await trio.to_thread.run_sync(_open_both, path, mesh, me)
     token = trio.lowlevel.current_trio_token()
-    writer = LedgerWriter(book, partial(token.run_sync_soon, _wake))
+
+    def answer(commits: Sequence[Commit]) -> None:
+        token.run_sync_soon(_wake, commits)
+
+    writer = LedgerWriter(book, answer)
     writer.start()
     try:
         yield LedgerStore(writer, reader)
