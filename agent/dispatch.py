@@ -71,7 +71,7 @@ class Dispatcher:
         self._ended_leases: OrderedDict[bytes, None] = OrderedDict()
         self._put_back: dict[PeerId, int] = {}
         self._deadlines: list[tuple[int, bytes]] = []
-        self._uses = 0
+        self._starts = 0
         self._ignored = 0
         self._wakeup_us: int | None = None
         self._out: list[Instruction] = []
@@ -181,8 +181,7 @@ class Dispatcher:
         if event.lease in self._leases or event.lease in self._ended_leases:
             return self._ignore()
         group = self._group(event.requirement.for_lease())
-        self._uses += 1
-        lease = Lease(event, self._now_us, self._uses)
+        lease = Lease(event, self._now_us)
         self._leases[lease.id] = lease
         group.add_lease(lease, self._now_us)
         if lease.is_spent or self._is_ending(lease):
@@ -227,9 +226,8 @@ class Dispatcher:
         if isinstance(event, TaskDone):
             self._finish_task(group, job, event.index, attempt.provider)
         elif isinstance(event, TaskFailed) and event.fault == "job":
-            self._fail_job(
-                job, event.code, event.sentence, f"task {event.index} failed by the job's own fault"
-            )
+            del job.running[event.index]
+            self._fail_job(job, event.code, event.sentence, f"task {event.index} failed by the job's fault")
         elif isinstance(event, TaskRefused) and event.code in LEASE_OVER_CODES:
             self._retry(group, job, event.index, attempt, event.code, event.sentence, blame=False)
             self._lose(self._leases[attempt.lease], event.code, event.sentence, blame=False)
@@ -333,7 +331,7 @@ class Dispatcher:
         trouble.reasons.append(reason)
         job.last_reason = reason
         if blame:
-            job.blame(index, attempt, self._uses, self._now_us + limits.task_exclusion_us)
+            job.blame(index, attempt, self._starts, self._now_us + limits.task_exclusion_us)
             self._put_back[attempt.provider] = self._now_us + limits.put_back_us
         self._out.append(Supersede(job.id, index, attempt.lease, reason))
         group.requeue(job, index)
@@ -429,10 +427,10 @@ class Dispatcher:
                 self._start(*found, lease)
 
     def _start(self, job: Job, index: int, lease: Lease) -> None:
-        self._uses += 1
-        lease.used = self._uses
+        self._starts += 1
+        lease.used = self._starts
         lease.outstanding[job.id, index] = None
-        job.running[index] = Attempt(lease.id, lease.provider, self._uses)
+        job.running[index] = Attempt(lease.id, lease.provider, self._starts)
         trouble = job.troubles.get(index)
         failed = trouble.reasons if trouble else []
         where = f"lease {_short(lease.id)} of {short_peer(lease.provider)}"

@@ -187,7 +187,7 @@ class Job:
 class Lease:
     """A lease that is held, and how much more it can take."""
 
-    def __init__(self, up: LeaseUp, now_us: int, used: int) -> None:
+    def __init__(self, up: LeaseUp, now_us: int) -> None:
         self.id = up.lease
         self.provider = up.provider
         self.requirement = up.requirement.for_lease()
@@ -198,8 +198,8 @@ class Lease:
         self.stopping: dict[TaskKey, int] = {}
         """Cancelled tasks that take up room until they are reported, or until the time given."""
         self.idle_since_us = now_us
-        self.used = used
-        """Rises with each use: the least is the least recently used."""
+        self.used = 0
+        """When it last got a task, on the dispatcher's count of starts: the least is the least recently used."""
         self._depth = up.depth
         self._task_cost = amount_for(up.rate, up.requirement.wall_limit_us)
 

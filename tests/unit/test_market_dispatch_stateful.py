@@ -1,0 +1,387 @@
+"""The dispatcher under random events, late, doubled and out of order, against a model of what must never happen.
+
+The model is the shell's view: it carries out every instruction and refuses any that breaks a promise of the dispatcher.
+At the end of each run the world turns friendly, and every job that is left must come to its end.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from coppermesh.agent.dispatch import BLAMELESS_CODES, LEASE_OVER_CODES, Dispatcher
+from coppermesh.agent.dispatch_events import (
+    CancelTask,
+    Event,
+    Fault,
+    Instruction,
+    JobCancelled,
+    JobFailed,
+    JobFinished,
+    JobSubmitted,
+    LeaseLost,
+    LeaseUp,
+    NegotiationEnded,
+    ProvidersChanged,
+    ReleaseLease,
+    StartTask,
+    Supersede,
+    TaskDone,
+    TaskFailed,
+    TaskRefused,
+    Tick,
+    WantLeases,
+)
+from coppermesh.agent.dispatch_state import DispatchLimits
+from coppermesh.agent.matching import Requirement
+from coppermesh.agent.pricing import amount_for
+from coppermesh.p2p.ids import PeerId
+
+SECOND = 1_000_000
+START = 1_700_000_000 * SECOND
+RATE = 36_000
+NEEDS = [
+    Requirement(max_rate=RATE, wall_limit_us=10 * SECOND),
+    Requirement(max_rate=RATE, wall_limit_us=10 * SECOND, providers=3),
+    Requirement(max_rate=RATE, wall_limit_us=5 * SECOND, fresh=True),
+]
+PEERS = [PeerId(bytes([65 + number]) * 32) for number in range(4)]
+LIMITS = DispatchLimits(max_held=6)
+CODES = ["unreachable", "crashed", *sorted(BLAMELESS_CODES), *sorted(LEASE_OVER_CODES)]
+
+jobs = st.integers(0, 9).map(lambda number: b"job%d" % number)
+leases = st.integers(0, 19).map(lambda number: b"lease%02d" % number)
+indexes = st.integers(-1, 8)
+picks = st.integers(0, 10**6)
+
+
+@dataclass
+class ModelLease:
+    provider: PeerId
+    need: Requirement
+    depth: int
+    expires_us: int
+    budget: int
+    spent: int = 0
+    running: set[tuple[bytes, int]] = field(default_factory=set)
+    stopping: dict[tuple[bytes, int], int] = field(default_factory=dict)
+
+
+@dataclass
+class ModelJob:
+    tasks: int
+    need: Requirement
+    done: set[int] = field(default_factory=set)
+    running: dict[int, bytes] = field(default_factory=dict)
+    failed_on: dict[int, list[bytes]] = field(default_factory=lambda: defaultdict(list))
+    failed_at: dict[tuple[int, PeerId], int] = field(default_factory=dict)
+    begun: dict[tuple[int, bytes], int] = field(default_factory=dict)
+    strikes: dict[PeerId, tuple[int, int]] = field(default_factory=dict)
+
+
+class World(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_us = START
+        self.dispatcher = Dispatcher(START, LIMITS)
+        self.jobs: dict[bytes, ModelJob] = {}
+        self.leases: dict[bytes, ModelLease] = {}
+        self.ended_jobs: set[bytes] = set()
+        self.ended_leases: set[bytes] = set()
+        self.put_back: dict[PeerId, int] = {}
+        self.negotiating: dict[Requirement, int] = {}
+        self.superseded: set[tuple[bytes, int, bytes]] = set()
+        self.count = 0
+
+    # What happens.
+
+    @rule(job=jobs, tasks=st.integers(0, 7), need=st.sampled_from(NEEDS), seconds=st.integers(-1, 300))
+    def submit(self, job: bytes, tasks: int, need: Requirement, seconds: int) -> None:
+        known = job in self.jobs or job in self.ended_jobs
+        if not known:
+            self.jobs[job] = ModelJob(tasks, need.for_lease())
+        out = self.tell(JobSubmitted(job, tasks, need, self.now_us + seconds * SECOND))
+        if not known and (tasks == 0 or seconds <= 0):
+            assert job in self.ended_jobs
+        if known:
+            assert not out
+
+    @rule(job=jobs)
+    def cancel(self, job: bytes) -> None:
+        self.tell(JobCancelled(job))
+        if job in self.jobs:
+            assert not self.jobs[job].running, "every running task of a cancelled job is stopped"
+            del self.jobs[job]
+            self.ended_jobs.add(job)
+
+    @rule(
+        lease=leases, peer=st.sampled_from(PEERS), need=st.sampled_from(NEEDS), depth=st.integers(1, 3),
+        seconds=st.integers(0, 200), tasks_paid=st.integers(0, 6),
+    )  # fmt: skip
+    def grant(
+        self, lease: bytes, peer: PeerId, need: Requirement, depth: int, seconds: int, tasks_paid: int
+    ) -> None:
+        budget = tasks_paid * amount_for(RATE, need.wall_limit_us)
+        expires_us = self.now_us + seconds * SECOND
+        if lease not in self.leases and lease not in self.ended_leases:
+            self.leases[lease] = ModelLease(peer, need.for_lease(), depth, expires_us, budget)
+            if tasks_paid == 0 or seconds * SECOND < need.wall_limit_us + LIMITS.expiry_margin_us:
+                self.put_back[peer] = self.now_us
+        self.tell(LeaseUp(lease, peer, need, depth, expires_us, budget, RATE))
+
+    @rule(lease=leases, code=st.sampled_from(CODES))
+    def lose(self, lease: bytes, code: str) -> None:
+        gone = self.leases.pop(lease, None)
+        self.ended_leases.add(lease)
+        if gone is not None:
+            blame = code not in BLAMELESS_CODES
+            self._give_up([(job, index, lease) for job, index in gone.running], gone.provider, blame=blame)
+        self.tell(LeaseLost(lease, code, "said the test"))
+
+    @rule(need=st.sampled_from(NEEDS), granted=st.integers(0, 2))
+    def end_negotiation(self, need: Requirement, granted: int) -> None:
+        self.negotiating.pop(need.for_lease(), None)
+        self.tell(NegotiationEnded(need, granted, 3, 3 - granted))
+
+    @precondition(lambda self: any(job.running for job in self.jobs.values()))
+    @rule(pick=picks, amount=st.integers(0, 100))
+    def finish_task(self, pick: int, amount: int) -> None:
+        self._done(*self._pick_running(pick), amount)
+
+    @rule(job=jobs, index=indexes, lease=leases)
+    def finish_any(self, job: bytes, index: int, lease: bytes) -> None:
+        """Often about nothing; sometimes a result that was accepted just as its attempt was given up."""
+        self._done(job, index, lease, 1)
+
+    @precondition(lambda self: any(job.running for job in self.jobs.values()))
+    @rule(
+        pick=picks,
+        fault=st.sampled_from(["job", "provider", "provider", "provider"]),
+        amount=st.integers(0, 100),
+    )
+    def fail_task(self, pick: int, fault: Fault, amount: int) -> None:
+        self._failed(*self._pick_running(pick), fault, amount)
+
+    @rule(job=jobs, index=indexes, lease=leases, fault=st.sampled_from(["job", "provider"]))
+    def fail_any(self, job: bytes, index: int, lease: bytes, fault: Fault) -> None:
+        self._failed(job, index, lease, fault, 0)
+
+    @precondition(lambda self: any(job.running for job in self.jobs.values()))
+    @rule(pick=picks, code=st.sampled_from(CODES))
+    def refuse_task(self, pick: int, code: str) -> None:
+        job, index, lease = self._pick_running(pick)
+        over = code in LEASE_OVER_CODES
+        self._free(job, index, lease, 0)
+        self._give_up([(job, index, lease)], self.leases[lease].provider, blame=not over)
+        if over:
+            others = [(other, place, lease) for other, place in self.leases[lease].running]
+            self._give_up(others, self.leases[lease].provider, blame=False)
+        out = self.tell(TaskRefused(job, index, lease, code))
+        assert over == any(isinstance(one, ReleaseLease) and one.code == "lost" for one in out)
+
+    @rule()
+    def change_providers(self) -> None:
+        self.tell(ProvidersChanged())
+
+    @rule(seconds=st.one_of(st.integers(0, 3), st.integers(0, 90)))
+    def pass_time(self, seconds: int) -> None:
+        self.now_us += seconds * SECOND
+        self.tell(Tick())
+
+    @rule()
+    def wake(self) -> None:
+        wakeup_us = self.dispatcher.next_wakeup_us
+        if wakeup_us is not None:
+            self.now_us = max(self.now_us, wakeup_us)
+            self.tell(Tick())
+            again_us = self.dispatcher.next_wakeup_us
+            assert again_us is None or again_us > self.now_us, "woken for nothing"
+
+    # What must hold.
+
+    @invariant()
+    def counts_are_those_of_the_model(self) -> None:
+        counts = self.dispatcher.counts()
+        running = sum(len(job.running) for job in self.jobs.values())
+        assert counts.jobs == len(self.jobs)
+        assert counts.leases == len(self.leases)
+        assert counts.tasks_outstanding == running
+        assert counts.tasks_waiting == sum(job.tasks - len(job.done) for job in self.jobs.values()) - running
+
+    @invariant()
+    def there_is_always_a_next_moment_while_there_is_something_to_do(self) -> None:
+        if self.jobs or self.leases:
+            assert self.dispatcher.next_wakeup_us is not None
+
+    def teardown(self) -> None:
+        """From here on everything goes well: every job must end."""
+        for number in range(400):
+            if not self.jobs:
+                break
+            for job_id, job in list(self.jobs.items()):
+                for index, lease in list(job.running.items()):
+                    if job_id in self.jobs and self.jobs[job_id].running.get(index) == lease:
+                        self._done(job_id, index, lease, 1)
+            for need in list(self.negotiating):
+                self.grant(b"friendly%d" % number, PeerId(number.to_bytes(32, "big")), need, 2, 200, 5)
+                self.end_negotiation(need, 1)
+            self.wake()
+        assert not self.jobs, "a job is left that never ends"
+
+    # The model.
+
+    def tell(self, event: Event) -> list[Instruction]:
+        for lease in self.leases.values():
+            for key in [key for key, until_us in lease.stopping.items() if until_us <= self.now_us]:
+                del lease.stopping[key]
+        out = self.dispatcher.handle(event, self.now_us)
+        for instruction in out:
+            self._carry_out(instruction)
+            assert instruction.cause
+        return out
+
+    def _carry_out(self, instruction: Instruction) -> None:
+        match instruction:
+            case StartTask():
+                self._start(instruction)
+            case Supersede(job, index, lease):
+                self._supersede(job, index, lease)
+            case CancelTask(job, index, lease):
+                assert self.jobs[job].begun.get((index, lease)), "only what was started is cancelled"
+                self.jobs[job].running.pop(index, None)
+                self.leases[lease].running.discard((job, index))
+                self.leases[lease].stopping[job, index] = self.now_us + LIMITS.stop_us
+            case WantLeases(need, count, exclude, held):
+                assert self.negotiating.get(need, 0) <= self.now_us, "one negotiation at a time"
+                assert 1 <= count <= LIMITS.max_leases
+                assert {peer for peer, at_us in self.put_back.items() if self._is_put_back(at_us)} <= exclude
+                assert held <= {lease.provider for lease in self.leases.values()}
+                assert self.now_us < instruction.deadline_us
+                assert any(job.need == need for job in self.jobs.values())
+                self.negotiating[need] = instruction.deadline_us + LIMITS.stop_us
+            case ReleaseLease(lease):
+                assert not self.leases[lease].running, "a lease is released with a task on it"
+                del self.leases[lease]
+                self.ended_leases.add(lease)
+            case JobFinished(job):
+                assert len(self.jobs[job].done) == self.jobs[job].tasks
+                self._end(job)
+            case JobFailed(job):
+                self._end(job)
+
+    def _start(self, start: StartTask) -> None:
+        job, lease = self.jobs[start.job], self.leases[start.lease]
+        assert 0 <= start.index < job.tasks
+        assert start.index not in job.done, "a task is done twice"
+        assert start.index not in job.running, "a task is on two leases at once"
+        assert lease.need == job.need
+        assert len(lease.running) + len(lease.stopping) < lease.depth, "more tasks than the lease's depth"
+        cost = amount_for(RATE, job.need.wall_limit_us)
+        taken = len(lease.running) + len(lease.stopping) + 1
+        assert lease.spent + taken * cost <= lease.budget, "the lease's budget could be overrun"
+        assert self.now_us + job.need.wall_limit_us + LIMITS.expiry_margin_us <= lease.expires_us
+        assert not self._is_put_back(self.put_back.get(lease.provider, 0)), (
+            "a provider that was put back is picked"
+        )
+        failed_us = job.failed_at.get((start.index, lease.provider), 0)
+        assert self.now_us >= failed_us + LIMITS.task_exclusion_us, (
+            "the same task at once again where it failed"
+        )
+        assert job.strikes.get(lease.provider, (0, 0))[0] < LIMITS.max_strikes, (
+            "picked after two failures in a row"
+        )
+        failed_on = job.failed_on[start.index]
+        assert start.attempt == len(failed_on) + 1 <= LIMITS.max_attempts
+        for before in failed_on:
+            assert (start.job, start.index, before) in self.superseded, "retried before it was superseded"
+        self.count += 1
+        job.begun[start.index, start.lease] = self.count
+        job.running[start.index] = start.lease
+        lease.running.add((start.job, start.index))
+
+    def _supersede(self, job: bytes, index: int, lease: bytes) -> None:
+        assert self.jobs[job].begun.get((index, lease)), "only what was started is superseded"
+        self.superseded.add((job, index, lease))
+        if (
+            self.jobs[job].running.get(index) == lease
+        ):  # the lease expired, or the task was done elsewhere after all
+            del self.jobs[job].running[index]
+            self.leases[lease].running.discard((job, index))
+            if index not in self.jobs[job].done:
+                self.jobs[job].failed_on[index].append(lease)
+
+    def _end(self, job: bytes) -> None:
+        assert not self.jobs[job].running, "a job ended while its tasks ran on"
+        del self.jobs[job]
+        self.ended_jobs.add(job)
+
+    def _is_put_back(self, at_us: int) -> bool:
+        return self.now_us < at_us + LIMITS.put_back_us
+
+    def _pick_running(self, pick: int) -> tuple[bytes, int, bytes]:
+        running = [
+            (job, index, lease)
+            for job, known in sorted(self.jobs.items())
+            for index, lease in known.running.items()
+        ]
+        return running[pick % len(running)]
+
+    def _free(self, job: bytes, index: int, lease: bytes, amount: int) -> bool:
+        """The attempt ended, if it is one that takes up room. True if it was the task's current one."""
+        self._drop_old_stops()
+        held = self.leases.get(lease)
+        if held is None or (job, index) not in held.running | set(held.stopping):
+            return False
+        held.spent += amount
+        held.stopping.pop((job, index), None)
+        if (job, index) not in held.running:
+            return False
+        held.running.remove((job, index))
+        del self.jobs[job].running[index]
+        return True
+
+    def _drop_old_stops(self) -> None:
+        for lease in self.leases.values():
+            for key in [key for key, until_us in lease.stopping.items() if until_us <= self.now_us]:
+                del lease.stopping[key]
+
+    def _done(self, job_id: bytes, index: int, lease: bytes, amount: int) -> None:
+        job = self.jobs.get(job_id)
+        held = self.leases.get(lease)
+        stops = held is not None and (job_id, index) in held.stopping
+        if self._free(job_id, index, lease, amount):
+            assert job is not None
+            job.done.add(index)
+            assert held is not None
+            job.strikes.pop(held.provider, None)
+        elif job is not None and index not in job.done and lease in job.failed_on[index] and not stops:
+            job.done.add(index)
+        self.tell(TaskDone(job_id, index, lease, amount))
+
+    def _failed(self, job_id: bytes, index: int, lease: bytes, fault: Fault, amount: int) -> None:
+        if self._free(job_id, index, lease, amount) and fault == "provider":
+            self._give_up([(job_id, index, lease)], self.leases[lease].provider, blame=True)
+        self.tell(TaskFailed(job_id, index, lease, fault, "crashed", "said the test", amount))
+
+    def _give_up(self, attempts: list[tuple[bytes, int, bytes]], provider: PeerId, *, blame: bool) -> None:
+        """The model's account of failed attempts: who is to blame, and that each must be superseded."""
+        noted = self.count
+        for job_id, index, lease in sorted(attempts, reverse=True):
+            job = self.jobs[job_id]
+            job.running.pop(index, None)
+            job.failed_on[index].append(lease)
+            if lease in self.leases:
+                self.leases[lease].running.discard((job_id, index))
+            if not blame:
+                continue
+            self.put_back[provider] = self.now_us
+            job.failed_at[index, provider] = self.now_us
+            count, last = job.strikes.get(provider, (0, -1))
+            if job.begun[index, lease] > last:
+                job.strikes[provider] = (count + 1, noted)
+
+
+TestWorld = World.TestCase
+TestWorld.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
