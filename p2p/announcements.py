@@ -8,7 +8,9 @@ Theory of operation. Cheap checks come first: size, then the hash of the bytes a
 that a repeated message costs no second signature check. Then the signature, and only then is the body
 decoded. A peer's sequence only rises; it is remembered past expiry for as long as an older announcement could
 still be alive, so that none comes back. The book holds `MAX_PEERS`; a newcomer beyond that displaces
-whichever expires first, so a crowd of invented peers must keep signing to stay.
+whichever expires first, so a crowd of invented peers must keep signing to stay. What was asked of a connected
+peer itself (`direct`) is never displaced by what gossip says: such a crowd cannot push out the peers that we
+really talk to.
 
 Clocks. `issued_us` may lie `SKEW_US` ahead of ours, since clocks differ; expiry is taken by our own clock. So
 an announcement should live well over `SKEW_US`: `LIFETIME_US` is what ours ask for, `MAX_LIFETIME_US` what is
@@ -56,7 +58,7 @@ class Verdict(StrEnum):
     FUTURE = "future"
     """Issued more than `SKEW_US` ahead of our clock."""
     FORGED = "forged"
-    """The signature is not valid, or the body names another peer than the signer."""
+    """The signature is not valid, or the body names another peer than the signer or the one that answered."""
     MALFORMED = "malformed"
     """Not a canonical announcement, or one that lives longer than `MAX_LIFETIME_US`."""
     OVERSIZED = "oversized"
@@ -81,6 +83,7 @@ class _Entry:
     """When no announcement older than this one can be alive any more."""
     opened: Opened[Announcement] | None
     """None once expired: only the sequence is remembered then."""
+    direct: bool
 
 
 class AnnouncementBook:
@@ -99,9 +102,13 @@ class AnnouncementBook:
         """How often each verdict was given. Verdicts never given are absent and count as 0 with `.get`."""
         return dict(self._counts)
 
-    def offer(self, signed_bytes: bytes, now_us: int) -> Verdict:
-        """Judge one message as it arrived, hold it if it is its peer's newest, and count the verdict."""
-        verdict = self._judge(signed_bytes, now_us)
+    def offer(self, signed_bytes: bytes, now_us: int, *, source: PeerId | None = None) -> Verdict:
+        """Judge one message as it arrived, hold it if it is its peer's newest, and count the verdict.
+
+        `source`: the connected peer whose answer this is, where it is not gossip. It has to be that peer's own,
+        and is judged anew even if seen before.
+        """
+        verdict = self._judge(signed_bytes, now_us, source)
         self._counts[verdict] += 1
         return verdict
 
@@ -126,33 +133,34 @@ class AnnouncementBook:
                 del self._entries[peer]
         return gone
 
-    def _judge(self, signed_bytes: bytes, now_us: int) -> Verdict:
+    def _judge(self, signed_bytes: bytes, now_us: int, source: PeerId | None) -> Verdict:
         if len(signed_bytes) > MAX_ANNOUNCEMENT_BYTES:
             return Verdict.OVERSIZED
         fingerprint = blake3(signed_bytes).digest(16)
-        if fingerprint in self._judged:
+        if fingerprint in self._judged and source is None:
             self._judged.move_to_end(fingerprint)
             return Verdict.REPLAYED
-        verdict = self._judge_new(signed_bytes, now_us)
-        # These two may come out otherwise a minute later: judge them again then.
-        if verdict not in (Verdict.FUTURE, Verdict.CROWDED):
+        verdict = self._judge_new(signed_bytes, now_us, source)
+        # Not what may come out otherwise a minute later, nor what is wrong only as this peer's answer: a neighbour
+        # could otherwise make us deaf to somebody else's announcement by answering with it.
+        if source is None and verdict not in (Verdict.FUTURE, Verdict.CROWDED):
             self._judged[fingerprint] = None
             if len(self._judged) > self._max_judged:
                 self._judged.popitem(last=False)
         return verdict
 
-    def _judge_new(self, signed_bytes: bytes, now_us: int) -> Verdict:
+    def _judge_new(self, signed_bytes: bytes, now_us: int, source: PeerId | None) -> Verdict:
         try:
             signed = from_bytes(signed_bytes)
             if not has_valid_signature(Announcement, signed):
                 return Verdict.FORGED
-            return self._judge_signed(signed, now_us)
+            return self._judge_signed(signed, now_us, source)
         except RemoteProtocolError:
             return Verdict.MALFORMED
 
-    def _judge_signed(self, signed: SignedRecord, now_us: int) -> Verdict:
+    def _judge_signed(self, signed: SignedRecord, now_us: int, source: PeerId | None) -> Verdict:
         record = decode(Announcement, signed.body, max_bytes=Announcement.MAX_BYTES)
-        if record.peer != signed.signer:
+        if record.peer != signed.signer or source not in (None, record.peer):
             return Verdict.FORGED
         if record.mesh != self._mesh:
             return Verdict.WRONG_MESH
@@ -162,32 +170,41 @@ class AnnouncementBook:
             return Verdict.FUTURE
         if record.expires_us <= now_us:
             return Verdict.EXPIRED
-        return self._hold(Opened(record, signed, record_id(signed.body)), now_us)
+        return self._hold(Opened(record, signed, record_id(signed.body)), now_us, direct=source is not None)
 
-    def _hold(self, opened: Opened[Announcement], now_us: int) -> Verdict:
+    def _hold(self, opened: Opened[Announcement], now_us: int, *, direct: bool) -> Verdict:
         record = opened.record
         held = self._entries.get(opened.signer)
         if held is not None and record.sequence <= held.sequence:
+            held.direct = held.direct or (direct and record.sequence == held.sequence)
             return Verdict.STALE
-        if held is None and not self._has_room(record.expires_us, now_us):
+        if held is None and not self._has_room(record.expires_us, now_us, direct):
             return Verdict.CROWDED
         keep_until_us = record.issued_us + MAX_LIFETIME_US
         if held is not None:
             keep_until_us = max(keep_until_us, held.keep_until_us)
-        self._entries[opened.signer] = _Entry(record.sequence, record.expires_us, keep_until_us, opened)
+            direct = direct or held.direct
+        self._entries[opened.signer] = _Entry(
+            record.sequence, record.expires_us, keep_until_us, opened, direct
+        )
         return Verdict.ACCEPTED
 
-    def _has_room(self, expires_us: int, now_us: int) -> bool:
-        """Is there room for one more peer? Drops the entry nearest expiry where the newcomer outlives it."""
+    def _has_room(self, expires_us: int, now_us: int, direct: bool) -> bool:
+        """Is there room for one more peer? Drops the entry nearest expiry where the newcomer goes before it."""
         if len(self._entries) >= self._max_peers:
             self.forget_expired(now_us)
         if len(self._entries) < self._max_peers:
             return True
-        first = min(self._entries, key=lambda peer: self._entries[peer].expires_us)
-        if self._entries[first].expires_us >= expires_us:
+        # Gossip goes before direct, then what expires sooner goes first; the newcomer is compared in the same order.
+        first = min(self._entries, key=self._rank)
+        if self._rank(first) >= (direct, expires_us):
             return False
         del self._entries[first]
         return True
+
+    def _rank(self, peer: PeerId) -> tuple[bool, int]:
+        entry = self._entries[peer]
+        return entry.direct and entry.opened is not None, entry.expires_us
 
 
 class UniformSource(Protocol):

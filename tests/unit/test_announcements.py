@@ -162,6 +162,39 @@ def test_a_full_book_still_takes_news_of_peers_it_holds() -> None:
     assert book.offer(sooner, NOW) is Verdict.ACCEPTED
 
 
+def test_a_crowd_on_gossip_does_not_push_out_whom_we_talk_to() -> None:
+    book = AnnouncementBook(MESH, max_peers=3)
+    friend, late_friend = announcement(key_number(1)), announcement(key_number(2))
+    assert book.offer(friend, NOW) is Verdict.ACCEPTED
+    assert book.offer(friend, NOW, source=key_number(1).peer) is Verdict.STALE
+    for number in range(10, 20):
+        book.offer(announcement(key_number(number), expires_us=NOW + MAX_LIFETIME_US), NOW)
+    assert book.offer(late_friend, NOW) is Verdict.CROWDED
+    assert book.offer(late_friend, NOW, source=key_number(2).peer) is Verdict.ACCEPTED
+    assert {key_number(1).peer, key_number(2).peer} < held_peers(book)
+    update = announcement(key_number(1), sequence=2)
+    assert book.offer(update, NOW) is Verdict.ACCEPTED
+    assert book._entries[key_number(1).peer].direct
+
+
+def test_a_peer_answers_for_itself_only() -> None:
+    book = AnnouncementBook(MESH)
+    data = announcement(key_number(1))
+    assert book.offer(data, NOW, source=key_number(2).peer) is Verdict.FORGED
+    assert book.current(NOW) == []
+    assert book.offer(data, NOW) is Verdict.ACCEPTED
+
+
+def test_what_was_displaced_comes_back_when_asked_for() -> None:
+    book = AnnouncementBook(MESH, max_peers=1)
+    short = announcement(key_number(1), expires_us=NOW + SECOND_US)
+    book.offer(short, NOW)
+    book.offer(announcement(key_number(2)), NOW)
+    assert book.offer(short, NOW) is Verdict.REPLAYED
+    assert book.offer(short, NOW, source=key_number(1).peer) is Verdict.ACCEPTED
+    assert held_peers(book) == {key_number(1).peer}
+
+
 def test_current_is_in_peer_order() -> None:
     book = AnnouncementBook(MESH)
     for number in (3, 1, 2):

@@ -107,3 +107,14 @@ def test_the_limit_is_checked_before_the_parser_sees_anything() -> None:
     assert decode(Sample, data, max_bytes=len(data)) == GOOD
     with pytest.raises(RemoteProtocolError, match="at most"):
         decode(Sample, data, max_bytes=len(data) - 1)
+
+
+class WithDefault(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    first: Count
+    second: Label = ""
+
+
+def test_a_default_makes_no_field_optional_on_the_wire() -> None:
+    assert encode(WithDefault(1)) == bytes.fromhex("92 01 a0")
+    with pytest.raises(RemoteProtocolError, match="canonical"):
+        decode(WithDefault, bytes.fromhex("91 01"), max_bytes=10)
