@@ -297,7 +297,10 @@ def test_a_receipt_for_an_unknown_task_or_foreign_lease_is_refused(buyer: Ledger
 
 def test_entries_of_one_commit_are_written_all_or_none(buyer: Ledger) -> None:
     line = StoryLine(bytes(16), 1, "", "note", None, None, "before the refusal")
-    assert buyer.refuses(line, settle(RECEIPT, ANSWER), settle(RECEIPT, DEAL.answer(RECEIPT, HEAD, "late")))
+    conflict = buyer.refuses(
+        line, settle(RECEIPT, ANSWER), settle(RECEIPT, DEAL.answer(RECEIPT, HEAD, "late"))
+    )
+    assert conflict.code == "already-countersigned"
 
 
 def test_one_callers_conflict_does_not_fail_another(buyer: Ledger) -> None:
