@@ -59,6 +59,9 @@ from coppermesh.p2p.libp2p_yamux_frames import (
 from coppermesh.p2p.libp2p_yamux_stream import YamuxStream
 from coppermesh.p2p.transport import DIAL_SECONDS, MAX_STREAMS
 
+LINGER_SECONDS = 1.0
+"""How long reading goes on after sending failed."""
+
 
 class YamuxError(Exception):
     """The other side broke the yamux protocol."""
@@ -219,6 +222,8 @@ class YamuxConnection:
         try:
             await self._sender.run()
         except RecordError as error:
+            # The peer may have finished streams before it went: let the reader meet the end by itself.
+            await trio.sleep(LINGER_SECONDS)
             self.close(str(error))
 
     # Receiving

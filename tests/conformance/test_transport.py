@@ -97,6 +97,11 @@ async def receive_exactly(stream: Stream, count: int) -> bytes:
     return bytes(data)
 
 
+async def send_for_ever(stream: Stream) -> None:
+    while True:
+        await stream.send_all(b"x" * 4096)
+
+
 async def check_echo(transport: Transport, peer: PeerId) -> None:
     stream = await transport.open_stream(peer, ECHO)
     await stream.send_all(b"still here?")
@@ -324,8 +329,7 @@ async def test_sending_to_a_stream_that_the_peer_closed_fails(open_transport):
         stream = await a.open_stream(b.peer, ECHO)
         assert await stream.receive_some() == b""
         with trio.fail_after(10), pytest.raises(Unreachable):
-            while True:
-                await stream.send_all(b"x" * 4096)
+            await send_for_ever(stream)
 
 
 async def test_a_reset_is_seen_as_broken_from_then_on(open_transport):
