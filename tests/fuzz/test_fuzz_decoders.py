@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coppermesh.p2p.announcements import AnnouncementBook, Verdict
-from coppermesh.p2p.channel import Frame, Refusal
+from coppermesh.p2p.channel import Frame
 from coppermesh.p2p.encoding import decode, encode
 from coppermesh.p2p.envelope import from_bytes, open_record, open_verified, to_bytes
 from coppermesh.p2p.errors import IdentityError, RemoteProtocolError
@@ -34,6 +34,7 @@ from coppermesh.p2p.messages import MAX_FRAME_BYTES, Message
 from coppermesh.p2p.receipt_file import check_receipt_file, decode_receipt_file, encode_receipt_file
 from coppermesh.p2p.records import Receipt, Record, SignedRecord
 from coppermesh.p2p.signing import PeerKey, verify
+from coppermesh.p2p.transfer import BlobAnswer, BlobHeader
 
 Target = Callable[[bytes], None]
 
@@ -132,7 +133,8 @@ def all_targets() -> dict[str, Target]:
     structures: list[type[msgspec.Struct]] = [
         SignedRecord,
         Frame,
-        Refusal,
+        BlobHeader,
+        BlobAnswer,
         *Message.__subclasses__(),
         *Record.__subclasses__(),
     ]
