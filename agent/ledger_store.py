@@ -1,7 +1,9 @@
 """The agent's ledger for trio tasks: durable commits in groups, notes, and reads.
 
-A commit that is cancelled while it waits may still happen: the caller learns only that it does not know. That is
-harmless, since every entry can be committed again, and a signature leaves only after its commit returned.
+A commit that is cancelled while it waits for a place in the queue did not happen. Once in the queue it cannot be
+cancelled any more: it returns or raises as if nothing was, after at most a few disk writes, and the cancellation
+strikes at the caller's next checkpoint. So what a caller keeps in memory, changed right after the commit without a
+checkpoint in between, never disagrees with the file.
 
 Notes are not waited for. They ride with the next group, at the latest after 0.2 s or when the store closes, and are
 dropped and counted when too many wait or when they cannot be written.
@@ -11,7 +13,7 @@ nothing false is written, since the second of two entries that build on one head
 """
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -78,7 +80,7 @@ async def open_ledger(path: Path, mesh: MeshId, me: PeerId) -> AsyncIterator["Le
     One process at a time: the home's lock sees to that.
     Raises LedgerUnusable: on a network filesystem, another's file, a newer version, another mesh or peer, or damage.
     """
-    book, reader = await trio.to_thread.run_sync(_open_both, path, mesh, me)
+    book, reader, views = await trio.to_thread.run_sync(_open_all, path, mesh, me)
     token = trio.lowlevel.current_trio_token()
 
     def answer(commits: Sequence[Commit]) -> None:
@@ -87,24 +89,27 @@ async def open_ledger(path: Path, mesh: MeshId, me: PeerId) -> AsyncIterator["Le
     writer = LedgerWriter(book, answer)
     writer.start()
     try:
-        yield LedgerStore(writer, reader)
+        yield LedgerStore(writer, reader, views)
     finally:
         writer.close()
         with trio.CancelScope(shield=True):
             # Bounded: at most MAX_WAITING commits are left to write.
             await trio.to_thread.run_sync(writer.join)
         # In this order: the last connection to close writes the log back, which a reader cannot.
+        views.close()
         reader.close()
         book.close()
 
 
-def _open_both(path: Path, mesh: MeshId, me: PeerId) -> tuple[LedgerBook, LedgerReader]:
-    book = LedgerBook(open_database(path, mesh, me), me)
-    try:
-        return book, LedgerReader(open_for_reading(path))
-    except BaseException:
-        book.close()
-        raise
+def _open_all(path: Path, mesh: MeshId, me: PeerId) -> tuple[LedgerBook, LedgerReader, LedgerReader]:
+    with ExitStack() as opened:
+        book = LedgerBook(open_database(path, mesh, me), me)
+        opened.callback(book.close)
+        reader = LedgerReader(open_for_reading(path))
+        opened.callback(reader.close)
+        views = LedgerReader(open_for_reading(path))
+        opened.pop_all()
+    return book, reader, views
 
 
 def _wake(commits: Sequence[Commit]) -> None:
@@ -115,17 +120,20 @@ def _wake(commits: Sequence[Commit]) -> None:
 class LedgerStore:
     """An open ledger; make one with `open_ledger`. Reads raise LedgerFailed where the file fails."""
 
-    def __init__(self, writer: LedgerWriter, reader: LedgerReader) -> None:
+    def __init__(self, writer: LedgerWriter, reader: LedgerReader, views: LedgerReader) -> None:
         self._writer = writer
         self._reader = reader
+        self._views = views
+        """For what people look at: a long list must not hold up the path of a job."""
         self._room = trio.Semaphore(MAX_WAITING)
         self._reading = trio.CapacityLimiter(1)
+        self._viewing = trio.CapacityLimiter(1)
 
     async def commit(self, *entries: Entry) -> None:
         """Writes these entries together, or none of them; they are on the disk when this returns.
 
         Raises LedgerConflict where one contradicts what is there, LedgerFull where there is no room, LedgerFailed
-        where the disk fails. After a cancellation it is unknown whether they were written.
+        where the disk fails, LedgerError once closed. When cancelled, nothing was written.
         """
         await self._room.acquire()
         done = trio.Event()
@@ -140,7 +148,8 @@ class LedgerStore:
         except LedgerError:
             self._room.release()
             raise
-        await done.wait()
+        with trio.CancelScope(shield=True):
+            await done.wait()
         if commit.failure is not None:
             raise commit.failure
 
@@ -195,11 +204,11 @@ class LedgerStore:
 
     async def receipts(self, *, job: bytes | None = None, limit: int = 100) -> list[ReceiptRow]:
         """Receipts, newest first, of one job or of all."""
-        return await self._read(self._reader.receipts, job=job, limit=limit)
+        return await self._view(self._views.receipts, job=job, limit=limit)
 
     async def find_receipt(self, prefix: str) -> ReceiptRow:
         """The one receipt whose id begins with these hexadecimal digits. Raises NotInLedger."""
-        return await self._read(self._reader.find_receipt, prefix)
+        return await self._view(self._views.find_receipt, prefix)
 
     async def unsettled(self, requester: PeerId | None = None, limit: int = 1000) -> list[UnsettledReceipt]:
         """Own receipts without a countersignature, oldest first, of one requester or of all."""
@@ -207,23 +216,26 @@ class LedgerStore:
 
     async def balances(self) -> list[Balance]:
         """What stands between this peer and each other one, by unit."""
-        return await self._read(self._reader.balances)
+        return await self._view(self._views.balances)
 
     async def story(self, job: str | bytes) -> list[StoryLine]:
         """The lines of one job, by its bytes or its first hexadecimal digits. Raises NotInLedger."""
-        return await self._read(self._reader.story, job)
+        return await self._view(self._views.story, job)
 
     async def jobs(self, limit: int = 100) -> list[JobRow]:
         """Jobs that were submitted or served here, newest first."""
-        return await self._read(self._reader.jobs, limit)
+        return await self._view(self._views.jobs, limit)
 
     async def evidence(self) -> list[EvidenceFound]:
         """What was kept against other peers, oldest first."""
-        return await self._read(self._reader.evidence)
+        return await self._view(self._views.evidence)
 
     async def receipt_file(self, receipt_id: Digest) -> bytes:
         """The receipt and its countersignature as a file for `receipts verify`. Raises NotInLedger."""
-        return await self._read(self._reader.receipt_file, receipt_id)
+        return await self._view(self._views.receipt_file, receipt_id)
 
     async def _read(self, read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await trio.to_thread.run_sync(partial(read, *args, **kwargs), limiter=self._reading)
+
+    async def _view(self, read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await trio.to_thread.run_sync(partial(read, *args, **kwargs), limiter=self._viewing)

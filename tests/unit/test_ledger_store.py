@@ -152,16 +152,46 @@ def test_what_waits_during_a_commit_is_one_group(tmp_path: Path) -> None:
     assert all(commit.failure is None for commit in commits)
 
 
-async def test_a_cancelled_commit_leaves_the_store_usable(tmp_path: Path) -> None:
+async def test_a_commit_is_cancelled_before_it_is_queued_or_not_at_all(tmp_path: Path) -> None:
     async with open_ledger(tmp_path / "ledger.db", MESH, BUYER) as store:
+        returned = 0
         for _ in range(50):
-            with trio.CancelScope() as scope:
-                scope.cancel()
-                await store.commit(line("perhaps"))
-            with trio.move_on_after(0.0005):
-                await store.commit(line("perhaps"))
-        await store.commit(line("certainly"))
-        assert (await store.story(line("").job))[-1].text == "certainly"
+            with trio.CancelScope() as cancelled_before:
+                cancelled_before.cancel()
+                await store.commit(line("never"))
+            with trio.move_on_after(0.0002):
+                await store.commit(line("counted"))
+                returned += 1
+        texts = [found.text for found in await store.story(line("").job)] if returned else []
+        assert texts == ["counted"] * returned
+
+
+async def test_a_queued_commit_outlives_its_callers_cancellation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_work, go_on = threading.Event(), threading.Event()
+    commit_group = LedgerBook.commit_group
+
+    def slow_disk(book: LedgerBook, groups: list[list[Entry]]) -> list[MeshError | None]:
+        at_work.set()
+        assert go_on.wait(10)
+        return commit_group(book, groups)
+
+    monkeypatch.setattr(LedgerBook, "commit_group", slow_disk)
+    async with open_ledger(tmp_path / "ledger.db", MESH, BUYER) as store:
+        returned: list[bool] = []
+
+        async def caller() -> None:
+            await store.commit(line("written"))
+            returned.append(True)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(caller)
+            await trio.to_thread.run_sync(at_work.wait)
+            nursery.cancel_scope.cancel()
+            go_on.set()
+        assert returned == [True]
+        assert [found.text for found in await store.story(line("").job)] == ["written"]
 
 
 async def test_leaving_the_block_while_a_commit_waits_loses_nothing(tmp_path: Path) -> None:
