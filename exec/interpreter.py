@@ -104,7 +104,7 @@ class Interpreter:
                 error.node = number
             raise
         except (ArithmeticError, IndexError, MemoryError, TypeError, ValueError) as error:
-            code = "out-of-memory" if isinstance(error, MemoryError) else "run-failed"
+            code = "memory-limit" if isinstance(error, MemoryError) else "run-failed"
             raise RunFailed(f"node {number} ({node.op}): {error}", code=code, node=number) from error
         for array, spec in zip(results, checked_node.results, strict=True):
             _check_result(number, node.op, array, spec)

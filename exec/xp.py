@@ -34,7 +34,7 @@ from numpy import uint16 as uint16
 from numpy import uint32 as uint32
 from numpy import uint64 as uint64
 
-from coppermesh.exec import dtypes
+from coppermesh.exec import dtypes, xp_fft
 from coppermesh.exec.promotion import as_operand, common_dtype
 from coppermesh.exec.recorder import Array as Array
 from coppermesh.exec.xp_arrangement import argsort as argsort
@@ -174,6 +174,7 @@ __array_api_version__ = "2024.12"
 
 bool_ = bool
 e = np.e
+fft = xp_fft
 inf = np.inf
 nan = np.nan
 newaxis = None
