@@ -29,6 +29,7 @@ from coppermesh.p2p.records import (
     SignedRecord,
     Version,
 )
+from coppermesh.p2p.transfer import BlobAnswer, BlobHeader
 
 PAGE = (Path(__file__).parents[2] / "p2p" / "PROTOCOL.md").read_text()
 
@@ -96,7 +97,7 @@ STRUCTURES: list[type[msgspec.Struct]] = [
         for kind in Message.__subclasses__()
         if kind.__module__ == Message.__module__ and kind is not Nothing
     ),
-    *(SignedRecord, DeviceOffer, Frame, Refusal, ReceiptFile),
+    *(SignedRecord, DeviceOffer, Frame, Refusal, ReceiptFile, BlobHeader, BlobAnswer),
 ]
 
 
