@@ -27,6 +27,8 @@ from coppermesh.exec.errors import KernelCompileError, RunFailed
 from coppermesh.exec.runtime import Dim3, KernelArgument, Launch
 from coppermesh.exec.threads import ThreadTeam
 
+SHIM_VERSION = 1
+"""Grows with every change of `shim` that may change a result."""
 MAX_LOADED = 256
 """Libraries kept per worker; the one unused for longest goes first."""
 THREADS_WORTH_SHARING = 4096
@@ -101,7 +103,11 @@ class _Library:
 class CudaCpu:
     """Compiles and launches CUDA kernels on this machine's processor cores. One per worker process."""
 
-    def __init__(self, builder: Builder, *, threads: int = 2, note: Note | None = None) -> None:
+    def __init__(
+        self, builder: Builder, *, threads: int = 2, note: Note | None = None, compiler: str = ""
+    ) -> None:
+        """`compiler` is its name and version, for `determinism`."""
+        self.determinism = f"cuda-cpu/{SHIM_VERSION} {compiler} fp-contract=off".replace("  ", " ")
         self._builder = builder
         self._team = ThreadTeam(threads)
         self._note = note or (lambda text: None)

@@ -7,7 +7,7 @@ descriptors are checked by `adopt_output` before they are mapped.
 
 A `Part` is how bytes travel: in place while small, else as the size of a file whose descriptor rides along, in order.
 
-    agent -> zygote   Fork + [socket, box, ...]      zygote -> agent   Ready, Forked + [pidfd], ForkFailed, Exited
+    agent -> zygote   Start, Fork + [socket, box]    zygote -> agent   Ready, Forked + [pidfd], ForkFailed, Exited
     agent -> worker   Run + [files], Built + [file]  worker -> agent   Build + [file], Done + [files], Failed
     agent -> builder  Build + [file]                 builder -> agent  Built + [file]
 """
@@ -44,6 +44,22 @@ class PipeError(Exception):
 
 class PipeMessage(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Base of every message; each is tagged by its class name in lower case."""
+
+
+class Start(PipeMessage, frozen=True, tag="start"):
+    """First of all: what the zygote's children will run."""
+
+    kind: Annotated[str, Meta(pattern=r"^(cpu|cuda)\Z")]
+    """Which runtime."""
+    threads: Annotated[int, Meta(ge=1, le=1024)]
+    """Processor cores a worker may use."""
+    compiler: tuple[str, ...]
+    """Command of the C++ compiler; empty where there is none."""
+    family: str
+    version: Label
+    """The compiler's, for receipts."""
+    cache: str
+    """Where the compiler may keep parts of itself."""
 
 
 class Fork(PipeMessage, frozen=True, tag="fork"):
@@ -159,6 +175,11 @@ def decode_from_worker(data: bytes) -> FromWorker:
 def decode_to_worker(data: bytes) -> ToWorker:
     """What the agent told a worker. Raises PipeError."""
     return _decode(data, Run | Built)  # type: ignore[return-value]
+
+
+def decode_start(data: bytes) -> Start:
+    """The agent's first word to the zygote. Raises PipeError."""
+    return _decode(data, Start)  # type: ignore[return-value]
 
 
 def decode_fork(data: bytes) -> Fork:

@@ -1,99 +1,184 @@
-"""Runs programs in worker processes: the agent's side of the zygote and its workers."""
+"""Runs programs in worker processes: what the agent sees of execution.
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+    async with open_supervisor(device, scratch=directory) as supervisor:
+        async with supervisor.worker(limits) as worker:
+            outcome = await worker.run(program, inputs, wall_limit_s=60)
+
+A supervisor keeps one zygote (`keeper`), forks workers (`worker_handle`) and builders from it, and owns the directory
+they work in. Everything that it started has ended when its block ends.
+"""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
-from coppermesh.exec.device import DeviceInfo
+import trio
 
+from coppermesh.exec import pipe
+from coppermesh.exec.blackbox import BlackBox, make_black_box
+from coppermesh.exec.channel import Channel, channel_pair
+from coppermesh.exec.cuda_build import BUILD_SECONDS
+from coppermesh.exec.cuda_toolchain import SYSTEM_PATH, find_toolchain
+from coppermesh.exec.device import DeviceInfo, usable_cores
+from coppermesh.exec.keeper import Child, Keeper, WorkerUnavailable
+from coppermesh.exec.meter import Meter, open_meter
+from coppermesh.exec.runs import InputBuffer, OutputBuffer, RunOutcome, WorkerLimits
+from coppermesh.exec.scratch import make_directory, remove_tree
+from coppermesh.exec.sockets import close_all
+from coppermesh.exec.worker_handle import Process, Worker
 
-@dataclass(frozen=True)
-class WorkerLimits:
-    """What one worker process may use. All in bytes, except `processes`."""
+__all__ = [
+    "InputBuffer",
+    "OutputBuffer",
+    "RunOutcome",
+    "Supervisor",
+    "Worker",
+    "WorkerLimits",
+    "WorkerUnavailable",
+    "open_supervisor",
+]
 
-    memory_bytes: int
-    """Private memory on top of what an idle worker has; more is `memory-limit`."""
-    output_bytes: int
-    """Sum of one program's outputs; more is `output-limit`."""
-    scratch_bytes: int = 256 * 1024 * 1024
-    """Largest file a compiler may write."""
-    processes: int = 4096
-    """RLIMIT_NPROC: processes and threads of this *user* in all. Not applied to root."""
-
-
-@dataclass(frozen=True)
-class InputBuffer:
-    """One input: exactly one of `data` and `fd` is given."""
-
-    size: int
-    data: bytes | None = None
-    fd: int | None = None
-    """A readable descriptor of a file of at least `size` bytes. Stays the caller's; mapped read-only."""
-
-
-@dataclass
-class OutputBuffer:
-    """One output as handed over by a worker: nobody can change its bytes any more."""
-
-    size: int
-    view: memoryview
-    """Read-only, `size` bytes, valid until `close`."""
-
-    def close(self) -> None:
-        """Give the memory back. `view` must not be used afterwards. Closing twice is fine."""
-        raise NotImplementedError
-
-
-@dataclass
-class RunOutcome:
-    """What became of one run. Never an exception: a job's failure is an answer."""
-
-    status: str
-    """`ok`, `job-failed` (the requester's doing) or `provider-failed` (this machine's)."""
-    code: str
-    """`ok`, or why it failed, as a stable word."""
-    sentence: str
-    """For the person who submitted it; printable ASCII."""
-    detail: str
-    """Compiler log or traceback, at most 16 KiB, printable, without paths of this machine."""
-    outputs: list[OutputBuffer]
-    started_us: int
-    """Microseconds since the epoch."""
-    wall_us: int
-    """Measured here, from sending the program to having its answer."""
-    device_us: int | None
-    energy_mj: int | None
-    meter: str
-    peak_bytes: int
-    """Most resident memory of the worker process so far, as it says itself."""
-    determinism: str
-    """How far the same program gives the same bits, as the runtime says it."""
-
-
-class Worker:
-    """One worker process at a time, forked again after it was killed or died."""
-
-    async def run(
-        self, program: bytes, inputs: Sequence[InputBuffer], wall_limit_s: float
-    ) -> RunOutcome:
-        """Run one program. Raises only for what the caller did wrong (`ValueError`).
-
-        Cancelling kills the process within a second. Runs of one worker take turns; waiting for the turn does not
-        count against `wall_limit_s`.
-        """
-        raise NotImplementedError
+BUILD_GRACE_SECONDS = 5.0
+"""Over the builder's own deadline, before it is killed from outside."""
+WORKER_CORES = 2
+"""Processor cores a worker uses, where there are so many."""
+CACHE = "compiler"
+"""Sub-directory that compilers may keep between builds; everything else in scratch is somebody's and temporary."""
 
 
 class Supervisor:
-    """Owner of one zygote and the workers forked from it."""
+    """Owner of one zygote and of what is forked from it."""
 
-    def worker(self, limits: WorkerLimits, *, kernels: bool = True) -> AbstractAsyncContextManager[Worker]:
+    def __init__(self, keeper: Keeper, scratch: Path, meter: Meter) -> None:
+        self._keeper = keeper
+        self._scratch = scratch
+        self._made = 0
+        self.meter = meter
+
+    @property
+    def zygote_pid(self) -> int | None:
+        """The running zygote's process id, for people and tests."""
+        return self._keeper.zygote_pid
+
+    @asynccontextmanager
+    async def worker(self, limits: WorkerLimits, kernels: bool = True) -> AsyncIterator[Worker]:
         """A worker process for the block, gone with everything it held when the block ends.
 
-        `kernels=False` refuses programs that contain kernels (`unsupported-feature`).
+        `kernels=False` refuses programs that contain kernels (`unsupported-feature`). Raises WorkerUnavailable.
         """
-        raise NotImplementedError
+        worker = Worker(self, limits, kernels)
+        try:
+            await worker.start()
+            yield worker
+        finally:
+            await worker.close()
+
+    async def make_process(self, limits: WorkerLimits, kernels: bool) -> Process:
+        """A new worker process. Raises WorkerUnavailable."""
+        box = self._make_box()
+        try:
+            child, channel, directory = await self._fork("worker", limits, kernels, box)
+        except BaseException:
+            os.close(box)
+            raise
+        view = BlackBox(box)
+        os.close(box)  # the mapping stays
+        return Process(child, channel, view, directory)
+
+    async def end_process(self, process: Process) -> None:
+        """Kill it and remove what it left. Not cancelled from outside; a second call does nothing."""
+        with trio.CancelScope(shield=True):
+            process.child.kill()
+            process.channel.close()
+            await process.child.gone()
+            process.box.close()
+            await self._remove(process.directory)
+
+    async def build(
+        self, limits: WorkerLimits, request: pipe.Build, source: list[int]
+    ) -> tuple[pipe.Built, list[int]]:
+        """Have a builder compile a kernel: its answer, and the library's descriptor where there is one."""
+        box = self._make_box()
+        try:
+            child, channel, directory = await self._fork("builder", limits, kernels=True, box=box)
+        except WorkerUnavailable as error:
+            return pipe.Built("worker-unavailable", error.sentence, ""), []
+        finally:
+            os.close(box)
+        try:
+            with trio.move_on_after(BUILD_SECONDS + BUILD_GRACE_SECONDS):
+                return await _ask_builder(channel, request, source)
+            return pipe.Built("kernel-build-limit", f"kernel {request.name}: the compiler does not end", ""), []
+        finally:
+            with trio.CancelScope(shield=True):
+                channel.close()
+                child.kill()
+                await child.gone()
+                await self._remove(directory)
+
+    async def _fork(
+        self, role: str, limits: WorkerLimits, kernels: bool, box: int
+    ) -> tuple[Child, Channel, Path]:
+        self._made += 1
+        directory = make_directory(self._scratch, f"{role}-{self._made}")
+        channel, theirs = channel_pair()
+        order = pipe.Fork(
+            serial=0,
+            role=role,
+            directory=str(directory),
+            memory_bytes=limits.memory_bytes,
+            output_bytes=limits.output_bytes,
+            scratch_bytes=limits.scratch_bytes,
+            processes=limits.processes,
+            cpu_seconds=limits.cpu_seconds,
+            kernels=kernels,
+        )
+        try:
+            child = await self._keeper.fork(order, [theirs, box])
+        except BaseException:
+            channel.close()
+            with trio.CancelScope(shield=True):
+                await self._remove(directory)
+            raise
+        finally:
+            os.close(theirs)
+        return child, channel, directory
+
+    def _make_box(self) -> int:
+        try:
+            return make_black_box()
+        except OSError as error:
+            raise WorkerUnavailable(f"no worker process: {error.strerror}") from error
+
+    async def _remove(self, directory: Path) -> None:
+        # In the usual case the directory is empty, and asking costs less than a thread.
+        try:
+            directory.rmdir()
+        except OSError:
+            await trio.to_thread.run_sync(_remove_quietly, directory)
+
+
+async def _ask_builder(channel: Channel, request: pipe.Build, source: list[int]) -> tuple[pipe.Built, list[int]]:
+    try:
+        await channel.send(pipe.encode(request), source)
+        data, descriptors = await channel.receive()
+        if data:
+            try:
+                return pipe.decode_built(data), descriptors
+            except pipe.PipeError:
+                close_all(descriptors)
+                raise
+    except (OSError, pipe.PipeError):
+        pass  # the same to whoever asked: no library
+    return pipe.Built("kernel-build-limit", f"kernel {request.name}: the compiler's process has died", ""), []
+
+
+def _remove_quietly(directory: Path) -> None:
+    try:
+        remove_tree(directory)
+    except OSError:
+        return  # swept at the next start
 
 
 @asynccontextmanager
@@ -102,8 +187,70 @@ async def open_supervisor(
 ) -> AsyncIterator[Supervisor]:
     """Start a zygote for `device` and keep it alive for the block.
 
-    `scratch` is a directory of this supervisor's own, made when missing and emptied of leftovers. `compiler` is the configured
-    C++ compiler. Raises `WorkerUnavailable` where no zygote starts.
+    `scratch` is a directory of this supervisor's own, made when missing and emptied of what a crash left; `compiler`
+    is the configured C++ compiler. Raises WorkerUnavailable where no zygote gets ready.
     """
-    raise NotImplementedError
-    yield Supervisor()
+    await trio.to_thread.run_sync(_prepare_scratch, scratch)
+    start = await trio.to_thread.run_sync(_make_start, device, scratch, compiler)
+    keeper = Keeper(start, scratch, _environment(device))
+    meter = open_meter(device.meter, device.uuid)
+    try:
+        async with _keep(keeper):
+            yield Supervisor(keeper, scratch, meter)
+    finally:
+        meter.close()
+
+
+@asynccontextmanager
+async def _keep(keeper: Keeper) -> AsyncIterator[None]:
+    """A nursery around the keeper that does not show: what leaves the block leaves as it is."""
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(keeper.run)
+            yield
+            nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        if len(group.exceptions) == 1:
+            raise group.exceptions[0] from None
+        raise
+
+
+def _prepare_scratch(scratch: Path) -> None:
+    scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path in scratch.iterdir():
+        if path.name.startswith(("worker-", "builder-")):
+            _remove_quietly(path)
+    (scratch / CACHE).mkdir(mode=0o700, exist_ok=True)
+
+
+def _make_start(device: DeviceInfo, scratch: Path, compiler: str | None) -> pipe.Start:
+    toolchain = find_toolchain(compiler) if device.kind == "cpu" else None
+    return pipe.Start(
+        kind=device.kind,
+        threads=max(1, min(WORKER_CORES, device.cores or usable_cores())),
+        compiler=toolchain.command if toolchain else (),
+        family=toolchain.family if toolchain else "",
+        version=toolchain.version() if toolchain else "",
+        cache=str(scratch / CACHE),
+    )
+
+
+def _environment(device: DeviceInfo) -> dict[str, str]:
+    """All the environment that workers have: no name of a person, home, or session."""
+    environment = {
+        "PATH": SYSTEM_PATH,
+        "LANG": "C.UTF-8",
+        "HOME": "/nonexistent",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        # One thread, for a process with several cannot be forked; a worker raises it for itself.
+        "OPENBLAS_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+    }
+    if device.kind == "cuda":
+        environment |= {
+            "CUDA_VISIBLE_DEVICES": device.uuid or device.device.removeprefix("gpu"),
+            "CUPY_CACHE_IN_MEMORY": "1",
+            "CUDA_CACHE_DISABLE": "1",
+        }
+    return environment

@@ -1,0 +1,55 @@
+"""The agent's end of a SEQPACKET pair, under trio."""
+
+import array
+import socket
+from collections.abc import Sequence
+
+import trio
+
+from coppermesh.exec.pipe import MAX_DESCRIPTORS, MAX_MESSAGE_BYTES, PipeError
+from coppermesh.exec.sockets import close_all
+
+_ANCILLARY_BYTES = socket.CMSG_SPACE((MAX_DESCRIPTORS + 1) * array.array("i").itemsize)
+
+
+class Channel:
+    """Sends and receives whole messages with descriptors. Not for several tasks at once in one direction."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._sock = trio.socket.from_stdlib_socket(sock)
+
+    async def send(self, data: bytes, descriptors: Sequence[int] = ()) -> None:
+        """Send one message. Raises OSError where the other end has closed. A cancelled send sent nothing."""
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+        await self._sock.sendmsg([data], rights)
+
+    async def receive(self) -> tuple[bytes, list[int]]:
+        """The next message and its descriptors (the caller's to close); `(b"", [])` at the end.
+
+        Raises PipeError where either was cut off.
+        """
+        try:
+            data, ancillary, flags, _ = await self._sock.recvmsg(
+                MAX_MESSAGE_BYTES + 1, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
+            )
+        except ConnectionResetError:  # it ended with something of ours unread
+            return b"", []
+        descriptors = array.array("i")
+        for level, kind, payload in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                descriptors.frombytes(payload[: len(payload) - len(payload) % descriptors.itemsize])
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            close_all(descriptors)
+            raise PipeError("a message was too large, or carried too many descriptors")
+        return data, list(descriptors)
+
+    def close(self) -> None:
+        """Close this end; a receive in progress raises trio.ClosedResourceError."""
+        self._sock.close()
+
+
+def channel_pair() -> tuple[Channel, int]:
+    """A channel, and the descriptor of its other end for another process (the caller's to close)."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    return Channel(ours), theirs.detach()

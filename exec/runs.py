@@ -1,0 +1,90 @@
+"""What goes into a run and what comes out of it, for the agent."""
+
+import mmap
+from dataclasses import dataclass, field
+
+MEBIBYTE = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class WorkerLimits:
+    """What one worker process may use. In bytes, except `processes` and `cpu_seconds`."""
+
+    memory_bytes: int
+    """Memory for arrays, over what an idle worker has; more is `memory-limit` (or `over-memory`, told beforehand)."""
+    output_bytes: int
+    """Sum of one program's outputs; more is `over-output` or `output-limit`."""
+    scratch_bytes: int = 256 * MEBIBYTE
+    """Largest file that a compiler may write."""
+    processes: int = 4096
+    """RLIMIT_NPROC, which counts the processes and threads of the *user*. Not applied to root."""
+    cpu_seconds: int = 24 * 3600
+    """Processor time of one worker process in all; more is `cpu-limit`."""
+
+
+@dataclass(frozen=True)
+class InputBuffer:
+    """One input: exactly one of `data` and `fd` is given."""
+
+    size: int
+    data: bytes | None = None
+    fd: int | None = None
+    """A readable descriptor of a file of at least `size` bytes. Stays the caller's; mapped read-only."""
+
+    def __post_init__(self) -> None:
+        if (self.data is None) == (self.fd is None):
+            raise ValueError("an input buffer has either data or a descriptor")
+        if self.data is not None and len(self.data) != self.size:
+            raise ValueError(f"an input buffer of {self.size} bytes holds {len(self.data)}")
+
+
+@dataclass
+class OutputBuffer:
+    """One output as a worker handed it over: nobody can change its bytes any more."""
+
+    size: int
+    view: memoryview
+    """Read-only, `size` bytes, valid until `close`."""
+    _mapping: mmap.mmap | None = field(default=None, repr=False)
+
+    def close(self) -> None:
+        """Give the memory back; `view` must not be used afterwards. Closing twice is fine.
+
+        Raises BufferError while something else still looks at `view` (an array made from it).
+        """
+        self.view.release()
+        if self._mapping is not None:
+            self._mapping.close()
+            self._mapping = None
+
+
+@dataclass
+class RunOutcome:
+    """What became of one run. Never an exception: a job's failure is an answer."""
+
+    status: str
+    """`ok`, `job-failed` (the requester's doing) or `provider-failed` (this machine's)."""
+    code: str
+    """`ok`, or why it failed, as a stable word."""
+    sentence: str
+    """For the person who submitted it; printable ASCII, at most 400 characters."""
+    detail: str
+    """Compiler log or traceback, at most 16 KiB, printable, without paths of this machine."""
+    outputs: list[OutputBuffer]
+    started_us: int
+    """Microseconds since the epoch."""
+    wall_us: int
+    """Measured by the agent, from sending the program to having its answer."""
+    device_us: int | None
+    energy_mj: int | None
+    """What the device used meanwhile, everything else on it included."""
+    meter: str
+    peak_bytes: int
+    """Most resident memory of the worker process so far, in its own words; 0 where it could not say."""
+    determinism: str
+    """What must be equal for two runs to agree bit for bit, in the runtime's words; empty where it could not say."""
+
+    def close(self) -> None:
+        """Close every output."""
+        for output in self.outputs:
+            output.close()

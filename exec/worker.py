@@ -1,0 +1,255 @@
+"""The worker: a child of the zygote that runs one lease's programs, one after the other.
+
+It is forked with everything loaded, confines itself before it reads a byte of a job, and then answers `Run` messages
+until its socket closes. A kernel is native code of somebody else's, so from the first kernel on this process may be
+theirs: the agent trusts nothing that comes out of it, and it holds nothing worth taking.
+"""
+
+import mmap
+import os
+import resource
+import socket
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from coppermesh.exec import linux, pipe, sockets
+from coppermesh.exec.blackbox import BlackBox
+from coppermesh.exec.budget import RunLimits, check_budget, estimate, format_bytes
+from coppermesh.exec.builder import read_part
+from coppermesh.exec.cuda_build import BuildFailed, Kernel, scrub
+from coppermesh.exec.cuda_cpu import CudaCpu
+from coppermesh.exec.cuda_gate import SourceRefused
+from coppermesh.exec.errors import ExecError, KernelCompileError, RunFailed, plain_sentence
+from coppermesh.exec.numpy_runtime import NumpyRuntime
+from coppermesh.exec.program import MAX_SOURCE_CHARACTERS, ArraySpec, decode_program
+from coppermesh.exec.runtime import Runtime
+from coppermesh.exec.schema import CheckedProgram, check_program
+from coppermesh.exec.threads import find_blas_setter
+
+SLACK_BYTES = 96 * 1024 * 1024
+"""Private memory beside the job's arrays: thread stacks, NumPy's and BLAS' own buffers, loaded libraries."""
+OPEN_FILES = 1024
+LARGEST_SOURCE = 4 * MAX_SOURCE_CHARACTERS
+"""Bytes of a kernel's source that must fit into a file whatever the limit on outputs is."""
+REMEMBERED_BYTES = 256 * 1024
+"""Programs up to this size are remembered as checked, for the tiles of one picture."""
+PROVIDER_CODES = frozenset({"device-error", "no-kernel-backend", "compiler-missing"})
+"""Failures that are this machine's doing; every other one is the program's."""
+
+set_blas_threads = find_blas_setter()
+"""Found in the zygote, where libraries can still be looked up."""
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass
+class _Inputs:
+    """The arrays of one run, and the mappings they lie in."""
+
+    arrays: list[Array]
+    mappings: list[mmap.mmap]
+
+
+def main(sock: socket.socket, box: BlackBox, order: pipe.Fork, start: pipe.Start) -> None:
+    """Serve until the agent closes its end."""
+    confine(order, start.kind)
+    if set_blas_threads is not None and start.threads > 1:
+        set_blas_threads(start.threads)
+    worker = Worker(sock, box, order, start)
+    while worker.serve_one():
+        pass
+
+
+def confine(order: pipe.Fork, kind: str) -> None:
+    """Give up what a job does not need. Before the first byte of a job, and before the first thread."""
+    linux.offer_to_oom_killer()
+    linux.forbid_new_privileges()
+    limits = {
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_CPU: order.cpu_seconds,
+        resource.RLIMIT_FSIZE: max(order.output_bytes, LARGEST_SOURCE),
+        resource.RLIMIT_NOFILE: OPEN_FILES,
+    }
+    if kind == "cpu":  # CUDA reserves address space and private memory by the device's size
+        limits[resource.RLIMIT_DATA] = linux.private_memory_bytes() + order.memory_bytes + SLACK_BYTES
+    if os.geteuid() != 0:
+        limits[resource.RLIMIT_NPROC] = order.processes
+    linux.set_limits(limits)
+    os.chdir(order.directory)
+
+
+class Worker:
+    """One worker's state: its runtime with the kernels it has built."""
+
+    def __init__(self, sock: socket.socket, box: BlackBox, order: pipe.Fork, start: pipe.Start) -> None:
+        self._sock = sock
+        self._box = box
+        self._order = order
+        self._limits = RunLimits(memory_bytes=order.memory_bytes, output_bytes=order.output_bytes)
+        self._runtime = self._make_runtime(start)
+
+    def _make_runtime(self, start: pipe.Start) -> Runtime:
+        if start.kind == "cuda":
+            from coppermesh.exec.cupy_runtime import CupyRuntime  # only here: it starts the driver
+
+            return CupyRuntime(memory_limit=self._order.memory_bytes)
+        if not self._order.kernels or not start.compiler:
+            return NumpyRuntime()
+        backend = CudaCpu(
+            self._build_elsewhere, threads=start.threads, note=self._box.note, compiler=start.version
+        )
+        return NumpyRuntime(backend)
+
+    def serve_one(self) -> bool:
+        """Answer one message; False when the agent has closed."""
+        data, descriptors = sockets.receive(self._sock)
+        if not data:
+            return False
+        self._box.clear()
+        try:
+            message = pipe.decode_to_worker(data)
+            if not isinstance(message, pipe.Run):
+                raise pipe.PipeError("an answer that nobody asked for")
+            self._run(message, descriptors)
+        finally:
+            sockets.close_all(descriptors)
+        return True
+
+    def _run(self, message: pipe.Run, descriptors: list[int]) -> None:
+        files: list[int] = []
+        try:
+            answer: pipe.PipeMessage = self._run_program(message, descriptors, files)
+        except ExecError as error:
+            answer = self._failed(message.number, error.code, error.sentence, error.detail)
+        except MemoryError as error:
+            limit = format_bytes(self._order.memory_bytes)
+            said = str(error) or "an allocation failed"
+            answer = self._failed(message.number, "memory-limit", f"{said}; the job's memory limit is {limit}", "")
+        except Exception as error:  # noqa: BLE001 - a bug here is this provider's failure, and must be told
+            said = f"{type(error).__name__}: {error}"
+            answer = self._failed(message.number, "internal-error", said, traceback.format_exc(), "provider")
+        try:
+            sockets.send(self._sock, pipe.encode(answer), files)
+        finally:
+            sockets.close_all(files)
+
+    def _run_program(self, message: pipe.Run, descriptors: list[int], files: list[int]) -> pipe.Done:
+        checked = _checked(read_part(message.parts[0], descriptors), self._limits)
+        if checked.program.kernels and not self._order.kernels:
+            raise RunFailed("this lease takes no programs with kernels", code="unsupported-feature")
+        inputs = _map_inputs(checked.input_specs, message.parts[1:], descriptors)
+        try:
+            result = self._runtime.run(checked, inputs.arrays, self._limits)
+            for number, output in enumerate(result.outputs):
+                files.append(_hand_over(number, output))
+        finally:
+            _unmap(inputs)
+        sizes = tuple(output.nbytes for output in result.outputs)
+        return pipe.Done(message.number, sizes, result.device_us, _peak_bytes(), self._runtime.determinism)
+
+    def _failed(self, number: int, code: str, sentence: str, detail: str, fault: str = "job") -> pipe.Failed:
+        return pipe.Failed(
+            number,
+            "provider" if code in PROVIDER_CODES else fault,
+            code,
+            plain_sentence(scrub(sentence)),
+            scrub(detail),
+            _peak_bytes(),
+            self._runtime.determinism,
+        )
+
+    def _build_elsewhere(self, kernel: Kernel) -> int:
+        """Ask the agent for a builder. Gives the library; raises what the builder raised."""
+        source = kernel.source.encode()
+        files = [] if len(source) <= pipe.MAX_INLINE_BYTES else [linux.sealed_file("coppermesh-source", source)]
+        part = len(source) if files else source
+        try:
+            sockets.send(self._sock, pipe.encode(pipe.Build(part, kernel.name, kernel.options)), files)
+        finally:
+            sockets.close_all(files)
+        data, descriptors = sockets.receive(self._sock, 1)
+        if not data:
+            os._exit(0)  # the agent has closed: nobody waits for an answer
+        answer = pipe.decode_to_worker(data)
+        if not isinstance(answer, pipe.Built):
+            sockets.close_all(descriptors)
+            raise pipe.PipeError("expected the answer to a build")
+        if answer.code == "ok" and descriptors:
+            return descriptors[0]
+        sockets.close_all(descriptors)
+        raise _build_error(kernel.name, answer)
+
+
+def _build_error(name: str, answer: pipe.Built) -> ExecError:
+    if answer.code == "kernel-compile":
+        return KernelCompileError(name, answer.detail or answer.sentence)
+    if answer.code == "unsupported-feature":
+        return SourceRefused(answer.sentence, answer.detail)
+    return BuildFailed(answer.code, answer.sentence, detail=answer.detail)
+
+
+def _checked(data: bytes, limits: RunLimits) -> CheckedProgram:
+    return _check_small(data, limits) if len(data) <= REMEMBERED_BYTES else _check(data, limits)
+
+
+def _check(data: bytes, limits: RunLimits) -> CheckedProgram:
+    checked = check_program(decode_program(data))
+    check_budget(estimate(checked), limits, checked)
+    return checked
+
+
+_check_small = lru_cache(maxsize=16)(_check)
+
+
+def _map_inputs(specs: Sequence[ArraySpec], parts: Sequence[bytes | int], descriptors: list[int]) -> _Inputs:
+    """The inputs as read-only arrays, in place where they came in place, else mapped from their files."""
+    if len(parts) != len(specs):
+        raise RunFailed(f"the program has {len(specs)} inputs, {len(parts)} were given", code="bad-input")
+    arrays: list[Array] = []
+    mappings: list[mmap.mmap] = []
+    for number, (spec, part) in enumerate(zip(specs, parts, strict=True)):
+        size = part if isinstance(part, int) else len(part)
+        if size != spec.nbytes:
+            raise RunFailed(f"input {number} has {size} bytes, {spec} has {spec.nbytes}", code="bad-input")
+        buffer: bytes | mmap.mmap
+        if isinstance(part, bytes):
+            buffer = part
+        else:
+            descriptor = descriptors.pop(0)
+            try:
+                buffer = mmap.mmap(descriptor, size, mmap.MAP_SHARED, mmap.PROT_READ) if size else b""
+            finally:
+                os.close(descriptor)
+            if isinstance(buffer, mmap.mmap):
+                mappings.append(buffer)
+        arrays.append(np.frombuffer(buffer, spec.numpy_dtype).reshape(spec.shape))
+    return _Inputs(arrays, mappings)
+
+
+def _unmap(inputs: _Inputs) -> None:
+    inputs.arrays.clear()
+    for mapping in inputs.mappings:
+        try:
+            mapping.close()
+        except BufferError:
+            continue  # an array still looks at it (an output that is a view of an input); it goes with that array
+
+
+def _hand_over(number: int, output: Array) -> int:
+    """The array's bytes as a file that nobody can change any more."""
+    try:
+        return linux.sealed_file("coppermesh-output", memoryview(np.ascontiguousarray(output).reshape(-1)).cast("B"))
+    except OSError as error:
+        raise RunFailed(
+            f"output {number} ({format_bytes(output.nbytes)}) could not be stored: {error.strerror}",
+            code="output-limit",
+        ) from error
+
+
+def _peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

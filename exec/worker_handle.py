@@ -1,0 +1,260 @@
+"""One lease's worker, seen from the agent: a conversation with a process that may be running a stranger's code.
+
+A run is `Run`, any number of `Build` requests that a builder process answers, then `Done` or `Failed`. The wall clock
+is kept here and ends in SIGKILL; after that, or after a crash, the next run gets a new process. Every message is
+bounded and checked, and one that makes no sense ends the process.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import trio
+
+from coppermesh.exec import pipe
+from coppermesh.exec.blackbox import BlackBox
+from coppermesh.exec.budget import format_bytes
+from coppermesh.exec.buffers import adopt_outputs, prepare_parts
+from coppermesh.exec.channel import Channel
+from coppermesh.exec.cuda_build import scrub
+from coppermesh.exec.endings import Answer, explain_exit, explain_nonsense, explain_unavailable, explain_wall_limit
+from coppermesh.exec.errors import plain_sentence
+from coppermesh.exec.keeper import Child, WorkerUnavailable
+from coppermesh.exec.meter import Meter
+from coppermesh.exec.runs import InputBuffer, RunOutcome, WorkerLimits
+from coppermesh.exec.sockets import close_all
+
+MAX_BUILDS_PER_RUN = 512
+"""A program has at most 256 kernels, each built for at most a few types."""
+
+
+@dataclass
+class Process:
+    """One live worker process and what belongs to it."""
+
+    child: Child
+    channel: Channel
+    box: BlackBox
+    directory: Path
+    spoiled: bool = False
+    """Set once it must not get another run."""
+    peak_bytes: int = 0
+    determinism: str = ""
+
+
+class Workshop(Protocol):
+    """What a worker needs of its supervisor."""
+
+    @property
+    def meter(self) -> Meter: ...
+
+    async def make_process(self, limits: WorkerLimits, kernels: bool) -> Process:
+        """A new worker process. Raises WorkerUnavailable."""
+        ...
+
+    async def end_process(self, process: Process) -> None:
+        """Kill it and remove what it left. Not cancelled from outside."""
+        ...
+
+    async def build(
+        self, limits: WorkerLimits, request: pipe.Build, source: list[int]
+    ) -> tuple[pipe.Built, list[int]]:
+        """Have a kernel compiled: the answer, and the library's descriptor where there is one."""
+        ...
+
+
+class _Ended(Exception):
+    """The worker's end of the socket has closed."""
+
+
+class Worker:
+    """One worker process at a time, forked again after it was killed or died."""
+
+    def __init__(self, workshop: Workshop, limits: WorkerLimits, kernels: bool) -> None:
+        self._workshop = workshop
+        self._limits = limits
+        self._kernels = kernels
+        self._process: Process | None = None
+        self._turn = trio.Lock()
+        self._number = 0
+
+    @property
+    def pid(self) -> int | None:
+        """The live process's id, for people and tests; None where there is none."""
+        return self._process.child.pid if self._process else None
+
+    async def start(self) -> None:
+        """Make the process now rather than at the first run. Raises WorkerUnavailable."""
+        async with self._turn:
+            await self._live_process()
+
+    async def close(self) -> None:
+        """End the process, at once."""
+        await self._discard()
+
+    async def run(
+        self,
+        program: bytes,
+        inputs: Sequence[InputBuffer],
+        wall_limit_s: float,
+        *,
+        output_sizes: Sequence[int] | None = None,
+    ) -> RunOutcome:
+        """Run one program; `output_sizes`, where given, are what its outputs must have.
+
+        Raises only for what the caller did wrong (ValueError: too many inputs, a file shorter than its size).
+        Cancelling kills the process. Runs of one worker take turns; waiting for the turn, and for a new process where
+        one is needed, does not count against `wall_limit_s`.
+        """
+        async with self._turn:
+            parts, files = await prepare_parts(program, inputs)
+            try:
+                try:
+                    process = await self._live_process()
+                except WorkerUnavailable as error:
+                    return self._outcome(explain_unavailable(error), time.time_ns() // 1000, 0, None, None)
+                return await self._timed_run(process, parts, files, wall_limit_s, output_sizes)
+            finally:
+                close_all(files)
+
+    async def _timed_run(
+        self,
+        process: Process,
+        parts: list[bytes | int],
+        files: list[int],
+        wall_limit_s: float,
+        output_sizes: Sequence[int] | None,
+    ) -> RunOutcome:
+        before_mj = self._workshop.meter.read_mj()
+        started_us, began = time.time_ns() // 1000, time.perf_counter_ns()
+        answer: Answer | None = None
+        try:
+            with trio.move_on_after(wall_limit_s):
+                answer = await self._converse(process, parts, files, output_sizes)
+            wall_us = (time.perf_counter_ns() - began) // 1000
+            if answer is None:
+                process.child.kill()
+                answer = explain_wall_limit(scrub(process.box.stage()), scrub(process.box.output()), wall_limit_s)
+                process.spoiled = True
+        finally:
+            # Also when cancelled from outside: nobody may find the process in the middle of a program.
+            if answer is None or process.spoiled:
+                await self._discard()
+        after_mj = self._workshop.meter.read_mj()
+        used_mj = after_mj - before_mj if after_mj is not None and before_mj is not None else None
+        return self._outcome(answer, started_us, wall_us, used_mj, process)
+
+    async def _converse(
+        self,
+        process: Process,
+        parts: list[bytes | int],
+        files: list[int],
+        output_sizes: Sequence[int] | None,
+    ) -> Answer:
+        self._number += 1
+        try:
+            await _send(process, pipe.Run(self._number, tuple(parts)), files)
+            for builds in range(MAX_BUILDS_PER_RUN + 1):
+                answer = await self._next_answer(process, output_sizes, may_build=builds < MAX_BUILDS_PER_RUN)
+                if answer is not None:
+                    return answer
+            raise pipe.PipeError("more builds than a program has kernels")
+        except _Ended:
+            process.spoiled = True
+            return await self._explain_end(process)
+        except pipe.PipeError as error:
+            process.spoiled = True
+            return explain_nonsense(error)
+
+    async def _next_answer(
+        self, process: Process, output_sizes: Sequence[int] | None, *, may_build: bool
+    ) -> Answer | None:
+        """Take one message. None: it was a build, and is done."""
+        data, descriptors = await process.channel.receive()
+        if not data:
+            raise _Ended
+        try:
+            message = pipe.decode_from_worker(data)
+            if isinstance(message, pipe.Build):
+                if not may_build or not self._kernels:
+                    raise pipe.PipeError("a build that no program asked for")
+                await self._build(process, message, descriptors)
+                return None
+            if message.number != self._number:
+                raise pipe.PipeError("an answer to another run")
+            process.peak_bytes, process.determinism = message.peak_bytes, message.determinism
+            if isinstance(message, pipe.Failed):
+                return Answer(f"{message.fault}-failed", message.code, message.sentence, message.detail)
+            return self._take_outputs(message, descriptors, output_sizes)
+        finally:
+            close_all(descriptors)
+
+    def _take_outputs(
+        self, message: pipe.Done, descriptors: list[int], output_sizes: Sequence[int] | None
+    ) -> Answer:
+        total, limit = sum(message.outputs), self._limits.output_bytes
+        if total > limit:
+            sentence = f"the outputs have {format_bytes(total)}, the limit is {format_bytes(limit)}"
+            return Answer("job-failed", "output-limit", sentence)
+        if output_sizes is not None and list(message.outputs) != list(output_sizes):
+            raise pipe.PipeError("outputs of other sizes than the program's")
+        return Answer("ok", "ok", outputs=adopt_outputs(message.outputs, descriptors), device_us=message.device_us)
+
+    async def _build(self, process: Process, request: pipe.Build, descriptors: list[int]) -> None:
+        if len(descriptors) != pipe.files_in([request.source]):
+            raise pipe.PipeError("a build without its source")
+        built, library = await self._workshop.build(self._limits, request, descriptors)
+        try:
+            await _send(process, built, library)
+        finally:
+            close_all(library)
+
+    async def _explain_end(self, process: Process) -> Answer:
+        """Why it ended by itself. It may only have closed its socket: then it is ended here."""
+        if not await process.child.gone(seconds=1.0):
+            process.child.kill()
+            return explain_nonsense(pipe.PipeError("it closed its socket and went on"))
+        stage, printed = scrub(process.box.stage()), scrub(process.box.output())
+        return explain_exit(process.child.exit_code, stage, printed, self._limits.cpu_seconds)
+
+    async def _live_process(self) -> Process:
+        process = self._process
+        if process is not None and (process.spoiled or process.child.ended.is_set()):
+            await self._discard()
+            process = None
+        if process is None:
+            process = self._process = await self._workshop.make_process(self._limits, self._kernels)
+        return process
+
+    async def _discard(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.spoiled = True
+            await self._workshop.end_process(process)
+
+    def _outcome(
+        self, answer: Answer, started_us: int, wall_us: int, used_mj: int | None, process: Process | None
+    ) -> RunOutcome:
+        return RunOutcome(
+            status=answer.status,
+            code=answer.code,
+            sentence=plain_sentence(answer.sentence),
+            detail=answer.detail,
+            outputs=answer.outputs,
+            started_us=started_us,
+            wall_us=wall_us,
+            device_us=answer.device_us,
+            energy_mj=used_mj,
+            meter=self._workshop.meter.kind,
+            peak_bytes=process.peak_bytes if process else 0,
+            determinism=process.determinism if process else "",
+        )
+
+
+async def _send(process: Process, message: pipe.PipeMessage, descriptors: Sequence[int]) -> None:
+    try:
+        await process.channel.send(pipe.encode(message), descriptors)
+    except OSError as error:  # EPIPE, ECONNRESET: it is gone
+        raise _Ended from error
