@@ -55,6 +55,8 @@ HELLO_SECONDS = 10.0
 _FIRST_RETRY_SECONDS = 0.2
 _LAST_RETRY_SECONDS = 5.0
 _CLOSE_SECONDS = 2.0
+MAX_FAULTS = 3
+"""From its third fault on, each one costs the peer its connection, and no longer a line in the log."""
 _MAX_BLAMED = 4096
 
 _log = logging.getLogger(__name__)
@@ -208,7 +210,7 @@ class ControlHub:
                 with trio.CancelScope(shield=True):
                     await stream.aclose()
         except RemoteProtocolError as error:
-            self._blame(peer, error)
+            await self._blame(peer, error)
         except trio.TooSlowError:
             _log.debug("control channel to %s: no hello within %g s", short_peer(peer), HELLO_SECONDS)
         except MeshError as error:
@@ -227,7 +229,7 @@ class ControlHub:
             await self._serve(stream, hello, decoder, early)
         except RemoteProtocolError as error:
             # Returning closes the stream in order, so that a last word to the peer still arrives.
-            self._blame(stream.peer, error)
+            await self._blame(stream.peer, error)
         except trio.TooSlowError:
             raise Unreachable(f"{short_peer(stream.peer)}: no hello within {HELLO_SECONDS:g} s") from None
 
@@ -295,11 +297,14 @@ class ControlHub:
 
     # Telling
 
-    def _blame(self, peer: PeerId, error: RemoteProtocolError) -> None:
-        _log.warning("%s broke the protocol: %s", short_peer(peer), error)
+    async def _blame(self, peer: PeerId, error: RemoteProtocolError) -> None:
         if peer not in self._blamed and len(self._blamed) >= _MAX_BLAMED:
             del self._blamed[next(iter(self._blamed))]
         self._blamed[peer] += 1
+        if self._blamed[peer] <= MAX_FAULTS:
+            _log.warning("%s broke the protocol: %s", short_peer(peer), error)
+        if self._blamed[peer] >= MAX_FAULTS:
+            await self._transport.disconnect(peer)
 
     def _tell(self, event: ChannelUp | ChannelDown) -> None:
         self._tell_waiters()

@@ -14,6 +14,7 @@ import trio
 from coppermesh.p2p.blob_store import BlobStore, open_blob_store
 from coppermesh.p2p.blobs import digest_of, leaf_digests
 from coppermesh.p2p.control import (
+    MAX_FAULTS,
     ChannelDown,
     ChannelUp,
     ControlHub,
@@ -29,7 +30,7 @@ from coppermesh.p2p.libp2p_transport import open_libp2p_transport
 from coppermesh.p2p.messages import Nothing
 from coppermesh.p2p.signing import PeerKey
 from coppermesh.p2p.transfer import BlobService, fetch_blob, send_blob
-from coppermesh.p2p.transport import Transport
+from coppermesh.p2p.transport import PeerDown, Transport
 
 pytestmark = pytest.mark.net
 
@@ -104,3 +105,22 @@ async def test_garbage_on_a_control_stream_ends_that_stream_only(tmp_path: Path)
             await stream.receive_into(memoryview(bytearray(1)))
         assert victim.hub.faults(keys[0].peer) == 1
         assert victim.transport.connected() == [keys[0].peer]
+
+
+async def test_the_acceptor_can_hang_up_from_within_its_stream_handler(tmp_path: Path) -> None:
+    keys = sorted((PeerKey.generate() for _ in range(2)), key=lambda key: key.peer)
+    async with (
+        agent(tmp_path, [], keys[1]) as victim,
+        open_libp2p_transport(keys[0], MESH) as evil,
+    ):
+        await evil.dial(victim.transport.addresses[0])
+        for _ in range(MAX_FAULTS):
+            stream = await evil.open_stream(keys[1].peer, control_protocol(MESH))
+            await stream.send_all(bytes(4))
+            with pytest.raises(Unreachable):
+                await stream.receive_into(memoryview(bytearray(1)))
+        async for event in evil.events():
+            if isinstance(event, PeerDown):
+                break
+        assert victim.hub.faults(keys[0].peer) == MAX_FAULTS
+        assert victim.transport.connected() == []

@@ -13,6 +13,7 @@ from trio.testing import MockClock
 from coppermesh.p2p import channel as channel_module
 from coppermesh.p2p.channel import MAX_REQUESTS, REPLY, REQUEST, Frame, Refusal, frame_bytes
 from coppermesh.p2p.control import (
+    MAX_FAULTS,
     ChannelDown,
     ChannelUp,
     ControlHub,
@@ -410,6 +411,20 @@ async def test_a_stream_from_the_wrong_side_is_a_fault(autojump_clock: MockClock
             await stream.receive_into(memoryview(bytearray(1)))
         assert both.low.faults(HIGH.peer) == 1
         assert await both.low.request(HIGH.peer, "echo", Word("a"), Word) == Word("a")
+
+
+async def test_a_peer_that_goes_on_breaking_the_protocol_loses_its_connection(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with pair() as both:
+        for _ in range(10):
+            await both.high_transport.dial(both.low_transport.addresses[0])
+            stream = await both.high_transport.open_stream(LOW.peer, control_protocol(MESH))
+            with pytest.raises(Unreachable):
+                await stream.receive_into(memoryview(bytearray(1)))
+            await trio.testing.wait_all_tasks_blocked()
+            assert (LOW.peer in both.high_transport.connected()) == (both.low.faults(HIGH.peer) < MAX_FAULTS)
+    assert caplog.text.count("broke the protocol") == MAX_FAULTS
 
 
 async def test_a_second_stream_from_the_opener_replaces_the_first(autojump_clock: MockClock) -> None:
