@@ -11,7 +11,7 @@ from pathlib import Path
 
 from coppermesh.exec import linux, pipe, sockets
 from coppermesh.exec.blackbox import BlackBox
-from coppermesh.exec.cuda_build import BUILD_SECONDS, Kernel, build_kernel, group_dies_with_me
+from coppermesh.exec.cuda_build import BUILD_SECONDS, Kernel, build_kernel
 from coppermesh.exec.cuda_toolchain import Toolchain
 from coppermesh.exec.errors import ExecError, plain_sentence
 
@@ -27,9 +27,8 @@ def main(sock: socket.socket, box: BlackBox, order: pipe.Fork, start: pipe.Start
         return
     request = pipe.decode_build(data)
     source = read_part(request.source, descriptors).decode(errors="strict")
-    with group_dies_with_me():
-        answer, library = _build(Kernel(source, request.name, request.options), start)
-        sockets.send(sock, pipe.encode(answer), [] if library is None else [library])
+    answer, library = _build(Kernel(source, request.name, request.options), start)
+    sockets.send(sock, pipe.encode(answer), [] if library is None else [library])
 
 
 def _build(kernel: Kernel, start: pipe.Start) -> tuple[pipe.Built, int | None]:

@@ -21,7 +21,9 @@ class Channel:
 
     async def send(self, data: bytes, descriptors: Sequence[int] = ()) -> None:
         """Send one message. Raises OSError where the other end has closed. A cancelled send sent nothing."""
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+        rights = (
+            [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+        )
         await self._sock.sendmsg([data], rights)
 
     async def receive(self) -> tuple[bytes, list[int]]:

@@ -30,7 +30,9 @@ _DEFINE = re.compile(r"-D(?P<name>[A-Za-z_]\w*)(?:=(?P<value>[A-Za-z0-9_.+-]*))?
 _STANDARD = re.compile(r"--?std=c\+\+(?P<year>11|14|17|20)")
 _IGNORED = re.compile(r"--?use_fast_math|--?fmad=(?:true|false)")
 """Speed for accuracy: the CPU build is always accurate and never contracts."""
-_INCLUDED_FROM = re.compile(r"^(?:In file included from| +from) module\.cpp:\d+[:,]\n|\./(?=kernel\.cu:)", re.MULTILINE)
+_INCLUDED_FROM = re.compile(
+    r"^(?:In file included from| +from) module\.cpp:\d+[:,]\n|\./(?=kernel\.cu:)", re.MULTILINE
+)
 _PATH = re.compile(r"(?<![\w.])/(?:[^\s:'\"()]+/)*([^\s:/'\"()]+)")
 
 
@@ -59,7 +61,9 @@ def build_kernel(kernel: Kernel, toolchain: Toolchain, directory: Path, cache: P
     standard, defines = _read_options(kernel.options)
     (directory / "kernel.cu").write_text(kernel.source)
     (directory / "module.cpp").write_text(
-        '#include "coppermesh_cuda.h"\n' + defines + f'#include "kernel.cu"\nCOPPERMESH_EXPORT({kernel.name})\n'
+        '#include "coppermesh_cuda.h"\n'
+        + defines
+        + f'#include "kernel.cu"\nCOPPERMESH_EXPORT({kernel.name})\n'
     )
     command = toolchain.arguments(standard, SHIM, "module.cpp", "module.so")
     status, log = _run_compiler(command, toolchain.environment(str(cache)), directory)
@@ -69,7 +73,9 @@ def build_kernel(kernel: Kernel, toolchain: Toolchain, directory: Path, cache: P
         with open(directory / "module.so", "rb") as file:
             return linux.sealed_file("coppermesh-kernel", file.read(MAX_LIBRARY_BYTES + 1))
     except OSError as error:
-        raise BuildFailed("kernel-build-limit", f"kernel {kernel.name}: the compiler left no library") from error
+        raise BuildFailed(
+            "kernel-build-limit", f"kernel {kernel.name}: the compiler left no library"
+        ) from error
 
 
 def _read_options(options: tuple[str, ...]) -> tuple[str, str]:
@@ -87,20 +93,27 @@ def _read_options(options: tuple[str, ...]) -> tuple[str, str]:
 
 
 def _run_compiler(command: list[str], environment: dict[str, str], directory: Path) -> tuple[int, str]:
-    """Exit status and messages, at most `MAX_LOG_BYTES` of them. Its children end with it."""
+    """Exit status and messages, at most `MAX_LOG_BYTES` of them. What it started ends with this process."""
     with open(directory / "log", "w+b") as log:
         try:
-            process = subprocess.Popen(
-                command, cwd=directory, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            process = subprocess.Popen(  # noqa: S603 - the compiler this machine's owner has, without a shell
+                command,
+                cwd=directory,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                process_group=0,
             )
         except OSError as error:
             raise BuildFailed("compiler-missing", f"the compiler does not start: {error.strerror}") from error
-        try:
-            status = process.wait(BUILD_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            status = _TIMED_OUT
+        with _group_dies_with_me(process.pid):
+            try:
+                status = process.wait(BUILD_SECONDS)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                status = _TIMED_OUT
         log.seek(0)
         return status, log.read(MAX_LOG_BYTES).decode(errors="replace")
 
@@ -116,7 +129,10 @@ def _explain(name: str, status: int, log: str) -> ExecError:
 
 
 def _out_of_resources(log: str) -> bool:
-    return any(sign in log for sign in ("out of memory", "Killed signal", "File size limit", "virtual memory exhausted"))
+    return any(
+        sign in log
+        for sign in ("out of memory", "Killed signal", "File size limit", "virtual memory exhausted")
+    )
 
 
 def scrub(text: str, directory: Path | None = None) -> str:
@@ -127,11 +143,11 @@ def scrub(text: str, directory: Path | None = None) -> str:
 
 
 @contextlib.contextmanager
-def group_dies_with_me() -> Iterator[None]:
-    """Within the block, every process of this process group is killed as soon as this process ends, however it ends.
+def _group_dies_with_me(group: int) -> Iterator[None]:
+    """Within the block, the process group is killed as soon as this process ends, however it ends.
 
-    A compiler driver starts compilers of its own, which no death signal reaches. A watcher in the same group waits on
-    a pipe whose other end only this process holds: when it closes, the watcher kills the group and itself.
+    A compiler driver starts compilers of its own, which no death signal reaches. A forked watcher waits on a pipe
+    whose other end only this process holds: when it closes, the watcher kills the group and ends.
     """
     reading, writing = os.pipe()
     watcher = os.fork()
@@ -139,7 +155,8 @@ def group_dies_with_me() -> Iterator[None]:
         os.closerange(3, reading)
         os.closerange(reading + 1, 1 << 20)
         os.read(reading, 1)
-        os.killpg(0, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
         os._exit(0)
     os.close(reading)
     try:

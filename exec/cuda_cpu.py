@@ -79,9 +79,9 @@ class _Library:
             self._library = ctypes.CDLL(f"/proc/self/fd/{descriptor}", mode=os.RTLD_NOW | os.RTLD_LOCAL)
         except OSError as error:
             raise KernelCompileError(name, f"the library does not load: {_reason(error)}") from error
-        self._handle = self._library._handle
+        self._handle = self._library._handle  # noqa: SLF001 - ctypes documents it for dlclose
         if not hasattr(self._library, name):
-            raise KernelCompileError(name, f'kernel.cu: error: kernel \'{name}\' must be declared extern "C"')
+            raise KernelCompileError(name, f"kernel.cu: error: kernel '{name}' must be declared extern \"C\"")
         self.run = self._library.coppermesh_run
         self.run.argtypes = [ctypes.POINTER(_LaunchState), ctypes.c_void_p]
         self.run.restype = None
@@ -146,12 +146,17 @@ class CudaCpu:
     ) -> None:
         if shared_bytes:
             raise RunFailed(
-                f"kernel {library.name}: shared memory is not possible on a CPU device", code="unsupported-feature"
+                f"kernel {library.name}: shared memory is not possible on a CPU device",
+                code="unsupported-feature",
             )
         _check_arguments(library, arguments)
         pointers, kept = _pass_arguments(arguments)
         blocks = grid[0] * grid[1] * grid[2]
-        wanted = 1 if blocks * block[0] * block[1] * block[2] < THREADS_WORTH_SHARING else min(self._team.size, blocks)
+        wanted = (
+            1
+            if blocks * block[0] * block[1] * block[2] < THREADS_WORTH_SHARING
+            else min(self._team.size, blocks)
+        )
         chunk = max(1, blocks // (wanted * CHUNKS_PER_THREAD))
         state = _LaunchState(tuple(grid), tuple(block), blocks, chunk, 0)
         self._note(f"kernel {library.name}")

@@ -43,11 +43,30 @@ HEADERS = frozenset(
 """Names that a kernel may include: each exists in `SHIM`."""
 
 _DIRECTIVES = frozenset(
-    {"", "define", "undef", "if", "ifdef", "ifndef", "elif", "else", "endif", "error", "warning", "line", "pragma", "include"}
+    {
+        "",
+        "define",
+        "undef",
+        "if",
+        "ifdef",
+        "ifndef",
+        "elif",
+        "else",
+        "endif",
+        "error",
+        "warning",
+        "line",
+        "pragma",
+        "include",
+    }
 )
-_PRAGMAS = frozenset({"unroll", "nounroll", "once", "pack", "nv_diag_suppress", "diag_suppress", "nv_exec_check_disable"})
+_PRAGMAS = frozenset(
+    {"unroll", "nounroll", "once", "pack", "nv_diag_suppress", "diag_suppress", "nv_exec_check_disable"}
+)
 _GENERATED = re.compile(r'\s*\d{1,6}\s*"(?:preamble|operation|generated)"\s*')
-_INCLUDE = re.compile(r'\s*(?:<(?P<system>[\w.]+(?:/[\w.]+)*)>|"(?P<own>[\w.]+(?:/[\w.]+)*)")\s*(?://[^\n]*)?')
+_INCLUDE = re.compile(
+    r'\s*(?:<(?P<system>[\w.]+(?:/[\w.]+)*)>|"(?P<own>[\w.]+(?:/[\w.]+)*)")\s*(?://[^\n]*)?'
+)
 
 _ASSEMBLY = "inline assembly"
 _READS_HOST = "asking for headers of this machine"
@@ -161,7 +180,9 @@ def check_cpu_source(source: str, options: Sequence[str] = ()) -> None:
     found += [(0, what) for _, what in _check_words(_Text(""), option_tokens)]
     pasted = next((token for token in tokens if token.text in ("##", "%:%:")), None)
     if pasted is not None and (word := _spellable([*tokens, *option_tokens])):
-        found.append((text.line(pasted.start), f"## where {word} could be spelled out of this source's tokens"))
+        found.append(
+            (text.line(pasted.start), f"## where {word} could be spelled out of this source's tokens")
+        )
     if found:
         _refuse(found)
 
@@ -195,13 +216,15 @@ def _tokens(text: _Text) -> Iterator[Token]:
     previous: Token | None = None
     while position < length:
         match = _TOKEN.match(text.text, position)
-        if match is None or text.text.startswith("/*", position) and match.lastgroup != "comment":
+        if match is None or (text.text.startswith("/*", position) and match.lastgroup != "comment"):
             raise SourceRefused(f"line {text.line(position)}: {_strange(text.text, position)}")
         kind = match.lastgroup or "other"
         token = Token(kind, match.group(), match.start(), match.end())
         position = match.end()
         if kind == "string" and previous and previous.text in _RAW_PREFIXES and previous.end == token.start:
-            raise SourceRefused(f"line {text.line(token.start)}: raw string literals are not possible in a kernel")
+            raise SourceRefused(
+                f"line {text.line(token.start)}: raw string literals are not possible in a kernel"
+            )
         if kind not in ("blank", "comment"):
             yield token
         previous = token
@@ -222,9 +245,9 @@ def _check_directives(text: _Text, tokens: Sequence[Token]) -> Iterator[tuple[in
     """Line and name of every directive that is not allowed."""
     at_start = True
     for position, token in enumerate(tokens):
-        if at_start and token.text in ("#", "%:"):
-            if what := _directive_fault(text, tokens[position + 1 : position + 3], token):
-                yield text.line(token.start), what
+        begins = at_start and token.text in ("#", "%:")
+        if begins and (what := _directive_fault(text, tokens[position + 1 : position + 3], token)):
+            yield text.line(token.start), what
         at_start = token.kind == "newline"
 
 

@@ -82,7 +82,7 @@ class Toolchain:
         name = Path(self.command[0]).name
         question = ["version"] if self.family == "zig" else ["-dumpfullversion", "-dumpversion"]
         try:
-            answer = subprocess.run(
+            answer = subprocess.run(  # noqa: S603 - a compiler found on PATH, or the owner's choice
                 [self.command[0], *question],
                 env={"PATH": SYSTEM_PATH, "LC_ALL": "C"},
                 stdin=subprocess.DEVNULL,

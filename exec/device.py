@@ -91,7 +91,7 @@ def probe_gpus() -> list[DeviceInfo]:
     command = [sys.executable, "-I", "-m", "coppermesh.exec.device"]
     environment = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
     try:
-        answer = subprocess.run(
+        answer = subprocess.run(  # noqa: S603 - this very module
             command,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -100,7 +100,9 @@ def probe_gpus() -> list[DeviceInfo]:
             timeout=PROBE_SECONDS,
             check=True,
         )
-        return [DeviceInfo(**{**gpu, "features": tuple(gpu["features"])}) for gpu in json.loads(answer.stdout)]
+        return [
+            DeviceInfo(**{**gpu, "features": tuple(gpu["features"])}) for gpu in json.loads(answer.stdout)
+        ]
     except (OSError, subprocess.SubprocessError, ValueError, TypeError, KeyError):
         return []
 

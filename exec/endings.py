@@ -46,8 +46,12 @@ def explain_exit(exit_code: int | None, stage: str, printed: str, cpu_seconds: i
         sentence = f"the worker has used up its {cpu_seconds} s of processor time{where}"
         return Answer("job-failed", "cpu-limit", sentence, printed)
     if exit_code < 0:
-        return Answer("job-failed", "crashed", f"the worker died of {_signal_words(-exit_code)}{where}", printed)
-    return Answer("job-failed", "crashed", f"the worker process ended with status {exit_code}{where}", printed)
+        return Answer(
+            "job-failed", "crashed", f"the worker died of {_signal_words(-exit_code)}{where}", printed
+        )
+    return Answer(
+        "job-failed", "crashed", f"the worker process ended with status {exit_code}{where}", printed
+    )
 
 
 def explain_wall_limit(stage: str, printed: str, limit_s: float) -> Answer:

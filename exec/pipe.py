@@ -229,5 +229,3 @@ def plain_detail(text: str) -> str:
     mark = "\n[...]\n"
     head = MAX_DETAIL * 3 // 4
     return kept[:head] + mark + kept[len(kept) - (MAX_DETAIL - head - len(mark)) :]
-
-

@@ -109,7 +109,9 @@ class Supervisor:
         try:
             with trio.move_on_after(BUILD_SECONDS + BUILD_GRACE_SECONDS):
                 return await _ask_builder(channel, request, source)
-            return pipe.Built("kernel-build-limit", f"kernel {request.name}: the compiler does not end", ""), []
+            return pipe.Built(
+                "kernel-build-limit", f"kernel {request.name}: the compiler does not end", ""
+            ), []
         finally:
             with trio.CancelScope(shield=True):
                 channel.close()
@@ -154,12 +156,14 @@ class Supervisor:
     async def _remove(self, directory: Path) -> None:
         # In the usual case the directory is empty, and asking costs less than a thread.
         try:
-            directory.rmdir()
+            os.rmdir(directory)
         except OSError:
             await trio.to_thread.run_sync(_remove_quietly, directory)
 
 
-async def _ask_builder(channel: Channel, request: pipe.Build, source: list[int]) -> tuple[pipe.Built, list[int]]:
+async def _ask_builder(
+    channel: Channel, request: pipe.Build, source: list[int]
+) -> tuple[pipe.Built, list[int]]:
     try:
         await channel.send(pipe.encode(request), source)
         data, descriptors = await channel.receive()

@@ -69,7 +69,8 @@ def find_blas_setter() -> Callable[[int], None] | None:
             if setter is not None:
                 setter.argtypes = [ctypes.c_int]
                 setter.restype = None
-                return lambda count, call=setter: call(count)
+                found: Callable[[int], None] = setter
+                return found
     return None
 
 

@@ -38,7 +38,7 @@ LARGEST_SOURCE = 4 * MAX_SOURCE_CHARACTERS
 """Bytes of a kernel's source that must fit into a file whatever the limit on outputs is."""
 REMEMBERED_BYTES = 256 * 1024
 """Programs up to this size are remembered as checked, for the tiles of one picture."""
-PROVIDER_CODES = frozenset({"device-error", "no-kernel-backend", "compiler-missing"})
+PROVIDER_CODES = frozenset({"device-error", "no-kernel-backend", "compiler-missing", "worker-unavailable"})
 """Failures that are this machine's doing; every other one is the program's."""
 
 set_blas_threads = find_blas_setter()
@@ -129,7 +129,9 @@ class Worker:
         except MemoryError as error:
             limit = format_bytes(self._order.memory_bytes)
             said = str(error) or "an allocation failed"
-            answer = self._failed(message.number, "memory-limit", f"{said}; the job's memory limit is {limit}", "")
+            answer = self._failed(
+                message.number, "memory-limit", f"{said}; the job's memory limit is {limit}", ""
+            )
         except Exception as error:  # noqa: BLE001 - a bug here is this provider's failure, and must be told
             said = f"{type(error).__name__}: {error}"
             answer = self._failed(message.number, "internal-error", said, traceback.format_exc(), "provider")
@@ -166,7 +168,9 @@ class Worker:
     def _build_elsewhere(self, kernel: Kernel) -> int:
         """Ask the agent for a builder. Gives the library; raises what the builder raised."""
         source = kernel.source.encode()
-        files = [] if len(source) <= pipe.MAX_INLINE_BYTES else [linux.sealed_file("coppermesh-source", source)]
+        files = (
+            [] if len(source) <= pipe.MAX_INLINE_BYTES else [linux.sealed_file("coppermesh-source", source)]
+        )
         part = len(source) if files else source
         try:
             sockets.send(self._sock, pipe.encode(pipe.Build(part, kernel.name, kernel.options)), files)
@@ -243,7 +247,8 @@ def _unmap(inputs: _Inputs) -> None:
 def _hand_over(number: int, output: Array) -> int:
     """The array's bytes as a file that nobody can change any more."""
     try:
-        return linux.sealed_file("coppermesh-output", memoryview(np.ascontiguousarray(output).reshape(-1)).cast("B"))
+        octets = np.ascontiguousarray(output).reshape(-1).view(np.uint8)
+        return linux.sealed_file("coppermesh-output", octets.data)
     except OSError as error:
         raise RunFailed(
             f"output {number} ({format_bytes(output.nbytes)}) could not be stored: {error.strerror}",

@@ -19,7 +19,13 @@ from coppermesh.exec.budget import format_bytes
 from coppermesh.exec.buffers import adopt_outputs, prepare_parts
 from coppermesh.exec.channel import Channel
 from coppermesh.exec.cuda_build import scrub
-from coppermesh.exec.endings import Answer, explain_exit, explain_nonsense, explain_unavailable, explain_wall_limit
+from coppermesh.exec.endings import (
+    Answer,
+    explain_exit,
+    explain_nonsense,
+    explain_unavailable,
+    explain_wall_limit,
+)
 from coppermesh.exec.errors import plain_sentence
 from coppermesh.exec.keeper import Child, WorkerUnavailable
 from coppermesh.exec.meter import Meter
@@ -48,7 +54,9 @@ class Workshop(Protocol):
     """What a worker needs of its supervisor."""
 
     @property
-    def meter(self) -> Meter: ...
+    def meter(self) -> Meter:
+        """What measures the device's energy."""
+        ...
 
     async def make_process(self, limits: WorkerLimits, kernels: bool) -> Process:
         """A new worker process. Raises WorkerUnavailable."""
@@ -136,7 +144,9 @@ class Worker:
             wall_us = (time.perf_counter_ns() - began) // 1000
             if answer is None:
                 process.child.kill()
-                answer = explain_wall_limit(scrub(process.box.stage()), scrub(process.box.output()), wall_limit_s)
+                answer = explain_wall_limit(
+                    scrub(process.box.stage()), scrub(process.box.output()), wall_limit_s
+                )
                 process.spoiled = True
         finally:
             # Also when cancelled from outside: nobody may find the process in the middle of a program.
@@ -200,7 +210,9 @@ class Worker:
             return Answer("job-failed", "output-limit", sentence)
         if output_sizes is not None and list(message.outputs) != list(output_sizes):
             raise pipe.PipeError("outputs of other sizes than the program's")
-        return Answer("ok", "ok", outputs=adopt_outputs(message.outputs, descriptors), device_us=message.device_us)
+        return Answer(
+            "ok", "ok", outputs=adopt_outputs(message.outputs, descriptors), device_us=message.device_us
+        )
 
     async def _build(self, process: Process, request: pipe.Build, descriptors: list[int]) -> None:
         if len(descriptors) != pipe.files_in([request.source]):

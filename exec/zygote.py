@@ -55,7 +55,9 @@ class Zygote:
         os.set_blocking(wake_reading, False)
         os.set_blocking(wake_writing, False)
         signal.set_wakeup_fd(wake_writing)
-        signal.signal(signal.SIGCHLD, lambda *_: None)  # a handler, so that the wake-up descriptor is written to
+        signal.signal(
+            signal.SIGCHLD, lambda *_: None
+        )  # a handler, so that the wake-up descriptor is written to
         poller = select.poll()
         poller.register(self._control, select.POLLIN)
         poller.register(wake_reading, select.POLLIN)
@@ -106,12 +108,8 @@ class Zygote:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             sock, box = take_descriptors(descriptors)
-            from coppermesh.exec import builder, worker  # loaded already; here, because they import this folder's rest
-
-            if order.role == "worker":
-                worker.main(sock, box, order, self._start)
-            else:
-                builder.main(sock, box, order, self._start)
+            serve = importlib.import_module(f"coppermesh.exec.{order.role}")  # loaded already, by `preload`
+            serve.main(sock, box, order, self._start)
             status = 0
         except BaseException as error:  # noqa: BLE001 - nothing may return into the zygote's loop
             os.write(2, f"{type(error).__name__}: {error}".encode()[:1000])
