@@ -16,11 +16,11 @@ from coppermesh.agent.provider import Provider
 from coppermesh.p2p.announcements import LIFETIME_US, AnnouncementBook, AnnouncementPacer, Verdict
 from coppermesh.p2p.control import ControlHub
 from coppermesh.p2p.discovery import DialPlan
-from coppermesh.p2p.encoding import encode
-from coppermesh.p2p.envelope import sign_record, to_bytes
+from coppermesh.p2p.encoding import decode, encode
+from coppermesh.p2p.envelope import from_bytes, sign_record, to_bytes
 from coppermesh.p2p.errors import MeshError
 from coppermesh.p2p.ids import MeshId, PeerId, short_peer
-from coppermesh.p2p.messages import AnnouncementReply, Nothing
+from coppermesh.p2p.messages import MAX_OTHERS, AnnouncementReply, Nothing
 from coppermesh.p2p.records import Announcement, SignedRecord
 from coppermesh.p2p.signing import PeerKey
 from coppermesh.p2p.transport import Transport
@@ -103,21 +103,32 @@ class Announcer:
         except MeshError as error:
             _log.debug("no announcement from %s: %s", short_peer(peer), error)
             return
-        if reply.announcement is not None:
-            self._take(peer, to_bytes(reply.announcement))
+        for signed in [reply.announcement, *reply.others]:
+            if signed is not None:
+                data = to_bytes(signed)
+                if self._take(data, asked=peer if signed is reply.announcement else None) is Verdict.ACCEPTED:
+                    # Others may have missed it too, as we had.
+                    await self._publish(data)
+
+    def reply_to(self, peer: PeerId) -> AnnouncementReply:
+        """Our newest announcement, and as many of others as an answer holds."""
+        known = [opened for opened in self._book.current(self._now_us()) if opened.signer not in (peer, self._key.peer)]
+        newest = sorted(known, key=lambda opened: opened.record.issued_us, reverse=True)[:MAX_OTHERS]
+        return AnnouncementReply(self.newest, [opened.signed for opened in newest])
 
     def _validate(self, source: PeerId, data: bytes) -> bool:
-        return not self._take(source, data).is_misbehaviour
+        return not self._take(data).is_misbehaviour
 
-    def _take(self, source: PeerId, data: bytes) -> Verdict:
-        verdict = self._book.offer(data, self._now_us())
+    def _take(self, data: bytes, asked: PeerId | None = None) -> Verdict:
+        """Judge what was heard; `asked` is the peer that handed out its own on our asking."""
+        verdict = self._book.offer(data, self._now_us(), source=asked)
         if verdict is Verdict.ACCEPTED:
             if self.first_heard_us is None:
                 self.first_heard_us = self._now_us()
-            opened = self._book.get(source)
-            if opened is not None and self.plan is not None:
+            record = decode(Announcement, from_bytes(data).body, max_bytes=Announcement.MAX_BYTES)
+            if self.plan is not None:
                 own = self._transport.addresses
-                self.plan.learn(source, opened.record.addresses, own, trio.current_time())
+                self.plan.learn(PeerId(record.peer), record.addresses, own, trio.current_time())
             self._heard()
         return verdict
 
@@ -129,17 +140,17 @@ class Announcer:
             if wait_us == 0:
                 self._make(content)
                 self._pacer.announced(content, self._now_us())
-                await self._publish()
+                assert self._newest is not None
+                await self._publish(to_bytes(self._newest))
                 continue
             with trio.move_on_after(wait_us / 1e6):
                 await self._changed.wait()
                 # Several things change together when a lease starts or ends: say them once.
                 await trio.sleep(0.05)
 
-    async def _publish(self) -> None:
-        assert self._newest is not None
+    async def _publish(self, data: bytes) -> None:
         try:
-            await self._transport.publish(announcement_topic(self._mesh), to_bytes(self._newest))
+            await self._transport.publish(announcement_topic(self._mesh), data)
         except MeshError as error:
             _log.warning("announcement not published: %s", error)
 

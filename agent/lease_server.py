@@ -134,7 +134,8 @@ class LeaseServer:
         self._tasks[number] = accepted
         self._pin(accepted)
         try:
-            await self._ledger.commit(TaskTaken(task.signed))
+            with trio.CancelScope(shield=True):
+                await self._ledger.commit(TaskTaken(task.signed))
             self._queue_in.send_nowait(accepted)
         except trio.WouldBlock:
             self._forget(accepted)

@@ -7,8 +7,9 @@ started outlives the block. The parts know each other only through what is passe
 import os
 import random
 import secrets
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -31,7 +32,7 @@ from coppermesh.agent.result_intake import ResultIntake
 from coppermesh.agent.result_outbox import ResultOutbox
 from coppermesh.agent.task_driver import TaskDriver
 from coppermesh.exec.device import DeviceInfo, probe_devices
-from coppermesh.exec.supervisor import open_supervisor
+from coppermesh.exec.supervisor import Supervisor, open_supervisor
 from coppermesh.p2p.announcements import AnnouncementBook
 from coppermesh.p2p.blob_store import BlobStore, open_blob_store
 from coppermesh.p2p.control import ChannelUp, ControlHub, Handler, open_control_hub
@@ -57,6 +58,18 @@ from coppermesh.p2p.transport import Transport
 
 SOFTWARE = "coppermesh/0.1.0"
 IDLE_POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a node is built on. Tests put other implementations of the same interfaces here."""
+
+    transport: Callable[..., AbstractAsyncContextManager[Transport]] = open_libp2p_transport
+    """Called with key, mesh and `listen=`."""
+    supervisor: Callable[..., AbstractAsyncContextManager[Supervisor]] = open_supervisor
+    """Called with a device and `scratch=`."""
+    probe: Callable[[], list[DeviceInfo]] = probe_devices
+    """Blocking; called in a thread."""
 
 
 class Node:
@@ -117,7 +130,7 @@ class Node:
         return reply
 
     async def _on_announcement(self, peer: PeerId, request: Nothing) -> AnnouncementReply:
-        return AnnouncementReply(self.announcer.newest)
+        return self.announcer.reply_to(peer)
 
     async def _on_ping(self, peer: PeerId, request: Nothing) -> Nothing:
         return Nothing()
@@ -168,24 +181,25 @@ class Node:
 
 
 @asynccontextmanager
-async def open_node(home: Home, config: Config) -> AsyncIterator[Node]:
+async def open_node(home: Home, config: Config, parts: Parts | None = None) -> AsyncIterator[Node]:
     """Run an agent for the length of the block. The caller holds the home's lock.
 
     Raises IdentityError, HomeError, LedgerUnusable, and OSError where the listening address is taken.
     """
+    parts = parts or Parts()
     mesh = mesh_id(config.mesh)
     key = PeerKey.load_or_create(home.key_path(mesh))
     async with AsyncExitStack() as stack:
         ledger = await stack.enter_async_context(open_ledger(home.ledger_path(mesh), mesh, key.peer))
         store = await stack.enter_async_context(
-            open_blob_store(home.store_path(mesh), quota_bytes=config.store_bytes)
+            open_blob_store(home.store_path(mesh), quota_bytes=config.store_bytes, owner=key.peer)
         )
-        transport = await stack.enter_async_context(open_libp2p_transport(key, mesh, listen=config.listen))
+        transport = await stack.enter_async_context(parts.transport(key, mesh, listen=config.listen))
         node = Node(home, config, key, mesh, transport)
         node.ledger, node.store = ledger, store
         node.outbox = ResultOutbox(lambda: node.hub, mesh, ledger, store, now_us=now_us)
         if config.provide:
-            node.provider = await _open_provider(stack, node)
+            node.provider = await _open_provider(stack, node, parts)
         BlobService(transport, mesh, store, admit=node.provider.admits_blob if node.provider else _admit_nothing)
         node.hub = await stack.enter_async_context(
             open_control_hub(transport, mesh, key.peer, handlers=node.handlers(), clock=now_us, software=SOFTWARE)
@@ -223,14 +237,14 @@ async def _start(nursery: trio.Nursery, node: Node) -> None:
     await nursery.start(node.api.serve)
 
 
-async def _open_provider(stack: AsyncExitStack, node: Node) -> Provider:
+async def _open_provider(stack: AsyncExitStack, node: Node, parts: Parts) -> Provider:
     """Probe the devices and start a zygote for each one on offer: the GPUs, or the CPU where there is none."""
-    found = await trio.to_thread.run_sync(probe_devices)
+    found = await trio.to_thread.run_sync(parts.probe)
     gpus = [device for device in found if device.kind == "cuda" and device.features]
     served = []
     for info in gpus or [device for device in found if device.kind == "cpu"]:
         scratch = node.home.scratch_path / info.device
-        supervisor = await stack.enter_async_context(open_supervisor(info, scratch=scratch))
+        supervisor = await stack.enter_async_context(parts.supervisor(info, scratch=scratch))
         served.append(ServedDevice(info, _offer(info, node.config), supervisor))
     return Provider(
         node.key, node.mesh, node.ledger, node.store, served, node.outbox,

@@ -175,9 +175,11 @@ class Provider:
             raise Refused("busy", "the bid's reservation has expired: order again")
         signed = sign_record(self._key, lease.record)
         try:
-            await self._ledger.commit(
-                LeaseAgreed(lease.id, signed, lease.signed, talk.order.signed, talk.bid.signed)
-            )
+            # Cancelled when the peer's channel ends: a lease in the ledger must have its server, which ends it.
+            with trio.CancelScope(shield=True):
+                await self._ledger.commit(
+                    LeaseAgreed(lease.id, signed, lease.signed, talk.order.signed, talk.bid.signed)
+                )
         except MeshError:
             self.reservations.release_lease(lease.id)
             raise

@@ -15,6 +15,8 @@ Outputs are fetched and verified before the lane's turn is taken, so that a slow
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import trio
+
 from coppermesh.agent.held_leases import HeldLease, Lane, Outstanding, TaskOutcome
 from coppermesh.agent.ledger import EvidenceFound, ReceiptSettled
 from coppermesh.agent.ledger_reader import ReceiptContext
@@ -117,11 +119,6 @@ class ResultIntake:
         lease, task = found.lease, found.task
         if lease is None or task is None or lease.record.provider != peer:
             raise RemoteProtocolError("a receipt for a lease or task that this peer never had from us")
-        if found.rival is not None:
-            records = (found.rival.signed, receipt.signed)
-            text = f"two receipts for place {receipt.record.sequence} of one lane"
-            await self._ledger.commit(EvidenceFound("equivocation", peer, records, self._now_us(), text))
-            raise RemoteProtocolError(f"equivocation: {text}")
         lane = self._lane_of(lease, found.head)
         return _Case(
             peer, request, receipt, lease.record, task, lane, None, found.given_up, found.already_paid, None
@@ -179,14 +176,16 @@ class ResultIntake:
             observed_us=self._observed_us(case), given_up=given_up, already_paid=case.paid,
         )
         if verdict in REFUSALS:
-            self._tell(case, "evidence", f"receipt refused: {verdict}")
-            raise Refused(verdict, f"the receipt has no place on its lane: {verdict}")
+            await self._keep_proof(case, verdict)
+            raise RemoteProtocolError(f"the receipt has no place on its lane: {verdict}")
         countersignature = build_countersignature(receipt, verdict, head, self._now_us())
         signed = sign_record(self._key, countersignature)
         if attempt is not None:
             attempt.begin_settling()
         try:
-            await self._ledger.commit(*self._entries(case, signed, verdict, problem))
+            # This handler is cancelled when the peer's channel ends; what is committed must still be concluded.
+            with trio.CancelScope(shield=True):
+                await self._ledger.commit(*self._entries(case, signed, verdict, problem))
             case.lane.head = head.after(receipt, countersignature.accepted_cumulative)
             self._conclude(case, countersignature, problem)
         except MeshError as error:
@@ -195,6 +194,15 @@ class ResultIntake:
             if attempt is not None:
                 attempt.end_settling()
         return ResultReply(signed)
+
+    async def _keep_proof(self, case: _Case, verdict: str) -> None:
+        """An honest provider never sends this: keep what proves it. Two receipts for one place prove the most."""
+        found = await self._ledger.context(case.receipt)
+        kind = "equivocation" if found.rival is not None else verdict
+        records = (case.receipt.signed,) if found.rival is None else (found.rival.signed, case.receipt.signed)
+        text = f"receipt for place {case.receipt.record.sequence} of its lane"
+        self._tell(case, "evidence", f"{kind}: {text}")
+        await self._ledger.commit(EvidenceFound(kind, case.peer, records, self._now_us(), text))
 
     async def _answered_meanwhile(self, case: _Case) -> SignedRecord | None:
         """The countersignature, where the same receipt was settled while this copy of it waited."""

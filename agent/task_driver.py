@@ -184,7 +184,8 @@ class TaskDriver:
 
     async def _await_result(self, held: HeldLease, attempt: Outstanding) -> None:
         """Wait for the outcome that the result's handler sets; a provider that never delivers is at fault."""
-        seconds = held.record.depth * held.record.wall_limit_us / 1e6 + GRACE_SECONDS
+        queued = sum(other.outcome is None for other in held.outstanding.values())
+        seconds = queued * held.record.wall_limit_us / 1e6 + GRACE_SECONDS
         with trio.move_on_after(seconds):
             await attempt.ended.wait()
             return

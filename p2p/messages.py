@@ -29,6 +29,8 @@ INLINE_BYTES = 192 * 1024
 """Blobs of up to this many bytes in all ride inside a task or result message."""
 MAX_FRAME_BYTES = 1024 * 1024
 MAX_DETAIL_BYTES = 16 * 1024
+MAX_OTHERS = 64
+"""Announcements of other peers that one answer hands on."""
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -50,9 +52,10 @@ class Hello(Message, frozen=True):
 
 
 class AnnouncementReply(Message, frozen=True):
-    """The peer's newest announcement, or nil where it announces nothing (a requester-only agent)."""
+    """The peer's newest announcement, or nil where it announces nothing, and the newest of others that it knows."""
 
     announcement: SignedRecord | None
+    others: Annotated[list[SignedRecord], Meta(max_length=MAX_OTHERS)]
 
 
 class OrderRequest(Message, frozen=True):

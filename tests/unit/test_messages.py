@@ -33,8 +33,8 @@ BLOB = InlineBlob(root=bytes(32), data=b"12345")
 EXAMPLES: list[Message] = [
     Nothing(),
     Hello(mesh=bytes(16), peer=bytes(32), software="coppermesh 0.1.0", time_us=1),
-    AnnouncementReply(announcement=None),
-    AnnouncementReply(announcement=SIGNED),
+    AnnouncementReply(announcement=None, others=[]),
+    AnnouncementReply(announcement=SIGNED, others=[SIGNED]),
     OrderRequest(order=SIGNED),
     OrderReply(bid=SIGNED, decline=None),
     OrderReply(bid=None, decline=SIGNED),

@@ -1,0 +1,170 @@
+"""Jobs between real agents: answers, receipts, the story, and what goes wrong told at the right place."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import coppermesh as cm
+from coppermesh.agent.client import JobFailed, Mesh
+from coppermesh.agent.screens import printable
+
+xp = cm.xp
+
+pytestmark = pytest.mark.processes
+
+SMOOTH = r"""
+extern "C" __global__ void smooth(const float* in, float* out, int n) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i > 0 && i < n - 1) out[i] = (in[i - 1] + in[i] + in[i + 1]) / 3.0f;
+}
+"""
+
+
+def run_cli(*arguments: str, home: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """One command of the command line in a process of its own."""
+    command = [sys.executable, "-m", "coppermesh.agent.cli", *arguments]
+    if home is not None:
+        command += ["--home", str(home)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def smooth_reference(values: np.ndarray) -> np.ndarray:
+    expected = np.zeros_like(values)
+    expected[1:-1] = (values[:-2] + values[1:-1] + values[2:]) / np.float32(3)
+    return expected
+
+
+def test_a_job_from_array_to_receipt_file(lab, tmp_path):
+    """What README promises by hand: compute, list, show, save, verify, explain."""
+    client = lab.start(2)
+    values = np.random.default_rng(3).random(1000, dtype=np.float32)
+    y = xp.zeros(1000, dtype=xp.float32)
+    cm.RawKernel(SMOOTH, "smooth")((8,), (128,), (xp.asarray(values), y, np.int32(1000)))
+    job = client.submit(y, xp.sum(xp.asarray(values) * 2))
+    smoothed, total = job.result()
+    np.testing.assert_allclose(smoothed, smooth_reference(values), rtol=1e-6)
+    np.testing.assert_allclose(total, values.sum() * 2, rtol=1e-5)
+    assert job.receipt["amount"] > 0
+
+    home = lab.mesh.home("requester").path
+    rows = json.loads(run_cli("receipts", "--json", home=home).stdout)
+    assert [row["id"] for row in rows] == [job.receipt["id"]]
+    assert rows[0]["verdict"] == "accepted"
+    file = tmp_path / "receipt"
+    assert run_cli("receipts", "save", job.receipt["id"][:10], str(file), home=home).returncode == 0
+    verified = run_cli("receipts", "verify", str(file), "--json")
+    assert verified.returncode == 0
+    assert json.loads(verified.stdout)["receipt"]["id"] == job.receipt["id"]
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    broken = run_cli("receipts", "verify", str(file))
+    assert broken.returncode == 1
+    assert "NOT VALID" in broken.stdout
+
+    story = run_cli("explain", job.id[:8], home=home).stdout
+    for word in ("asked", "bid", "lease", "task sent", "receipt accepted", "job done"):
+        assert word in story
+
+
+def test_reading_commands_print_tables_and_json(lab):
+    lab.start(1)
+    home = lab.mesh.home("requester").path
+    for verb, key in (("status", "peer"), ("peers", "peers"), ("devices", "devices")):
+        answer = run_cli(verb, "--json", home=home)
+        assert answer.returncode == 0
+        assert key in json.loads(answer.stdout)
+        table = run_cli(verb, home=home)
+        assert table.stdout.strip()
+        assert not table.stderr
+
+
+def test_paused_provider_declines_with_its_reason_and_resumes(lab):
+    client = lab.start(1)
+    provider = lab.mesh.home("provider-1").path
+    assert run_cli("pause", home=provider).returncode == 0
+    with pytest.raises(JobFailed) as failure:
+        client.compute(xp.asarray([1.0]) + 1, deadline_s=3.0)
+    assert failure.value.code == "no-provider"
+    assert "paused" in str(failure.value)
+    assert run_cli("resume", home=provider).returncode == 0
+    assert client.compute(xp.asarray([1.0]) + 1) == 2.0
+
+
+def test_no_provider_at_all_is_said_after_the_deadline_and_nothing_runs_here(lab):
+    client = lab.start(0)
+    with pytest.raises(JobFailed) as failure:
+        client.compute(xp.asarray([1.0]) + 1, deadline_s=1.0)
+    assert failure.value.code == "no-provider"
+    assert "0 peers connected" in str(failure.value)
+
+
+def test_strangers_kernels_are_declined_and_their_array_programs_run(lab):
+    """Without the sandbox, native code runs only for peers named by --allow."""
+    lab.mesh.start(["provider-1"])
+    lab.mesh.start(["requester"], "--requester-only")
+    client = lab.client()
+    lab.await_providers(client, 1)
+    y = xp.zeros(8, dtype=xp.float32)
+    cm.RawKernel(SMOOTH, "smooth")((1,), (8,), (xp.zeros(8, dtype=xp.float32), y, np.int32(8)))
+    with pytest.raises(JobFailed) as failure:
+        client.compute(y, deadline_s=3.0)
+    assert "--allow" in str(failure.value)
+    assert client.compute(xp.asarray([2.0]) * 3) == 6.0
+
+
+def test_the_compilers_message_reaches_the_submitter(lab):
+    client = lab.start(1)
+    source = SMOOTH.replace("out[i] =", "out[i] = undeclared +")
+    y = xp.zeros(8, dtype=xp.float32)
+    cm.RawKernel(source, "smooth")((1,), (8,), (xp.zeros(8, dtype=xp.float32), y, np.int32(8)))
+    with pytest.raises(JobFailed) as failure:
+        client.compute(y)
+    assert failure.value.code == "kernel-compile"
+    assert "undeclared" in failure.value.detail
+    line = 1 + source[: source.index("undeclared")].count("\n")
+    assert f":{line}:" in failure.value.detail
+    assert client.compute(xp.asarray([1.0]) + 1) == 2.0
+
+
+def test_an_endless_kernel_ends_at_its_wall_limit(lab):
+    client = lab.start(1)
+    source = r"""extern "C" __global__ void spin(volatile float* out) { while (out[0] >= 0.0f) out[0] = 1.0f; }"""
+    y = xp.zeros(1, dtype=xp.float32)
+    cm.RawKernel(source, "spin")((1,), (1,), (y,))
+    with pytest.raises(JobFailed) as failure:
+        client.compute(y, wall_limit_s=1.0)
+    assert failure.value.code == "wall-limit"
+    assert client.compute(xp.asarray([1.0]) + 1) == 2.0
+
+
+def test_an_impossible_array_is_refused_at_once(lab):
+    """100 TiB: refused by the submitter's own agent, before anybody is asked."""
+    client = lab.start(1)
+    huge = xp.zeros((100 << 40,), dtype=xp.uint8)
+    with pytest.raises(cm.MeshError) as failure:
+        client.compute(xp.sum(huge))
+    assert str(100 << 40) in str(failure.value).replace(",", "") or "TiB" in str(failure.value)
+
+
+def test_a_second_job_on_the_same_inputs_sends_them_once(lab):
+    client = lab.start(1)
+    values = np.random.default_rng(5).random(1 << 20, dtype=np.float32)
+    x = xp.asarray(values)
+    np.testing.assert_allclose(client.compute(x + 1), values + 1)
+    before = stored_bytes(client, lab)
+    np.testing.assert_allclose(client.compute(x + 2), values + 2)
+    assert stored_bytes(client, lab) - before < 2 * values.nbytes
+
+
+def stored_bytes(client: Mesh, lab) -> int:
+    status = json.loads(run_cli("status", "--json", home=lab.mesh.home("provider-1").path).stdout)
+    return int(status["store"]["received_bytes"]) if "received_bytes" in status["store"] else int(status["store"]["used_bytes"])
+
+
+def test_printable_hides_what_steers_a_terminal():
+    assert printable("a\x1b[2Jb\n") == "a\\x1b[2Jb\n"

@@ -1,0 +1,296 @@
+"""Whole agents in one process, over the in-memory network: honest ones, and bad actors as first-class nodes.
+
+Ledger, store, control channels, negotiation and receipts are the real ones. Only the wire is in memory, and the worker
+is scripted where a test is about the protocol and not about execution.
+"""
+
+import json
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trio
+
+import coppermesh.exec.xp as xp
+from coppermesh.agent import result_outbox, task_driver
+from coppermesh.agent.client import JobOptions
+from coppermesh.agent.config import Config
+from coppermesh.agent.home import Home
+from coppermesh.agent.local_messages import Blob, JobEvent, SubmitCall, TaskSpec, WaitCall
+from coppermesh.agent.node import Node, Parts, open_node
+from coppermesh.agent.result_outbox import PendingResult
+from coppermesh.exec.device import DeviceInfo
+from coppermesh.exec.recorder import Array, trace
+from coppermesh.exec.supervisor import InputBuffer, OutputBuffer, RunOutcome, WorkerLimits
+from coppermesh.p2p.blobs import digest_of
+from coppermesh.p2p.envelope import open_record, sign_record
+from coppermesh.p2p.ids import format_peer
+from coppermesh.p2p.memory_transport import MemoryNetwork
+from coppermesh.p2p.messages import BlobInfo
+from coppermesh.p2p.records import Receipt
+from coppermesh.p2p.signing import PeerKey
+
+CPU = DeviceInfo(
+    device="cpu", kind="cpu", name="scripted processor", memory_bytes=1 << 30, total_bytes=None,
+    compute_capability=None, uuid=None, driver=None, meter="none", features=("array-programs",), cores=2,
+)
+Script = Callable[[Sequence[InputBuffer]], bytes]
+
+
+class HeapOutput(OutputBuffer):
+    """An output in ordinary memory."""
+
+    def close(self) -> None:
+        self.view.release()
+
+
+class ScriptedWorker:
+    """Answers each run with `script(inputs)`; hangs where that is None."""
+
+    def __init__(self, script: Script | None) -> None:
+        self._script = script
+
+    async def run(self, program: bytes, inputs: Sequence[InputBuffer], wall_limit_s: float) -> RunOutcome:
+        if self._script is None:
+            await trio.sleep_forever()
+        data = self._script(inputs)
+        return RunOutcome(
+            status="ok", code="ok", sentence="", detail="", outputs=[HeapOutput(len(data), memoryview(data))],
+            started_us=0, wall_us=1000, device_us=None, energy_mj=None, meter="none", peak_bytes=0, determinism="test",
+        )
+
+
+class ScriptedSupervisor:
+    def __init__(self, script: Script | None) -> None:
+        self._script = script
+
+    @asynccontextmanager
+    async def worker(self, limits: WorkerLimits, *, kernels: bool = True) -> AsyncIterator[ScriptedWorker]:
+        yield ScriptedWorker(self._script)
+
+
+def add_one(inputs: Sequence[InputBuffer]) -> bytes:
+    data = inputs[0].data
+    assert data is not None
+    return (np.frombuffer(data, np.float32) + 1).tobytes()
+
+
+@dataclass
+class World:
+    """A network and the nodes on it."""
+
+    network: MemoryNetwork
+    base: Path
+    stack: AsyncExitStack
+
+    async def add(self, name: str, *, provide: bool, script: Script | None = add_one, bootstrap: Node | None = None) -> Node:
+        @asynccontextmanager
+        async def transport(key, mesh, listen):
+            async with self.network.transport(key) as attached:
+                yield attached
+
+        @asynccontextmanager
+        async def supervisor(info, scratch):
+            yield ScriptedSupervisor(script)
+
+        parts = Parts(transport=transport, supervisor=supervisor, probe=lambda: [CPU])
+        home = Home(self.base / name)
+        home.prepare()
+        known = () if bootstrap is None else tuple(bootstrap.transport.addresses)
+        config = Config(mesh="test", provide=provide, bootstrap=known)
+        return await self.stack.enter_async_context(open_node(home, config, parts))
+
+
+@asynccontextmanager
+async def open_world(base: Path) -> AsyncIterator[World]:
+    async with AsyncExitStack() as stack:
+        yield World(MemoryNetwork(random.Random(1)), base, stack)
+
+
+async def submit(node: Node, *arrays: Array, **options: object) -> bytes:
+    recordings = [trace(array) for array in arrays]
+    tasks, blobs = [], {}
+    for recording in recordings:
+        data = [recording.program, *(array.tobytes() for array in recording.inputs)]
+        infos = [BlobInfo(digest_of(item), len(item)) for item in data]
+        blobs.update({info.root: Blob(info.root, item) for info, item in zip(infos, data, strict=True)})
+        tasks.append(TaskSpec(infos[0].root, infos[1:]))
+    chosen = replace(JobOptions(deadline_s=20.0, wall_limit_s=1.0), **options)
+    text = json.dumps({name: getattr(chosen, name) for name in JobOptions.__dataclass_fields__})
+    return (await node.requester.submit(SubmitCall(tasks, list(blobs.values()), text))).job
+
+
+async def events_of(node: Node, job: bytes) -> list[JobEvent]:
+    """Every event of a job, once it has ended."""
+    seen: list[JobEvent] = []
+    while not seen or seen[-1].kind not in ("finished", "failed"):
+        seen += (await node.requester.wait(WaitCall(job, len(seen)))).events
+    return seen
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():
+        await trio.sleep(0.01)
+
+
+async def until_found(node: Node, count: int) -> None:
+    await until(lambda: len([peer for peer in node.hub.peers() if node.book.get(peer) is not None]) >= count)
+
+
+async def story_of(node: Node, job: bytes) -> str:
+    await trio.sleep(0.4)  # notes are written within 200 ms
+    return "\n".join(line.kind + " " + line.text for line in await node.ledger.story(job))
+
+
+def numbers(*values: float) -> Array:
+    return xp.asarray(np.array(values, dtype=np.float32)) + 1
+
+
+async def test_two_honest_agents_agree_to_the_unit(tmp_path):
+    async with open_world(tmp_path) as world:
+        provider = await world.add("provider", provide=True)
+        requester = await world.add("requester", provide=False, bootstrap=provider)
+        await until_found(requester, 1)
+        job = await submit(requester, *(numbers(value, 2.0) for value in range(20)))
+        events = await events_of(requester, job)
+        assert events[-1].kind == "finished"
+        results = {event.index: np.frombuffer(event.inline[0].data, np.float32)[0] for event in events if event.kind == "task"}
+        assert results == {index: index + 1 for index in range(20)}
+        await until(lambda: provider.outbox.under_way == 0)
+        (owed,) = await requester.ledger.balances()
+        (due,) = await provider.ledger.balances()
+        assert owed.owed_by_me == due.owed_to_me > 0
+        assert due.pending == due.disputed == 0
+
+
+async def two_providers(world: World, bad_script: Script | None) -> tuple[Node, Node, Node]:
+    """A bad provider that is cheaper by peer order or not, a good one, and a requester that knows both."""
+    good = await world.add("good", provide=True)
+    bad = await world.add("bad", provide=True, script=bad_script, bootstrap=good)
+    requester = await world.add("requester", provide=False, bootstrap=good)
+    await until_found(requester, 2)
+    return good, bad, requester
+
+
+async def run_with_a_bad_one(world: World, bad_script: Script | None, spoil: Callable[[Node], None]) -> tuple[str, Node, Node]:
+    """Tasks over both providers: all results must be right, and the story is returned."""
+    _, bad, requester = await two_providers(world, bad_script)
+    spoil(bad)
+    job = await submit(requester, *(numbers(value, 0.5) for value in range(6)), providers=2)
+    events = await events_of(requester, job)
+    assert events[-1].kind == "finished", events[-1].text
+    for event in events:
+        if event.kind == "task":
+            assert np.frombuffer(event.inline[0].data, np.float32)[0] == event.index + 1
+            assert json.loads(event.text)["receipt"]["provider"] != format_peer(bad.key.peer)
+    return await story_of(requester, job), requester, bad
+
+
+def leave_it(node: Node) -> None:
+    """Its worker is bad enough."""
+
+
+async def test_an_output_of_wrong_length_is_caught_and_the_task_goes_elsewhere(tmp_path):
+    async with open_world(tmp_path) as world:
+        story, requester, bad = await run_with_a_bad_one(world, lambda inputs: b"short", leave_it)
+        assert "outputs-mismatch" in story
+        assert "output 0 has 5 bytes, the program gives 8" in story
+        assert any(found.peer == bad.key.peer for found in await requester.ledger.evidence())
+        balances = {balance.peer: balance for balance in await requester.ledger.balances()}
+        assert bad.key.peer not in balances or balances[bad.key.peer].owed_by_me == 0
+
+
+async def test_a_forged_receipt_is_caught_and_named(tmp_path, monkeypatch):
+    """Signed by a key that is not the provider's."""
+    monkeypatch.setattr(task_driver, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(result_outbox, "RETRY_SECONDS", ())
+    stranger = PeerKey.generate()
+
+    def forge(node: Node) -> None:
+        deliver = node.outbox.send
+
+        def send(pending: PendingResult) -> None:
+            record = replace_record(pending.receipt.record, provider=stranger.peer)
+            deliver(replace(pending, receipt=open_record(Receipt, sign_record(stranger, record))))
+
+        node.outbox.send = send  # type: ignore[method-assign]
+
+    async with open_world(tmp_path) as world:
+        story, _, _ = await run_with_a_bad_one(world, add_one, forge)
+        assert "evidence" in story or "failed" in story
+
+
+async def test_an_inflated_bill_is_disputed(tmp_path):
+    """Billed for longer than the requester waited: not paid, task done elsewhere."""
+
+    def inflate(node: Node) -> None:
+        deliver = node.outbox.send
+
+        def send(pending: PendingResult) -> None:
+            record = pending.receipt.record
+            dear = replace_record(record, billed_us=record.billed_us + 3_600_000_000)
+            deliver(replace(pending, receipt=open_record(Receipt, sign_record(node.key, dear))))
+
+        node.outbox.send = send  # type: ignore[method-assign]
+
+    async with open_world(tmp_path) as world:
+        story, requester, bad = await run_with_a_bad_one(world, add_one, inflate)
+        assert "disputed" in story
+        owed = {balance.peer: balance.owed_by_me for balance in await requester.ledger.balances()}
+        assert owed.get(bad.key.peer, 0) == 0
+
+
+async def test_a_provider_that_returns_nothing_is_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(task_driver, "GRACE_SECONDS", 0.2)
+    async with open_world(tmp_path) as world:
+        story, _, _ = await run_with_a_bad_one(world, None, leave_it)
+        assert "no-result" in story
+
+
+async def test_a_flood_of_orders_is_declined(tmp_path):
+    async with open_world(tmp_path) as world:
+        provider = await world.add("provider", provide=True)
+        requester = await world.add("requester", provide=False, bootstrap=provider)
+        await until_found(requester, 1)
+        for _ in range(3):
+            await events_of(requester, await submit(requester, numbers(1.0), max_rate=0, deadline_s=0.5))
+        assert provider.provider is not None
+        assert not provider.provider.reservations.holds()
+
+
+async def test_a_job_that_costs_too_much_says_so(tmp_path):
+    async with open_world(tmp_path) as world:
+        provider = await world.add("provider", provide=True)
+        requester = await world.add("requester", provide=False, bootstrap=provider)
+        await until_found(requester, 1)
+        events = await events_of(requester, await submit(requester, numbers(1.0), max_rate=1, deadline_s=0.5))
+        failure = json.loads(events[-1].text)
+        assert failure["code"] == "no-provider"
+        assert "the maximum is" in await story_of(requester, next(iter(requester.requester.jobs._jobs)))
+
+
+def replace_record(record: Receipt, **changes: object) -> Receipt:
+    fields = {name: getattr(record, name) for name in Receipt.__struct_fields__}
+    return Receipt(**{**fields, **changes})
+
+
+@pytest.mark.parametrize("cut", [True])
+async def test_a_lost_connection_moves_the_task_and_the_late_receipt_is_disputed(tmp_path, cut):
+    """The provider finishes while cut off; its receipt comes after the task was done elsewhere."""
+    async with open_world(tmp_path) as world:
+        good = await world.add("good", provide=True)
+        requester = await world.add("requester", provide=False, bootstrap=good)
+        await until_found(requester, 1)
+        first = await events_of(requester, await submit(requester, numbers(1.0)))
+        assert first[-1].kind == "finished"
+        world.network.partition({good.key.peer}, {requester.key.peer})
+        await until(lambda: not requester.hub.peers())
+        assert not requester.requester.leases
+        world.network.heal()
+        await until_found(requester, 1)
+        again = await events_of(requester, await submit(requester, numbers(4.0)))
+        assert again[-1].kind == "finished"
