@@ -24,8 +24,8 @@ from coppermesh.agent.ledger import (
     StoredLease,
     StoredReceipt,
     TaskSuperseded,
-    judge,
 )
+from coppermesh.agent.ledger_rules import judge
 from coppermesh.agent.receipts import LaneHead
 from coppermesh.agent.story import StoryLine
 from coppermesh.p2p.envelope import Opened, from_bytes, open_verified, record_id, to_bytes
