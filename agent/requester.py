@@ -9,6 +9,7 @@ Everything a job goes through is noted in its story, with the id of what caused 
 import logging
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import trio
 
@@ -58,6 +59,13 @@ CANCEL_SECONDS = 5.0
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class _Forget:
+    """The shell's own instruction: a lost lease and its attempts are not needed any more."""
+
+    lease: bytes
+
+
 class Requester:
     """The jobs of this home. `run` must be running for anything to happen."""
 
@@ -85,7 +93,7 @@ class Requester:
         self._heard = heard
         self._now_us = now_us
         self._dispatcher = Dispatcher(now_us())
-        self._instructions_in, self._instructions_out = trio.open_memory_channel[Instruction](math.inf)
+        self._instructions_in, self._instructions_out = trio.open_memory_channel[Instruction | _Forget](math.inf)
         self._woken = trio.Event()
         self._nursery: trio.Nursery | None = None
         self.jobs = JobTable()
@@ -171,7 +179,7 @@ class Requester:
             if waiting.cancelled_caught:
                 self._feed(Tick())
 
-    async def _carry_out(self, instruction: Instruction) -> None:
+    async def _carry_out(self, instruction: "Instruction | _Forget") -> None:
         assert self._nursery is not None
         match instruction:
             case StartTask():
@@ -184,6 +192,8 @@ class Requester:
                 self._nursery.start_soon(self._negotiate, instruction)
             case ReleaseLease():
                 self._nursery.start_soon(self._release, instruction)
+            case _Forget():
+                self.leases.pop(instruction.lease, None)
             case JobFinished():
                 self._end_job(self.jobs.find(instruction.job), "", "", instruction.cause)
             case JobFailed():
@@ -325,6 +335,8 @@ class Requester:
             if known is not None:
                 self._tell(known, "lease-ended", f"lease {held.id.hex()[:8]}", f"{code}: {sentence}", None, held.provider)
         self._feed(LeaseLost(held.id, code, sentence))
+        # Behind the instructions that this has led to, which still look its attempts up.
+        self._instructions_in.send_nowait(_Forget(held.id))
         for attempt in held.outstanding.values():
             attempt.resolve(TaskOutcome("provider", code, sentence))
         try:
