@@ -270,7 +270,7 @@ class TestFailures:
         assert len(starts(desk.tell(Tick(), after_s=61))) == 4
 
     def test_five_failed_tries_fail_the_job_with_the_reasons(self, desk: Desk) -> None:
-        desk.submit(1)
+        out = desk.submit(1)
         for number in range(5):
             desk.lease(b"L%d" % number, PeerId(bytes([number]) * 32))
             desk.ended(granted=1)

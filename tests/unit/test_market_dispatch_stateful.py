@@ -48,7 +48,14 @@ NEEDS = [
     Requirement(max_rate=RATE, wall_limit_us=5 * SECOND, fresh=True),
 ]
 PEERS = [PeerId(bytes([65 + number]) * 32) for number in range(4)]
-LIMITS = DispatchLimits(max_held=6)
+LIMITS = DispatchLimits(
+    max_held=6,
+    put_back_us=3 * SECOND,
+    task_exclusion_us=8 * SECOND,
+    idle_us=60 * SECOND,
+    nudge_us=SECOND // 4,
+)
+"""Shorter than the real ones, so that short runs meet them."""
 CODES = ["unreachable", "crashed", *sorted(BLAMELESS_CODES), *sorted(LEASE_OVER_CODES)]
 
 jobs = st.integers(0, 9).map(lambda number: b"job%d" % number)
@@ -118,7 +125,7 @@ class World(RuleBasedStateMachine):
 
     @rule(
         lease=leases, peer=st.sampled_from(PEERS), need=st.sampled_from(NEEDS), depth=st.integers(1, 3),
-        seconds=st.integers(0, 200), tasks_paid=st.integers(0, 6),
+        seconds=st.one_of(st.integers(0, 200), st.integers(100, 300)), tasks_paid=st.integers(0, 9),
     )  # fmt: skip
     def grant(
         self, lease: bytes, peer: PeerId, need: Requirement, depth: int, seconds: int, tasks_paid: int
@@ -152,7 +159,7 @@ class World(RuleBasedStateMachine):
 
     @rule(job=jobs, index=indexes, lease=leases)
     def finish_any(self, job: bytes, index: int, lease: bytes) -> None:
-        """Often about nothing; sometimes a result that was accepted just as its attempt was given up."""
+        """Mostly about nothing."""
         self._done(job, index, lease, 1)
 
     @precondition(lambda self: any(job.running for job in self.jobs.values()))
@@ -167,6 +174,20 @@ class World(RuleBasedStateMachine):
     @rule(job=jobs, index=indexes, lease=leases, fault=st.sampled_from(["job", "provider"]))
     def fail_any(self, job: bytes, index: int, lease: bytes, fault: Fault) -> None:
         self._failed(job, index, lease, fault, 0)
+
+    @precondition(lambda self: bool(self._given_up()))
+    @rule(pick=picks)
+    def finish_late(self, pick: int) -> None:
+        """A result that was accepted just as its attempt was given up."""
+        given_up = self._given_up()
+        self._done(*given_up[pick % len(given_up)], 1)
+
+    @precondition(lambda self: any(job.running for job in self.jobs.values()))
+    @rule(pick=picks, seconds=st.integers(0, 10))
+    def fail_task_and_wait(self, pick: int, seconds: int) -> None:
+        """Failures in a row are rare by chance; this makes them likely."""
+        self._failed(*self._pick_running(pick), "provider", 0)
+        self.pass_time(seconds)
 
     @precondition(lambda self: any(job.running for job in self.jobs.values()))
     @rule(pick=picks, code=st.sampled_from(CODES))
@@ -327,6 +348,15 @@ class World(RuleBasedStateMachine):
             for index, lease in known.running.items()
         ]
         return running[pick % len(running)]
+
+    def _given_up(self) -> list[tuple[bytes, int, bytes]]:
+        return [
+            (job, index, lease)
+            for job, known in sorted(self.jobs.items())
+            for index, leases in known.failed_on.items()
+            for lease in leases
+            if index not in known.done
+        ]
 
     def _free(self, job: bytes, index: int, lease: bytes, amount: int) -> bool:
         """The attempt ended, if it is one that takes up room. True if it was the task's current one."""
