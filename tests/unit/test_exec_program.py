@@ -149,6 +149,9 @@ json_like = st.recursive(
 )
 
 
+some_operations = st.sampled_from(["add", "sum", "reshape", "getitem", "matmul", "pad"])
+
+
 def check_bytes(data):
     """Decoding and checking may succeed or raise ProgramInvalid; anything else is a defect."""
     try:
