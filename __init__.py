@@ -18,7 +18,17 @@ if TYPE_CHECKING:
     from coppermesh.p2p.errors import MeshError
 
 __version__ = "0.1.0"
-__all__ = ["Array", "ElementwiseKernel", "Job", "JobFailed", "Mesh", "MeshError", "RawKernel", "connect", "xp"]
+__all__ = [
+    "Array",
+    "ElementwiseKernel",
+    "Job",
+    "JobFailed",
+    "Mesh",
+    "MeshError",
+    "RawKernel",
+    "connect",
+    "xp",
+]
 
 _HOMES = {
     "Array": "coppermesh.exec.recorder",

@@ -112,7 +112,11 @@ class Announcer:
 
     def reply_to(self, peer: PeerId) -> AnnouncementReply:
         """Our newest announcement, and as many of others as an answer holds."""
-        known = [opened for opened in self._book.current(self._now_us()) if opened.signer not in (peer, self._key.peer)]
+        known = [
+            opened
+            for opened in self._book.current(self._now_us())
+            if opened.signer not in (peer, self._key.peer)
+        ]
         newest = sorted(known, key=lambda opened: opened.record.issued_us, reverse=True)[:MAX_OTHERS]
         return AnnouncementReply(self.newest, [opened.signed for opened in newest])
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-import coppermesh.exec.xp as xp  # noqa: PLR0402 - a namespace module, as users import it
+import coppermesh.exec.xp as xp
 from coppermesh.agent import screens
 from coppermesh.agent.bench_tcp import SIZE, measure_raw_tcp
 from coppermesh.agent.client import Job, Mesh, connect
@@ -60,7 +60,9 @@ def run_bench(*, as_json: bool) -> int:
         figures = _measure_all(mesh)
     seconds = time.monotonic() - started
     if as_json:
-        print(json.dumps({**{figure.name: asdict(figure) for figure in figures}, "seconds": round(seconds, 1)}))
+        print(
+            json.dumps({**{figure.name: asdict(figure) for figure in figures}, "seconds": round(seconds, 1)})
+        )
         return 0
     rows = [
         (figure.name, _number(figure.median), _number(figure.minimum), _number(figure.maximum), figure.unit)
@@ -148,7 +150,9 @@ def _measure_transfer(client: Mesh, rng: np.random.Generator) -> list[Figure]:
 def _measure_verify(client: Mesh, rng: np.random.Generator) -> list[float]:
     receipt = _submit_small(client, rng).receipt["id"]
     with client.link() as link:
-        data = bytes.fromhex(json.loads(link.call_json("receipt-file", json.dumps({"receipt": receipt})))["file"])
+        data = bytes.fromhex(
+            json.loads(link.call_json("receipt-file", json.dumps({"receipt": receipt})))["file"]
+        )
 
     def batch() -> None:
         for _ in range(VERIFY_COUNT):

@@ -25,7 +25,8 @@ class StoreDoor:
         """Refuse what can never fit, before its bytes are sent."""
         if blob.size > self._limit_bytes:
             raise Refused(
-                "too-large", f"an array of {blob.size} bytes, the agent's store holds {self._limit_bytes} (store_bytes)"
+                "too-large",
+                f"an array of {blob.size} bytes, the agent's store holds {self._limit_bytes} (store_bytes)",
             )
 
     async def take_blob(self, blob: BlobInfo, data: bytearray) -> None:

@@ -118,7 +118,9 @@ def _add_verb(
 ) -> argparse.ArgumentParser:
     parser = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     if home:
-        parser.add_argument("--home", type=Path, metavar="DIR", help="the agent's directory ($COPPERMESH_HOME)")
+        parser.add_argument(
+            "--home", type=Path, metavar="DIR", help="the agent's directory ($COPPERMESH_HOME)"
+        )
     parser.set_defaults(command=command)
     return parser
 
@@ -127,7 +129,9 @@ def _add_agent(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     agent = _add_verb(verbs, "agent", "run this home's agent in the foreground", _agent)
     agent.add_argument("--mesh", metavar="NAME", help="the mesh to join (default: open)")
     agent.add_argument("--listen", metavar="ADDRESS", help="default: /ip4/127.0.0.1/tcp/0, this machine only")
-    agent.add_argument("--bootstrap", action="append", metavar="ADDRESS", help="an agent to find others through")
+    agent.add_argument(
+        "--bootstrap", action="append", metavar="ADDRESS", help="an agent to find others through"
+    )
     agent.add_argument("--allow", action="append", metavar="PEER", help="a peer whose kernels may run here")
     agent.add_argument("--rate", type=int, metavar="N", help="price in 10^-6 usd per device-hour")
     agent.add_argument("--slots", type=int, metavar="N", help="leases served at once per device")
@@ -169,7 +173,9 @@ def _add_receipts(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def _add_demo(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     demo = _add_verb(verbs, "demo", "three agents on this machine compute a picture", _demo, home=False)
     demo.add_argument("--keep", type=Path, metavar="DIR", help="leave each process's home under DIR")
-    demo.add_argument("--output", type=Path, metavar="FILE", default=Path("demo.png"), help="default: demo.png")
+    demo.add_argument(
+        "--output", type=Path, metavar="FILE", default=Path("demo.png"), help="default: demo.png"
+    )
     demo.add_argument("--tiles", type=int, default=16, metavar="N", help="how many tiles (default 16)")
     demo.add_argument("--json", action="store_true", help="end with one line of JSON on stdout")
 
@@ -179,7 +185,7 @@ def _home(options: argparse.Namespace) -> Home:
 
 
 def _agent(options: argparse.Namespace) -> int:
-    from coppermesh.agent.daemon import run_agent  # noqa: PLC0415 - loads trio and libp2p
+    from coppermesh.agent.daemon import run_agent
 
     overrides = {
         "mesh": options.mesh,
@@ -192,12 +198,16 @@ def _agent(options: argparse.Namespace) -> int:
         "idle_exit_seconds": options.idle_exit,
     }
     return run_agent(
-        _home(options), overrides, json_ready=options.json, until_eof=options.until_eof, verbose=options.verbose
+        _home(options),
+        overrides,
+        json_ready=options.json,
+        until_eof=options.until_eof,
+        verbose=options.verbose,
     )
 
 
 def _read(options: argparse.Namespace) -> int:
-    from coppermesh.agent.local_link import LocalLink  # noqa: PLC0415
+    from coppermesh.agent.local_link import LocalLink
 
     with LocalLink(_home(options).socket_path) as link:
         text = link.call_json(options.verb)
@@ -209,7 +219,7 @@ def _read(options: argparse.Namespace) -> int:
 
 
 def _control(options: argparse.Namespace) -> int:
-    from coppermesh.agent.local_link import LocalLink  # noqa: PLC0415
+    from coppermesh.agent.local_link import LocalLink
 
     with LocalLink(_home(options).socket_path) as link:
         facts = json.loads(link.call_json(options.verb))
@@ -218,9 +228,9 @@ def _control(options: argparse.Namespace) -> int:
 
 
 def _id(options: argparse.Namespace) -> int:
-    from coppermesh.agent.config import load_config  # noqa: PLC0415
-    from coppermesh.p2p.ids import format_peer, mesh_id  # noqa: PLC0415
-    from coppermesh.p2p.signing import PeerKey  # noqa: PLC0415
+    from coppermesh.agent.config import load_config
+    from coppermesh.p2p.ids import format_peer, mesh_id
+    from coppermesh.p2p.signing import PeerKey
 
     home = _home(options)
     home.prepare()
@@ -247,7 +257,7 @@ def _submit(options: argparse.Namespace) -> int:
 
 
 def _receipts(options: argparse.Namespace) -> int:
-    from coppermesh.agent import receipt_commands as commands  # noqa: PLC0415
+    from coppermesh.agent import receipt_commands as commands
 
     if options.action == "verify":
         facts = commands.verify_file(options.file)
@@ -267,7 +277,7 @@ def _receipts(options: argparse.Namespace) -> int:
 
 
 def _explain(options: argparse.Namespace) -> int:
-    from coppermesh.agent import receipt_commands as commands  # noqa: PLC0415
+    from coppermesh.agent import receipt_commands as commands
 
     story = commands.explain(_home(options), options.job)
     print(json.dumps(story) if options.json else "\n".join(screens.printable(line) for line in story["text"]))
@@ -275,13 +285,13 @@ def _explain(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from coppermesh.agent.demo import run_demo  # noqa: PLC0415
+    from coppermesh.agent.demo import run_demo
 
     return run_demo(keep=options.keep, output=options.output, tiles=options.tiles, as_json=options.json)
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from coppermesh.agent.bench import run_bench  # noqa: PLC0415
+    from coppermesh.agent.bench import run_bench
 
     return run_bench(as_json=options.json)
 

@@ -170,7 +170,9 @@ class Job:
         for spec, output in zip(specs, event.outputs, strict=True):
             array = np.empty(spec.shape, dtype=spec.dtype)
             if output.size != array.nbytes:
-                raise MeshError(f"job {self.id[:8]}: output of {output.size} bytes where {array.nbytes} were due")
+                raise MeshError(
+                    f"job {self.id[:8]}: output of {output.size} bytes where {array.nbytes} were due"
+                )
             if array.nbytes:
                 raw = array.reshape(-1).view(np.uint8).data
                 if output.root in inline:
@@ -303,8 +305,12 @@ def _start_agent(home: Home) -> None:
     command = [sys.executable, "-m", "coppermesh.agent.cli", "agent", "--home", str(home.path)]
     command += ["--requester-only", "--idle-exit", str(IDLE_EXIT_SECONDS)]
     with home.log_path.open("ab") as log:
-        process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True,
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            start_new_session=True,
             env=dict(os.environ),
         )
     _started.append(process)
@@ -316,4 +322,6 @@ def _start_agent(home: Home) -> None:
         if code is not None:
             raise AgentUnavailable(f"the agent ended with exit code {code}; its log is {home.log_path}")
         time.sleep(_POLL_SECONDS)
-    raise AgentUnavailable(f"the agent did not listen within {START_SECONDS:.0f} s; its log is {home.log_path}")
+    raise AgentUnavailable(
+        f"the agent did not listen within {START_SECONDS:.0f} s; its log is {home.log_path}"
+    )

@@ -87,7 +87,9 @@ def _say_ready(node: Node, json_ready: bool) -> None:
     if json_ready:
         print(json.dumps(facts), flush=True)
         return
-    print(f"coppermesh: agent {facts['peer']} on mesh {facts['mesh']!r}, home {facts['home']}", file=sys.stderr)
+    print(
+        f"coppermesh: agent {facts['peer']} on mesh {facts['mesh']!r}, home {facts['home']}", file=sys.stderr
+    )
     for address in node.transport.addresses:
         print(f"coppermesh: listening on {address}", file=sys.stderr)
     if node.provider is None:

@@ -32,7 +32,9 @@ def run_demo(*, keep: Path | None, output: Path, tiles: int, as_json: bool) -> i
     try:
         photograph = demo_picture.load_photograph()
     except ImportError as error:
-        raise MeshError(f"the demo's photograph comes with scikit-image: install coppermesh[demo] ({error})") from error
+        raise MeshError(
+            f"the demo's photograph comes with scikit-image: install coppermesh[demo] ({error})"
+        ) from error
     started = time.monotonic()
     with _base_directory(keep) as base, local_mesh(base) as mesh:
         facts = _run(mesh, photograph, tiles, output)
@@ -40,8 +42,10 @@ def run_demo(*, keep: Path | None, output: Path, tiles: int, as_json: bool) -> i
     if as_json:
         print(json.dumps(facts))
     else:
-        _say(f"wrote {output}; {facts['receipts_verified']} of {facts['tiles']} receipts verified; "
-             f"largest difference from NumPy {facts['max_abs_error']:.1e}; {facts['seconds']:.1f} s in all")
+        _say(
+            f"wrote {output}; {facts['receipts_verified']} of {facts['tiles']} receipts verified; "
+            f"largest difference from NumPy {facts['max_abs_error']:.1e}; {facts['seconds']:.1f} s in all"
+        )
     return 0 if facts["ok"] else 1
 
 
@@ -79,7 +83,12 @@ def _run(mesh: LocalMesh, photograph: np.ndarray, tile_count: int, output: Path)
 
 
 def _summary(
-    photograph: np.ndarray, image: np.ndarray, tiles: list[dict[str, Any]], agents: int, output: Path, job: Job
+    photograph: np.ndarray,
+    image: np.ndarray,
+    tiles: list[dict[str, Any]],
+    agents: int,
+    output: Path,
+    job: Job,
 ) -> dict[str, Any]:
     error = float(np.max(np.abs(image - demo_picture.reference(photograph))))
     verified = sum(tile["verified"] for tile in tiles)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-import coppermesh.exec.xp as xp  # noqa: PLR0402 - a namespace module, as users import it
+import coppermesh.exec.xp as xp
 from coppermesh.exec.kernels import RawKernel
 from coppermesh.exec.recorder import Array
 
@@ -70,8 +70,8 @@ class Tile:
 
 def load_photograph() -> np.ndarray:
     """The photograph `coffee.png` of scikit-image's wheel, (400, 600, 3) uint8. Raises ImportError without it."""
-    import skimage  # noqa: PLC0415 - only the demo needs it
-    from PIL import Image  # noqa: PLC0415
+    import skimage
+    from PIL import Image
 
     path = Path(skimage.__file__).parent / "data" / "coffee.png"
     with Image.open(path) as picture:
@@ -80,7 +80,7 @@ def load_photograph() -> np.ndarray:
 
 def save_picture(path: Path, image: np.ndarray) -> None:
     """Write a (h, w, 3) float32 image with values 0 to 1 as PNG."""
-    from PIL import Image  # noqa: PLC0415 - only the demo needs it
+    from PIL import Image
 
     Image.fromarray(np.round(np.clip(image, 0.0, 1.0) * 255.0).astype(np.uint8)).save(path, format="PNG")
 

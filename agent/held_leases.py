@@ -90,7 +90,8 @@ class Lane:
                 await self._moved.wait()
         if waiting.cancelled_caught:
             raise Refused(
-                "gap", f"receipt {sequence} came, number {self.head.sequence_next} of its lane is still missing"
+                "gap",
+                f"receipt {sequence} came, number {self.head.sequence_next} of its lane is still missing",
             )
         self._busy = True
         try:
@@ -142,7 +143,9 @@ class HeldLease:
 
     def find_any(self, job: bytes, index: int) -> Outstanding | None:
         """The newest attempt at that task, given up or not, or None."""
-        found = [attempt for attempt in self.outstanding.values() if (attempt.job, attempt.index) == (job, index)]
+        found = [
+            attempt for attempt in self.outstanding.values() if (attempt.job, attempt.index) == (job, index)
+        ]
         return found[-1] if found else None
 
     def find(self, job: bytes, index: int) -> Outstanding | None:

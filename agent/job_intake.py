@@ -39,7 +39,12 @@ class JobIntake:
     """Checks submit calls and makes `JobState`s of them."""
 
     def __init__(
-        self, store: BlobStore, scope: Scope, *, now_us: Callable[[], int], random_bytes: Callable[[int], bytes]
+        self,
+        store: BlobStore,
+        scope: Scope,
+        *,
+        now_us: Callable[[], int],
+        random_bytes: Callable[[int], bytes],
     ) -> None:
         self._store = store
         self._scope = scope
@@ -157,7 +162,11 @@ def _parse_options(text: str) -> dict[str, Any]:
     _require(_is_whole(options["providers"], 1, MAX_LEASES), "providers", f"a number from 1 to {MAX_LEASES}")
     _require(isinstance(options["fresh"], bool), "fresh", "true or false")
     layers = options["isolation"]
-    _require(isinstance(layers, list) and all(isinstance(layer, str) for layer in layers), "isolation", "a list of names")
+    _require(
+        isinstance(layers, list) and all(isinstance(layer, str) for layer in layers),
+        "isolation",
+        "a list of names",
+    )
     return options
 
 

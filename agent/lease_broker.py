@@ -98,7 +98,9 @@ class LeaseBroker:
     ) -> tuple[int, int]:
         """Try to get `want.count` leases for `jobs`, calling `granted` for each; returns (heard, declined)."""
         found = survey(
-            (known.record for known in self._book.current(self._now_us())), want.requirement, self._now_us(),
+            (known.record for known in self._book.current(self._now_us())),
+            want.requirement,
+            self._now_us(),
             want.exclude,
         )
         heard = len(found.fitting) + len(found.misfits)
@@ -108,7 +110,9 @@ class LeaseBroker:
         asked = [candidate for candidate in found.fitting if candidate.peer in connected][:MAX_ASKED]
         for candidate in found.fitting:
             if candidate.peer not in connected:
-                self._tell(jobs, "silent", "announcement", candidate.peer, "announced, but no connection to it")
+                self._tell(
+                    jobs, "silent", "announcement", candidate.peer, "announced, but no connection to it"
+                )
         if not asked:
             return heard, 0
         current = _Round(self._new_order(want, jobs), jobs)
@@ -216,7 +220,11 @@ class LeaseBroker:
         peer = PeerId(bid.record.provider)
         talk = current.talks[peer]
         lease = build_lease(
-            current.order, bid, self._random_bytes(16), self._random_bytes(16), self._now_us(),
+            current.order,
+            bid,
+            self._random_bytes(16),
+            self._random_bytes(16),
+            self._now_us(),
             fresh=want.requirement.fresh,
         )
         opened = open_record(Lease, sign_record(self._key, lease), signer=self._key.peer)
@@ -269,4 +277,3 @@ class LeaseBroker:
     def _tell(self, jobs: Iterable[JobState], kind: str, cause: str, peer: PeerId | None, text: str) -> None:
         for job in jobs:
             self._ledger.note(StoryLine(job.job, self._now_us(), cause, kind, peer, None, text))
-

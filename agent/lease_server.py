@@ -231,7 +231,9 @@ class LeaseServer:
         try:
             program = await self._store.read(self._scope, Digest(task.program))
             async with AsyncExitStack() as stack:
-                inputs = [await self._input(stack, Digest(root), accepted.sizes[root]) for root in task.inputs]
+                inputs = [
+                    await self._input(stack, Digest(root), accepted.sizes[root]) for root in task.inputs
+                ]
                 return await worker.run(program, inputs, self.lease.record.wall_limit_us / 1e6)
         except BlobMissing as error:
             return _own_failure("blob-lost", str(error), started_us)
@@ -291,6 +293,16 @@ class LeaseServer:
 
 def _own_failure(code: str, sentence: str, started_us: int) -> RunOutcome:
     return RunOutcome(
-        status="provider-failed", code=code, sentence=sentence, detail="", outputs=[], started_us=started_us,
-        wall_us=0, device_us=None, energy_mj=None, meter="none", peak_bytes=0, determinism="",
+        status="provider-failed",
+        code=code,
+        sentence=sentence,
+        detail="",
+        outputs=[],
+        started_us=started_us,
+        wall_us=0,
+        device_us=None,
+        energy_mj=None,
+        meter="none",
+        peak_bytes=0,
+        determinism="",
     )

@@ -42,7 +42,9 @@ def full_receipt(row: ReceiptRow) -> dict[str, Any]:
     facts |= record_facts(row.receipt)
     if row.countersignature is not None:
         answer = record_facts(row.countersignature)
-        facts |= {f"countersignature_{name}": answer[name] for name in ("verdict", "code", "accepted_cumulative")}
+        facts |= {
+            f"countersignature_{name}": answer[name] for name in ("verdict", "code", "accepted_cumulative")
+        }
     else:
         facts["countersignature_verdict"] = None
     return facts

@@ -86,7 +86,7 @@ class LocalMesh:
         command = [sys.executable, "-m", "coppermesh.agent.cli", "agent", "--home", str(home.path)]
         command += ["--mesh", self.name, "--json", "--until-eof", *options]
         with (home.path / "agent.log").open("ab") as log:
-            return subprocess.Popen(  # noqa: S603 - our own interpreter and module
+            return subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True
             )
 
@@ -129,7 +129,9 @@ def _await_ready(agent: LocalAgent) -> dict[str, Any]:
     with selectors.DefaultSelector() as selector:
         selector.register(stdout, selectors.EVENT_READ)
         if not selector.select(max(0.0, deadline - time.monotonic())):
-            raise AgentDidNotStart(f"{agent.name} was not ready within {READY_SECONDS:.0f} s; {_last_words(agent)}")
+            raise AgentDidNotStart(
+                f"{agent.name} was not ready within {READY_SECONDS:.0f} s; {_last_words(agent)}"
+            )
     line = stdout.readline()
     if not line:
         code = agent.process.wait()

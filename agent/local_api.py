@@ -46,7 +46,9 @@ class BlobDoor(Protocol):
 class LocalApi:
     """Serves `methods` on the home's socket for as long as `serve` runs."""
 
-    def __init__(self, socket_path: Path, methods: Mapping[str, Method], blobs: BlobDoor, own_uid: int) -> None:
+    def __init__(
+        self, socket_path: Path, methods: Mapping[str, Method], blobs: BlobDoor, own_uid: int
+    ) -> None:
         self._path = socket_path
         self._methods = methods
         self._blobs = blobs
@@ -101,7 +103,9 @@ class LocalApi:
     async def _answer(self, call: Call) -> Answer:
         method = self._methods.get(call.method)
         if method is None:
-            return Answer(ok=False, code="unknown-method", sentence=f"this agent has no {call.method!r}", body=b"")
+            return Answer(
+                ok=False, code="unknown-method", sentence=f"this agent has no {call.method!r}", body=b""
+            )
         try:
             return Answer(ok=True, code="ok", sentence="", body=encode(await method(call.body)))
         except MeshError as error:
@@ -148,7 +152,9 @@ class LocalApi:
     async def _send_answer(self, connection: trio.socket.SocketType, answer: Answer) -> None:
         frame = encode(answer)
         if len(frame) > MAX_LOCAL_FRAME_BYTES:
-            frame = encode(_refusal(Refused("answer-too-long", "the answer is too long; ask for less at once")))
+            frame = encode(
+                _refusal(Refused("answer-too-long", "the answer is too long; ask for less at once"))
+            )
         await _send_all(connection, memoryview(_LENGTH.pack(len(frame)) + frame))
 
 
@@ -157,7 +163,9 @@ def _refusal(error: MeshError) -> Answer:
     return Answer(ok=False, code=code, sentence=str(error), body=b"")
 
 
-async def _receive_into(connection: trio.socket.SocketType, view: memoryview, *, eof_ok: bool = False) -> bool:
+async def _receive_into(
+    connection: trio.socket.SocketType, view: memoryview, *, eof_ok: bool = False
+) -> bool:
     """Fill `view`. False when the peer finished before the first byte and `eof_ok`; OSError when later."""
     received = 0
     while received < len(view):

@@ -82,7 +82,9 @@ class LocalLink:
         except TimeoutError as error:
             raise AgentUnavailable(f"the agent did not answer {method!r} in time") from error
         except OSError as error:
-            raise AgentUnavailable(f"the agent went away during {method!r}: {error.strerror or error}") from error
+            raise AgentUnavailable(
+                f"the agent went away during {method!r}: {error.strerror or error}"
+            ) from error
         if not answer.ok:
             raise Refused(answer.code, answer.sentence)
         return answer.body
@@ -108,7 +110,9 @@ class LocalLink:
             (length,) = _LENGTH.unpack(self._receive_exactly(_LENGTH.size))
             answer = decode(Answer, self._receive_exactly(length), max_bytes=MAX_LOCAL_FRAME_BYTES)
         except OSError as error:
-            raise AgentUnavailable(f"the agent went away while taking a blob: {error.strerror or error}") from error
+            raise AgentUnavailable(
+                f"the agent went away while taking a blob: {error.strerror or error}"
+            ) from error
         if not answer.ok:
             raise Refused(answer.code, answer.sentence)
 
@@ -118,7 +122,9 @@ class LocalLink:
         try:
             self._receive_into(into)
         except OSError as error:
-            raise AgentUnavailable(f"the agent went away while giving a blob: {error.strerror or error}") from error
+            raise AgentUnavailable(
+                f"the agent went away while giving a blob: {error.strerror or error}"
+            ) from error
 
 
 def socket_alive(socket_path: Path) -> bool:

@@ -200,17 +200,31 @@ async def open_node(home: Home, config: Config, parts: Parts | None = None) -> A
         node.outbox = ResultOutbox(lambda: node.hub, mesh, ledger, store, now_us=now_us)
         if config.provide:
             node.provider = await _open_provider(stack, node, parts)
-        BlobService(transport, mesh, store, admit=node.provider.admits_blob if node.provider else _admit_nothing)
+        BlobService(
+            transport, mesh, store, admit=node.provider.admits_blob if node.provider else _admit_nothing
+        )
         node.hub = await stack.enter_async_context(
-            open_control_hub(transport, mesh, key.peer, handlers=node.handlers(), clock=now_us, software=SOFTWARE)
+            open_control_hub(
+                transport, mesh, key.peer, handlers=node.handlers(), clock=now_us, software=SOFTWARE
+            )
         )
         _open_requester(node)
         node.announcer = Announcer(
-            key, mesh, transport, node.hub, node.book, node.provider, software=SOFTWARE, now_us=now_us,
-            rng=random.Random(), heard=node.requester.providers_changed,
+            key,
+            mesh,
+            transport,
+            node.hub,
+            node.book,
+            node.provider,
+            software=SOFTWARE,
+            now_us=now_us,
+            rng=random.Random(),
+            heard=node.requester.providers_changed,
         )
         views = NodeViews(node)
-        node.api = LocalApi(home.socket_path, views.methods(), StoreDoor(store, (mesh, key.peer), config), os.geteuid())
+        node.api = LocalApi(
+            home.socket_path, views.methods(), StoreDoor(store, (mesh, key.peer), config), os.geteuid()
+        )
         await node.end_old_leases()
         async with trio.open_nursery() as nursery:
             await _start(nursery, node)
@@ -229,7 +243,10 @@ async def _start(nursery: trio.Nursery, node: Node) -> None:
     node.announcer.plan = plan
     nursery.start_soon(
         partial(
-            run_discovery, node.transport, plan, bootstrap=node.config.bootstrap,
+            run_discovery,
+            node.transport,
+            plan,
+            bootstrap=node.config.bootstrap,
             remembered=node.home.peers_path(node.mesh),
         )
     )
@@ -247,7 +264,12 @@ async def _open_provider(stack: AsyncExitStack, node: Node, parts: Parts) -> Pro
         supervisor = await stack.enter_async_context(parts.supervisor(info, scratch=scratch))
         served.append(ServedDevice(info, _offer(info, node.config), supervisor))
     return Provider(
-        node.key, node.mesh, node.ledger, node.store, served, node.outbox,
+        node.key,
+        node.mesh,
+        node.ledger,
+        node.store,
+        served,
+        node.outbox,
         allowed=frozenset(node.config.allow),
         now_us=now_us,
         random_bytes=secrets.token_bytes,
@@ -259,9 +281,18 @@ def _offer(info: DeviceInfo, config: Config) -> DeviceOffer:
     kind: Literal["cpu", "cuda"] = "cuda" if info.kind == "cuda" else "cpu"
     memory = min(info.memory_bytes, config.memory_bytes) if kind == "cpu" else info.memory_bytes
     return DeviceOffer(
-        device=info.device, kind=kind, name=info.name, rate=config.rate_for(kind), unit=config.unit,
-        memory_bytes=memory, slots=config.slots, features=sorted(info.features), meter=info.meter,
-        compute_capability=info.compute_capability, uuid=info.uuid, driver=info.driver,
+        device=info.device,
+        kind=kind,
+        name=info.name,
+        rate=config.rate_for(kind),
+        unit=config.unit,
+        memory_bytes=memory,
+        slots=config.slots,
+        features=sorted(info.features),
+        meter=info.meter,
+        compute_capability=info.compute_capability,
+        uuid=info.uuid,
+        driver=info.driver,
         total_bytes=info.total_bytes,
     )
 
@@ -274,12 +305,25 @@ def _open_requester(node: Node) -> None:
     )
     driver = TaskDriver(node.key, node.mesh, node.transport, node.hub, node.ledger, node.store, now_us=now_us)
     node.requester = Requester(
-        node.hub, node.ledger, node.store, scope, jobs, broker, driver,
-        heard=lambda: _describe_heard(node), now_us=now_us,
+        node.hub,
+        node.ledger,
+        node.store,
+        scope,
+        jobs,
+        broker,
+        driver,
+        heard=lambda: _describe_heard(node),
+        now_us=now_us,
     )
     node.intake = ResultIntake(
-        node.key, node.mesh, node.transport, node.ledger, node.store,
-        find_lease=node.requester.find_lease, output_specs=node.requester.output_specs, now_us=now_us,
+        node.key,
+        node.mesh,
+        node.transport,
+        node.ledger,
+        node.store,
+        find_lease=node.requester.find_lease,
+        output_specs=node.requester.output_specs,
+        now_us=now_us,
     )
 
 

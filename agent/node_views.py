@@ -95,7 +95,9 @@ class NodeViews:
         announced = {PeerId(opened.record.peer): opened.record for opened in node.book.current(now_us())}
         connected = set(node.transport.connected())
         known = sorted((connected | announced.keys()) - {node.key.peer})
-        return _json({"peers": [self._peer_facts(peer, announced.get(peer), peer in connected) for peer in known]})
+        return _json(
+            {"peers": [self._peer_facts(peer, announced.get(peer), peer in connected) for peer in known]}
+        )
 
     def _peer_facts(self, peer: PeerId, record: Announcement | None, connected: bool) -> dict[str, Any]:
         since_us = self._node.connected_since.get(peer)
@@ -108,7 +110,8 @@ class NodeViews:
             "paused": record is not None and record.paused,
             "expires_in_s": (record.expires_us - now_us()) / 1e6 if record is not None else None,
             "devices": [
-                {"device": device.device, "kind": device.kind, "name": device.name} for device in record.devices
+                {"device": device.device, "kind": device.kind, "name": device.name}
+                for device in record.devices
             ]
             if record is not None
             else [],
@@ -116,7 +119,9 @@ class NodeViews:
 
     async def _devices(self, body: bytes) -> LocalMessage:
         node = self._node
-        records = [opened.record for opened in node.book.current(now_us()) if opened.record.peer != node.key.peer]
+        records = [
+            opened.record for opened in node.book.current(now_us()) if opened.record.peer != node.key.peer
+        ]
         rows = [row for record in records for row in _device_facts(record, own=False)]
         newest = node.announcer.newest
         if newest is not None:
@@ -136,7 +141,9 @@ class NodeViews:
         provider.paused = paused
         self._node.announcer.changed()
         running = len(provider.leases)
-        sentence = f"paused: no new leases; {running} running ones go on" if paused else "resumed: taking leases"
+        sentence = (
+            f"paused: no new leases; {running} running ones go on" if paused else "resumed: taking leases"
+        )
         return _json({"paused": paused, "sentence": sentence})
 
     async def _stop(self, body: bytes) -> LocalMessage:

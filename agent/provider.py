@@ -267,11 +267,21 @@ class Provider:
         assert self._nursery is not None
         kernels = "cuda-source" in talk.order.record.features
         server = LeaseServer(
-            lease, device.info, device.supervisor, self._key, self._mesh, self._ledger, self._store, self._outbox,
-            kernels=kernels, now_us=self._now_us,
+            lease,
+            device.info,
+            device.supervisor,
+            self._key,
+            self._mesh,
+            self._ledger,
+            self._store,
+            self._outbox,
+            kernels=kernels,
+            now_us=self._now_us,
         )
         self.leases[lease.id] = server
-        _log.info("lease %s for %s on %s", lease.id.hex()[:8], short_peer(server.requester), lease.record.device)
+        _log.info(
+            "lease %s for %s on %s", lease.id.hex()[:8], short_peer(server.requester), lease.record.device
+        )
         self._nursery.start_soon(self._run_server, server)
         self._changed()
 

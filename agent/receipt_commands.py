@@ -21,14 +21,20 @@ T = TypeVar("T")
 def list_newest(home: Home, limit: int) -> list[dict[str, Any]]:
     """The newest receipts, newest first."""
     return _ask(
-        home, "receipts", {"limit": limit}, lambda reader: ledger_views.list_rows(reader.receipts(limit=limit))
+        home,
+        "receipts",
+        {"limit": limit},
+        lambda reader: ledger_views.list_rows(reader.receipts(limit=limit)),
     )
 
 
 def show(home: Home, prefix: str) -> dict[str, Any]:
     """Every field of the receipt whose id begins so."""
     return _ask(
-        home, "receipt", {"receipt": prefix}, lambda reader: ledger_views.full_receipt(reader.find_receipt(prefix))
+        home,
+        "receipt",
+        {"receipt": prefix},
+        lambda reader: ledger_views.full_receipt(reader.find_receipt(prefix)),
     )
 
 

@@ -93,7 +93,9 @@ class Requester:
         self._heard = heard
         self._now_us = now_us
         self._dispatcher = Dispatcher(now_us())
-        self._instructions_in, self._instructions_out = trio.open_memory_channel[Instruction | _Forget](math.inf)
+        self._instructions_in, self._instructions_out = trio.open_memory_channel[Instruction | _Forget](
+            math.inf
+        )
         self._woken = trio.Event()
         self._nursery: trio.Nursery | None = None
         self.jobs = JobTable()
@@ -222,7 +224,12 @@ class Requester:
         self.leases[granted.lease.id] = HeldLease(granted)
         self._feed(
             LeaseUp(
-                granted.lease.id, granted.provider, want.requirement, lease.depth, lease.expires_us, lease.budget,
+                granted.lease.id,
+                granted.provider,
+                want.requirement,
+                lease.depth,
+                lease.expires_us,
+                lease.budget,
                 lease.rate,
             )
         )
@@ -260,7 +267,13 @@ class Requester:
         fault: Fault = "job" if outcome.fault == "job" else "provider"
         self._feed(
             TaskFailed(
-                start.job, start.index, start.lease, fault, outcome.code, outcome.sentence, amount=outcome.amount
+                start.job,
+                start.index,
+                start.lease,
+                fault,
+                outcome.code,
+                outcome.sentence,
+                amount=outcome.amount,
             )
         )
 
@@ -333,7 +346,14 @@ class Requester:
         for job in {attempt.job for attempt in held.outstanding.values()}:
             known = self.jobs.find(job)
             if known is not None:
-                self._tell(known, "lease-ended", f"lease {held.id.hex()[:8]}", f"{code}: {sentence}", None, held.provider)
+                self._tell(
+                    known,
+                    "lease-ended",
+                    f"lease {held.id.hex()[:8]}",
+                    f"{code}: {sentence}",
+                    None,
+                    held.provider,
+                )
         self._feed(LeaseLost(held.id, code, sentence))
         # Behind the instructions that this has led to, which still look its attempts up.
         self._instructions_in.send_nowait(_Forget(held.id))
@@ -366,7 +386,13 @@ class Requester:
         return f"{self._heard()}; declined: {reasons}"
 
     def _tell(
-        self, job: JobState, kind: str, cause: str, text: str, task: int | None = None, peer: PeerId | None = None
+        self,
+        job: JobState,
+        kind: str,
+        cause: str,
+        text: str,
+        task: int | None = None,
+        peer: PeerId | None = None,
     ) -> None:
         self._ledger.note(StoryLine(job.job, self._now_us(), cause, kind, peer, task, text))
         if kind in ("retry", "lease-ended", "failed"):

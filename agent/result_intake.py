@@ -99,9 +99,7 @@ class ResultIntake:
         async with case.lane.turn(receipt.record.sequence):
             return await self._settle(case, arrived, problem)
 
-    def _case_in_memory(
-        self, peer: PeerId, request: ResultRequest, receipt: Opened[Receipt]
-    ) -> _Case | None:
+    def _case_in_memory(self, peer: PeerId, request: ResultRequest, receipt: Opened[Receipt]) -> _Case | None:
         held = self._find_lease(receipt.record.lease)
         if held is None or held.provider != peer:
             return None
@@ -109,7 +107,15 @@ class ResultIntake:
         if attempt is None:
             return None
         return _Case(
-            peer, request, receipt, held.record, attempt.task, held.lane, attempt, attempt.given_up, False,
+            peer,
+            request,
+            receipt,
+            held.record,
+            attempt.task,
+            held.lane,
+            attempt,
+            attempt.given_up,
+            False,
             self._output_specs(attempt),
         )
 
@@ -156,7 +162,13 @@ class ResultIntake:
             for name, blob in named.items():
                 if name not in inline:
                     await fetch_blob(
-                        self._transport, self._mesh, case.peer, Digest(name), blob.size, self._store, self._scope
+                        self._transport,
+                        self._mesh,
+                        case.peer,
+                        Digest(name),
+                        blob.size,
+                        self._store,
+                        self._scope,
                     )
         except RemoteProtocolError as error:
             return None, str(error)
@@ -172,8 +184,14 @@ class ResultIntake:
             attempt.run.step(Move.RESULT, Role.PROVIDER, self._now_us(), f"receipt {receipt.id.hex()[:12]}")
         given_up = case.given_up if attempt is None else attempt.given_up
         verdict = check_receipt(
-            receipt, case.lease, case.task, head, outputs_digest=arrived,
-            observed_us=self._observed_us(case), given_up=given_up, already_paid=case.paid,
+            receipt,
+            case.lease,
+            case.task,
+            head,
+            outputs_digest=arrived,
+            observed_us=self._observed_us(case),
+            given_up=given_up,
+            already_paid=case.paid,
         )
         if verdict in REFUSALS:
             await self._keep_proof(case, verdict)
@@ -229,7 +247,9 @@ class ResultIntake:
         price = money(record.amount, record.unit)
         short = f"receipt {case.receipt.id.hex()[:12]}"
         if answer.verdict == "accepted":
-            self._tell(case, "accepted", f"{short}: {record.status}, {record.billed_us / 1000:.1f} ms, {price}")
+            self._tell(
+                case, "accepted", f"{short}: {record.status}, {record.billed_us / 1000:.1f} ms, {price}"
+            )
         else:
             self._tell(case, "disputed", f"{short}: {answer.code} {problem}".rstrip())
         attempt = case.attempt
@@ -265,7 +285,12 @@ def _outcome(case: _Case, answer: Countersignature, problem: str) -> TaskOutcome
         return TaskOutcome("provider", answer.code, problem or f"its receipt was disputed: {answer.code}")
     if record.status == "ok":
         return TaskOutcome(
-            None, "ok", "", amount=amount, billed_us=record.billed_us, receipt_id=case.receipt.id,
+            None,
+            "ok",
+            "",
+            amount=amount,
+            billed_us=record.billed_us,
+            receipt_id=case.receipt.id,
             outputs=tuple(request.outputs),
         )
     fault = "job" if record.status == "job-failed" else "provider"

@@ -49,8 +49,13 @@ class ResultOutbox:
     """Delivers results in tasks of its own; `run` must be running."""
 
     def __init__(
-        self, hub: Callable[[], ControlHub], mesh: MeshId, ledger: LedgerStore, store: BlobStore,
-        *, now_us: Callable[[], int],
+        self,
+        hub: Callable[[], ControlHub],
+        mesh: MeshId,
+        ledger: LedgerStore,
+        store: BlobStore,
+        *,
+        now_us: Callable[[], int],
     ) -> None:
         self._hub = hub
         self._mesh = mesh
@@ -84,7 +89,14 @@ class ResultOutbox:
         """A connection to `requester` came up: send it what it has not countersigned."""
         for unsettled in await self._ledger.unsettled(requester):
             self.send(
-                PendingResult(requester, unsettled.receipt, tuple(unsettled.outputs), unsettled.sentence, unsettled.detail, None)
+                PendingResult(
+                    requester,
+                    unsettled.receipt,
+                    tuple(unsettled.outputs),
+                    unsettled.sentence,
+                    unsettled.detail,
+                    None,
+                )
             )
 
     async def _deliver(self, pending: PendingResult) -> None:

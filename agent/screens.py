@@ -12,11 +12,14 @@ Facts = Mapping[str, Any]
 def printable(text: str) -> str:
     """`text` with every control character except newline and tab made visible."""
     return "".join(
-        character if character.isprintable() or character in "\n\t" else repr(character)[1:-1] for character in text
+        character if character.isprintable() or character in "\n\t" else repr(character)[1:-1]
+        for character in text
     )
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[int] = ()) -> list[str]:
+def table(
+    headings: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[int] = ()
+) -> list[str]:
     """Columns padded to their widest cell; those numbered in `right` are aligned right."""
     cells = [[printable(str(cell)).replace("\n", " ") for cell in row] for row in [headings, *rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(headings))]
@@ -64,7 +67,9 @@ def status(facts: Facts) -> list[str]:
     ]
     lines += [f"address    {address}" for address in facts["addresses"]]
     lines.append(f"peers      {facts['connected']} connected, {facts['announced']} announced")
-    lines.append(f"provider   {facts['leases_serving']} leases served now" if facts["provide"] else "provider   no")
+    lines.append(
+        f"provider   {facts['leases_serving']} leases served now" if facts["provide"] else "provider   no"
+    )
     lines.append(f"requester  {facts['jobs_open']} jobs open, {facts['leases_held']} leases held")
     return lines
 

@@ -87,7 +87,9 @@ class TaskDriver:
         """One attempt at task `index` of `job` under `held`, until its outcome. Never raises MeshError."""
         attempt = self._sign(held, job, index)
         held.outstanding[attempt.task.record.number] = attempt
-        self._tell(held, attempt, "task", f"sent as number {attempt.task.record.number} of lease {held.id.hex()[:8]}")
+        self._tell(
+            held, attempt, "task", f"sent as number {attempt.task.record.number} of lease {held.id.hex()[:8]}"
+        )
         try:
             await self._ledger.commit(TaskIssued(attempt.task.signed))
             await self._offer(held, attempt, _blobs(job, index, program_size))
@@ -177,7 +179,12 @@ class TaskDriver:
         for blob in large:
             with await self._store.open(self._scope, Digest(blob.root)) as source:
                 await send_blob(
-                    self._transport, self._mesh, held.provider, Digest(blob.root), source.leaves, source.fd,
+                    self._transport,
+                    self._mesh,
+                    held.provider,
+                    Digest(blob.root),
+                    source.leaves,
+                    source.fd,
                     size=source.size,
                 )
         return small

@@ -237,7 +237,7 @@ async def send_blob(
             raise RemoteProtocolError(f"{end.state!r} at the end of a put")
 
 
-async def fetch_blob(  # noqa: PLR0917
+async def fetch_blob(
     transport: Transport,
     mesh: MeshId,
     peer: PeerId,

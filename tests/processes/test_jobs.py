@@ -133,7 +133,9 @@ def test_the_compilers_message_reaches_the_submitter(lab):
 
 def test_an_endless_kernel_ends_at_its_wall_limit(lab):
     client = lab.start(1)
-    source = r"""extern "C" __global__ void spin(volatile float* out) { while (out[0] >= 0.0f) out[0] = 1.0f; }"""
+    source = (
+        r"""extern "C" __global__ void spin(volatile float* out) { while (out[0] >= 0.0f) out[0] = 1.0f; }"""
+    )
     y = xp.zeros(1, dtype=xp.float32)
     cm.RawKernel(source, "spin")((1,), (1,), (y,))
     with pytest.raises(JobFailed) as failure:
@@ -163,7 +165,11 @@ def test_a_second_job_on_the_same_inputs_sends_them_once(lab):
 
 def stored_bytes(client: Mesh, lab) -> int:
     status = json.loads(run_cli("status", "--json", home=lab.mesh.home("provider-1").path).stdout)
-    return int(status["store"]["received_bytes"]) if "received_bytes" in status["store"] else int(status["store"]["used_bytes"])
+    return (
+        int(status["store"]["received_bytes"])
+        if "received_bytes" in status["store"]
+        else int(status["store"]["used_bytes"])
+    )
 
 
 def test_printable_hides_what_steers_a_terminal():

@@ -35,8 +35,17 @@ from coppermesh.p2p.records import Receipt
 from coppermesh.p2p.signing import PeerKey
 
 CPU = DeviceInfo(
-    device="cpu", kind="cpu", name="scripted processor", memory_bytes=1 << 30, total_bytes=None,
-    compute_capability=None, uuid=None, driver=None, meter="none", features=("array-programs",), cores=2,
+    device="cpu",
+    kind="cpu",
+    name="scripted processor",
+    memory_bytes=1 << 30,
+    total_bytes=None,
+    compute_capability=None,
+    uuid=None,
+    driver=None,
+    meter="none",
+    features=("array-programs",),
+    cores=2,
 )
 Script = Callable[[Sequence[InputBuffer]], bytes]
 
@@ -59,8 +68,18 @@ class ScriptedWorker:
             await trio.sleep_forever()
         data = self._script(inputs)
         return RunOutcome(
-            status="ok", code="ok", sentence="", detail="", outputs=[HeapOutput(len(data), memoryview(data))],
-            started_us=0, wall_us=1000, device_us=None, energy_mj=None, meter="none", peak_bytes=0, determinism="test",
+            status="ok",
+            code="ok",
+            sentence="",
+            detail="",
+            outputs=[HeapOutput(len(data), memoryview(data))],
+            started_us=0,
+            wall_us=1000,
+            device_us=None,
+            energy_mj=None,
+            meter="none",
+            peak_bytes=0,
+            determinism="test",
         )
 
 
@@ -87,7 +106,9 @@ class World:
     base: Path
     stack: AsyncExitStack
 
-    async def add(self, name: str, *, provide: bool, script: Script | None = add_one, bootstrap: Node | None = None) -> Node:
+    async def add(
+        self, name: str, *, provide: bool, script: Script | None = add_one, bootstrap: Node | None = None
+    ) -> Node:
         @asynccontextmanager
         async def transport(key, mesh, listen):
             async with self.network.transport(key) as attached:
@@ -158,7 +179,11 @@ async def test_two_honest_agents_agree_to_the_unit(tmp_path):
         job = await submit(requester, *(numbers(value, 2.0) for value in range(20)))
         events = await events_of(requester, job)
         assert events[-1].kind == "finished"
-        results = {event.index: np.frombuffer(event.inline[0].data, np.float32)[0] for event in events if event.kind == "task"}
+        results = {
+            event.index: np.frombuffer(event.inline[0].data, np.float32)[0]
+            for event in events
+            if event.kind == "task"
+        }
         assert results == {index: index + 1 for index in range(20)}
         await until(lambda: provider.outbox.under_way == 0)
         (owed,) = await requester.ledger.balances()
@@ -176,7 +201,9 @@ async def two_providers(world: World, bad_script: Script | None) -> tuple[Node, 
     return good, bad, requester
 
 
-async def run_with_a_bad_one(world: World, bad_script: Script | None, spoil: Callable[[Node], None]) -> tuple[str, Node, Node]:
+async def run_with_a_bad_one(
+    world: World, bad_script: Script | None, spoil: Callable[[Node], None]
+) -> tuple[str, Node, Node]:
     """Tasks over both providers: all results must be right, and the story is returned."""
     _, bad, requester = await two_providers(world, bad_script)
     spoil(bad)

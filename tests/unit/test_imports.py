@@ -120,4 +120,6 @@ def test_a_library_is_imported_by_its_own_modules_only(library: str, owners: str
     for folder in FOLDERS:
         for path in (ROOT / folder).rglob("*.py"):
             relative = path.relative_to(ROOT)
-            assert relative.match(owners) or library not in imported_names(path), f"{relative} imports {library}"
+            assert relative.match(owners) or library not in imported_names(path), (
+                f"{relative} imports {library}"
+            )
