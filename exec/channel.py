@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import trio
 
-from coppermesh.exec.pipe import MAX_DESCRIPTORS, MAX_MESSAGE_BYTES, PipeError
-from coppermesh.exec.sockets import close_all
+from coppermesh.exec.pipe import MAX_DESCRIPTORS, MAX_MESSAGE_BYTES
+from coppermesh.exec.sockets import read_rights
 
-_ANCILLARY_BYTES = socket.CMSG_SPACE((MAX_DESCRIPTORS + 1) * array.array("i").itemsize)
+_ANCILLARY_BYTES = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
 
 
 class Channel:
@@ -33,18 +33,11 @@ class Channel:
         """
         try:
             data, ancillary, flags, _ = await self._sock.recvmsg(
-                MAX_MESSAGE_BYTES + 1, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
+                MAX_MESSAGE_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
             )
         except ConnectionResetError:  # it ended with something of ours unread
             return b"", []
-        descriptors = array.array("i")
-        for level, kind, payload in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                descriptors.frombytes(payload[: len(payload) - len(payload) % descriptors.itemsize])
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-            close_all(descriptors)
-            raise PipeError("a message was too large, or carried too many descriptors")
-        return data, list(descriptors)
+        return data, read_rights(ancillary, flags)
 
     def close(self) -> None:
         """Close this end; a receive in progress raises trio.ClosedResourceError."""

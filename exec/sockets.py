@@ -1,10 +1,13 @@
 """Blocking SEQPACKET conversations of the zygote and its children: a message is a datagram, descriptors ride along."""
 
+import array
 import os
 import socket
 from collections.abc import Sequence
 
 from coppermesh.exec.pipe import MAX_DESCRIPTORS, MAX_MESSAGE_BYTES, PipeError
+
+_INT_BYTES = array.array("i").itemsize
 
 
 def receive(sock: socket.socket, max_descriptors: int = MAX_DESCRIPTORS) -> tuple[bytes, list[int]]:
@@ -12,13 +15,22 @@ def receive(sock: socket.socket, max_descriptors: int = MAX_DESCRIPTORS) -> tupl
 
     Raises PipeError where either was cut off.
     """
-    data, descriptors, flags, _ = socket.recv_fds(
-        sock, MAX_MESSAGE_BYTES + 1, max_descriptors, socket.MSG_CMSG_CLOEXEC
-    )
+    # Not socket.recv_fds: in Python 3.11 it leaves out the flags, and a compiler would inherit the descriptors.
+    space = socket.CMSG_SPACE(max_descriptors * _INT_BYTES)
+    data, ancillary, flags, _ = sock.recvmsg(MAX_MESSAGE_BYTES, space, socket.MSG_CMSG_CLOEXEC)
+    return data, read_rights(ancillary, flags)
+
+
+def read_rights(ancillary: Sequence[tuple[int, int, bytes]], flags: int) -> list[int]:
+    """The descriptors that came with a message. Raises PipeError, and closes them, where something was cut off."""
+    descriptors = array.array("i")
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            descriptors.frombytes(payload[: len(payload) - len(payload) % _INT_BYTES])
     if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
         close_all(descriptors)
         raise PipeError("a message was too large, or carried too many descriptors")
-    return data, descriptors
+    return list(descriptors)
 
 
 def send(sock: socket.socket, data: bytes, descriptors: Sequence[int] = ()) -> None:
