@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-import coppermesh.exec.xp as xp
+import coppermesh.exec.xp as xp  # noqa: PLR0402 - a namespace module, as users import it
 from coppermesh.agent import screens
 from coppermesh.agent.bench_tcp import SIZE, measure_raw_tcp
 from coppermesh.agent.client import Job, Mesh, connect

@@ -305,7 +305,7 @@ def _start_agent(home: Home) -> None:
     command = [sys.executable, "-m", "coppermesh.agent.cli", "agent", "--home", str(home.path)]
     command += ["--requester-only", "--idle-exit", str(IDLE_EXIT_SECONDS)]
     with home.log_path.open("ab") as log:
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

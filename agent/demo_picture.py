@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-import coppermesh.exec.xp as xp
+import coppermesh.exec.xp as xp  # noqa: PLR0402 - a namespace module, as users import it
 from coppermesh.exec.kernels import RawKernel
 from coppermesh.exec.recorder import Array
 

@@ -86,7 +86,7 @@ class LocalMesh:
         command = [sys.executable, "-m", "coppermesh.agent.cli", "agent", "--home", str(home.path)]
         command += ["--mesh", self.name, "--json", "--until-eof", *options]
         with (home.path / "agent.log").open("ab") as log:
-            return subprocess.Popen(
+            return subprocess.Popen(  # noqa: S603 - our own interpreter and module
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True
             )
 
