@@ -14,9 +14,6 @@ from coppermesh.exec.errors import ProgramInvalid
 
 T = TypeVar("T")
 
-_MAX_NESTING = 8
-"""Arrays within arrays that a program can have: program, nodes, node, attributes, index, item, and some air."""
-
 
 def encode(value: object) -> bytes:
     """The canonical bytes of a msgspec structure; maps are written in key order."""
@@ -25,7 +22,7 @@ def encode(value: object) -> bytes:
 
 
 def decode(kind: type[T], data: bytes, *, max_bytes: int, max_items: int) -> T:
-    """Parse `data` as `kind`. `max_items` bounds every single array and map.
+    """Parse `data` as `kind`. `max_items` bounds every single array; msgpack's own stack bounds nesting (1024).
 
     Raises ProgramInvalid with code `program-too-large`, `program-malformed` or `program-not-canonical`.
     """
@@ -53,7 +50,9 @@ def _unpack(data: bytes, max_items: int) -> object:
         )
     except (ValueError, msgpack.UnpackException) as error:
         # msgpack reports every kind of bad input as one of these two (nesting too deep and bad UTF-8 are ValueErrors).
-        raise ProgramInvalid("program-malformed", f"the program is not MessagePack: {error}") from error
+        raise ProgramInvalid(
+            "program-malformed", f"the program is not MessagePack: {error or type(error).__name__}"
+        ) from error
 
 
 def _refuse_extension(code: int, _data: bytes) -> object:

@@ -18,10 +18,11 @@ from functools import lru_cache
 
 from coppermesh.exec.errors import ProgramInvalid
 
+# An opening without an end takes what is left: a pattern that can fail late would cost the square of the length.
 _LITERAL_OR_COMMENT = re.compile(
-    r'R"(?P<mark>[^()\\\s]{0,16})\(.*?\)(?P=mark)"'  # raw string
-    r'|"(?:\\.|[^"\\\n])*"'
-    r"|'(?:\\.|[^'\\\n])+'"
+    r'R"(?P<mark>[^()\\\s]{0,16})\(.*?(?:\)(?P=mark)"|\Z)'  # raw string
+    r'|"(?:\\.|[^"\\\n])*"?'
+    r"|'(?:\\.|[^'\\\n])*'?"
     r"|//[^\n]*"
     r"|/\*.*?(?:\*/|\Z)",
     re.DOTALL,
@@ -29,7 +30,8 @@ _LITERAL_OR_COMMENT = re.compile(
 _TOKEN = re.compile(r"[A-Za-z_]\w*|::|\d[\w.]*|\S")
 _DIRECTIVE = re.compile(r"^[ \t]*(?:#|%:|\?\?=)[ \t]*(\w*)[ \t]*([^\n]*)$", re.MULTILINE)
 _HEADER = re.compile(r'<[A-Za-z0-9_][A-Za-z0-9_./]*>|"[A-Za-z0-9_][A-Za-z0-9_./]*"')
-_OPENING = {"(": ")", "[": "]", "{": "}", "<": ">"}
+_OPENING = frozenset("([{")
+_CLOSING = frozenset(")]}")
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
 _OPTION = re.compile(
     r"--?std=(c\+\+11|c\+\+14|c\+\+17|c\+\+20)"
@@ -57,7 +59,7 @@ class Signature:
         return not self.found or not self.parameters[position].read_only
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def read_signature(source: str, name: str) -> Signature:
     """The signature of the kernel `name` (a template's arguments and namespaces are left aside)."""
     tokens = _TOKEN.findall(_plain_text(source))
@@ -78,10 +80,10 @@ def read_signature(source: str, name: str) -> Signature:
 
 
 def check_source(source: str) -> None:
-    """Refuse what no runtime may compile. Raises ProgramInvalid with code `kernel-include` or `kernel-feature`.
+    """Refuse source that reaches for files, whatever would compile it. Raises ProgramInvalid (`kernel-include`).
 
-    Includes must name a header in plain characters; absolute paths, `..` and computed includes are refused before any
-    compiler sees them. Which of the plain headers exist is the runtime's business.
+    Includes must name a header in plain characters; absolute paths, `..` and computed includes are refused on both
+    sides. Which of the plain headers exist, and which features of CUDA, is the runtime's own gate to say.
     """
     text = _plain_text(source, keep_directives=True)
     for match in _DIRECTIVE.finditer(text):
@@ -92,10 +94,10 @@ def check_source(source: str) -> None:
             raise ProgramInvalid(
                 "kernel-include", f"#include {operand[:80]}: only the runtime's own headers, by plain name"
             )
-    words = set(_IDENTIFIER.findall(text))
-    forbidden = sorted(words & {"asm", "__asm__", "__asm", "__has_include", "__has_embed", "_Pragma"})
-    if forbidden:
-        raise ProgramInvalid("kernel-feature", f"{forbidden[0]} is not possible in a kernel")
+    words = set(_IDENTIFIER.findall(_LITERAL_OR_COMMENT.sub(_blank, text)))
+    for word in ("__has_include", "__has_include_next", "__has_embed"):
+        if word in words:
+            raise ProgramInvalid("kernel-include", f"{word} is not possible in a kernel")
 
 
 def check_options(options: tuple[str, ...]) -> None:
@@ -123,40 +125,50 @@ def _blank(match: re.Match[str]) -> str:
 
 
 def _declarations(tokens: list[str], name: str) -> list[list[Parameter]]:
-    """Parameters of every `__global__` declaration of `name`."""
+    """Parameters of every `__global__` declaration of `name`. Each token is looked at once, whatever the nesting."""
     found = []
     marked = False
-    for position, token in enumerate(tokens):
+    position = 0
+    while position < len(tokens):
+        token = tokens[position]
         if token == "__global__":
             marked = True
         elif token in (";", "{", "}"):
             marked = False
         elif marked and token == name and tokens[position + 1 : position + 2] == ["("]:
-            found.append(_parameters(tokens, position + 2))
+            parameters, position = _parameters(tokens, position + 2)
+            found.append(parameters)
             marked = False
+        position += 1
     return found
 
 
-def _parameters(tokens: list[str], position: int) -> list[Parameter]:
-    """Split the tokens from `position` to the closing parenthesis at commas outside every bracket."""
+def _parameters(tokens: list[str], position: int) -> tuple[list[Parameter], int]:
+    """Split the tokens from `position` to the closing parenthesis at commas outside every bracket.
+
+    What stands inside brackets says nothing of a parameter's own constness; that there is a `[` does.
+    """
     groups: list[list[str]] = [[]]
-    closing: list[str] = []
-    for token in tokens[position:]:
-        if token == ")" and not [c for c in closing if c != ">"]:
-            break
+    depth = angles = 0
+    while position < len(tokens):
+        token = tokens[position]
+        if depth == angles == 0 and token not in _CLOSING:
+            if token == ",":
+                groups.append([])
+            else:
+                groups[-1].append(token)
         if token in _OPENING:
-            closing.append(_OPENING[token])
-        elif closing and token == closing[-1]:
-            closing.pop()
-        elif token == "," and not closing:
-            groups.append([])
-            continue
-        # What stands inside brackets says nothing of the parameter's own constness; the bracket itself may.
-        if not closing or token == "[":
-            groups[-1].append(token)
+            depth += 1
+        elif token in _CLOSING:
+            if depth == 0:
+                break
+            depth -= 1
+        elif depth == 0 and token in ("<", ">"):
+            angles = max(0, angles + (1 if token == "<" else -1))
+        position += 1
     if groups in ([[]], [["void"]]):
-        return []
-    return [_parameter(group) for group in groups]
+        return [], position
+    return [_parameter(group) for group in groups], position
 
 
 def _parameter(tokens: list[str]) -> Parameter:

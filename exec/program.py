@@ -25,14 +25,14 @@ from coppermesh.exec.dtypes import ITEMSIZES, NUMPY_DTYPES
 from coppermesh.exec.errors import ProgramInvalid
 
 VERSION: Final = 1
-MAX_PROGRAM_BYTES: Final = 16 * 1024 * 1024
+MAX_PROGRAM_BYTES: Final = 8 * 1024 * 1024
 MAX_NODES: Final = 100_000
 MAX_INPUTS: Final = 128
 MAX_OUTPUTS: Final = 64
 MAX_KERNELS: Final = 256
 MAX_ARGUMENTS: Final = 128
 MAX_DIMENSIONS: Final = 32
-MAX_SOURCE_CHARACTERS: Final = 1024 * 1024
+MAX_SOURCE_CHARACTERS: Final = 256 * 1024
 
 Size = Annotated[int, Meta(ge=0, lt=1 << 62)]
 Name = Annotated[str, Meta(min_length=1, max_length=256)]

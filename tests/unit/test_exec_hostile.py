@@ -169,9 +169,9 @@ HOSTILE = {
         "kernel-include",
     ),
     "embedded file": (kernel_program(source='#embed "/etc/passwd"\n' + KERNEL[3][0]), "kernel-include"),
-    "inline assembly": (
-        kernel_program(source='asm(".incbin \\"/etc/passwd\\"");' + KERNEL[3][0]),
-        "kernel-feature",
+    "asking whether a file exists": (
+        kernel_program(source='#if __has_include("/etc/passwd")\n#endif\n' + KERNEL[3][0]),
+        "kernel-include",
     ),
     "NUL in the source": (kernel_program(source="\0" + KERNEL[3][0]), "kernel-source"),
     "parameter that is code": (loop_program(["T x){} int y(T z", "T y", "y = x", ""]), "kernel-parameters"),
