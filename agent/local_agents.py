@@ -8,8 +8,10 @@ own), which then ends them in order.
 import json
 import secrets
 import selectors
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -70,13 +72,12 @@ class LocalMesh:
         if bootstrap is None and len(names) > 1:
             return [*self.start(names[:1], *options), *self.start(names[1:], *options)]
         extra = ["--bootstrap", bootstrap] if bootstrap is not None else []
-        started = [(name, self._launch(name, [*options, *extra])) for name in names]
         agents = []
-        for name, process in started:
-            # Kept before it is ready, so that `close` ends it whatever happens while waiting.
-            agent = LocalAgent(name, self.home(name), process, {})
-            self.agents.append(agent)
-            agents.append(agent)
+        for name in names:
+            with _interrupt_later():  # a child that was started is always known to `close`
+                agent = LocalAgent(name, self.home(name), self._launch(name, [*options, *extra]), {})
+                self.agents.append(agent)
+                agents.append(agent)
         for agent in agents:
             agent.ready.update(_await_ready(agent))
         return agents
@@ -92,6 +93,10 @@ class LocalMesh:
 
     def close(self) -> None:
         """End every agent: first by closing its input, then by signals. Nothing is left when this returns."""
+        with _interrupt_later():
+            self._end_all()
+
+    def _end_all(self) -> None:
         for agent in self.agents:
             for pipe in (agent.process.stdin, agent.process.stdout):
                 if pipe is not None:
@@ -114,6 +119,22 @@ def local_mesh(base: Path) -> Iterator[LocalMesh]:
         yield mesh
     finally:
         mesh.close()
+
+
+@contextmanager
+def _interrupt_later() -> Iterator[None]:
+    """Let a Ctrl-C during the block take effect at its end. Only the main thread can be interrupted at all."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    interrupted: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: interrupted.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if interrupted:
+        raise KeyboardInterrupt
 
 
 def allow(peer: PeerId) -> tuple[str, str]:

@@ -93,3 +93,9 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
         yield Lab(mesh)
         family = set().union(*(descendants(agent.process.pid) for agent in mesh.agents))
     wait_until(lambda: not [pid for pid in family if Path(f"/proc/{pid}").exists()], "workers gone", 10.0)
+
+
+@pytest.fixture
+def eventually() -> Callable[..., Any]:
+    """`wait_until`, for tests without a lab."""
+    return wait_until
