@@ -1,3 +1,4 @@
+# ruff: noqa: T201  # a program that prints its figures
 """How long recording, encoding, decoding and checking take: `python tests/bench/bench_program.py`."""
 
 import statistics
