@@ -162,7 +162,8 @@ def test_control_without_the_gate_the_compiler_does_show_files_of_the_machine(tm
 FRAGMENTS = st.sampled_from(
     [
         "#", "%:", "##", "%:%:", "include", "inc", "lude", "<SECRET>", '"SECRET"', "\n", "\\\n", "\\ \n", " ", "/*",
-        "*/", "//", "'", '"', "\\", "??=", "??/\n", 'R"(', ')"', "#define P(a,b) a##b\n", "P(", ",", ")", "__has_", "line 1 ",
+        "*/", "//",
+        "'", '"', "\\", "??=", "??/\n", 'R"(', ')"', "#define P(a,b) a##b\n", "P(", ",", ")", "__has_", "line 1 ",
         "#if 0\n", "#endif\n", "#else\n", "pragma GCC dependency ", "_Prag", "ma", "_Pragma(", "int x;", "1", "u8", "R",
         "\f", "\v", "\t", "\r\n", "define H ", "H", "import ", "embed ", "#include <cuda.h>\n",
     ]
