@@ -18,7 +18,9 @@ T = TypeVar("T")
 def encode(value: object) -> bytes:
     """The canonical bytes of a msgspec structure; maps are written in key order."""
     plain = msgspec.to_builtins(value, builtin_types=(bytes,), order="deterministic")
-    return bytes(msgpack.packb(plain, use_bin_type=True))
+    packed = msgpack.packb(plain, use_bin_type=True)
+    assert isinstance(packed, bytes)  # not None: no buffer of our own was given
+    return packed
 
 
 def decode(kind: type[T], data: bytes, *, max_bytes: int, max_items: int) -> T:
