@@ -26,6 +26,8 @@ from coppermesh.p2p.signing import PeerKey
 
 READY_SECONDS = 60.0
 END_SECONDS = 8.0
+COMMAND_LINE = ("-m", "coppermesh.agent.cli")
+"""What the interpreter runs for an agent."""
 
 
 class AgentDidNotStart(MeshError):
@@ -57,35 +59,43 @@ class LocalMesh:
         self.agents: list[LocalAgent] = []
 
     def home(self, name: str) -> Home:
-        """The home of the agent called `name`, made."""
+        """The home of the agent called `name`, made; its settings name this mesh, also for whoever looks later."""
         home = Home(self.base / name)
         home.prepare()
+        home.config_path.write_text(f'mesh = "{self.name}"\n')
         return home
 
     def peer_of(self, name: str) -> PeerId:
         """The id that the agent called `name` has or will have on this mesh."""
         return PeerKey.load_or_create(self.home(name).key_path(mesh_id(self.name))).peer
 
-    def start(self, names: Sequence[str], *options: str) -> list[LocalAgent]:
-        """Start agents at the same time and wait until each is ready. The first one ever started is the bootstrap."""
+    def start(
+        self, names: Sequence[str], *options: str, program: Sequence[str] = COMMAND_LINE
+    ) -> list[LocalAgent]:
+        """Start agents at the same time and wait until each is ready. The first one ever started is the bootstrap.
+
+        An agent that ended is started again by its name, on the home it left. `program`: what runs in place of the
+        command line, given its arguments (tests start agents that crash on purpose).
+        """
         bootstrap = self.agents[0].ready["addresses"][0] if self.agents else None
         if bootstrap is None and len(names) > 1:
-            return [*self.start(names[:1], *options), *self.start(names[1:], *options)]
+            first = self.start(names[:1], *options, program=program)
+            return [*first, *self.start(names[1:], *options, program=program)]
         extra = ["--bootstrap", bootstrap] if bootstrap is not None else []
         agents = []
         for name in names:
             with _interrupt_later():  # a child that was started is always known to `close`
-                agent = LocalAgent(name, self.home(name), self._launch(name, [*options, *extra]), {})
+                agent = LocalAgent(name, self.home(name), self._launch(name, [*options, *extra], program), {})
                 self.agents.append(agent)
                 agents.append(agent)
         for agent in agents:
             agent.ready.update(_await_ready(agent))
         return agents
 
-    def _launch(self, name: str, options: Sequence[str]) -> subprocess.Popen[bytes]:
+    def _launch(self, name: str, options: Sequence[str], program: Sequence[str]) -> subprocess.Popen[bytes]:
         home = self.home(name)
-        command = [sys.executable, "-m", "coppermesh.agent.cli", "agent", "--home", str(home.path)]
-        command += ["--mesh", self.name, "--json", "--until-eof", *options]
+        command = [sys.executable, *program, "agent", "--home", str(home.path)]
+        command += ["--json", "--until-eof", *options]
         with (home.path / "agent.log").open("ab") as log:
             return subprocess.Popen(  # noqa: S603 - our own interpreter and module
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True
