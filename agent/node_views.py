@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import trio
+
 from coppermesh.agent import ledger_views
 from coppermesh.agent.clock import now_us
 from coppermesh.agent.local_api import Method
@@ -87,6 +89,7 @@ class NodeViews:
                 "store": asdict(node.store.statistics()),
                 "gossip": {str(verdict): count for verdict, count in node.book.counts.items()},
                 "notes_lost": node.ledger.notes_lost,
+                "trio_tasks": trio.lowlevel.current_statistics().tasks_living,
             }
         )
 
