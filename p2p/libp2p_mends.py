@@ -117,7 +117,7 @@ class MeshPubsub(Pubsub):
     async def continuously_read_stream(self, stream: HostStream) -> None:  # type: ignore[override]
         """Read and handle messages until the stream ends. A breach resets it; the peer may open another."""
         peer_id = stream.muxed_conn.peer_id
-        pace = _Pace(MESSAGES_PER_SECOND, MESSAGE_BURST)
+        pace = Pace(MESSAGES_PER_SECOND, MESSAGE_BURST)
         try:
             while True:
                 rpc = await _read_rpc(stream)
@@ -246,7 +246,7 @@ class MeshGossipSub(GossipSub):
         """Not for messages of a few hundred bytes."""
 
 
-class _Pace:
+class Pace:
     """A token bucket that makes the spender wait."""
 
     def __init__(self, per_second: float, burst: float) -> None:
@@ -256,6 +256,7 @@ class _Pace:
         self._then = trio.current_time()
 
     async def spend(self, count: int) -> None:
+        """Take `count` tokens, waiting until the debt, if any, is paid."""
         now = trio.current_time()
         self._tokens = min(self._burst, self._tokens + (now - self._then) * self._per_second)
         self._then = now
