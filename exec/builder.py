@@ -60,11 +60,15 @@ def confine(order: pipe.Fork) -> None:
 
 
 def read_part(part: bytes | int, descriptors: list[int]) -> bytes:
-    """A part's bytes, read from the next descriptor where they did not come in place."""
+    """A part's bytes, read from the next descriptor (which is closed) where they did not come in place."""
     if isinstance(part, bytes):
         return part
-    with open(descriptors.pop(0), "rb") as file:
-        data = file.read(part + 1)
+    descriptor = descriptors.pop(0)
+    try:
+        # At a stated place: the file's position is shared with whoever sent it.
+        data = os.pread(descriptor, part, 0)
+    finally:
+        os.close(descriptor)
     if len(data) != part:
-        raise pipe.PipeError(f"a file of {len(data)} bytes or more where {part} were named")
+        raise pipe.PipeError(f"a file of {len(data)} bytes where {part} were named")
     return data

@@ -4,6 +4,7 @@ A child is known by a serial number that this side chose, and held by its pidfd,
 its pid belongs to another. Whoever asks for a child gets a `Child` that tells when it has ended and how.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -220,15 +221,15 @@ class Keeper:
         return _Session(process, channel, log)
 
     async def _wait_until_ready(self, session: _Session) -> None:
-        with trio.move_on_after(START_SECONDS):
+        data = b""
+        with trio.move_on_after(START_SECONDS), contextlib.suppress(OSError):  # it may be gone already
             await session.channel.send(pipe.encode(self._start))
             data, _ = await session.channel.receive()
-            if data:
-                ready = pipe.decode_from_zygote(data)
-                if isinstance(ready, pipe.Ready) and ready.threads == 1:
-                    return
-                raise WorkerUnavailable(f"the process for workers is not fit to be forked: {ready}")
-            await trio.to_thread.run_sync(session.process.wait)
+        if data:
+            ready = pipe.decode_from_zygote(data)
+            if isinstance(ready, pipe.Ready) and ready.threads == 1:
+                return
+            raise WorkerUnavailable(f"the process for workers is not fit to be forked: {ready}")
         said = session.log.read_bytes()[-2000:].decode(errors="replace")
         raise WorkerUnavailable(
             f"the process for workers did not get ready within {START_SECONDS:.0f} s", said

@@ -125,13 +125,11 @@ class Worker:
         try:
             answer: pipe.PipeMessage = self._run_program(message, descriptors, files)
         except ExecError as error:
-            answer = self._failed(message.number, error.code, error.sentence, error.detail)
+            sentence = self._with_limit(error.sentence) if error.code == "memory-limit" else error.sentence
+            answer = self._failed(message.number, error.code, sentence, error.detail)
         except MemoryError as error:
-            limit = format_bytes(self._order.memory_bytes)
-            said = str(error) or "an allocation failed"
-            answer = self._failed(
-                message.number, "memory-limit", f"{said}; the job's memory limit is {limit}", ""
-            )
+            sentence = self._with_limit(str(error) or "an allocation failed")
+            answer = self._failed(message.number, "memory-limit", sentence, "")
         except Exception as error:  # noqa: BLE001 - a bug here is this provider's failure, and must be told
             said = f"{type(error).__name__}: {error}"
             answer = self._failed(message.number, "internal-error", said, traceback.format_exc(), "provider")
@@ -164,6 +162,9 @@ class Worker:
             _peak_bytes(),
             self._runtime.determinism,
         )
+
+    def _with_limit(self, sentence: str) -> str:
+        return f"{sentence}; the job's memory limit is {format_bytes(self._order.memory_bytes)}"
 
     def _build_elsewhere(self, kernel: Kernel) -> int:
         """Ask the agent for a builder. Gives the library; raises what the builder raised."""

@@ -1,0 +1,756 @@
+# ruff: noqa: ASYNC110, ASYNC220, ASYNC221, ASYNC240  # these watch real processes; nothing in /proc blocks
+"""Programs in real worker processes: what they may see, how they end, and that nothing of them stays behind."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trio
+
+from coppermesh.exec import linux, pipe, sockets
+from coppermesh.exec.blackbox import BlackBox, make_black_box
+from coppermesh.exec.channel import Channel
+from coppermesh.exec.cuda_toolchain import find_toolchain
+from coppermesh.exec.device import probe_cpu
+from coppermesh.exec.keeper import Child
+from coppermesh.exec.meter import NoMeter
+from coppermesh.exec.program import ArraySpec, KernelSource, Node, Program, encode_program
+from coppermesh.exec.supervisor import (
+    InputBuffer,
+    RunOutcome,
+    Supervisor,
+    Worker,
+    WorkerLimits,
+    open_supervisor,
+)
+from coppermesh.exec.worker_handle import Process
+
+pytestmark = pytest.mark.processes
+needs_compiler = pytest.mark.skipif(find_toolchain() is None, reason="needs a C++ compiler")
+
+MEBIBYTE = 1 << 20
+LIMITS = WorkerLimits(memory_bytes=256 * MEBIBYTE, output_bytes=64 * MEBIBYTE)
+
+DOUBLE = 'extern "C" __global__ void k(float* x) { x[threadIdx.x] *= 2.0f; }'
+SPIN = 'extern "C" __global__ void k(float* x) { volatile float* y = x; while (y[0] == y[0]) y[0] = 1; }'
+WILD = 'extern "C" __global__ void k(float* x) { x[1ull << 40] = 1; }'
+ABORT = 'extern "C" void abort(); extern "C" __global__ void k(float* x) { dprintf(2, "last words\\n"); abort(); }'
+EXIT = 'extern "C" void _exit(int); extern "C" __global__ void k(float* x) { _exit(3); }'
+STACK = """
+__device__ __noinline__ int deep(volatile int* p, int n) {
+    volatile int room[1000];
+    room[n % 1000] = *p;
+    return n ? deep(room, n - 1) + room[n % 1000] : 0;
+}
+extern "C" __global__ void k(float* x) { volatile int start = 1, depth = 1 << 20; x[0] = deep(&start, depth); }"""
+UNDECLARED = 'extern "C" __global__ void k(float* x) {\n x[0] = two;\n}'
+SHARED = 'extern "C" __global__ void k(float* x) {\n\n__shared__ float s; }'
+ASSERT = 'extern "C" __global__ void k(float* x) { assert(x[0] > 5); }'
+DIVIDE = 'extern "C" __global__ void k(float* x) { volatile int zero = 0; x[0] = 7 / zero; }'
+
+
+def kernel_program(source: str, count: int = 4) -> bytes:
+    """A program of one kernel on one array of `count` floats."""
+    node = Node("raw_kernel", (0,), {"kernel": 0, "grid": (1, 1, 1), "block": (count, 1, 1), "shared_mem": 0})
+    kernel = KernelSource("raw", "k", (), (source,))
+    return encode_program(Program(1, (ArraySpec("float32", (count,)),), (kernel,), (node,), (1,)))
+
+
+def negate_program(count: int) -> bytes:
+    """A program that gives minus its input of `count` floats."""
+    return encode_program(
+        Program(1, (ArraySpec("float32", (count,)),), (), (Node("negative", (0,), {}),), (1,))
+    )
+
+
+def floats(*values: float) -> InputBuffer:
+    data = np.array(values, np.float32).tobytes()
+    return InputBuffer(len(data), data=data)
+
+
+FOUR = floats(0, 1, 2, 3)
+
+
+@pytest.fixture
+def scratch(tmp_path):
+    return tmp_path / "scratch"
+
+
+@asynccontextmanager
+async def supervised(scratch: Path) -> AsyncIterator[Supervisor]:
+    async with open_supervisor(probe_cpu(), scratch=scratch) as supervisor:
+        yield supervisor
+
+
+async def run_kernel(worker: Worker, source: str, wall_limit_s: float = 20.0) -> RunOutcome:
+    return await worker.run(kernel_program(source), [FOUR], wall_limit_s)
+
+
+def values(outcome: RunOutcome) -> list[float]:
+    """The first output's values; closes the outcome."""
+    assert (outcome.status, outcome.code) == ("ok", "ok"), f"{outcome.sentence}\n{outcome.detail}"
+    result: list[float] = np.frombuffer(bytes(outcome.outputs[0].view), np.float32).tolist()
+    outcome.close()
+    return result
+
+
+def state_of(pid: int) -> str:
+    """A process's state letter; empty when there is none, or only a zombie."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    return "" if state in "ZX" else state
+
+
+def children_of(pid: int) -> list[int]:
+    """Live children of a process."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = path.read_text().rpartition(")")[2].split()[:2]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(parent) == pid and state not in "ZX":
+            found.append(int(path.parent.name))
+    return found
+
+
+async def becomes(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    with trio.move_on_after(seconds):
+        while not condition():
+            await trio.sleep(0.005)
+        return
+    raise AssertionError(f"not within {seconds} s: {what}")
+
+
+def left_in(scratch: Path) -> list[str]:
+    return sorted(path.name for path in scratch.iterdir() if path.name not in ("zygote.log", "compiler"))
+
+
+# --- what a run gives
+
+
+async def test_an_array_program_gives_numpys_answer(scratch):
+    x = np.random.default_rng(1).random(300_000).astype(np.float32)
+    async with supervised(scratch) as supervisor, supervisor.worker(LIMITS) as worker:
+        outcome = await worker.run(negate_program(x.size), [InputBuffer(x.nbytes, data=x.tobytes())], 10)
+        assert (outcome.status, outcome.code, outcome.sentence, outcome.detail) == ("ok", "ok", "", "")
+        np.testing.assert_array_equal(np.frombuffer(bytes(outcome.outputs[0].view), np.float32), -x)
+        assert outcome.outputs[0].view.readonly
+        assert abs(outcome.started_us - time.time() * 1e6) < 30e6
+        assert 0 < outcome.wall_us < 10e6
+        assert (outcome.device_us, outcome.meter) == (None, probe_cpu().meter)
+        assert "numpy/" in outcome.determinism
+        assert outcome.peak_bytes > x.nbytes
+        outcome.close()
+
+
+async def test_inputs_come_from_files_without_being_written(scratch, tmp_path):
+    x = np.arange(100_000, dtype=np.float32)
+    path = tmp_path / "blob"
+    path.write_bytes(x.tobytes() + b"more")
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        async with supervised(scratch) as supervisor, supervisor.worker(LIMITS) as worker:
+            outcome = await worker.run(negate_program(x.size), [InputBuffer(x.nbytes, fd=descriptor)], 10)
+            assert values(outcome) == (-x).tolist()
+    finally:
+        os.close(descriptor)
+    assert path.read_bytes() == x.tobytes() + b"more"
+
+
+async def test_an_input_may_be_an_output_and_outputs_may_be_empty(scratch):
+    program = encode_program(
+        Program(1, (ArraySpec("float32", (4,)), ArraySpec("float32", (0, 7))), (), (), (0, 1))
+    )
+    async with supervised(scratch) as supervisor, supervisor.worker(LIMITS) as worker:
+        outcome = await worker.run(program, [FOUR, InputBuffer(0, data=b"")], 10)
+        assert [output.size for output in outcome.outputs] == [16, 0]
+        assert values(outcome) == [0, 1, 2, 3]
+
+
+@needs_compiler
+async def test_a_kernel_is_built_once_and_stays_warm(scratch):
+    async with supervised(scratch) as supervisor, supervisor.worker(LIMITS) as worker:
+        cold = await run_kernel(worker, DOUBLE)
+        assert "cuda-cpu/" in cold.determinism
+        assert values(cold) == [0, 2, 4, 6]
+        pid = worker.pid
+        warm = await run_kernel(worker, DOUBLE)
+        assert warm.wall_us < cold.wall_us / 3
+        assert values(warm) == [0, 2, 4, 6]
+        assert worker.pid == pid
+        assert left_in(scratch) == ["worker-1"]
+    assert left_in(scratch) == []
+
+
+@needs_compiler
+async def test_a_source_too_large_for_a_message(scratch):
+    source = DOUBLE + "".join(
+        f"\n// line {number} of many, to make the source long" for number in range(5000)
+    )
+    assert len(source) > pipe.MAX_MESSAGE_BYTES
+    async with supervised(scratch) as supervisor, supervisor.worker(LIMITS) as worker:
+        assert values(await run_kernel(worker, source)) == [0, 2, 4, 6]
+
+
+# --- how jobs fail
+
+
+@needs_compiler
+async def test_each_failure_is_named_and_the_next_run_works(scratch):
+    cases = [
+        (UNDECLARED, "kernel-compile", "does not compile", "kernel.cu:2:9: error"),
+        (SHARED, "unsupported-feature", "line 3", "shared"),
+        (WILD, "crashed", "SIGSEGV (a wild pointer or a stack overflow) in kernel k", ""),
+        (STACK, "crashed", "SIGSEGV", ""),
+        (DIVIDE, "crashed", "SIGFPE", ""),
+        (ABORT, "crashed", "SIGABRT", "last words"),
+        (EXIT, "crashed", "status 3", ""),
+        (ASSERT, "crashed", "SIG", "kernel.cu:1: assertion failed"),
+        ('extern "C" __global__ void k(float* x, int n) { x[0] = n; }', "kernel-call", "takes 2 arguments", ""),
+    ]  # fmt: skip
+    async with supervised(scratch) as supervisor, supervisor.worker(LIMITS) as worker:
+        for source, code, sentence, detail in cases:
+            outcome = await run_kernel(worker, source)
+            assert (outcome.status, outcome.code) == ("job-failed", code), (
+                f"{outcome.sentence} {outcome.detail}"
+            )
+            assert sentence in outcome.sentence
+            assert detail in outcome.detail
+            assert str(scratch) not in outcome.sentence + outcome.detail
+            assert outcome.outputs == []
+            assert values(await run_kernel(worker, DOUBLE)) == [0, 2, 4, 6]
+        assert supervisor.zygote_pid is not None
+        assert state_of(supervisor.zygote_pid)
+
+
+async def test_refused_programs_keep_the_worker(scratch):
+    huge = encode_program(Program(1, (ArraySpec("uint8", (100 << 40,)),), (), (), (0,)))
+    async with supervised(scratch) as supervisor, supervisor.worker(LIMITS) as worker:
+        pid = worker.pid
+        for program, inputs, code in [
+            (b"garbage", [], "program-malformed"),
+            (b"", [], "program-malformed"),
+            (huge, [FOUR], "over-memory"),
+            (negate_program(4), [], "bad-input"),
+            (negate_program(4), [FOUR, FOUR], "bad-input"),
+            (negate_program(5), [FOUR], "bad-input"),
+            (negate_program(20 * MEBIBYTE), [FOUR], "over-output"),
+        ]:
+            outcome = await worker.run(program, inputs, 10)
+            assert (outcome.status, outcome.code) == ("job-failed", code), outcome.sentence
+            assert outcome.sentence
+        assert values(await worker.run(negate_program(4), [FOUR], 10)) == [0, -1, -2, -3]
+        assert worker.pid == pid
+
+
+@needs_compiler
+async def test_kernels_can_be_forbidden(scratch):
+    async with supervised(scratch) as supervisor, supervisor.worker(LIMITS, kernels=False) as worker:
+        outcome = await run_kernel(worker, DOUBLE)
+        assert (outcome.status, outcome.code) == ("job-failed", "unsupported-feature")
+        assert values(await worker.run(negate_program(4), [FOUR], 10)) == [0, -1, -2, -3]
+
+
+@needs_compiler
+async def test_an_endless_kernel_is_killed_at_its_wall_limit(scratch):
+    async with supervised(scratch) as supervisor, supervisor.worker(LIMITS) as worker:
+        assert (await run_kernel(worker, DOUBLE)).status == "ok"
+        pid = worker.pid
+        began = time.monotonic()
+        outcome = await run_kernel(worker, SPIN, wall_limit_s=1.5)
+        assert 1.4 < time.monotonic() - began < 3.0
+        assert (outcome.status, outcome.code) == ("job-failed", "wall-limit")
+        assert "1.5 s" in outcome.sentence
+        assert "kernel k" in outcome.sentence
+        assert pid is not None
+        assert not state_of(pid)
+        assert values(await run_kernel(worker, DOUBLE)) == [0, 2, 4, 6]
+        assert worker.pid != pid
+
+
+async def test_memory_beyond_the_limit_is_an_error_that_names_it(scratch):
+    # Every broadcast argument of an elementwise kernel is written out, which the estimate made beforehand leaves out.
+    count, extra = 4 * MEBIBYTE, 30
+    names = [f"y{number}" for number in range(extra)]
+    text = ", ".join(f"float64 {name}" for name in names)
+    kernel = KernelSource(
+        "elementwise", "k", (), (f"float64 x, {text}", "float64 z", "z = x + " + " + ".join(names), "")
+    )
+    specs = (ArraySpec("float64", (count,)), *[ArraySpec("float64", (1,))] * extra)
+    node = Node("elementwise_kernel", tuple(range(extra + 1)), {"kernel": 0, "size": None})
+    program = encode_program(Program(1, specs, (kernel,), (node,), (extra + 1,)))
+    x = InputBuffer(count * 8, data=bytes(count * 8))
+    small = InputBuffer(8, data=bytes(8))
+    limits = WorkerLimits(memory_bytes=128 * MEBIBYTE, output_bytes=64 * MEBIBYTE)
+    async with supervised(scratch) as supervisor, supervisor.worker(limits) as worker:
+        outcome = await worker.run(program, [x, *[small] * extra], 30)
+        assert (outcome.status, outcome.code) == ("job-failed", "memory-limit"), outcome.sentence
+        assert "128 MiB" in outcome.sentence
+        assert "32" in outcome.sentence
+        assert values(await worker.run(negate_program(4), [FOUR], 10)) == [0, -1, -2, -3]
+
+
+@needs_compiler
+async def test_native_code_cannot_take_more_memory_either(scratch):
+    hoard = """
+    extern "C" __global__ void k(float* x) {
+        int got = 0;
+        if (threadIdx.x) return;
+        for (int i = 0; i < 4096; i++) {
+            char* p = (char*)malloc(1 << 20);
+            if (!p) break;
+            memset(p, 1, 1 << 20);
+            got++;
+        }
+        x[0] = got;
+    }"""
+    limits = WorkerLimits(memory_bytes=64 * MEBIBYTE, output_bytes=MEBIBYTE)
+    async with supervised(scratch) as supervisor, supervisor.worker(limits) as worker:
+        got = values(await run_kernel(worker, hoard))[0]
+        assert 64 <= got < 64 + 128
+
+
+@needs_compiler
+async def test_used_up_processor_time_is_named(scratch):
+    limits = WorkerLimits(memory_bytes=256 * MEBIBYTE, output_bytes=MEBIBYTE, cpu_seconds=1)
+    async with supervised(scratch) as supervisor, supervisor.worker(limits) as worker:
+        outcome = await run_kernel(worker, SPIN, wall_limit_s=30)
+        # The soft and the hard limit are the same second: the kernel may send either signal first.
+        assert outcome.code in ("cpu-limit", "worker-killed"), outcome.sentence
+
+
+# --- what a worker can see
+
+
+PROBE = """
+extern "C" {
+char* getenv(const char*);
+int getsid(int);
+int getppid();
+int open(const char*, int);
+}
+extern "C" __global__ void k(float* x) {
+    x[0] = getenv("COPPERMESH_SECRET") != 0;
+    x[1] = getenv("HOME")[1] == 'n';
+    int first = open("/dev/null", 0);
+    x[2] = first;
+    x[3] = getsid(0) == getppid();
+}"""
+
+
+@needs_compiler
+async def test_workers_have_no_environment_descriptors_or_privileges_of_the_agent(scratch, monkeypatch):
+    monkeypatch.setenv("COPPERMESH_SECRET", "key")
+    secret = os.open("/dev/null", os.O_RDONLY)
+    os.set_inheritable(secret, True)
+    try:
+        async with supervised(scratch) as supervisor, supervisor.worker(LIMITS) as worker:
+            zygote = supervisor.zygote_pid
+            environment = Path(f"/proc/{zygote}/environ").read_bytes()
+            assert b"key" not in environment
+            names = {entry.partition(b"=")[0].decode() for entry in environment.split(b"\0") if entry}
+            assert names <= {
+                "PATH", "LANG", "LC_CTYPE", "HOME", "PYTHONDONTWRITEBYTECODE",
+                "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS",
+            }  # fmt: skip
+            assert len(os.listdir(f"/proc/{zygote}/task")) == 1
+            seen = values(await run_kernel(worker, PROBE))
+            assert seen[:2] == [0, 1]
+            assert seen[3] == 0
+            status = Path(f"/proc/{worker.pid}/status").read_text()
+            assert re.search(r"NoNewPrivs:\s+1", status)
+            assert re.search(r"Umask:\s+0077", status)
+            assert Path(f"/proc/{worker.pid}/oom_score_adj").read_text().strip() == "1000"
+            assert Path(f"/proc/{worker.pid}/cwd").readlink().name == "worker-1"
+            limits = Path(f"/proc/{worker.pid}/limits").read_text()
+            assert re.search(r"Max core file size\s+0\s+0", limits)
+            targets = sorted(path.readlink().name for path in Path(f"/proc/{worker.pid}/fd").iterdir())
+            kinds = [re.sub(r"[:\[].*", "", target) for target in targets]
+            # The box four times (1, 2, itself, its mapping) and the kernel's library; standard input, and what each of
+            # the kernel's four threads opened; the socket.
+            assert kinds == ["memfd"] * 5 + ["null"] * 5 + ["socket"]
+    finally:
+        os.close(secret)
+
+
+async def test_the_zygote_never_loads_the_network_side():
+    from coppermesh.exec.zygote import FORBIDDEN
+
+    code = (
+        "import sys; from coppermesh.exec import zygote; zygote.preload('cpu');"
+        f"print([name for name in {FORBIDDEN!r} if name in sys.modules], zygote.count_threads())"
+    )
+    environment = {"PATH": "/usr/bin:/bin", "OPENBLAS_NUM_THREADS": "1"}
+    seen = subprocess.run(
+        [sys.executable, "-I", "-c", code], env=environment, capture_output=True, check=True, cwd="/"
+    )
+    assert seen.stdout.decode().strip() == "[] 1"
+
+
+async def test_a_machine_on_which_no_zygote_starts_says_so(scratch, monkeypatch, tmp_path):
+    from coppermesh.exec.supervisor import WorkerUnavailable
+
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\necho out of order >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(broken))
+    with pytest.raises(WorkerUnavailable, match="did not get ready") as caught:
+        async with supervised(scratch):
+            pass
+    assert "out of order" in caught.value.detail
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "missing"))
+    with pytest.raises(WorkerUnavailable, match="could be started"):
+        async with supervised(scratch):
+            pass
+
+
+async def test_errors_in_the_block_come_out_as_they_are(scratch):
+    with pytest.raises(KeyError):
+        async with supervised(scratch) as supervisor, supervisor.worker(LIMITS):
+            raise KeyError("mine")
+
+
+# --- killing
+
+
+@needs_compiler
+async def test_cancelling_a_run_kills_its_process_within_a_second(scratch):
+    async with supervised(scratch) as supervisor, supervisor.worker(LIMITS) as worker:
+        assert values(await run_kernel(worker, DOUBLE)) == [0, 2, 4, 6]
+        pid = worker.pid
+        assert pid is not None
+        with trio.move_on_after(1.0) as scope:
+            await run_kernel(worker, SPIN)
+        ended = time.monotonic()
+        assert scope.cancelled_caught
+        await becomes(lambda: not state_of(pid), 1.0, "the worker is gone")
+        assert time.monotonic() - ended < 1.0
+        assert values(await run_kernel(worker, DOUBLE)) == [0, 2, 4, 6]
+    assert left_in(scratch) == []
+
+
+SLOW_TO_COMPILE = """
+template <int N, int M> struct F { enum { v = F<N - 1, M * 2>::v + F<N - 1, M * 2 + 1>::v }; };
+template <int M> struct F<0, M> { enum { v = 1 }; };
+extern "C" __global__ void k(float* o) { o[0] = F<30, 0>::v; }"""
+
+
+def compilers_of(zygote: int) -> list[int]:
+    """Processes below a builder of this zygote."""
+    return [pid for builder in children_of(zygote) for pid in children_of(builder)]
+
+
+def descendants_of(pid: int) -> list[int]:
+    found = []
+    todo = [pid]
+    while todo:
+        below = children_of(todo.pop())
+        found += below
+        todo += below
+    return found
+
+
+@needs_compiler
+async def test_the_wall_limit_ends_a_compiler_with_all_it_started(scratch):
+    async with supervised(scratch) as supervisor, supervisor.worker(LIMITS) as worker:
+        zygote = supervisor.zygote_pid
+        assert zygote is not None
+        seen: set[int] = set()
+        async with trio.open_nursery() as nursery:
+
+            async def watch() -> None:
+                await becomes(lambda: len(descendants_of(zygote)) >= 4, 5.0, "a compiler runs")
+                seen.update(descendants_of(zygote))
+
+            nursery.start_soon(watch)
+            outcome = await run_kernel(worker, SLOW_TO_COMPILE, wall_limit_s=2.0)
+        assert outcome.code == "wall-limit"
+        assert "compiling kernel k" in outcome.sentence
+        await becomes(lambda: not any(state_of(pid) for pid in seen), 1.0, "compilers are gone")
+        assert left_in(scratch) == []
+        assert values(await worker.run(negate_program(4), [FOUR], 10)) == [0, -1, -2, -3]
+
+
+@needs_compiler
+async def test_a_killed_zygote_takes_its_workers_and_is_replaced(scratch):
+    async with (
+        supervised(scratch) as supervisor,
+        supervisor.worker(LIMITS) as worker,
+        supervisor.worker(LIMITS) as other,
+    ):
+        assert values(await run_kernel(worker, DOUBLE)) == [0, 2, 4, 6]
+        zygote, pids = supervisor.zygote_pid, [worker.pid, other.pid]
+        assert zygote is not None
+        outcomes: list[RunOutcome] = []
+        async with trio.open_nursery() as nursery:
+
+            async def spin() -> None:
+                outcomes.append(await run_kernel(worker, SPIN))
+
+            nursery.start_soon(spin)
+            await trio.sleep(0.3)
+            os.kill(zygote, signal.SIGKILL)
+            await becomes(lambda: not any(state_of(pid) for pid in pids if pid), 1.0, "workers are gone")
+        assert (outcomes[0].status, outcomes[0].code) == ("provider-failed", "zygote-lost")
+        for each in (worker, other):
+            assert values(await each.run(negate_program(4), [FOUR], 10)) == [0, -1, -2, -3]
+        assert supervisor.zygote_pid not in (None, zygote)
+
+
+AGENT = """
+import sys, trio
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+from test_workers import LIMITS, SLOW_TO_COMPILE, SPIN, DOUBLE, run_kernel, supervised
+
+async def main():
+    async with supervised(Path(sys.argv[1])) as supervisor:
+        async with supervisor.worker(LIMITS) as worker:
+            await run_kernel(worker, DOUBLE)
+            print(supervisor.zygote_pid, worker.pid, flush=True)
+            await run_kernel(worker, {"spin": SPIN, "compile": SLOW_TO_COMPILE}[sys.argv[2]])
+
+trio.run(main)
+"""
+
+
+@needs_compiler
+@pytest.mark.parametrize("doing", ["spin", "compile"])
+async def test_a_killed_agent_takes_everything_with_it(scratch, doing):
+    agent = subprocess.Popen(
+        [sys.executable, "-c", AGENT, str(scratch), doing, str(Path(__file__).parent)], stdout=subprocess.PIPE
+    )
+    try:
+        assert agent.stdout is not None
+        line = await trio.to_thread.run_sync(agent.stdout.readline)
+        zygote, worker = map(int, line.split())
+        wanted = 1 if doing == "spin" else 4
+        await becomes(lambda: len(descendants_of(zygote)) >= wanted, 10.0, "it is busy")
+        everything = [zygote, worker, *descendants_of(zygote)]
+    finally:
+        agent.kill()
+        agent.wait()
+        assert agent.stdout is not None
+        agent.stdout.close()
+    await becomes(lambda: not any(state_of(pid) for pid in everything), 1.0, "everything is gone")
+    # What the killed agent could not remove, the next one does.
+    assert any(name.startswith("worker-") for name in left_in(scratch))
+    async with supervised(scratch):
+        assert left_in(scratch) == []
+
+
+@needs_compiler
+async def test_a_hundred_runs_with_crashes_and_timeouts_leave_nothing(scratch):
+    sources = [
+        DOUBLE,
+        WILD,
+        DOUBLE,
+        ABORT,
+        SPIN,
+        EXIT,
+        DOUBLE,
+        'extern "C" __global__ void k(float* x) { y; }',
+    ]
+    async with supervised(scratch) as supervisor:
+        async with supervisor.worker(LIMITS) as worker:  # what stays for good is made in the first rounds
+            for source in sources:
+                (await run_kernel(worker, source, 0.5)).close()
+        zygote = supervisor.zygote_pid
+        assert zygote is not None
+        before = _inventory(zygote)
+        for _ in range(5):
+            async with supervisor.worker(LIMITS) as worker:
+                for number in range(20):
+                    source = sources[number % len(sources)] if number < len(sources) else DOUBLE
+                    outcome = await run_kernel(worker, source, 0.5)
+                    outcome.close()
+        await becomes(lambda: _inventory(zygote) == before, 2.0, f"{_inventory(zygote)} is {before}")
+        assert left_in(scratch) == []
+        assert supervisor.zygote_pid == zygote
+    assert not state_of(zygote)
+
+
+def _inventory(zygote: int) -> dict[str, object]:
+    """What must not grow: descriptors here and in the zygote, its children (zombies too), mappings of memory files."""
+    maps = Path("/proc/self/maps").read_text()
+    zombies = Path(f"/proc/{zygote}/task/{zygote}/children").read_text().split()
+    return {
+        "descriptors": len(os.listdir("/proc/self/fd")),
+        "zygote's descriptors": len(os.listdir(f"/proc/{zygote}/fd")),
+        "children": zombies,
+        "mappings": maps.count("memfd:coppermesh"),
+    }
+
+
+async def test_a_fork_takes_milliseconds(scratch):
+    async with supervised(scratch) as supervisor:
+        times = []
+        for _ in range(20):
+            began = time.perf_counter()
+            async with supervisor.worker(LIMITS):
+                times.append(time.perf_counter() - began)
+        assert (
+            sorted(times)[10] < 0.010 * 5
+        )  # under 10 ms; five times that on a machine busy with other tests
+
+
+# --- a worker process that lies
+
+
+class FakeWorkshop:
+    """Gives a worker handle a process whose other end the test plays."""
+
+    meter = NoMeter()
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.theirs: list[socket.socket] = []
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    async def make_process(self, limits: WorkerLimits, kernels: bool) -> Process:
+        body = subprocess.Popen(["sleep", "1000"])
+        self.processes.append(body)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.theirs.append(theirs)
+        box = make_black_box()
+        view = BlackBox(box)
+        os.close(box)
+        child = Child(len(self.processes), body.pid, os.pidfd_open(body.pid))
+        return Process(child, Channel(ours), view, self.directory)
+
+    async def end_process(self, process: Process) -> None:
+        process.child.kill()
+        process.channel.close()
+        process.box.close()
+        body = self.processes[process.child.serial - 1]
+        assert body.wait(5) == -signal.SIGKILL
+        process.child.ended.set()
+        os.close(process.child.pidfd)
+        self.theirs[process.child.serial - 1].close()
+
+    async def build(
+        self, limits: WorkerLimits, request: pipe.Build, source: list[int]
+    ) -> tuple[pipe.Built, list[int]]:
+        return pipe.Built("kernel-compile", "no", ""), []
+
+
+def _done(number: int = 1, *sizes: int) -> bytes:
+    return pipe.encode(pipe.Done(number, sizes, None, 0, ""))
+
+
+def _sealed(data: bytes = b"four") -> int:
+    return linux.sealed_file("out", data)
+
+
+LIES: dict[str, Callable[[], tuple[bytes, list[int]]]] = {
+    "garbage": lambda: (b"\xc1garbage", []),
+    "nothing of ours": lambda: (pipe.encode(pipe.Ready(1)), []),
+    "an order for the agent": lambda: (pipe.encode(pipe.Run(1, (b"x",))), []),
+    "an answer to another run": lambda: (_done(2), []),
+    "a non-canonical message": lambda: (_done().replace(b"\x01", b"\xcc\x01", 1), []),
+    "a file that can change": lambda: (_done(1, 4), [linux.memory_file("out", 4)]),
+    "no file": lambda: (_done(1, 4), []),
+    "too many files": lambda: (_done(1, 4), [_sealed(), _sealed()]),
+    "files by the hundred": lambda: (_done(1, 4), [_sealed() for _ in range(200)]),
+    "a smaller file": lambda: (_done(1, 4), [_sealed(b"2")]),
+    "a larger file": lambda: (_done(1, 4), [_sealed(b"seventeen bytes..")]),
+    "a size of its own": lambda: (_done(1, 9), [_sealed(b"nine byte")]),
+    "a pipe": lambda: (_done(1, 4), [os.open("/dev/null", os.O_RDONLY)]),
+    "a build without source": lambda: (pipe.encode(pipe.Build(10, "k", ())), []),
+    "escape codes for a terminal": lambda: (
+        pipe.encode(pipe.Failed(1, "job", "x", "\x1b[2J", "", 0, "")),
+        [],
+    ),
+    "a message as large as it gets": lambda: (bytes(pipe.MAX_MESSAGE_BYTES + 1), []),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+async def test_a_lying_worker_is_caught_killed_and_replaced(tmp_path, lie):
+    workshop = FakeWorkshop(tmp_path)
+    worker = Worker(workshop, LIMITS, kernels=True)
+    await worker.start()
+    before = len(os.listdir("/proc/self/fd"))
+    data, files = LIES[lie]()
+    sockets.send(workshop.theirs[0], data, files)
+    sockets.close_all(files)
+    outcome = await worker.run(b"program", [FOUR], 5, output_sizes=[4])
+    assert (outcome.status, outcome.code) == ("job-failed", "worker-misbehaved"), outcome.sentence
+    assert outcome.outputs == []
+    assert workshop.processes[0].returncode == -signal.SIGKILL
+    await worker.start()
+    assert len(os.listdir("/proc/self/fd")) == before
+    answer, output = _done(2, 4), _sealed(b"true")
+    sockets.send(workshop.theirs[1], answer, [output])
+    os.close(output)
+    outcome = await worker.run(b"program", [FOUR], 5, output_sizes=[4])
+    assert bytes(outcome.outputs[0].view) == b"true"
+    outcome.close()
+    await worker.close()
+
+
+async def test_outputs_beyond_the_limit_are_not_mapped(tmp_path):
+    workshop = FakeWorkshop(tmp_path)
+    worker = Worker(workshop, WorkerLimits(memory_bytes=1, output_bytes=7), kernels=True)
+    await worker.start()
+    files = [_sealed(), _sealed()]
+    sockets.send(workshop.theirs[0], _done(1, 4, 4), files)
+    sockets.close_all(files)
+    outcome = await worker.run(b"program", [], 5)
+    assert (outcome.status, outcome.code) == ("job-failed", "output-limit")
+    assert "8 bytes" in outcome.sentence
+    assert "7 bytes" in outcome.sentence
+    await worker.close()
+
+
+async def test_a_worker_that_asks_for_builds_without_end_is_ended(tmp_path):
+    workshop = FakeWorkshop(tmp_path)
+    worker = Worker(workshop, LIMITS, kernels=True)
+    await worker.start()
+    request = pipe.encode(pipe.Build(b"source", "k", ()))
+
+    def flood() -> None:
+        try:
+            while True:
+                sockets.send(workshop.theirs[0], request)
+                sockets.receive(workshop.theirs[0])
+        except OSError:
+            return
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.to_thread.run_sync, flood)
+        outcome = await worker.run(b"program", [], 20)
+        assert outcome.code == "worker-misbehaved"
+    await worker.close()
+
+
+async def test_a_worker_that_only_closes_its_socket_is_killed(tmp_path):
+    workshop = FakeWorkshop(tmp_path)
+    worker = Worker(workshop, LIMITS, kernels=True)
+    await worker.start()
+    workshop.theirs[0].close()
+    outcome = await worker.run(b"program", [], 5)
+    assert outcome.code == "worker-misbehaved"
+    assert workshop.processes[0].returncode == -signal.SIGKILL
+    await worker.close()
+
+
+async def test_a_silent_worker_meets_the_wall_limit(tmp_path):
+    workshop = FakeWorkshop(tmp_path)
+    worker = Worker(workshop, LIMITS, kernels=True)
+    outcome = await worker.run(b"program", [], 0.2)
+    assert outcome.code == "wall-limit"
+    assert workshop.processes[0].returncode == -signal.SIGKILL
+    await worker.close()
