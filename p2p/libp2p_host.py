@@ -104,11 +104,15 @@ class GossipHost:
     """Looks like the library's host and network to its Pubsub and GossipSub."""
 
     def __init__(
-        self, identity: Identity, open_stream: OpenStream, is_connected: Callable[[PeerId], bool]
+        self,
+        identity: Identity,
+        open_stream: OpenStream,
+        is_connected: Callable[[PeerId], bool],
+        spoken: Callable[[], Sequence[str]],
     ) -> None:
         self.handlers: dict[str, HostHandler] = {IDENTIFY: self._identify, PING: _answer_pings}
         self.listen_addresses: list[str] = []
-        self.spoken: Callable[[], Sequence[str]] = lambda: list(self.handlers)
+        self._spoken = spoken
         self._identity = identity
         self._id = libp2p_id(identity.peer)
         self._open_stream = open_stream
@@ -164,7 +168,7 @@ class GossipHost:
             agent_version="coppermesh",
             public_key=self.get_public_key().serialize(),
             listen_addrs=[Multiaddr(text).to_bytes() for text in self.listen_addresses],
-            protocols=list(self.spoken()),
+            protocols=list(self._spoken()),
         ).SerializeToString()
         await stream.write(encode_varint(len(message)) + message)
 

@@ -17,6 +17,8 @@ What is mended, and why:
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import trio
 from google.protobuf.message import DecodeError
@@ -237,6 +239,16 @@ class MeshGossipSub(GossipSub):
         # Only read where adaptive gossip is on, and only emptied there.
         self.recent_message_deliveries.clear()
 
+    async def flush_pending_messages(self, peer_id: ID) -> None:
+        """Send what waited for the peer. Runs in a task of the service, which an exception would end."""
+        with _survived("sending waiting gossip"):
+            await super().flush_pending_messages(peer_id)
+
+    async def on_peer_subscribed(self, peer_id: ID, topic: str) -> None:
+        """Take the peer into the topic's mesh where there is room. In a task of the service, too."""
+        with _survived("taking a peer into a topic"):
+            await super().on_peer_subscribed(peer_id, topic)
+
     def send_rpc(self, peer_id: ID, rpc: rpc_pb2.RPC, priority: bool = False) -> None:
         """Queue a message for a peer, without an address record."""
         rpc.ClearField("senderRecord")
@@ -244,6 +256,15 @@ class MeshGossipSub(GossipSub):
 
     async def _emit_idontwant_for_message(self, msg_id: bytes, topic_ids: object) -> None:
         """Not for messages of a few hundred bytes."""
+
+
+@contextmanager
+def _survived(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception:  # noqa: BLE001
+        # A bug of the library that a peer may be able to reach: gossip goes on.
+        _log.exception("%s failed", doing)
 
 
 class Pace:

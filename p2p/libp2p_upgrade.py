@@ -11,10 +11,11 @@ from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.keys import KeyPair
 from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
 from libp2p.peer.id import ID
+from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
 from libp2p.security.noise.patterns import PatternXX
 
 from coppermesh.p2p.errors import MeshError, RemoteProtocolError, Unreachable
-from coppermesh.p2p.ids import PeerId, short_peer
+from coppermesh.p2p.ids import PeerId
 from coppermesh.p2p.libp2p_multistream import propose, respond
 from coppermesh.p2p.libp2p_noise import RecordError, RecordReader, RecordWriter
 from coppermesh.p2p.signing import PeerKey, is_usable_key
@@ -88,10 +89,11 @@ async def _noise_handshake(
         if expected is None:
             session = await pattern.handshake_inbound(channel)  # type: ignore[arg-type]
         else:
-            # The library would compare the ids too, but by an error that says less.
-            session = await pattern.handshake_outbound(channel, None)  # type: ignore[arg-type]
+            session = await pattern.handshake_outbound(channel, libp2p_id(expected))  # type: ignore[arg-type]
     except MeshError:
         raise
+    except PeerIDMismatchesPubkey as error:
+        raise RemoteProtocolError("another key answered than the one that was dialled") from error
     except Exception as error:
         # Hostile bytes went through three libraries here; whatever they make of them ends this handshake only.
         raise RemoteProtocolError(
@@ -99,7 +101,7 @@ async def _noise_handshake(
         ) from error
     peer = peer_of(session.get_remote_peer().to_bytes())
     if expected is not None and peer != expected:
-        raise RemoteProtocolError(f"{short_peer(peer)} answered, not {short_peer(expected)}")
+        raise RemoteProtocolError("another key answered than the one that was dialled")
     if peer == identity.peer:
         raise RemoteProtocolError("it claims to be this agent itself")
     state = session.conn.noise_state.noise_protocol  # type: ignore[attr-defined]

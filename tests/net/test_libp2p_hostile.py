@@ -12,7 +12,7 @@ import trio.testing
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.pubsub.pb import rpc_pb2
 
-from coppermesh.p2p import libp2p_transport
+from coppermesh.p2p import libp2p_connections
 from coppermesh.p2p.errors import RemoteProtocolError, Unreachable
 from coppermesh.p2p.ids import PeerId, format_peer, mesh_id
 from coppermesh.p2p.libp2p_host import encode_varint
@@ -91,7 +91,7 @@ GARBAGE = {
 
 @pytest.mark.parametrize("name", GARBAGE)
 async def test_garbage_on_the_port_is_closed(name, monkeypatch):
-    monkeypatch.setattr(libp2p_transport, "DIAL_SECONDS", 0.5)
+    monkeypatch.setattr(libp2p_connections, "DIAL_SECONDS", 0.5)
     async with server() as transport, await connect(transport) as stream:
         with suppress(trio.BrokenResourceError):
             await stream.send_all(GARBAGE[name])
@@ -105,7 +105,7 @@ async def test_half_open_handshakes_lock_nobody_out():
     async with server() as transport, AsyncExitStack() as stack:
         silent = [
             await stack.enter_async_context(await connect(transport))
-            for _ in range(libp2p_transport.MAX_HANDSHAKES + 20)
+            for _ in range(libp2p_connections.MAX_HANDSHAKES + 20)
         ]
         await check_served(transport)
         # The oldest made room.
@@ -113,7 +113,7 @@ async def test_half_open_handshakes_lock_nobody_out():
 
 
 async def test_a_slow_handshake_ends_in_time(monkeypatch):
-    monkeypatch.setattr(libp2p_transport, "DIAL_SECONDS", 0.5)
+    monkeypatch.setattr(libp2p_connections, "DIAL_SECONDS", 0.5)
     async with server() as transport, await connect(transport) as stream:
         async with trio.open_nursery() as nursery:
 
@@ -129,7 +129,7 @@ async def test_a_slow_handshake_ends_in_time(monkeypatch):
 
 
 async def test_a_listener_that_says_nothing_is_given_up_in_time(monkeypatch):
-    monkeypatch.setattr(libp2p_transport, "DIAL_SECONDS", 0.3)
+    monkeypatch.setattr(libp2p_connections, "DIAL_SECONDS", 0.3)
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with listener, ours() as mine:
         port = listener.socket.getsockname()[1]
@@ -148,7 +148,7 @@ async def test_a_peer_with_our_own_key_is_refused():
 
 
 async def test_too_many_peers_are_refused(monkeypatch):
-    monkeypatch.setattr(libp2p_transport, "MAX_INBOUND", 2)
+    monkeypatch.setattr(libp2p_connections, "MAX_INBOUND", 2)
     async with server() as transport, AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(ours()) for _ in range(3)]
         for client in clients[:2]:

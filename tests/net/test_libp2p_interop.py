@@ -9,6 +9,8 @@ import trio
 from libp2p import new_host
 from libp2p.abc import IHost
 from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.rsa import create_new_key_pair as create_rsa_key_pair
+from libp2p.crypto.secp256k1 import create_new_key_pair as create_secp256k1_key_pair
 from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
 from libp2p.host.ping import PingService
 from libp2p.network.exceptions import SwarmException
@@ -43,8 +45,8 @@ def security(kind: str, keys) -> dict:
 
 
 @asynccontextmanager
-async def stock_host(kind: str = "noise", **options) -> AsyncIterator[IHost]:
-    keys = create_new_key_pair()
+async def stock_host(kind: str = "noise", keys=None, **options) -> AsyncIterator[IHost]:
+    keys = keys or create_new_key_pair()
     host = new_host(key_pair=keys, sec_opt=security(kind, keys), listen_addrs=[LISTEN], **options)
     async with host.run(listen_addrs=[LISTEN]):
         yield host
@@ -185,4 +187,12 @@ async def test_a_host_that_only_speaks_mplex_is_refused():
             await stock.connect(info_of(mine))
         with pytest.raises(Unreachable, match="yamux"):
             await mine.dial(address_of(stock))
+        assert mine.connected() == []
+
+
+@pytest.mark.parametrize("create", [create_rsa_key_pair, create_secp256k1_key_pair])
+async def test_a_host_whose_id_is_no_ed25519_key_is_refused(create):
+    async with ours() as mine, stock_host(keys=create()) as stock:
+        with trio.fail_after(20), pytest.raises(SwarmException):
+            await stock.connect(info_of(mine))
         assert mine.connected() == []

@@ -1,0 +1,219 @@
+"""Which peers are connected, and how they came to be: dialling, accepting, replacing, dropping.
+
+A peer has usually one connection. When both sides dial at the same moment there are two, and both are kept: neither
+side can know which one the other is using already. New streams go on the newest. A second connection *in the same
+direction* means that the peer gave up the first (a restart, a changed network), so it replaces the first. When one of
+a peer's connections ends, all are closed: the peer is down, once, and dialled again by whoever wants it.
+"""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import trio
+
+from coppermesh.p2p.addresses import Address, format_host
+from coppermesh.p2p.errors import MeshError, Refused, Unreachable
+from coppermesh.p2p.ids import PeerId, short_peer
+from coppermesh.p2p.libp2p_upgrade import Identity, Secured, upgrade
+from coppermesh.p2p.libp2p_yamux import BufferBudget, YamuxConnection
+from coppermesh.p2p.libp2p_yamux_stream import YamuxStream
+from coppermesh.p2p.transport import DIAL_SECONDS, PeerDown, PeerUp, TransportCounts
+
+MAX_CONNECTIONS = 256
+MAX_INBOUND = 192
+"""Of which accepted ones; the rest is kept for peers we want to reach."""
+MAX_HANDSHAKES = 64
+"""Accepted connections that have not proven a peer yet; the oldest goes when one more comes."""
+MAX_UNREAD_BYTES = 512 * 1024 * 1024
+_log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Connection:
+    """One connection to a peer."""
+
+    mux: YamuxConnection
+    address: str
+    outbound: bool
+
+
+class ConnectionTable:
+    """Every connection of a transport. `on_stream` gets the streams peers open, `on_event` each coming and going."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        nursery: trio.Nursery,
+        counts: TransportCounts,
+        *,
+        on_stream: Callable[[YamuxStream], None],
+        on_event: Callable[[PeerUp | PeerDown], None],
+    ) -> None:
+        self._identity = identity
+        self._nursery = nursery
+        self._counts = counts
+        self._on_stream = on_stream
+        self._on_event = on_event
+        self._peers: dict[PeerId, list[Connection]] = {}
+        self._accepted = 0
+        self._handshakes: OrderedDict[int, trio.CancelScope] = OrderedDict()
+        self._dialling: dict[PeerId, trio.Lock] = {}
+        self._budget = BufferBudget(MAX_UNREAD_BYTES)
+        self._closed = False
+
+    def __contains__(self, peer: PeerId) -> bool:
+        return peer in self._peers
+
+    def peers(self) -> list[PeerId]:
+        """Peers with an open connection."""
+        return list(self._peers)
+
+    def newest(self, peer: PeerId) -> YamuxConnection:
+        """The connection that new streams go on. Raises Unreachable."""
+        connections = self._peers.get(peer)
+        if not connections:
+            raise Unreachable(f"{short_peer(peer)} is not connected")
+        return connections[-1].mux
+
+    async def close(self) -> None:
+        """Say goodbye to every peer, for at most a second, and close."""
+        self._closed = True
+        async with trio.open_nursery() as nursery:
+            for connection in self._all():
+                nursery.start_soon(connection.mux.say_goodbye)
+        for peer in self.peers():
+            self.drop(peer, "the transport was closed")
+
+    # Dialling
+
+    async def dial(self, target: Address) -> None:
+        """Connect within DIAL_SECONDS. Raises Unreachable, or RemoteProtocolError when another key answers."""
+        self._counts.dials += 1
+        try:
+            with trio.move_on_after(DIAL_SECONDS):
+                # One dial per peer at a time: the second finds the first one's connection.
+                async with self._dialling.setdefault(target.peer, trio.Lock()):
+                    if target.peer not in self._peers:
+                        await self._connect(target)
+                    return
+            raise Unreachable(f"{target}: no answer within {DIAL_SECONDS:g} s")
+        except MeshError:
+            self._counts.dials_failed += 1
+            raise
+        finally:
+            lock = self._dialling.get(target.peer)
+            if lock is not None and not lock.locked():
+                del self._dialling[target.peer]
+
+    async def _connect(self, target: Address) -> None:
+        self._check_room()
+        try:
+            stream = await trio.open_tcp_stream(target.host, target.port)
+        except OSError as error:
+            raise Unreachable(f"{target}: {error.strerror or error}") from error
+        try:
+            secured = await upgrade(stream, self._identity, target.peer)
+            self._check_room()
+        except Refused as error:
+            await trio.aclose_forcefully(stream)
+            raise Unreachable(f"{target}: {error}") from error
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
+        connection = self._add(stream, secured, str(target), outbound=True)
+        self._nursery.start_soon(self._serve, connection)
+
+    def _check_room(self) -> None:
+        if self._closed:
+            raise Unreachable("this agent is closing")
+        if len(self._all()) >= MAX_CONNECTIONS:
+            raise Unreachable(f"this agent has {MAX_CONNECTIONS} connections already")
+
+    # Accepting
+
+    async def accept_forever(self, listeners: Sequence[trio.SocketListener]) -> None:
+        """Serve the port; running out of descriptors pauses it."""
+        await trio.serve_listeners(self._accept, list(listeners), handler_nursery=self._nursery)
+
+    async def _accept(self, stream: trio.SocketStream) -> None:
+        """Serve one accepted TCP connection until it ends; the caller closes it."""
+        secured = await self._handshake(stream)
+        if secured is None:
+            return
+        if self._closed or self._accepted >= MAX_INBOUND or len(self._all()) >= MAX_CONNECTIONS:
+            _log.info("refused %s: too many connections", short_peer(secured.peer))
+            return
+        try:
+            host, port = stream.socket.getpeername()[:2]
+        except OSError:
+            return
+        await self._serve(self._add(stream, secured, format_host(host, port), outbound=False))
+
+    async def _handshake(self, stream: trio.SocketStream) -> Secured | None:
+        if len(self._handshakes) >= MAX_HANDSHAKES:
+            self._handshakes.popitem(last=False)[1].cancel()
+        scope = self._handshakes[id(stream)] = trio.CancelScope()
+        scope.deadline = trio.current_time() + DIAL_SECONDS
+        try:
+            with scope:
+                return await upgrade(stream, self._identity, None)
+        except MeshError as error:
+            _log.debug("an incoming connection failed: %s", error)
+        except Exception:  # noqa: BLE001
+            # Whatever a stranger's bytes bring about ends that connection, never the port.
+            _log.exception("an incoming connection failed")
+        finally:
+            if self._handshakes.get(id(stream)) is scope:
+                del self._handshakes[id(stream)]
+        return None
+
+    # Keeping
+
+    def _add(
+        self, stream: trio.SocketStream, secured: Secured, address: str, *, outbound: bool
+    ) -> Connection:
+        peer = secured.peer
+        if any(old.outbound == outbound for old in self._peers.get(peer, ())):
+            self.drop(peer, "replaced by a newer connection")
+        mux = YamuxConnection(
+            peer,
+            stream,
+            secured.reader,
+            secured.writer,
+            initiator=outbound,
+            budget=self._budget,
+            on_stream=self._on_stream,
+            early=secured.early,
+        )
+        connection = Connection(mux, address, outbound)
+        first = peer not in self._peers
+        self._peers.setdefault(peer, []).append(connection)
+        if first:
+            self._on_event(PeerUp(peer, address, outbound))
+        return connection
+
+    async def _serve(self, connection: Connection) -> None:
+        peer = connection.mux.peer
+        self._accepted += not connection.outbound
+        try:
+            await connection.mux.run()
+        except Exception:  # noqa: BLE001
+            # A bug in the muxer that one peer can reach must not take the others down.
+            _log.exception("the connection to %s failed", short_peer(peer))
+        finally:
+            self._accepted -= not connection.outbound
+            if connection in self._peers.get(peer, ()):
+                self.drop(peer, connection.mux.ended or "the transport was closed")
+
+    def drop(self, peer: PeerId, reason: str) -> None:
+        """Close every connection to the peer; nothing if there is none."""
+        connections = self._peers.pop(peer, None)
+        if connections is not None:
+            for connection in connections:
+                connection.mux.close(reason)
+            self._on_event(PeerDown(peer, reason))
+
+    def _all(self) -> list[Connection]:
+        return [connection for connections in self._peers.values() for connection in connections]
