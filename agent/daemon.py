@@ -29,7 +29,14 @@ def run_agent(
     _set_up_logging(verbose)
     config = load_config(home, **overrides)
     with home.lock():
-        trio.run(_main, home, config, json_ready, until_eof)
+        try:
+            trio.run(_main, home, config, json_ready, until_eof)
+        except BaseExceptionGroup as group:
+            # Nurseries wrap what their tasks raise; a person is told the sentence inside.
+            error = _mesh_error_in(group)
+            if error is None:
+                raise
+            raise error from None
     return 0
 
 
@@ -44,18 +51,18 @@ async def _main(home: Home, config: Config, json_ready: bool, until_eof: bool) -
             nursery.start_soon(_cancel_on_signal, signals, nursery.cancel_scope)
             if until_eof:
                 nursery.start_soon(_cancel_on_eof, nursery.cancel_scope)
-            try:
-                async with open_node(home, config) as node:
-                    _say_ready(node, json_ready)
-                    await node.stopping.wait()
-            except* MeshError as group:
-                raise _first(group) from None
+            async with open_node(home, config) as node:
+                _say_ready(node, json_ready)
+                await node.stopping.wait()
             nursery.cancel_scope.cancel()
 
 
-def _first(group: BaseExceptionGroup[MeshError]) -> MeshError:
-    """The one error behind nested groups, for a message a person can read."""
-    found: BaseException = group
+def _mesh_error_in(group: BaseExceptionGroup) -> MeshError | None:
+    """The first error of ours in a group that holds nothing but errors of ours."""
+    ours, others = group.split(MeshError)
+    if ours is None or others is not None:
+        return None
+    found: BaseException = ours
     while isinstance(found, BaseExceptionGroup):
         found = found.exceptions[0]
     assert isinstance(found, MeshError)

@@ -18,7 +18,7 @@ import trio
 from coppermesh.agent.announcer import Announcer
 from coppermesh.agent.blob_door import StoreDoor
 from coppermesh.agent.clock import now_us
-from coppermesh.agent.config import Config
+from coppermesh.agent.config import Config, ConfigError
 from coppermesh.agent.home import Home
 from coppermesh.agent.job_intake import JobIntake
 from coppermesh.agent.lease_broker import LeaseBroker
@@ -37,7 +37,7 @@ from coppermesh.p2p.announcements import AnnouncementBook
 from coppermesh.p2p.blob_store import BlobStore, open_blob_store
 from coppermesh.p2p.control import ChannelUp, ControlHub, Handler, open_control_hub
 from coppermesh.p2p.discovery import DialPlan, run_discovery
-from coppermesh.p2p.errors import Refused
+from coppermesh.p2p.errors import Refused, Unreachable
 from coppermesh.p2p.ids import Digest, MeshId, PeerId, mesh_id
 from coppermesh.p2p.libp2p_transport import open_libp2p_transport
 from coppermesh.p2p.messages import (
@@ -194,7 +194,7 @@ async def open_node(home: Home, config: Config, parts: Parts | None = None) -> A
         store = await stack.enter_async_context(
             open_blob_store(home.store_path(mesh), quota_bytes=config.store_bytes, owner=key.peer)
         )
-        transport = await stack.enter_async_context(parts.transport(key, mesh, listen=config.listen))
+        transport = await _attach(stack, parts.transport(key, mesh, listen=config.listen))
         node = Node(home, config, key, mesh, transport)
         node.ledger, node.store = ledger, store
         node.outbox = ResultOutbox(lambda: node.hub, mesh, ledger, store, now_us=now_us)
@@ -230,6 +230,13 @@ async def open_node(home: Home, config: Config, parts: Parts | None = None) -> A
             await _start(nursery, node)
             yield node
             nursery.cancel_scope.cancel()
+
+
+async def _attach(stack: AsyncExitStack, transport: AbstractAsyncContextManager[Transport]) -> Transport:
+    try:
+        return await stack.enter_async_context(transport)
+    except Unreachable as error:
+        raise ConfigError(f"{error}: name another address with --listen") from error
 
 
 async def _start(nursery: trio.Nursery, node: Node) -> None:

@@ -169,3 +169,9 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
         found = Lab(mesh)
         yield found
         found.stop()
+
+
+@pytest.fixture
+def eventually() -> Callable[..., Any]:
+    """`wait_until`, for tests without a lab."""
+    return wait_until
