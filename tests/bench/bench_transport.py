@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import trio
 
@@ -113,9 +114,11 @@ async def requests(stream, count: int, depth: int) -> float:
 
 
 @asynccontextmanager
-async def other_process() -> AsyncIterator[dict]:
+async def other_process() -> AsyncIterator[dict[str, Any]]:
     command = [sys.executable, __file__, "--serve"]
     process = await trio.lowlevel.open_process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
     try:
         line = b""
         while not line.endswith(b"\n"):

@@ -48,17 +48,18 @@ async def server() -> AsyncIterator[Transport]:
 
 async def check_served(transport: Transport, *, client: Transport | None = None) -> None:
     """A peer that behaves can connect and is answered."""
-    async with AsyncExitStack() as stack:
-        if client is None:
-            client = await stack.enter_async_context(ours())
-        with trio.fail_after(10):
-            peer = await client.dial(transport.addresses[0])
-            stream = await client.open_stream(peer, ECHO)
-            await stream.send_all(b"hello")
-            buffer = bytearray(5)
-            await stream.receive_into(memoryview(buffer))
-            assert buffer == b"hello"
-            await stream.aclose()
+    if client is None:
+        async with ours() as fresh:
+            await check_served(transport, client=fresh)
+        return
+    with trio.fail_after(10):
+        peer = await client.dial(transport.addresses[0])
+        stream = await client.open_stream(peer, ECHO)
+        await stream.send_all(b"hello")
+        buffer = bytearray(5)
+        await stream.receive_into(memoryview(buffer))
+        assert buffer == b"hello"
+        await stream.aclose()
 
 
 async def connect(transport: Transport) -> trio.SocketStream:

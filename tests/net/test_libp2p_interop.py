@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
 import pytest
 import trio
@@ -38,7 +39,7 @@ TOPIC = "coppermesh-test/1"
 LISTEN = Multiaddr("/ip4/127.0.0.1/tcp/0")
 
 
-def security(kind: str, keys) -> dict:
+def security(kind: str, keys) -> dict[Any, Any]:
     if kind == "noise":
         return {NOISE_PROTOCOL_ID: NoiseTransport(keys, noise_privkey=create_noise_key_pair().private_key)}
     return {PLAINTEXT_PROTOCOL_ID: InsecureTransport(keys)}
@@ -53,7 +54,7 @@ async def stock_host(kind: str = "noise", keys=None, **options) -> AsyncIterator
         await host.close()
 
 
-def ours() -> "asynccontextmanager":
+def ours() -> AbstractAsyncContextManager[Transport]:
     return open_libp2p_transport(PeerKey.generate(), mesh_id("test"))
 
 

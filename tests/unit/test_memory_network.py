@@ -3,6 +3,7 @@
 import itertools
 import random
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 import trio
@@ -135,7 +136,7 @@ async def test_a_key_is_attached_once():
                 pass
 
 
-async def gossip_run(seed: int, **faults: float) -> list[bytes]:
+async def gossip_run(seed: int, **faults: Any) -> list[bytes]:
     """What one subscriber hears of 100 messages, in its order."""
     network = MemoryNetwork(random.Random(seed), **faults)
     heard = []

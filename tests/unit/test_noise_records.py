@@ -23,8 +23,8 @@ TEXTS = [b"first", b"second, which is longer", b"", bytes(MAX_PLAINTEXT), b"last
 
 
 def stream_pair() -> tuple[trio.SocketStream, trio.SocketStream]:
-    first, second = socket.socketpair()
-    return tuple(trio.SocketStream(trio.socket.from_stdlib_socket(end)) for end in (first, second))
+    first, second = (trio.socket.from_stdlib_socket(end) for end in socket.socketpair())
+    return trio.SocketStream(first), trio.SocketStream(second)
 
 
 async def sealed(texts: list[bytes]) -> list[bytes]:

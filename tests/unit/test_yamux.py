@@ -1,12 +1,16 @@
 """The stream multiplexer against a peer that writes frames by hand."""
 
+import random
 import socket
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 import pytest
 import trio
 import trio.testing
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from coppermesh.p2p import libp2p_yamux_frames, libp2p_yamux_stream
 from coppermesh.p2p.errors import Unreachable
@@ -43,7 +47,7 @@ class Attacker:
 
     async def send(self, *frames: bytes, cut: int | None = None) -> None:
         data = b"".join(frames)
-        step = cut or len(data)
+        step = cut or max(1, len(data))
         for start in range(0, len(data), step):
             piece = memoryview(data)[start : start + step]
             for begin in range(0, len(piece), 200_000):
@@ -89,7 +93,8 @@ class Victim:
 @asynccontextmanager
 async def under_attack(*, budget: int = BUDGET) -> AsyncIterator[tuple[Victim, Attacker]]:
     mine, theirs = (trio.SocketStream(trio.socket.from_stdlib_socket(end)) for end in socket.socketpair())
-    shared, accepted = BufferBudget(budget), []
+    shared = BufferBudget(budget)
+    accepted: list[YamuxStream] = []
     connection = YamuxConnection(
         PEER,
         mine,
@@ -118,7 +123,7 @@ def data(stream_id: int, payload: bytes, flags: int = 0) -> bytes:
 async def ended(victim: Victim) -> str:
     with trio.fail_after(10):
         await victim.ended.wait()
-    return victim.connection.ended
+    return victim.connection.ended or ""
 
 
 async def check_alive(attacker: Attacker) -> None:
@@ -442,3 +447,106 @@ async def test_a_bare_end_of_the_connection_breaks_every_stream():
             await trio.testing.wait_all_tasks_blocked(0.01)
             await attacker._writer._stream.aclose()
             await ended(victim)
+
+
+FRAMES = st.builds(
+    lambda kind, flags, stream_id, value, payload: frame(kind, flags, stream_id, value) + payload,
+    st.integers(0, 4),
+    st.integers(0, 16),
+    st.integers(0, 6),
+    st.integers(0, 40) | st.sampled_from([INITIAL_WINDOW, 2**31, 2**32 - 1]),
+    st.binary(max_size=40),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(FRAMES | st.binary(max_size=30), max_size=30), st.sampled_from([None, 1, 7]))
+async def test_any_bytes_at_all_end_one_connection_at_most(frames, cut):
+    async with under_attack() as (victim, attacker):
+        opened = await victim.connection.open_stream()
+        with suppress(RecordError):
+            await attacker.send(*frames, cut=cut)
+        for stream in [opened, *victim.accepted]:
+            with suppress(Unreachable):
+                await stream.send_all(b"x")
+                await stream.aclose()
+        # `under_attack` checks that `run` raised nothing and all memory came back.
+
+
+async def test_random_cancelling_and_closing_mixes_up_no_bytes():
+    """Many streams between two of ours: each receives a prefix of what was sent to it, or all of it."""
+    rng = random.Random(11)
+    first, second = (trio.SocketStream(trio.socket.from_stdlib_socket(end)) for end in socket.socketpair())
+    budget = BufferBudget(BUDGET)
+    finished = 0
+
+    def pattern(stream_id: int, size: int) -> bytes:
+        return random.Random(stream_id).randbytes(1_500_000)[:size]
+
+    async def receive(stream: YamuxStream, patience: float) -> None:
+        nonlocal finished
+        received = bytearray()
+        with trio.move_on_after(patience):
+            try:
+                while True:
+                    if rng.random() < 0.5:
+                        piece = await stream.receive_some(rng.randrange(1, 100_000))
+                        if not piece:
+                            finished += 1
+                            break
+                        received += piece
+                    else:
+                        block = bytearray(rng.randrange(1, 50_000))
+                        await stream.receive_into(memoryview(block))
+                        received += block
+            except Unreachable as error:
+                finished += "short" in str(error)
+        assert received == pattern(stream.stream_id, len(received))
+        await (stream.reset() if rng.random() < 0.5 else stream.aclose())
+
+    async def send(connection: YamuxConnection, patience: float) -> None:
+        stream = await connection.open_stream()
+        content = memoryview(pattern(stream.stream_id, rng.randrange(1_500_000)))
+        with suppress(Unreachable), trio.move_on_after(patience):
+            while content:
+                size = rng.randrange(1, 400_000)
+                await stream.send_all(content[:size])
+                content = content[size:]
+            await stream.send_eof()
+            await stream.receive_some()
+        await stream.aclose()
+
+    async with trio.open_nursery() as nursery:
+
+        def connection(
+            mine: trio.SocketStream, keys: tuple[bytes, bytes], *, initiator: bool
+        ) -> YamuxConnection:
+            def serve(stream: YamuxStream) -> None:
+                nursery.start_soon(receive, stream, rng.choice([0.01, 0.1, 10]))
+
+            made = YamuxConnection(
+                PEER,
+                mine,
+                RecordReader(mine, keys[0]),
+                RecordWriter(mine, keys[1]),
+                initiator=initiator,
+                budget=budget,
+                on_stream=serve,
+            )
+            nursery.start_soon(made.run)
+            return made
+
+        ends = [
+            connection(first, (THERE, HERE), initiator=True),
+            connection(second, (HERE, THERE), initiator=False),
+        ]
+        async with trio.open_nursery() as senders:
+            for number in range(120):
+                senders.start_soon(send, ends[number % 2], rng.choice([0.005, 0.05, 10]))
+        assert [end.ended for end in ends] == [None, None]
+        assert [len(end._streams) for end in ends] == [0, 0]
+        assert [end._sender._bulk for end in ends] == [deque(), deque()]
+        for end in ends:
+            end.close("done")
+    assert finished > 10
+    assert budget._left == BUDGET
