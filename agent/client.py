@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,20 +21,19 @@ import numpy as np
 from coppermesh.agent.home import Home, default_home
 from coppermesh.agent.local_link import AgentUnavailable, LocalLink, socket_alive
 from coppermesh.agent.local_messages import (
-    LOCAL_INLINE_BYTES,
     WAIT_SECONDS,
-    Blob,
     JobEvent,
     SubmitAnswer,
     SubmitCall,
-    TaskSpec,
     WaitAnswer,
     WaitCall,
 )
+from coppermesh.agent.mapping import map_chunks
+from coppermesh.agent.parcels import Parcel, PreparedTask, StoredArray
 from coppermesh.agent.story import printable
 from coppermesh.exec.program import ArraySpec
-from coppermesh.exec.recorder import Array, Recording, trace
-from coppermesh.p2p.blobs import digest_of
+from coppermesh.exec.recorder import Array, trace
+from coppermesh.exec.source_lines import describe_line, named_node
 from coppermesh.p2p.errors import MeshError, Refused
 from coppermesh.p2p.messages import BlobInfo
 
@@ -69,28 +68,39 @@ class JobOptions:
 
 
 class JobFailed(MeshError):
-    """The job ended without a result. `code` is stable; `detail` holds a compiler's log or the like."""
+    """The job ended without a result. `code` is stable; `detail` holds a compiler's log or the like.
 
-    def __init__(self, job: str, code: str, sentence: str, detail: str = "") -> None:
-        text = f"{sentence}\n{detail}" if detail else sentence
+    Where it happened at a node of the program, the text shows the line of the user's code that recorded it.
+    """
+
+    def __init__(self, job: str, code: str, sentence: str, detail: str = "", line: str = "") -> None:
+        text = "\n".join(part for part in (sentence, line and f"  recorded at {line}", detail) if part)
         super().__init__(f"{text}\n(code {code}; the whole story: coppermesh explain {job[:8]})")
         self.job = job
         self.code = code
         self.sentence = sentence
         self.detail = detail
+        self.node = named_node(sentence)
+        """The node of the failed task's program that it happened at, where known."""
+        self.line = line
+        """The user's own line that recorded it: `photo.py:12: y = xp.take(x, i)`; empty where not known."""
 
 
 class Job:
     """One submitted job. Results arrive as its tasks finish; `result()` waits for all of them."""
 
-    def __init__(self, mesh: "Mesh", job: bytes, recordings: Sequence[Recording], *, many: bool) -> None:
+    def __init__(
+        self, mesh: "Mesh", job: bytes, tasks: Sequence[PreparedTask], *, many: bool, keep: bool = False
+    ) -> None:
         self._mesh = mesh
         self._job = job
-        self._specs = [list(recording.checked.output_specs) for recording in recordings]
+        self._specs = [task.outputs for task in tasks]
+        self._sources = [task.sources for task in tasks]
         self._many = many
+        self._keep = keep
         self._link: LocalLink | None = None
         self._seen = 0
-        self._results: dict[int, tuple[np.ndarray, ...]] = {}
+        self._results: dict[int, tuple[Any, ...]] = {}
         self._receipts: dict[int, dict[str, Any]] = {}
         self._ended = False
         self._failure: JobFailed | None = None
@@ -131,6 +141,18 @@ class Job:
         results = [arrays[0] if len(arrays) == 1 else arrays for _, arrays in sorted(self._results.items())]
         return results if self._many else results[0]
 
+    def as_completed(self) -> Iterator[tuple[int, tuple[Any, ...]]]:
+        """Each task's number and arrays as soon as they are there, keeping none. Raises JobFailed."""
+        yield from self._hand_over()
+        while self._advance():
+            yield from self._hand_over()
+        if self._failure is not None:
+            raise self._failure
+
+    def _hand_over(self) -> Iterator[tuple[int, tuple[Any, ...]]]:
+        while self._results:
+            yield self._results.popitem()
+
     def cancel(self) -> None:
         """Ask the agent to end the job; what already ran is still settled."""
         with self._mesh.link() as link:
@@ -146,7 +168,12 @@ class Job:
     def _poll(self) -> list[JobEvent]:
         if self._link is None:
             self._link = self._mesh.link(timeout_s=WAIT_SECONDS + 30.0)
-        return self._link.call("wait", WaitCall(self._job, self._seen), WaitAnswer).events
+        try:
+            return self._link.call("wait", WaitCall(self._job, self._seen), WaitAnswer).events
+        except BaseException:
+            self._link.close()
+            self._link = None
+            raise
 
     def _absorb(self, event: JobEvent) -> dict[str, Any]:
         self._seen = event.number
@@ -159,13 +186,21 @@ class Job:
         elif event.kind in ("finished", "failed"):
             self._ended = True
             if event.kind == "failed":
-                self._failure = JobFailed(self.id, facts["code"], facts["sentence"], facts.get("detail", ""))
+                self._failure = self._explain(facts)
             if self._link is not None:
                 self._link.close()
         return facts
 
-    def _collect(self, event: JobEvent, specs: Sequence[ArraySpec]) -> tuple[np.ndarray, ...]:
+    def _explain(self, facts: dict[str, Any]) -> JobFailed:
+        task = facts["index"]
+        sources = self._sources[task] if task is not None and task < len(self._sources) else ()
+        line = describe_line(sources, named_node(facts["sentence"]))
+        return JobFailed(self.id, facts["code"], facts["sentence"], facts.get("detail", ""), line)
+
+    def _collect(self, event: JobEvent, specs: Sequence[ArraySpec]) -> tuple[Any, ...]:
         inline = {blob.root: blob.data for blob in event.inline}
+        if self._keep:
+            return tuple(StoredArray(output, inline.get(output.root)) for output in event.outputs)
         arrays = []
         for spec, output in zip(specs, event.outputs, strict=True):
             array = np.empty(spec.shape, dtype=spec.dtype)
@@ -218,47 +253,72 @@ class Mesh:
         """Like `compute`, without waiting."""
         if not arrays:
             raise ValueError("submit() needs at least one array")
-        return self._submit([trace(*arrays)], options, many=False)
+        return self.submit_prepared([PreparedTask.of(trace(*arrays))], many=False, **options)
 
     def submit_many(self, groups: Sequence[Array | tuple[Array, ...]], **options: Any) -> Job:
         """One job of many tasks, one for each array or tuple of arrays; its result is a list in that order."""
         recordings = [trace(*group) if isinstance(group, tuple) else trace(group) for group in groups]
         if not recordings:
             raise ValueError("submit_many() needs at least one array")
-        return self._submit(recordings, options, many=True)
+        return self.submit_prepared([PreparedTask.of(recording) for recording in recordings], **options)
 
-    def _submit(self, recordings: Sequence[Recording], options: dict[str, Any], *, many: bool) -> Job:
+    def map(
+        self,
+        function: Callable[[Array], Any],
+        array: Any,
+        *,
+        chunks: int,
+        reduce: Callable[[Any, Any], Any] | str | None = None,
+        progress: bool = False,
+        **options: Any,
+    ) -> Any:
+        """`function` over `array`, `chunks` rows (along the first axis) at a time, as one job of many tasks.
+
+        `function` takes a lazy array and returns one, or a tuple of them. It is called once per distinct shape of
+        chunk, so what it does must depend on shapes only. Without `reduce` the result is a list in the order of the
+        chunks. `reduce="concat"` joins the results along their first axis, on this machine. A function of two lazy
+        results (`xp.add`) folds them on the mesh, in order, in rounds of jobs; only the last result comes here.
+        `progress` counts on stderr; `options` are those of `JobOptions`. Raises JobFailed, TypeError, ValueError.
+        """
+        return map_chunks(
+            self, function, array, chunks=chunks, reduce=reduce, progress=progress, options=options
+        )
+
+    def submit_prepared(
+        self, tasks: Sequence[PreparedTask], *, many: bool = True, keep: bool = False, **options: Any
+    ) -> Job:
+        """One job of tasks that are recorded already.
+
+        `keep` leaves the results in the agent's store: each comes as `StoredArray`s, inputs for other tasks.
+        """
         chosen = JobOptions(**{**_options_from_environment(), **options})
         try:
-            job = self._send(recordings, chosen)
+            job = self._send(tasks, chosen)
         except Refused as refusal:
             if refusal.code != "missing-blobs":
-                raise
+                raise _with_line(refusal, tasks) from None
             self._sent.clear()  # the agent's store made room, or the agent was restarted: send everything again
-            job = self._send(recordings, chosen)
-        return Job(self, job, recordings, many=many)
+            job = self._send(tasks, chosen)
+        return Job(self, job, tasks, many=many, keep=keep)
 
-    def _send(self, recordings: Sequence[Recording], chosen: JobOptions) -> bytes:
-        tasks: list[TaskSpec] = []
-        inline: dict[bytes, Blob] = {}
-        budget = LOCAL_INLINE_BYTES
-        for recording in recordings:
-            views = [memoryview(recording.program), *(_raw(array) for array in recording.inputs)]
-            infos = [BlobInfo(digest_of(view), view.nbytes) for view in views]
-            for info, view in zip(infos, views, strict=True):
-                if info.root in inline or info.root in self._sent:
-                    continue
-                if info.size <= budget:
-                    inline[info.root] = Blob(info.root, bytes(view))
-                    budget -= info.size
-                else:
-                    with self.link() as link:
-                        link.put_blob(info, view)
-                    self._sent.add(info.root)
-            tasks.append(TaskSpec(infos[0].root, infos[1:]))
-        call = SubmitCall(tasks, list(inline.values()), json.dumps(asdict(chosen)))
+    def _send(self, tasks: Sequence[PreparedTask], chosen: JobOptions) -> bytes:
+        parcel = Parcel(self._sent, self._put)
+        parcel.add(tasks)
+        call = SubmitCall(parcel.tasks, parcel.blobs, json.dumps(asdict(chosen)))
         with self.link() as link:
             return link.call("submit", call, SubmitAnswer).job
+
+    def _put(self, blob: BlobInfo, view: memoryview) -> None:
+        with self.link() as link:
+            link.put_blob(blob, view)
+
+
+def _with_line(refusal: Refused, tasks: Sequence[PreparedTask]) -> Refused:
+    """The refusal, with the user's line where it names a node and all tasks have one program."""
+    line = describe_line(tasks[0].sources, named_node(refusal.sentence))
+    if not line or any(task.program != tasks[0].program for task in tasks):
+        return refusal
+    return Refused(refusal.code, f"{refusal.sentence}\n  recorded at {line}")
 
 
 def _options_from_environment() -> dict[str, Any]:
@@ -277,14 +337,6 @@ def _show_progress(job: str, facts: dict[str, Any]) -> None:
     else:
         text = facts["kind"]
     print(f"coppermesh: job {job}: {text}", file=sys.stderr, flush=True)
-
-
-def _raw(array: np.ndarray) -> memoryview:
-    """The array's bytes in C order, without a copy where it is already so."""
-    contiguous = np.ascontiguousarray(array)
-    if not contiguous.nbytes:
-        return memoryview(b"")
-    return contiguous.reshape(-1).view(np.uint8).data
 
 
 def connect(home: str | Path | None = None) -> Mesh:

@@ -58,6 +58,8 @@ class JobState:
     """Last reason of each provider that declined: (code, sentence)."""
     detail: str = ""
     """What a failed task printed: a compiler's log or the like."""
+    failed_task: int | None = None
+    """The task that ended the job by its own doing."""
     _changed: trio.Event = field(default_factory=trio.Event)
 
     def tell(

@@ -263,7 +263,7 @@ class Requester:
             self._feed(TaskRefused(start.job, start.index, start.lease, outcome.code, outcome.sentence))
             return
         if outcome.fault == "job":
-            job.detail = outcome.detail
+            job.detail, job.failed_task = outcome.detail, start.index
         fault: Fault = "job" if outcome.fault == "job" else "provider"
         self._feed(
             TaskFailed(
@@ -372,7 +372,8 @@ class Requester:
         job.ended_us = self._now_us()
         if code:
             self._tell(job, "gave-up", cause, f"{code}: {sentence}")
-            job.tell("failed", {"code": code, "sentence": sentence, "detail": job.detail})
+            facts = {"code": code, "sentence": sentence, "detail": job.detail}
+            job.tell("failed", facts, index=job.failed_task)
         else:
             self._tell(job, "done", cause, f"{len(job.tasks)} of {len(job.tasks)} tasks")
             job.tell("finished", {"tasks": len(job.tasks)})

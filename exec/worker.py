@@ -29,6 +29,7 @@ from coppermesh.exec.numpy_runtime import NumpyRuntime
 from coppermesh.exec.program import MAX_SOURCE_CHARACTERS, ArraySpec, decode_program
 from coppermesh.exec.runtime import Runtime
 from coppermesh.exec.schema import CheckedProgram, check_program
+from coppermesh.exec.source_lines import with_node
 from coppermesh.exec.threads import find_blas_setter
 
 SLACK_BYTES = 96 * 1024 * 1024
@@ -126,7 +127,7 @@ class Worker:
             answer: pipe.PipeMessage = self._run_program(message, descriptors, files)
         except ExecError as error:
             sentence = self._with_limit(error.sentence) if error.code == "memory-limit" else error.sentence
-            answer = self._failed(message.number, error.code, sentence, error.detail)
+            answer = self._failed(message.number, error.code, with_node(sentence, error.node), error.detail)
         except MemoryError as error:
             sentence = self._with_limit(str(error) or "an allocation failed")
             answer = self._failed(message.number, "memory-limit", sentence, "")
