@@ -1,0 +1,85 @@
+"""The command line with one fault: the agent kills itself (SIGKILL) at a chosen step of the protocol.
+
+    python crashing_agent.py WHEN STEP NUMBER agent --home ...
+
+WHEN is `before` or `after`, NUMBER counts from 1. STEP is the class of a ledger entry (`TaskIssued`, ...): at its
+commit; or `result`: where a provider asks (before sending, after the reply), or where a requester answers (before the
+handler, after its answer was handed to the network).
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import trio
+
+from coppermesh.agent import cli
+from coppermesh.agent.ledger_store import LedgerStore
+from coppermesh.p2p.channel import Channel
+from coppermesh.p2p.control import ControlHub
+
+
+class Fault:
+    """Counts how often the step was reached."""
+
+    def __init__(self, when: str, number: int) -> None:
+        self._when = when
+        self._left = number
+
+    async def around(self, step: Callable[[], Awaitable[Any]]) -> Any:
+        """Take the step, and die before or after it when it is the one."""
+        self._left -= 1
+        if self._left == 0 and self._when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        chosen = self._left == 0
+        outcome = await step()
+        if chosen:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return outcome
+
+
+def die_at_commit(fault: Fault, kind: str) -> None:
+    commit = LedgerStore.commit
+
+    async def faulty(self: LedgerStore, *entries: Any) -> None:
+        if any(type(entry).__name__ == kind for entry in entries):
+            await fault.around(lambda: commit(self, *entries))
+        else:
+            await commit(self, *entries)
+
+    LedgerStore.commit = faulty  # type: ignore[method-assign]
+
+
+def die_at_result(fault: Fault) -> None:
+    request, handle = ControlHub.request, Channel._handle
+
+    async def faulty_request(self: ControlHub, peer: Any, method: str, *rest: Any, **options: Any) -> Any:
+        if method != "result":
+            return await request(self, peer, method, *rest, **options)
+        return await fault.around(lambda: request(self, peer, method, *rest, **options))
+
+    async def faulty_handle(self: Channel, frame: Any) -> None:
+        if frame.method != "result":
+            await handle(self, frame)
+            return
+
+        async def answer() -> None:
+            await handle(self, frame)
+            while self._outgoing or self._sending:
+                await trio.sleep(0.001)
+
+        await fault.around(answer)
+
+    ControlHub.request = faulty_request  # type: ignore[method-assign]
+    Channel._handle = faulty_handle  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    when, step, number = sys.argv[1:4]
+    if step == "result":
+        die_at_result(Fault(when, int(number)))
+    else:
+        die_at_commit(Fault(when, int(number)), step)
+    sys.exit(cli.main(sys.argv[4:]))
