@@ -119,6 +119,15 @@ class Supervisor:
                 await child.gone()
                 await self._remove(directory)
 
+    async def warm_compiler(self) -> None:
+        """Build an empty kernel. Zig builds parts of itself at its first use, which takes 3 to 10 s, and starts anew
+        when that is cut short; no job's wall limit should meet it. What it built stays in scratch.
+        """
+        limits = WorkerLimits(memory_bytes=0, output_bytes=0)
+        request = pipe.Build(b'extern "C" __global__ void warm() {}', "warm", ())
+        _, library = await self.build(limits, request, [])
+        close_all(library)
+
     async def _fork(
         self, role: str, limits: WorkerLimits, kernels: bool, box: int
     ) -> tuple[Child, Channel, Path]:
@@ -200,7 +209,10 @@ async def open_supervisor(
     meter = open_meter(device.meter, device.uuid)
     try:
         async with _keep(keeper):
-            yield Supervisor(keeper, scratch, meter)
+            supervisor = Supervisor(keeper, scratch, meter)
+            if start.family == "zig":
+                await supervisor.warm_compiler()
+            yield supervisor
     finally:
         meter.close()
 

@@ -25,8 +25,9 @@ f4, f8, i4, i8, u4, u8 = np.float32, np.float64, np.int32, np.int64, np.uint32, 
 class Backend:
     """A backend that compiles in this process, and counts."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, cache: Path) -> None:
         self.directory = directory
+        self.cache = cache
         self.builds = 0
         self.notes: list[str] = []
         self.cuda = CudaCpu(self._build, threads=2, note=self.notes.append, compiler="cc 1")
@@ -36,7 +37,7 @@ class Backend:
         self.builds += 1
         directory = self.directory / str(self.builds)
         directory.mkdir()
-        return build_kernel(kernel, toolchain, directory, self.directory)
+        return build_kernel(kernel, toolchain, directory, self.cache)
 
     def run(self, source, grid, block, *arguments, name="k", options=(), shared=0):
         pad = (1, 1, 1)
@@ -45,8 +46,8 @@ class Backend:
 
 
 @pytest.fixture
-def backend(tmp_path):
-    return Backend(tmp_path)
+def backend(tmp_path, tmp_path_factory):
+    return Backend(tmp_path, tmp_path_factory.getbasetemp())
 
 
 def test_saxpy_over_many_blocks_and_two_cores(backend):
