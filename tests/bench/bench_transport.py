@@ -63,6 +63,7 @@ class RawStream:
 
     def __init__(self, tcp: trio.SocketStream) -> None:
         self._tcp = tcp
+        self.aclose = tcp.aclose
         self.send_all = tcp.send_all
         self.receive_some = tcp.receive_some
 
@@ -160,6 +161,8 @@ async def measure(rounds: int, size: int) -> None:
                 if number:  # the first round warms memory up
                     for what, value in results.items():
                         note(what, who, value)
+        for stream in (*sinks.values(), *echoes.values()):
+            await stream.aclose()
     print(f"{'':34}{'mesh':>9} {'(min - max)':>17}{'raw TCP':>10}{'ratio':>7}")
     for what, by_who in figures.items():
         mesh, raw_tcp = (statistics.median(by_who[who]) for who in ("mesh", "raw"))

@@ -473,7 +473,7 @@ async def test_any_bytes_at_all_end_one_connection_at_most(frames, cut):
         # `under_attack` checks that `run` raised nothing and all memory came back.
 
 
-async def test_random_cancelling_and_closing_mixes_up_no_bytes():
+async def test_random_cancelling_and_closing_mixes_up_no_bytes():  # noqa: C901, PLR0915
     """Many streams between two of ours: each receives a prefix of what was sent to it, or all of it."""
     rng = random.Random(11)
     first, second = (trio.SocketStream(trio.socket.from_stdlib_socket(end)) for end in socket.socketpair())
