@@ -12,6 +12,7 @@ from coppermesh.exec.shapes import as_python_index
 
 Attributes = Mapping[str, Any]
 ArrayFunction = Callable[[Sequence[Any], Attributes], Any]
+"""Gives the result; a tuple where the operation has several."""
 
 _LIBRARY_NAMES = {
     "abs": "absolute",
@@ -105,7 +106,7 @@ def make_table(library: Any) -> dict[str, ArrayFunction]:
     table: dict[str, ArrayFunction] = {}
     for name in _BY_NAME:
         table[name] = _positional(getattr(library, _LIBRARY_NAMES.get(name, name)))
-    for functions in (_creation, _reductions, _arrangement, _order, _transforms):
+    for functions in (_creation, _reductions, _arrangement, _order, _transforms, _linalg):
         table.update(functions(library))
     return table
 
@@ -235,4 +236,25 @@ def _transforms(xp: Any) -> dict[str, ArrayFunction]:
     return {
         **{name: one(getattr(xp.fft, name)) for name in ("fft", "ifft", "rfft", "irfft")},
         **{name: many(getattr(xp.fft, name)) for name in ("fftn", "ifftn", "rfftn", "irfftn")},
+    }
+
+
+def _linalg(xp: Any) -> dict[str, ArrayFunction]:
+    linalg = xp.linalg
+
+    def cholesky(arrays: Sequence[Any], attrs: Attributes) -> Any:
+        lower = linalg.cholesky(arrays[0])
+        return xp.conj(xp.swapaxes(lower, -1, -2)) if attrs["upper"] else lower
+
+    def svd(arrays: Sequence[Any], attrs: Attributes) -> Any:
+        return tuple(linalg.svd(arrays[0], full_matrices=attrs["full_matrices"]))
+
+    return {
+        **{name: _positional(getattr(linalg, name)) for name in ("inv", "det", "solve", "eigvalsh")},
+        "slogdet": lambda arrays, _attrs: tuple(linalg.slogdet(arrays[0])),
+        "eigh": lambda arrays, _attrs: tuple(linalg.eigh(arrays[0])),
+        "cholesky": cholesky,
+        "svd": svd,
+        "svdvals": lambda arrays, _attrs: linalg.svd(arrays[0], compute_uv=False),
+        "qr": lambda arrays, attrs: tuple(linalg.qr(arrays[0], mode=attrs["mode"])),
     }

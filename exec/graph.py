@@ -52,9 +52,10 @@ class RecordedNode:
 class Value:
     """One result of a node."""
 
-    __slots__ = ("node", "position", "spec")
+    __slots__ = ("known", "node", "position", "spec")
 
     def __init__(self, node: RecordedNode, position: int) -> None:
+        self.known: np.ndarray[Any, Any] | None = None  # filled in by a barrier, so that none happens twice
         self.node = node
         self.position = position
         self.spec = node.results[position]

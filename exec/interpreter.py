@@ -118,7 +118,10 @@ class Interpreter:
         ]
         function = self._table.get(node.op)
         if function is not None:
-            return [self._library.asarray(function(arrays, node.attrs))]
+            result = function(arrays, node.attrs)
+            return [
+                self._library.asarray(one) for one in (result if isinstance(result, tuple) else (result,))
+            ]
         writable = [
             isinstance(argument, int)
             and last[argument] == number

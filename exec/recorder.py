@@ -7,11 +7,11 @@ is a value, not a window into `x`. `trace` turns handles into a program and the 
 
 from collections.abc import Iterator
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
-from coppermesh.exec import indexing
+from coppermesh.exec import barrier, indexing
 from coppermesh.exec.errors import NeedsValue
 from coppermesh.exec.graph import Handle, Value
 from coppermesh.exec.promotion import elementwise, permute_value, reshape_value
@@ -93,39 +93,56 @@ class Array(Handle):
             f"Array(shape={self.shape}, dtype={self.dtype}, from {self.recorded.node.op}; not computed yet)"
         )
 
-    # Python asking for values.
+    # Python asking for values: each is a barrier.
 
-    def _no_value(self, what: str) -> NoReturn:
-        raise NeedsValue(
-            f"{what} needs the array's value, which is not computed yet: use mesh.compute(x) first"
-        )
+    def _scalar(self, what: str) -> Any:
+        if self.size != 1:
+            raise TypeError(f"{what} of an array of {self.size} elements: it must have one")
+        return barrier.fetch(what, self)[0].reshape(())[()]
 
     def __bool__(self) -> bool:
-        self._no_value("bool(x)")
+        return bool(self._scalar("bool(x)"))
 
     def __int__(self) -> int:
-        self._no_value("int(x)")
+        return int(self._scalar("int(x)"))
 
     def __float__(self) -> float:
-        self._no_value("float(x)")
+        return float(self._scalar("float(x)"))
 
     def __complex__(self) -> complex:
-        self._no_value("complex(x)")
+        return complex(self._scalar("complex(x)"))
 
     def __index__(self) -> int:
-        self._no_value("using x as an index or a count")
+        if self.dtype.kind not in "iu" or self.ndim:
+            raise TypeError("only an integer array without dimensions can be an index or a count")
+        return int(self._scalar("using x as an index or a count"))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
-        self._no_value("np.asarray(x)")
+        [data] = barrier.fetch("np.asarray(x)", self)
+        if copy is False and dtype is not None and data.dtype != np.dtype(dtype):
+            raise ValueError(f"{data.dtype} as {dtype} needs a copy")
+        return np.array(data, dtype=dtype, copy=None if copy is False else True)
 
     def item(self) -> Any:
-        self._no_value("x.item()")
+        return self._scalar("x.item()").item()
 
     def tolist(self) -> Any:
-        self._no_value("x.tolist()")
+        return barrier.fetch("x.tolist()", self)[0].tolist()
 
-    def __dlpack__(self, **options: Any) -> Any:
-        self._no_value("x.__dlpack__()")
+    def __dlpack__(
+        self,
+        *,
+        stream: Any = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[Any, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
+        [data] = barrier.fetch("x.__dlpack__()", self)
+        # Given away is memory of its own, whatever `copy` says: a lazy array has none that could be shared.
+        return data.copy().__dlpack__(stream=stream, max_version=max_version, dl_device=dl_device)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (1, 0)  # kDLCPU: a value is fetched to this machine's memory first
 
     def __len__(self) -> int:
         if self.ndim == 0:

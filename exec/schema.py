@@ -13,6 +13,7 @@ from coppermesh.exec import (
     kernel_rules,
     rules_arrangement,
     rules_elementwise,
+    rules_linalg,
     rules_products,
     rules_reductions,
 )
@@ -33,7 +34,7 @@ from coppermesh.exec.program import (
 from coppermesh.exec.shapes import array_spec
 
 # Each of these modules fills its part of the table when it is imported.
-_RULES = (kernel_rules, rules_arrangement, rules_elementwise, rules_products, rules_reductions)
+_RULES = (kernel_rules, rules_arrangement, rules_elementwise, rules_linalg, rules_products, rules_reductions)
 
 FEATURE_ARRAYS = "array-programs"
 FEATURE_CUDA_SOURCE = "cuda-source"

@@ -1,8 +1,8 @@
 """`coppermesh.xp`: the array namespace whose operations are recorded instead of run.
 
 It follows the Python Array API standard (2024.12; data-apis.org/array-api) with NumPy's spellings beside it where
-users of NumPy expect them, and `xp.fft`. Arrays are lazy: shapes and dtypes are known at once, values only after
-`mesh.compute`.
+users of NumPy expect them, with `xp.linalg` and `xp.fft`. Arrays are lazy: shapes and dtypes are known at once,
+values only after `mesh.compute`.
 
 >>> import coppermesh as cm
 >>> xp = cm.xp
@@ -10,32 +10,26 @@ users of NumPy expect them, and `xp.fft`. Arrays are lazy: shapes and dtypes are
 >>> y.shape, y.dtype
 ((2,), dtype('float64'))
 
-The functions live in `xp_creation`, `xp_elementwise`, `xp_reductions`, `xp_arrangement`, `xp_products` and `xp_fft`.
+The functions live in `xp_creation`, `xp_elementwise`, `xp_reductions`, `xp_arrangement`, `xp_products`,
+`xp_sets`, `xp_inspection`, `xp_linalg` and `xp_fft`.
 """
-
-from builtins import bool as builtin_bool
-from typing import Any
 
 import numpy as np
 from numpy import bool_ as bool
 from numpy import complex64 as complex64
 from numpy import complex128 as complex128
-from numpy import finfo as finfo
 from numpy import float32 as float32
 from numpy import float64 as float64
-from numpy import iinfo as iinfo
 from numpy import int8 as int8
 from numpy import int16 as int16
 from numpy import int32 as int32
 from numpy import int64 as int64
-from numpy import isdtype as isdtype
 from numpy import uint8 as uint8
 from numpy import uint16 as uint16
 from numpy import uint32 as uint32
 from numpy import uint64 as uint64
 
-from coppermesh.exec import dtypes, xp_fft
-from coppermesh.exec.promotion import as_operand, common_dtype
+from coppermesh.exec import xp_fft, xp_linalg
 from coppermesh.exec.recorder import Array as Array
 from coppermesh.exec.xp_arrangement import argsort as argsort
 from coppermesh.exec.xp_arrangement import broadcast_arrays as broadcast_arrays
@@ -68,6 +62,7 @@ from coppermesh.exec.xp_creation import asarray as asarray
 from coppermesh.exec.xp_creation import empty as empty
 from coppermesh.exec.xp_creation import empty_like as empty_like
 from coppermesh.exec.xp_creation import eye as eye
+from coppermesh.exec.xp_creation import from_dlpack as from_dlpack
 from coppermesh.exec.xp_creation import full as full
 from coppermesh.exec.xp_creation import full_like as full_like
 from coppermesh.exec.xp_creation import identity as identity
@@ -148,6 +143,12 @@ from coppermesh.exec.xp_elementwise import tan as tan
 from coppermesh.exec.xp_elementwise import tanh as tanh
 from coppermesh.exec.xp_elementwise import trunc as trunc
 from coppermesh.exec.xp_elementwise import where as where
+from coppermesh.exec.xp_inspection import __array_namespace_info__ as __array_namespace_info__
+from coppermesh.exec.xp_inspection import can_cast as can_cast
+from coppermesh.exec.xp_inspection import finfo as finfo
+from coppermesh.exec.xp_inspection import iinfo as iinfo
+from coppermesh.exec.xp_inspection import isdtype as isdtype
+from coppermesh.exec.xp_inspection import result_type as result_type
 from coppermesh.exec.xp_products import dot as dot
 from coppermesh.exec.xp_products import matmul as matmul
 from coppermesh.exec.xp_products import outer as outer
@@ -169,6 +170,11 @@ from coppermesh.exec.xp_reductions import prod as prod
 from coppermesh.exec.xp_reductions import std as std
 from coppermesh.exec.xp_reductions import sum as sum
 from coppermesh.exec.xp_reductions import var as var
+from coppermesh.exec.xp_sets import nonzero as nonzero
+from coppermesh.exec.xp_sets import unique_all as unique_all
+from coppermesh.exec.xp_sets import unique_counts as unique_counts
+from coppermesh.exec.xp_sets import unique_inverse as unique_inverse
+from coppermesh.exec.xp_sets import unique_values as unique_values
 
 __array_api_version__ = "2024.12"
 
@@ -176,6 +182,7 @@ bool_ = bool
 e = np.e
 fft = xp_fft
 inf = np.inf
+linalg = xp_linalg
 nan = np.nan
 newaxis = None
 pi = np.pi
@@ -195,18 +202,3 @@ invert = bitwise_invert
 left_shift = bitwise_left_shift
 power = pow
 right_shift = bitwise_right_shift
-
-
-def result_type(*items: Any) -> np.dtype[Any]:
-    """The dtype that arrays, dtypes and numbers together promote to."""
-    known = [as_operand(np.empty((), item)[()]) if _is_dtype(item) else as_operand(item) for item in items]
-    return dtypes.NUMPY_DTYPES[common_dtype(known)]
-
-
-def can_cast(source: Any, target: Any, /) -> builtin_bool:
-    """Whether promotion may convert `source` (an array or dtype) to `target`."""
-    return np.can_cast(source if _is_dtype(source) else source.dtype, target)
-
-
-def _is_dtype(item: Any) -> builtin_bool:
-    return isinstance(item, type | np.dtype)

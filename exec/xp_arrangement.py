@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from coppermesh.exec import barrier
 from coppermesh.exec.graph import Value, record_one
 from coppermesh.exec.indexing import (
     gather_axis,
@@ -26,6 +27,7 @@ from coppermesh.exec.promotion import (
     cast,
     cast_value,
     common_dtype,
+    input_value,
     permute_value,
     reshape_value,
 )
@@ -85,7 +87,7 @@ def swapaxes(x: Any, axis1: int, axis2: int, /) -> Array:
     return Array(permute_value(value, order))
 
 
-def expand_dims(x: Any, /, *, axis: int = 0) -> Array:
+def expand_dims(x: Any, /, axis: int = 0) -> Array:
     """A new axis of length 1 at `axis` of the result."""
     value = as_value(x)
     position = normalize_axis(axis, value.spec.ndim + 1)
@@ -181,10 +183,14 @@ def roll(x: Any, /, shift: int | tuple[int, ...], *, axis: int | tuple[int, ...]
     return Array(reshape_value(record_one("roll", (value,), attrs), shape))
 
 
-def repeat(x: Any, repeats: int, /, *, axis: int | None = None) -> Array:
-    """Each element `repeats` times, one after the other."""
+def repeat(x: Any, repeats: Any, /, *, axis: int | None = None) -> Array:
+    """Each element `repeats` times, one after the other. An array of counts is a barrier: the shape hangs on it."""
     value, number = gather_axis(as_value(x), axis)
     shape = value.spec.shape
+    if not isinstance(repeats, int | np.integer):
+        [counts] = barrier.fetch("repeat(x, counts)", Array(as_value(repeats)))
+        chosen = np.repeat(np.arange(shape[number]), counts)
+        return Array(record_one("take", (value, input_value(chosen, copy=False)), {"axis": number}))
     wide = reshape_value(value, (*shape[: number + 1], 1, *shape[number + 1 :]))
     repeated = broadcast_value(wide, (*shape[: number + 1], int(repeats), *shape[number + 1 :]))
     return Array(

@@ -67,6 +67,16 @@ def array(obj: Any, /, dtype: Any = None) -> Array:
     return asarray(obj, dtype=dtype)
 
 
+def from_dlpack(x: Any, /, *, device: Any = None, copy: bool | None = None) -> Array:
+    """A lazy array of the data of any array that speaks DLPack; a lazy array is taken as it is."""
+    _check_device(device)
+    if isinstance(x, Handle):
+        return Array(x.recorded)
+    if copy is False:
+        raise BufferError("data of a lazy array is a copy of its own")
+    return Array(input_value(np.from_dlpack(x), copy=True))
+
+
 def full(shape: Shape, fill_value: Any, *, dtype: Any = None, device: Any = None) -> Array:
     """An array of one repeated value."""
     _check_device(device)

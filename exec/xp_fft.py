@@ -1,7 +1,7 @@
 """`xp.fft`: discrete Fourier transforms, with the standard's names and NumPy's scaling (`norm`).
 
 Real input to a complex transform is converted; integers become float64. Lengths and axes are written into the program
-in full. `hfft` and `ihfft` are not here yet.
+in full. `hfft` and `ihfft` are recorded as the transforms of real data that they mirror.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from coppermesh.exec import dtypes
 from coppermesh.exec.graph import Value, record_one
 from coppermesh.exec.indexing import normalize_axes, normalize_axis
 from coppermesh.exec.program import Attributes
-from coppermesh.exec.promotion import cast_value, floating_value
+from coppermesh.exec.promotion import cast_value, elementwise, floating_value
 from coppermesh.exec.recorder import Array
 from coppermesh.exec.xp_arrangement import concat, roll
 from coppermesh.exec.xp_creation import arange
@@ -61,6 +61,29 @@ def irfft(x: Any, /, *, n: int | None = None, axis: int = -1, norm: str | None =
     """The inverse of `rfft`; `n` is the length of the real result, by default even."""
     value = _complex(x)
     return _one("irfft", value, 2 * (_own_length(value, axis) - 1) if n is None else n, axis, norm)
+
+
+_MIRRORED = {"backward": "forward", "forward": "backward", "ortho": "ortho"}
+
+
+def _mirrored(norm: str | None) -> str:
+    if (norm or "backward") not in _MIRRORED:
+        raise ValueError(f"norm is 'backward', 'ortho' or 'forward', not {norm!r}")
+    return _MIRRORED[norm or "backward"]
+
+
+def hfft(x: Any, /, *, n: int | None = None, axis: int = -1, norm: str | None = None) -> Array:
+    """The real transform of a signal with Hermitian symmetry, of which `x` is the first half."""
+    value = _complex(x)
+    length = 2 * (_own_length(value, axis) - 1) if n is None else n
+    return _one("irfft", elementwise("conj", Array(value)), length, axis, _mirrored(norm))
+
+
+def ihfft(x: Any, /, *, n: int | None = None, axis: int = -1, norm: str | None = None) -> Array:
+    """The inverse of `hfft`."""
+    value = _real(x)
+    length = _own_length(value, axis) if n is None else n
+    return Array(elementwise("conj", _one("rfft", value, length, axis, _mirrored(norm))))
 
 
 def _many(
