@@ -45,7 +45,7 @@ class Process:
     box: BlackBox
     directory: Path
     spoiled: bool = False
-    """Set once it must not get another run."""
+    """It must not get another run: it is in the middle of one, or has misbehaved, or ended."""
     peak_bytes: int = 0
     determinism: str = ""
 
@@ -137,24 +137,29 @@ class Worker:
     ) -> RunOutcome:
         before_mj = self._workshop.meter.read_mj()
         started_us, began = time.time_ns() // 1000, time.perf_counter_ns()
-        answer: Answer | None = None
+        process.spoiled = True  # until it has answered: nobody may find it in the middle of a program
         try:
-            with trio.move_on_after(wall_limit_s):
-                answer = await self._converse(process, parts, files, output_sizes)
+            answer = await self._bounded(process, parts, files, wall_limit_s, output_sizes)
             wall_us = (time.perf_counter_ns() - began) // 1000
-            if answer is None:
-                process.child.kill()
-                answer = explain_wall_limit(
-                    scrub(process.box.stage()), scrub(process.box.output()), wall_limit_s
-                )
-                process.spoiled = True
         finally:
-            # Also when cancelled from outside: nobody may find the process in the middle of a program.
-            if answer is None or process.spoiled:
+            if process.spoiled:  # also when cancelled from outside
                 await self._discard()
         after_mj = self._workshop.meter.read_mj()
         used_mj = after_mj - before_mj if after_mj is not None and before_mj is not None else None
         return self._outcome(answer, started_us, wall_us, used_mj, process)
+
+    async def _bounded(
+        self,
+        process: Process,
+        parts: list[bytes | int],
+        files: list[int],
+        wall_limit_s: float,
+        output_sizes: Sequence[int] | None,
+    ) -> Answer:
+        with trio.move_on_after(wall_limit_s):
+            return await self._converse(process, parts, files, output_sizes)
+        process.child.kill()
+        return explain_wall_limit(scrub(process.box.stage()), scrub(process.box.output()), wall_limit_s)
 
     async def _converse(
         self,
@@ -172,10 +177,8 @@ class Worker:
                     return answer
             raise pipe.PipeError("more builds than a program has kernels")
         except _Ended:
-            process.spoiled = True
             return await self._explain_end(process)
         except pipe.PipeError as error:
-            process.spoiled = True
             return explain_nonsense(error)
 
     async def _next_answer(
@@ -196,8 +199,11 @@ class Worker:
                 raise pipe.PipeError("an answer to another run")
             process.peak_bytes, process.determinism = message.peak_bytes, message.determinism
             if isinstance(message, pipe.Failed):
-                return Answer(f"{message.fault}-failed", message.code, message.sentence, message.detail)
-            return self._take_outputs(message, descriptors, output_sizes)
+                answer = Answer(f"{message.fault}-failed", message.code, message.sentence, message.detail)
+            else:
+                answer = self._take_outputs(message, descriptors, output_sizes)
+            process.spoiled = False
+            return answer
         finally:
             close_all(descriptors)
 
