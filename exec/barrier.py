@@ -79,29 +79,30 @@ def barriers() -> tuple[Barrier, ...]:
     return tuple(_state.recent)
 
 
-def fetch(what: str, *arrays: Handle) -> list[np.ndarray[Any, Any]]:
+def fetch(
+    what: str, *arrays: Handle, advice: str = "use mesh.compute(x) first"
+) -> list[np.ndarray[Any, Any]]:
     """The values of `arrays`, in one round trip for those not known yet. Not to be written to.
 
     Raises NeedsValue where no evaluator is set; what the evaluator raises passes through.
     """
-    unknown = [array for array in arrays if _known(array.recorded) is None]
+    unknown = [array for array in arrays if known(array.recorded) is None]
     if unknown:
-        _compute(what, unknown)
-    results = [_known(array.recorded) for array in arrays]
+        _compute(what, unknown, advice)
+    results = [known(array.recorded) for array in arrays]
     return [result for result in results if result is not None]
 
 
-def _known(value: Value) -> np.ndarray[Any, Any] | None:
+def known(value: Value) -> np.ndarray[Any, Any] | None:
+    """The value where it is on this machine already: the client's own data, or fetched before."""
     return value.node.data if value.node.op == INPUT else value.known
 
 
-def _compute(what: str, arrays: Sequence[Handle]) -> None:
+def _compute(what: str, arrays: Sequence[Handle], advice: str) -> None:
     scoped = _scoped.get()
     function = _state.default if scoped is None else scoped[0]
     if function is None:
-        raise NeedsValue(
-            f"{what} needs the array's value, which is not computed yet: use mesh.compute(x) first"
-        )
+        raise NeedsValue(f"{what} needs the array's value, which is not computed yet: {advice}")
     specs = tuple(array.recorded.spec for array in arrays)
     _state.total += 1
     _state.recent.append(Barrier(what, caller(), specs))

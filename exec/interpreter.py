@@ -23,6 +23,9 @@ KernelRunner = Callable[[CheckedNode, Sequence[Any], Sequence[bool]], Sequence[A
 """Runs a kernel node on its arguments; for each argument whether its memory may be written. Gives the results."""
 
 
+_ASSIGNMENTS = frozenset(("setitem", "put", "add_at"))
+
+
 class Holdings:
     """The live values of a run, and the memory that they rest on."""
 
@@ -129,13 +132,21 @@ class Interpreter:
             and holdings.is_alone(argument)
             for argument in node.args
         ]
-        if node.op == "setitem":
-            return [self._set_item(arrays, node.attrs["index"], writable[0])]
+        if node.op in _ASSIGNMENTS:
+            return [self._assign(node.op, arrays, node.attrs, writable[0])]
         return list(self._run_kernel(checked_node, arrays, writable))
 
-    def _set_item(self, arrays: Sequence[Any], index: Any, writable: bool) -> Any:
+    def _assign(self, op: str, arrays: Sequence[Any], attrs: Any, writable: bool) -> Any:
         target = arrays[0] if writable else self._library.array(arrays[0], order="C", copy=True)
-        target[as_python_index(index)] = arrays[1]
+        if op == "setitem":
+            target[as_python_index(attrs["index"])] = arrays[1]
+            return target
+        indices = self._library.asarray(arrays[1]).astype("int64", copy=False)
+        index = (slice(None),) * attrs["axis"] + (indices,)
+        if op == "put":
+            target[index] = arrays[2]
+        else:
+            self._library.add.at(target, index, arrays[2])
         return target
 
 

@@ -18,6 +18,7 @@ from coppermesh.exec.operations import (
     need_equal_dtypes,
     need_single,
     one_of,
+    per_argument,
     per_result,
 )
 from coppermesh.exec.program import ArraySpec
@@ -149,6 +150,20 @@ def _take(call: Call) -> ArraySpec:
     return array_spec(spec.dtype, spec.shape[:axis] + indices.shape + spec.shape[axis + 1 :])
 
 
+def _put(call: Call) -> ArraySpec:
+    spec, indices, values = call.specs
+    need_equal_dtypes((spec, values))
+    selected = _take(Call((spec, indices), call.attrs)).shape
+    if len(values.shape) > len(selected) or broadcast(values.shape, selected) != selected:
+        raise refuse("shape-mismatch", f"values of shape {values.shape} do not fit a selection of {selected}")
+    return spec
+
+
+def _add_at(call: Call) -> ArraySpec:
+    need_dtype(call.specs[0], dtypes.NUMERIC)
+    return _put(call)
+
+
 def _take_along(call: Call) -> ArraySpec:
     spec, indices = call.specs
     axis = call.integer("axis")
@@ -221,6 +236,8 @@ def _define_arrangement() -> None:
     define("getitem", 1, _getitem, move, {"index": is_int_lists})
     define("setitem", 2, _setitem, move, {"index": is_int_lists})
     define("take", 2, _take, move, {"axis": is_int})
+    define("put", 3, _put, move, {"axis": is_int}, scratch=1.0)
+    define("add_at", 3, _add_at, per_argument(1), {"axis": is_int}, scratch=1.0)
     define("take_along_axis", 2, _take_along, move, {"axis": is_int}, scratch=1.0)
     modes = one_of("constant", "edge", "reflect", "symmetric", "wrap")
     define("pad", 2, _pad, move, {"widths": is_int_lists, "mode": modes})

@@ -31,6 +31,7 @@ from numpy import uint64 as uint64
 
 from coppermesh.exec import xp_fft, xp_linalg
 from coppermesh.exec.recorder import Array as Array
+from coppermesh.exec.xp_arrangement import add_at as add_at
 from coppermesh.exec.xp_arrangement import argsort as argsort
 from coppermesh.exec.xp_arrangement import broadcast_arrays as broadcast_arrays
 from coppermesh.exec.xp_arrangement import broadcast_to as broadcast_to
@@ -42,6 +43,7 @@ from coppermesh.exec.xp_arrangement import matrix_transpose as matrix_transpose
 from coppermesh.exec.xp_arrangement import moveaxis as moveaxis
 from coppermesh.exec.xp_arrangement import pad as pad
 from coppermesh.exec.xp_arrangement import permute_dims as permute_dims
+from coppermesh.exec.xp_arrangement import put as put
 from coppermesh.exec.xp_arrangement import ravel as ravel
 from coppermesh.exec.xp_arrangement import repeat as repeat
 from coppermesh.exec.xp_arrangement import reshape as reshape
@@ -54,6 +56,7 @@ from coppermesh.exec.xp_arrangement import swapaxes as swapaxes
 from coppermesh.exec.xp_arrangement import take as take
 from coppermesh.exec.xp_arrangement import take_along_axis as take_along_axis
 from coppermesh.exec.xp_arrangement import tile as tile
+from coppermesh.exec.xp_arrangement import topk as topk
 from coppermesh.exec.xp_arrangement import transpose as transpose
 from coppermesh.exec.xp_arrangement import unstack as unstack
 from coppermesh.exec.xp_creation import arange as arange

@@ -221,6 +221,44 @@ def take(x: Any, indices: Any, /, *, axis: int | None = None) -> Array:
     return Array(record_one("take", (value, positions), {"axis": number}))
 
 
+def put(x: Any, indices: Any, values: Any, /, *, axis: int | None = None) -> Array:
+    """`x` with `values` at `indices` along `axis` (left out only for one dimension).
+
+    `values` broadcast to the shape of `take(x, indices, axis=axis)`. Where an index appears twice, NumPy keeps the
+    last, a GPU either.
+    """
+    return _changed("put", x, indices, values, axis)
+
+
+def add_at(x: Any, indices: Any, values: Any, /, *, axis: int | None = None) -> Array:
+    """`x` with `values` added at `indices` along `axis`; an index that appears twice adds twice.
+
+    In floating point a GPU adds in any order: the last digits may differ from run to run.
+    """
+    return _changed("add_at", x, indices, values, axis)
+
+
+def _changed(op: str, x: Any, indices: Any, values: Any, axis: int | None) -> Array:
+    value = as_value(x)
+    if axis is None and value.spec.ndim != 1:
+        raise ValueError("axis may be left out only for an array with one dimension")
+    number = 0 if axis is None else normalize_axis(axis, value.spec.ndim)
+    positions = wrap_indices(as_value(indices), value.spec.shape[number])
+    operand = cast(as_operand(values), value.spec.dtype)
+    return Array(record_one(op, (value, positions, operand), {"axis": number}))
+
+
+def topk(x: Any, k: int, /, *, axis: int = -1, largest: bool = True) -> tuple[Array, Array]:
+    """The `k` largest (or smallest) elements along `axis`, and their positions, in order; of equals the first."""
+    array = Array(as_value(x))
+    number = normalize_axis(axis, array.ndim)
+    if not 0 <= k <= array.shape[number]:
+        raise ValueError(f"{k} of {array.shape[number]} elements")
+    order = argsort(array, axis=number, descending=largest)
+    positions = order[(slice(None),) * number + (slice(0, int(k)),)]
+    return take_along_axis(array, positions, axis=number), positions
+
+
 def take_along_axis(x: Any, indices: Any, /, *, axis: int = -1) -> Array:
     """For each position the element that `indices` names along `axis`."""
     value = as_value(x)
