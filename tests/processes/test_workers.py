@@ -1,6 +1,7 @@
 # ruff: noqa: ASYNC110, ASYNC220, ASYNC221, ASYNC240  # these watch real processes; nothing in /proc blocks
 """Programs in real worker processes: what they may see, how they end, and that nothing of them stays behind."""
 
+import contextlib
 import os
 import re
 import signal
@@ -204,6 +205,40 @@ async def test_a_source_too_large_for_a_message(scratch):
         assert values(await run_kernel(worker, source)) == [0, 2, 4, 6]
 
 
+@needs_compiler
+async def test_workers_run_beside_each_other(scratch):
+    async with supervised(scratch) as supervisor, trio.open_nursery() as nursery:
+
+        async def lease(number: int) -> None:
+            source = f'extern "C" __global__ void k(float* x) {{ x[threadIdx.x] += {number}; }}'
+            async with supervisor.worker(LIMITS) as worker:
+                for _ in range(5):
+                    assert values(await run_kernel(worker, source)) == [
+                        number,
+                        number + 1,
+                        number + 2,
+                        number + 3,
+                    ]
+
+        for number in range(6):
+            nursery.start_soon(lease, number)
+    assert left_in(scratch) == []
+
+
+async def test_runs_of_one_worker_take_turns(scratch):
+    seen: list[int] = []
+    async with supervised(scratch) as supervisor, supervisor.worker(LIMITS) as worker:
+        async with trio.open_nursery() as nursery:
+
+            async def one(number: int) -> None:
+                assert values(await worker.run(negate_program(1), [floats(number)], 10)) == [-number]
+                seen.append(number)
+
+            for number in range(20):
+                nursery.start_soon(one, number)
+    assert sorted(seen) == list(range(20))
+
+
 # --- how jobs fail
 
 
@@ -352,8 +387,11 @@ extern "C" __global__ void k(float* x) {
 
 def _files_of(worker: Worker) -> list[str]:
     """Names of what a worker has open. (Some builds of libffi keep a memory file of their own.)"""
-    names = sorted(path.readlink().name for path in Path(f"/proc/{worker.pid}/fd").iterdir())
-    return [re.sub(r"\[.*| .*", "", name) for name in names if "libffi" not in name]
+    names = []
+    for path in Path(f"/proc/{worker.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            names.append(re.sub(r"\[.*| .*", "", path.readlink().name))
+    return sorted(name for name in names if "libffi" not in name)
 
 
 @needs_compiler
