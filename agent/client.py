@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from coppermesh.agent.executor import MeshExecutor
 from coppermesh.agent.home import Home, default_home
 from coppermesh.agent.local_link import AgentUnavailable, LocalLink, socket_alive
 from coppermesh.agent.local_messages import (
@@ -28,9 +30,11 @@ from coppermesh.agent.local_messages import (
     WaitAnswer,
     WaitCall,
 )
-from coppermesh.agent.mapping import map_chunks
+from coppermesh.agent.mapping import map_chunks, unwrap
 from coppermesh.agent.parcels import Parcel, PreparedTask, StoredArray
 from coppermesh.agent.story import printable
+from coppermesh.exec import barrier
+from coppermesh.exec.graph import Handle
 from coppermesh.exec.program import ArraySpec
 from coppermesh.exec.recorder import Array, trace
 from coppermesh.exec.source_lines import describe_line, named_node
@@ -134,12 +138,16 @@ class Job:
 
         Raises JobFailed with whose fault it was and what to change.
         """
+        results = [unwrap(arrays) for arrays in self.result_tuples()]
+        return results if self._many else results[0]
+
+    def result_tuples(self) -> list[tuple[Any, ...]]:
+        """For each task the tuple of its arrays, also where it has only one. Raises as `result` does."""
         while self._advance():
             pass
         if self._failure is not None:
             raise self._failure
-        results = [arrays[0] if len(arrays) == 1 else arrays for _, arrays in sorted(self._results.items())]
-        return results if self._many else results[0]
+        return [arrays for _, arrays in sorted(self._results.items())]
 
     def as_completed(self) -> Iterator[tuple[int, tuple[Any, ...]]]:
         """Each task's number and arrays as soon as they are there, keeping none. Raises JobFailed."""
@@ -220,18 +228,32 @@ class Job:
 
 
 class Mesh:
-    """A connection to the home's agent. Use it as a context manager; many jobs may be open at once."""
+    """A connection to the home's agent. Use it as a context manager; many jobs may be open at once.
+
+    Inside the block, in its thread, Python code that needs a lazy array's value (`float(x)`, `if x > 0:`) gets it by
+    a job of its own: one round trip, counted by `coppermesh.trace_report`. Elsewhere it raises NeedsValue.
+    """
 
     def __init__(self, home: Home) -> None:
         self._home = home
         self._sent: set[bytes] = set()
+        self._blocks: list[AbstractContextManager[None]] = []
 
     def __enter__(self) -> Self:
+        block = barrier.evaluator(self._fetch)
+        block.__enter__()
+        self._blocks.append(block)
         return self
+
+    def _fetch(self, arrays: Sequence[Handle]) -> list[np.ndarray]:
+        """What a barrier needs, by one job."""
+        task = PreparedTask.of(trace(*arrays))
+        return list(self.submit_prepared([task]).result_tuples()[0])
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace_: TracebackType | None
     ) -> None:
+        self._blocks.pop().__exit__(kind, error, trace_)
         self.close()
 
     def close(self) -> None:
@@ -283,6 +305,14 @@ class Mesh:
         return map_chunks(
             self, function, array, chunks=chunks, reduce=reduce, progress=progress, options=options
         )
+
+    def executor(self, max_workers: int = 8, **options: Any) -> MeshExecutor:
+        """The mesh as a `concurrent.futures.Executor` of up to `max_workers` jobs at once.
+
+        `submit(fn, *arrays)` calls `fn` here, with lazy arrays, and runs what it records. `options` are those of
+        `JobOptions`.
+        """
+        return MeshExecutor(self, max_workers, options)
 
     def submit_prepared(
         self, tasks: Sequence[PreparedTask], *, many: bool = True, keep: bool = False, **options: Any

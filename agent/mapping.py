@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from coppermesh.agent.parcels import PreparedTask, StoredArray
+from coppermesh.exec import barrier
 from coppermesh.exec.dtypes import dtype_name
-from coppermesh.exec.graph import Handle, record_input
+from coppermesh.exec.graph import Handle
 from coppermesh.exec.program import ArraySpec
 from coppermesh.exec.recorder import Array, trace
+from coppermesh.exec.tracing import placeholder
 
 if TYPE_CHECKING:
     from coppermesh.agent.client import Job, Mesh
@@ -102,16 +104,16 @@ def record_template(function: Callable[..., Any], specs: Sequence[tuple[ArraySpe
 
     Raises TypeError where it gives no lazy arrays, NeedsValue where it asks for a value.
     """
-    places = [
-        np.broadcast_to(np.zeros((), spec.numpy_dtype), spec.shape) for together in specs for spec in together
-    ]
-    rest = iter(places)
-    arguments = [
-        unwrap([Array(record_input(next(rest), spec.dtype)) for spec in together]) for together in specs
-    ]
-    recording = trace(*as_handles(function(*arguments), function))
-    numbers = {id(place): number for number, place in enumerate(places)}
-    return Template(PreparedTask.of(recording), tuple(numbers.get(id(data)) for data in recording.inputs))
+    places = [tuple(placeholder(spec) for spec in together) for together in specs]
+    arguments = [unwrap([Array(value) for value in together]) for together in places]
+    with barrier.evaluator(None):
+        results = as_handles(function(*arguments), function)
+    flat = [value for together in places for value in together]
+    recording = trace(*results, placeholders=flat)
+    numbers = {id(value): number for number, value in enumerate(flat)}
+    return Template(
+        PreparedTask.of(recording), tuple(numbers.get(id(value)) for value in recording.open_inputs)
+    )
 
 
 def as_handles(result: Any, function: Callable[..., Any]) -> tuple[Handle, ...]:

@@ -5,14 +5,15 @@ does not depend on when nodes were recorded, on identities or on data, so the sa
 same bytes; what no output needs is left out.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from coppermesh.exec.errors import ProgramInvalid
-from coppermesh.exec.graph import INPUT, Handle, Operand, RecordedNode, SourceLine, Value
-from coppermesh.exec.program import KernelSource, Node, Program, Scalar, encode_program
+from coppermesh.exec.graph import INPUT, Handle, Operand, RecordedNode, SourceLine, Value, caller
+from coppermesh.exec.program import ArraySpec, KernelSource, Node, Program, Scalar, encode_program
 from coppermesh.exec.schema import CheckedProgram, check_program
 
 
@@ -27,6 +28,8 @@ class Recording:
     checked: CheckedProgram
     sources: tuple[SourceLine, ...]
     """For each node the file and line that recorded it. Stays on the client."""
+    open_inputs: tuple[Value | None, ...] = ()
+    """For each input the placeholder that it stands for; None where `inputs` holds its data."""
 
     def locate(self, node: int | None) -> str:
         """`file:line` of the user's code that recorded node `node`; empty where it is not known."""
@@ -36,10 +39,16 @@ class Recording:
         return f"{filename}:{line}"
 
 
-def trace(*arrays: Handle) -> Recording:
+def placeholder(spec: ArraySpec) -> Value:
+    """An input whose data will be given later: it has no value, not even where one is fetched at a barrier."""
+    return Value(RecordedNode(INPUT, (), {}, (spec,), caller()), 0)
+
+
+def trace(*arrays: Handle, placeholders: Sequence[Value] = ()) -> Recording:
     """The program that computes `arrays`, with only what they need, in an order that depends on nothing else.
 
-    Raises ProgramInvalid where the whole breaks a limit (too many inputs, outputs or nodes).
+    An input that is one of `placeholders` is an empty array in `inputs`, for the caller to replace. Raises
+    ProgramInvalid where the whole breaks a limit (too many inputs, outputs or nodes), or needs other placeholders.
     """
     if not arrays:
         raise ProgramInvalid("no-outputs", "nothing to compute: pass at least one array")
@@ -71,8 +80,21 @@ def trace(*arrays: Handle) -> Recording:
         raise ProgramInvalid(
             error.code, f"{error.sentence}; recorded at {file}:{line}", error.node
         ) from error
-    data = [node.data for node in inputs if node.data is not None]
-    return Recording(encode_program(program), data, checked, sources)
+    known = {id(value.node): value for value in placeholders}
+    data = [_input_data(node, known) for node in inputs]
+    opened = tuple(known.get(id(node)) for node in inputs)
+    return Recording(encode_program(program), data, checked, sources, opened)
+
+
+def _input_data(node: RecordedNode, placeholders: Mapping[int, Value]) -> np.ndarray[Any, Any]:
+    if node.data is not None:
+        return node.data
+    if id(node) in placeholders:
+        return np.empty(0, node.results[0].numpy_dtype)
+    raise ProgramInvalid(
+        "open-input",
+        "an array that stood for data only while a function was traced is used after that; return it instead",
+    )
 
 
 def _value_of(array: Any) -> Value:

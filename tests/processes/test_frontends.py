@@ -1,10 +1,15 @@
 """More ways to submit, against real agents: map, executor, dask, and Python asking for a value."""
 
+import threading
+from concurrent.futures import as_completed, wait
+
 import numpy as np
 import pytest
 
 import coppermesh as cm
 from coppermesh.agent.client import JobFailed
+from coppermesh.exec import barrier
+from coppermesh.exec.errors import NeedsValue
 
 xp = cm.xp
 
@@ -55,3 +60,59 @@ def test_a_remote_failure_shows_the_users_own_line(lab):
     assert failure.value.node is not None
     assert "the line that is to be shown" in failure.value.line
     assert failure.value.line in str(failure.value)
+
+
+def test_what_needs_a_value_costs_one_round_trip_inside_the_block(lab):
+    lab.start(1)
+    before = barrier.count()
+    total = xp.sum(xp.asarray([1.0, 2.0, 3.0]))
+    with pytest.raises(NeedsValue):
+        bool(total > 5)
+    with lab.client() as mesh:
+        assert total > 5
+        assert float(total) == 6.0
+        assert float(total) == 6.0
+        assert barrier.count() - before == 2
+        with pytest.raises(NeedsValue):
+            mesh.map(lambda chunk: chunk * float(chunk[0]), np.arange(4.0), chunks=2)
+        assert barrier.barriers()[-1].source[0] == __file__
+    with pytest.raises(NeedsValue):
+        float(total + 1)
+
+
+def test_executor_gives_futures_in_bounded_threads(lab):
+    before = threading.active_count()
+    client = lab.start(1)
+    arrays = [np.full(4, number, dtype=np.float64) for number in range(6)]
+    with client.executor(max_workers=2) as executor:
+        futures = {executor.submit(lambda x, scale: (xp.sum(x) * scale, x), a, 2): a[0] for a in arrays}
+        for future in as_completed(futures, timeout=30):
+            total, same = future.result()
+            assert total == 8 * futures[future]
+            np.testing.assert_array_equal(same, np.full(4, futures[future]))
+            assert future.job.receipt["verified"]
+        assert threading.active_count() <= before + 2
+        assert list(executor.map(lambda a, b: a @ b, arrays[:2], arrays[1:3])) == [0, 8]
+        with pytest.raises(TypeError, match=r"return lazy arrays.*cm\.xp"):
+            executor.submit(lambda x: 3, arrays[0]).result()
+        with pytest.raises(ZeroDivisionError):
+            executor.submit(lambda x: x * (1 // 0), arrays[0]).result()
+    with pytest.raises(RuntimeError):
+        executor.submit(xp.sum, arrays[0])
+    assert threading.active_count() == before
+
+
+def test_a_future_times_out_and_its_job_is_cancelled_with_it(lab):
+    client = lab.start(0)
+    with client.executor(max_workers=1) as executor:
+        running = executor.submit(xp.sum, np.ones(3))
+        waiting = executor.submit(xp.sum, np.ones(4))
+        with pytest.raises(TimeoutError):
+            running.result(timeout=0.1)
+        lab.wait_until(lambda: running.job is not None, "the job was sent")
+        assert running.cancel()
+        assert waiting.cancel()
+        assert wait([running, waiting], timeout=20).not_done == set()
+    with pytest.raises(JobFailed) as failure:
+        running.job.result()
+    assert failure.value.code == "cancelled"
