@@ -83,9 +83,7 @@ class Lab:
         self.await_providers(client, providers)
         return client
 
-    def start_provider(
-        self, name: str, *options: str, program: Sequence[str] = COMMAND_LINE
-    ) -> LocalAgent:
+    def start_provider(self, name: str, *options: str, program: Sequence[str] = COMMAND_LINE) -> LocalAgent:
         """An agent that runs the requester's kernels."""
         allowed = allow(self.mesh.peer_of("requester"))
         return self.mesh.start([name], *allowed, *options, program=program)[0]
@@ -152,7 +150,9 @@ class Lab:
         assert theirs == set(files)
         for data in files.values():
             assert verify_receipt_file(data).complete
-        paid = [(row.job, row.index) for row in rows if row.verdict == "accepted" and row.receipt.code == "ok"]
+        paid = [
+            (row.job, row.index) for row in rows if row.verdict == "accepted" and row.receipt.code == "ok"
+        ]
         assert len(paid) == len(set(paid))
         return rows[::-1]
 
@@ -160,6 +160,12 @@ class Lab:
 def alive(pid: int) -> bool:
     """Is there such a process?"""
     return Path(f"/proc/{pid}").exists()
+
+
+@pytest.fixture(scope="session")
+def lab_on() -> type[Lab]:
+    """Makes a lab of a mesh, for fixtures that keep one longer than a test."""
+    return Lab
 
 
 @pytest.fixture

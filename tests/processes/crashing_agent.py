@@ -13,8 +13,6 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import trio
-
 from coppermesh.agent import cli
 from coppermesh.agent.ledger_store import LedgerStore
 from coppermesh.p2p.channel import Channel
@@ -68,7 +66,7 @@ def die_at_result(fault: Fault) -> None:
         async def answer() -> None:
             await handle(self, frame)
             while self._outgoing or self._sending:
-                await trio.sleep(0.001)
+                await self._drained.wait()  # set whenever something was sent
 
         await fault.around(answer)
 
