@@ -19,6 +19,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from coppermesh.agent.dask_scheduler import compute_graph
 from coppermesh.agent.executor import MeshExecutor
 from coppermesh.agent.home import Home, default_home
 from coppermesh.agent.local_link import AgentUnavailable, LocalLink, socket_alive
@@ -313,6 +314,13 @@ class Mesh:
         `JobOptions`.
         """
         return MeshExecutor(self, max_workers, options)
+
+    def dask(self, graph: Any, keys: Any, **options: Any) -> Any:
+        """A scheduler for dask: `x.compute(scheduler=mesh.dask)` runs as one program on the mesh.
+
+        The graph's functions are called here with lazy blocks. `options` are those of `JobOptions`. Needs dask.
+        """
+        return compute_graph(self, graph, keys, options)
 
     def submit_prepared(
         self, tasks: Sequence[PreparedTask], *, many: bool = True, keep: bool = False, **options: Any

@@ -3,6 +3,7 @@
 import threading
 from concurrent.futures import as_completed, wait
 
+import dask.array as dask_array
 import numpy as np
 import pytest
 
@@ -116,3 +117,33 @@ def test_a_future_times_out_and_its_job_is_cancelled_with_it(lab):
     with pytest.raises(JobFailed) as failure:
         running.job.result()
     assert failure.value.code == "cancelled"
+
+
+def test_dask_graphs_run_as_one_program(lab):
+    client = lab.start(1)
+    rng = np.random.default_rng(7)
+    x = dask_array.from_array(rng.random((60, 40)), chunks=(25, 15))
+    w = dask_array.from_array(rng.random((40, 30)), chunks=15)
+    many = dask_array.from_array(rng.random((60, 40)), chunks=4)
+    collections = {
+        "sin and sum": (dask_array.sin(x) + x.sum()).sum(axis=0),
+        "mean of a product": (x @ x.T).mean(),
+        "std": x.std(axis=1),
+        "norm": dask_array.linalg.norm(x),
+        "roll": dask_array.roll(x, 7, axis=0),
+        "slices joined": dask_array.concatenate([x[:10], x[30:50:2]], axis=0),
+        "tensordot": dask_array.tensordot(x, w, axes=1),
+        "where and cumsum": dask_array.where(x > 0.5, x, 0).cumsum(axis=0),
+        "made by dask": dask_array.ones((6, 6), chunks=4) * dask_array.arange(6, chunks=4),
+        "150 blocks": many + 1,
+    }
+    for name, collection in collections.items():
+        barriers, rows = barrier.count(), len(lab.ask(client, "receipts", limit=100))
+        result = collection.compute(scheduler=client.dask)
+        expected = collection.compute(scheduler="threads")
+        assert result.dtype == expected.dtype
+        np.testing.assert_allclose(result, expected, rtol=1e-12, err_msg=name)
+        assert barrier.count() == barriers
+        assert len(lab.ask(client, "receipts", limit=100)) == rows + 1
+    first, second = dask_array.compute(x.sum(), x.max(), scheduler=client.dask)
+    np.testing.assert_allclose([first, second], dask_array.compute(x.sum(), x.max()), rtol=1e-12)
