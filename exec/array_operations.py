@@ -8,6 +8,7 @@ interpreter's business.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from coppermesh.exec import special, windows
 from coppermesh.exec.shapes import as_python_index
 
 Attributes = Mapping[str, Any]
@@ -106,7 +107,7 @@ def make_table(library: Any) -> dict[str, ArrayFunction]:
     table: dict[str, ArrayFunction] = {}
     for name in _BY_NAME:
         table[name] = _positional(getattr(library, _LIBRARY_NAMES.get(name, name)))
-    for functions in (_creation, _reductions, _arrangement, _order, _transforms, _linalg):
+    for functions in (_creation, _reductions, _arrangement, _order, _transforms, _linalg, _beyond):
         table.update(functions(library))
     return table
 
@@ -257,4 +258,14 @@ def _linalg(xp: Any) -> dict[str, ArrayFunction]:
         "svd": svd,
         "svdvals": lambda arrays, _attrs: linalg.svd(arrays[0], compute_uv=False),
         "qr": lambda arrays, attrs: tuple(linalg.qr(arrays[0], mode=attrs["mode"])),
+    }
+
+
+def _beyond(xp: Any) -> dict[str, ArrayFunction]:
+    return {
+        "erf": lambda arrays, _attrs: special.erf(xp, arrays[0]),
+        "ndtri": lambda arrays, _attrs: special.ndtri(xp, arrays[0]),
+        "philox": lambda arrays, attrs: special.philox(xp, arrays[0], attrs["shape"], attrs["stream"]),
+        "conv": lambda arrays, attrs: windows.conv(xp, arrays[0], arrays[1], attrs),
+        "pool": lambda arrays, attrs: windows.pool(xp, arrays[0], attrs),
     }

@@ -72,8 +72,12 @@ def estimate(checked: CheckedProgram) -> Estimate:
 
 
 def _scratch(checked_node: CheckedNode) -> int:
-    factor = checked_node.operation.scratch
-    return int(factor * sum(spec.nbytes for spec in checked_node.call.specs)) if factor else 0
+    operation = checked_node.operation
+    further = operation.workspace
+    own = 0 if further is None else further(checked_node.call, checked_node.results)
+    if operation.scratch:
+        own += int(operation.scratch * sum(spec.nbytes for spec in checked_node.call.specs))
+    return own
 
 
 def released_after(checked_node: CheckedNode, number: int, last: list[int], input_count: int) -> set[int]:

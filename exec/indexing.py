@@ -2,7 +2,7 @@
 
 `x[2, ::-1, None, ...]` is basic indexing and becomes one node. Arrays and lists of integers select by NumPy's rules:
 the axes they index are merged into one and a `take` reads from it, a `put` writes to it. A number assigned through a
-mask (`x[mask] = 0`) becomes a `where`; reading through a mask is a barrier, for the mask alone: the shape depends on it.
+mask (`x[mask] = 0`) becomes a `where`; reading through a mask is a barrier, for the mask alone: it decides the shape.
 """
 
 from math import prod

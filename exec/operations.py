@@ -65,6 +65,7 @@ class Call:
 
 Rule = Callable[[Call], ArraySpec | tuple[ArraySpec, ...]]
 Cost = Callable[[Call, Sequence[ArraySpec]], float]
+Workspace = Callable[[Call, Sequence[ArraySpec]], int]
 AttributeCheck = Callable[[AttributeValue], bool]
 
 
@@ -79,6 +80,8 @@ class Operation:
     cost: Cost
     scratch: float = 0.0
     """Working memory beyond arguments and results, as a multiple of the arguments' bytes."""
+    workspace: Workspace | None = None
+    """Further working memory in bytes, where it is no multiple of the arguments."""
 
 
 OPERATIONS: Final[dict[str, Operation]] = {}
@@ -91,10 +94,11 @@ def define(
     cost: Cost,
     attrs: Mapping[str, AttributeCheck] | None = None,
     scratch: float = 0.0,
+    workspace: Workspace | None = None,
 ) -> None:
     """Add one operation to the table."""
     bounds = (arity, arity) if isinstance(arity, int) else arity
-    OPERATIONS[name] = Operation(name, bounds, attrs or {}, rule, cost, scratch)
+    OPERATIONS[name] = Operation(name, bounds, attrs or {}, rule, cost, scratch, workspace)
 
 
 # Attribute checks: types and enumerations. Ranges are the rules' business, which know the shapes.

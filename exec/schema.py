@@ -16,6 +16,7 @@ from coppermesh.exec import (
     rules_linalg,
     rules_products,
     rules_reductions,
+    rules_windows,
 )
 from coppermesh.exec.dtypes import ITEMSIZES, NUMPY_DTYPES
 from coppermesh.exec.errors import ProgramInvalid
@@ -34,7 +35,15 @@ from coppermesh.exec.program import (
 from coppermesh.exec.shapes import array_spec
 
 # Each of these modules fills its part of the table when it is imported.
-_RULES = (kernel_rules, rules_arrangement, rules_elementwise, rules_linalg, rules_products, rules_reductions)
+_RULES = (
+    kernel_rules,
+    rules_arrangement,
+    rules_elementwise,
+    rules_linalg,
+    rules_products,
+    rules_reductions,
+    rules_windows,
+)
 
 FEATURE_ARRAYS = "array-programs"
 FEATURE_CUDA_SOURCE = "cuda-source"

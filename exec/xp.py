@@ -11,7 +11,7 @@ values only after `mesh.compute`.
 ((2,), dtype('float64'))
 
 The functions live in `xp_creation`, `xp_elementwise`, `xp_reductions`, `xp_arrangement`, `xp_products`,
-`xp_sets`, `xp_inspection`, `xp_linalg` and `xp_fft`.
+`xp_sets`, `xp_inspection`, `xp_linalg` and `xp_fft`; beyond the standard in `xp_windows` and `xp_random`.
 """
 
 import numpy as np
@@ -29,7 +29,7 @@ from numpy import uint16 as uint16
 from numpy import uint32 as uint32
 from numpy import uint64 as uint64
 
-from coppermesh.exec import xp_fft, xp_linalg
+from coppermesh.exec import xp_fft, xp_linalg, xp_random
 from coppermesh.exec.recorder import Array as Array
 from coppermesh.exec.xp_arrangement import add_at as add_at
 from coppermesh.exec.xp_arrangement import argsort as argsort
@@ -178,6 +178,11 @@ from coppermesh.exec.xp_sets import unique_all as unique_all
 from coppermesh.exec.xp_sets import unique_counts as unique_counts
 from coppermesh.exec.xp_sets import unique_inverse as unique_inverse
 from coppermesh.exec.xp_sets import unique_values as unique_values
+from coppermesh.exec.xp_windows import avg_pool as avg_pool
+from coppermesh.exec.xp_windows import conv as conv
+from coppermesh.exec.xp_windows import erf as erf
+from coppermesh.exec.xp_windows import max_pool as max_pool
+from coppermesh.exec.xp_windows import ndtri as ndtri
 
 __array_api_version__ = "2024.12"
 
@@ -189,6 +194,7 @@ linalg = xp_linalg
 nan = np.nan
 newaxis = None
 pi = np.pi
+random = xp_random
 
 # NumPy's older spellings.
 absolute = abs
