@@ -13,12 +13,17 @@ if tasks still wait (or fewer leases are held than a job asked for) more leases 
 A lease with room while tasks wait is one whose provider may not have them: it failed at them. So it does not count as
 held, and its provider is left out when more are asked for.
 
+A negotiation that gave fewer leases than wanted releases our idle leases of other groups, which may hold the very
+slots, and is repeated at once. A job's budget is kept over all its leases: a task starts only if it is covered even
+when every task that runs costs the most it can.
+
 Every task that is tried again is superseded first: the requester will never owe for two results of one task.
 """
 
 import heapq
 from collections import OrderedDict
 from collections.abc import Hashable
+from itertools import islice
 from typing import TypeVar
 
 from coppermesh.agent.dispatch_events import (
@@ -42,8 +47,18 @@ from coppermesh.agent.dispatch_events import (
     Tick,
     WantLeases,
 )
-from coppermesh.agent.dispatch_state import SECOND, Attempt, DispatchCounts, DispatchLimits, Group, Job, Lease
+from coppermesh.agent.dispatch_state import (
+    MAX_SCAN,
+    SECOND,
+    Attempt,
+    DispatchCounts,
+    DispatchLimits,
+    Group,
+    Job,
+    Lease,
+)
 from coppermesh.agent.matching import Requirement
+from coppermesh.agent.pricing import format_money
 from coppermesh.p2p.ids import PeerId, short_peer
 
 BLAMELESS_CODES = frozenset(
@@ -205,8 +220,22 @@ class Dispatcher:
         if group is None or group.negotiating_until_us is None:
             return self._ignore()
         group.heard, group.declined = event.heard, event.declined
+        missing = group.wanted > 0
         group.end_negotiation(event.granted, self._now_us, self._limits)
-        return [group]
+        return [group, *(self._make_room(group) if missing and group.jobs else [])]
+
+    def _make_room(self, group: Group) -> list[Group]:
+        """Too few leases were to be had: our own idle ones of other groups may hold the very slots."""
+        idle = [
+            lease
+            for lease in self._leases.values()
+            if lease.is_idle and lease.requirement != group.requirement
+        ]
+        for lease in idle:
+            self._release(lease, "surplus", "another job waits for a device")
+        if idle:
+            group.retry_us = min(group.retry_us, self._now_us + self._limits.surplus_retry_us)
+        return [self._groups[requirement] for requirement in {lease.requirement for lease in idle}]
 
     def _task_ended(self, event: TaskRefused | TaskDone | TaskFailed) -> list[Group]:
         lease = self._leases.get(event.lease)
@@ -222,6 +251,7 @@ class Dispatcher:
                 return self._late_result(job, event)
             return self._ignore()
         group = self._groups[job.requirement]
+        job.spent += amount
         self._leases[attempt.lease].end_task(key, self._now_us, amount)
         if isinstance(event, TaskDone):
             self._finish_task(group, job, event.index, attempt.provider)
@@ -242,6 +272,7 @@ class Dispatcher:
         if trouble is None or event.lease not in trouble.leases:
             return self._ignore()
         group = self._groups[job.requirement]
+        job.spent += event.amount
         retry = job.running.get(event.index)
         if retry is not None:
             cause = f"task {event.index} was done under lease {_short(event.lease)} after all"
@@ -399,6 +430,7 @@ class Dispatcher:
         """Do everything that the group's state calls for."""
         self._drop_leases(group)
         self._place_tasks(group)
+        self._fail_the_broke(group)
         self._ask_for_leases(group)
         if group.is_empty:
             self._groups.pop(group.requirement, None)
@@ -420,17 +452,29 @@ class Dispatcher:
         while group.waiting and usable:
             lease = min(usable, key=lambda found: (len(found.outstanding), found.used))
             full = not lease.room or (share is not None and len(lease.outstanding) >= share)
-            found = None if full else group.take(lease.provider, self._now_us, self._limits.max_strikes)
+            found = None if full else group.take(lease, self._now_us, self._limits.max_strikes)
             if found is None:
                 usable.remove(lease)
             else:
                 self._start(*found, lease)
 
+    def _fail_the_broke(self, group: Group) -> None:
+        """End jobs that cannot pay one more task under any lease held, with nothing running that may cost less."""
+        cheapest = min((lease.task_cost for lease in group.leases.values()), default=0)
+        looked_at = list(islice(group.ready, MAX_SCAN))
+        for job in [job for job in looked_at if not job.running and not job.can_pay(cheapest)]:
+            unit = group.requirement.unit
+            sentence = (
+                f"{job.done} of {job.tasks} tasks were done for {format_money(job.spent, unit)}; one more can cost "
+                f"{format_money(cheapest, unit)}, the budget is {format_money(job.budget, unit)}"
+            )
+            self._fail_job(job, "budget", sentence, "the budget does not cover another task")
+
     def _start(self, job: Job, index: int, lease: Lease) -> None:
         self._starts += 1
         lease.used = self._starts
         lease.outstanding[job.id, index] = None
-        job.running[index] = Attempt(lease.id, lease.provider, self._starts)
+        job.running[index] = Attempt(lease.id, lease.provider, self._starts, lease.task_cost)
         trouble = job.troubles.get(index)
         failed = trouble.reasons if trouble else []
         where = f"lease {_short(lease.id)} of {short_peer(lease.provider)}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from coppermesh.agent.matching import Requirement
+from coppermesh.agent.pricing import MAX_MONEY
 from coppermesh.p2p.ids import PeerId
 
 Fault = Literal["job", "provider"]
@@ -21,6 +22,8 @@ class JobSubmitted:
     tasks: int
     requirement: Requirement
     deadline_us: int
+    budget: int = MAX_MONEY
+    """Most that all its tasks may cost together, under whatever leases they run."""
 
 
 @dataclass(frozen=True, slots=True)

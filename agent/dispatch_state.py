@@ -37,8 +37,10 @@ class DispatchLimits:
     """How long a provider that failed gets no task of any job."""
     task_exclusion_us: int = 60 * SECOND
     """How long it does not get the task it failed at: others come first, but a task never waits for nobody."""
-    idle_us: int = 20 * SECOND
+    idle_us: int = 5 * SECOND
     """How long a lease without tasks is kept warm."""
+    surplus_retry_us: int = SECOND // 10
+    """Wait before asking again when idle leases were released to make room: as long as their slots take to come free."""
     expiry_margin_us: int = 2 * SECOND
     """A task is started only if it could use all its time and still end so long before the lease does."""
     lost_after_us: int = 5 * SECOND
@@ -76,6 +78,8 @@ class Attempt:
     provider: PeerId
     began: int
     """When, on the dispatcher's count of starts."""
+    cost: int
+    """The most it can cost; kept free in the job's budget until it ends."""
 
 
 @dataclass(slots=True)
@@ -108,6 +112,8 @@ class Job:
         self.providers = submitted.requirement.providers
         self.submitted_us = now_us
         self.deadline_us = submitted.deadline_us
+        self.budget = submitted.budget
+        self.spent = 0
         self.running: dict[int, Attempt] = {}
         self.troubles: dict[int, Trouble] = {}
         self.last_reason = ""
@@ -121,6 +127,10 @@ class Job:
     def waiting(self) -> int:
         """Tasks that are neither running nor done."""
         return self.tasks - self._next + len(self._retries)
+
+    def can_pay(self, cost: int) -> bool:
+        """One more task of that cost fits into the budget, whatever those that run turn out to cost."""
+        return self.spent + sum(attempt.cost for attempt in self.running.values()) + cost <= self.budget
 
     def is_done(self, index: int) -> bool:
         """Whether task `index` is done; False for a task that does not exist."""
@@ -200,8 +210,9 @@ class Lease:
         self.idle_since_us = now_us
         self.used = 0
         """When it last got a task, on the dispatcher's count of starts: the least is the least recently used."""
+        self.task_cost = amount_for(up.rate, up.requirement.wall_limit_us)
+        """The most that one task can cost."""
         self._depth = up.depth
-        self._task_cost = amount_for(up.rate, up.requirement.wall_limit_us)
 
     @property
     def is_idle(self) -> bool:
@@ -211,7 +222,7 @@ class Lease:
     @property
     def is_spent(self) -> bool:
         """What is left of the budget does not cover one more task at its dearest."""
-        return self.budget - self.spent < self._task_cost
+        return self.budget - self.spent < self.task_cost
 
     def is_ending(self, now_us: int, margin_us: int) -> bool:
         """A task started now might not end before the lease does."""
@@ -222,8 +233,8 @@ class Lease:
         """How many more tasks it can take at once: its depth, and its budget if each cost the most it can."""
         taken = len(self.outstanding) + len(self.stopping)
         room = self._depth - taken
-        if self._task_cost:
-            room = min(room, (self.budget - self.spent) // self._task_cost - taken)
+        if self.task_cost:
+            room = min(room, (self.budget - self.spent) // self.task_cost - taken)
         return max(0, room)
 
     def end_task(self, key: TaskKey, now_us: int, amount: int = 0) -> None:
@@ -335,12 +346,12 @@ class Group:
         if not self.providers[job.providers]:
             del self.providers[job.providers]
 
-    def take(self, provider: PeerId, now_us: int, max_strikes: int) -> tuple[Job, int] | None:
-        """Remove and return a waiting task that `provider` may have, from each job in turn."""
+    def take(self, lease: Lease, now_us: int, max_strikes: int) -> tuple[Job, int] | None:
+        """Remove and return a waiting task that may run under `lease`, from each job in turn."""
         for _ in range(min(len(self.ready), MAX_SCAN)):
             job = self.ready[0]
             self.ready.rotate(-1)
-            index = job.take(provider, now_us, max_strikes)
+            index = job.take(lease.provider, now_us, max_strikes) if job.can_pay(lease.task_cost) else None
             if index is not None:
                 self.waiting -= 1
                 if not job.waiting:

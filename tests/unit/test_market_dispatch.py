@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import pairwise
 from typing import TypeVar
 
@@ -108,13 +109,13 @@ class TestOneJob:
         desk.lease(b"L")
         desk.ended(granted=1)
         desk.tell(TaskDone(b"job", 0, b"L", 5))
-        desk.now_us += 15 * SECOND
+        desk.now_us += 4 * SECOND
         assert starts(desk.submit(job=b"next")) == [(0, b"L")]
         desk.tell(TaskDone(b"next", 0, b"L", 5))
         (release,) = desk.sleep_until_woken()
         assert isinstance(release, ReleaseLease)
         assert (release.lease, release.code) == (b"L", "idle")
-        assert desk.now_us == START + 35 * SECOND
+        assert desk.now_us == START + 9 * SECOND
         assert desk.dispatcher.next_wakeup_us is None
 
     def test_no_more_than_depth_at_once(self, desk: Desk) -> None:
@@ -391,6 +392,26 @@ class TestLeases:
         desk.ended(granted=1)
         assert [one.code for one in only(ReleaseLease, desk.tell(Tick(), after_s=20))] == ["idle"]
 
+    def test_idle_leases_of_other_jobs_make_room_when_a_negotiation_gave_too_few(self, desk: Desk) -> None:
+        desk.submit()
+        desk.lease(b"L")
+        desk.ended(granted=1)
+        desk.tell(TaskDone(b"job", 0, b"L", 5))
+        other = replace(NEED, memory_bytes=1 << 30)
+        (want,) = only(WantLeases, desk.submit(job=b"other", need=other))
+        out = desk.tell(NegotiationEnded(want.requirement, 0, heard=1, declined=1), after_s=0.1)
+        assert [(one.lease, one.code) for one in only(ReleaseLease, out)] == [(b"L", "surplus")]
+        assert [one.requirement for one in only(WantLeases, desk.sleep_until_woken())] == [other]
+        assert desk.now_us < START + SECOND // 2, "it asks again at once"
+
+    def test_leases_that_work_or_are_of_the_same_kind_are_kept(self, desk: Desk) -> None:
+        desk.submit(2)
+        desk.lease(b"L", depth=1)
+        out = desk.ended(granted=1)
+        (want,) = only(WantLeases, out + desk.submit(job=b"other", need=replace(NEED, memory_bytes=1 << 30)))
+        out = desk.tell(NegotiationEnded(want.requirement, 0, heard=1, declined=1))
+        assert not only(ReleaseLease, out)
+
     def test_leases_beyond_all_use_are_released(self) -> None:
         desk = Desk(DispatchLimits(max_held=1))
         desk.submit(50)
@@ -504,3 +525,37 @@ def test_a_hundred_thousand_waiting_tasks_are_cheap() -> None:
         running.extend(starts(desk.dispatcher.handle(TaskDone(b"job", index, lease, 1), desk.now_us)))
     assert time.perf_counter() - begun < 5
     assert desk.dispatcher.counts().tasks_waiting == 100_000 - 10_000 - 64
+
+
+class TestBudget:
+    """A task of `NEED` costs at most 100 at the rate of `Desk.lease`."""
+
+    def submit(self, desk: Desk, tasks: int, budget: int) -> list[Instruction]:
+        return desk.tell(JobSubmitted(b"job", tasks, NEED, desk.now_us + 600 * SECOND, budget))
+
+    def test_tasks_start_only_while_the_budget_covers_all_at_their_dearest(self, desk: Desk) -> None:
+        self.submit(desk, 10, budget=250)
+        assert len(starts(desk.lease(b"L1") + desk.lease(b"L2", B))) == 2
+        assert len(starts(desk.tell(TaskDone(b"job", 0, b"L1", 10)))) == 1, (
+            "it cost less, so another is covered"
+        )
+
+    def test_the_job_ends_when_its_budget_is_spent_over_several_leases(self, desk: Desk) -> None:
+        self.submit(desk, 3, budget=250)
+        desk.lease(b"L1")
+        desk.lease(b"L2", B)
+        desk.ended(granted=2)
+        out = [desk.tell(TaskDone(b"job", index, lease, 100)) for index, lease in starts(desk.log)]
+        (failed,) = only(JobFailed, out[-1])
+        assert failed.code == "budget"
+        assert "2 of 3 tasks were done for 0.0002 usd" in failed.sentence
+
+    def test_work_that_failed_by_the_jobs_fault_counts_too(self, desk: Desk) -> None:
+        self.submit(desk, 3, budget=250)
+        desk.lease(b"L1")
+        desk.tell(TaskFailed(b"job", 0, b"L1", "provider", "crashed", "it died", amount=100))
+        assert len(starts(desk.log)) == 2, "the retry is not covered while the other runs"
+
+    def test_an_exact_budget_is_enough(self, desk: Desk) -> None:
+        self.submit(desk, 1, budget=100)
+        assert len(starts(desk.lease(b"L"))) == 1
