@@ -181,14 +181,6 @@ class LedgerBook:
         row = self._one("SELECT signed FROM countersignature WHERE receipt=?", receipt_id)
         return reopen(Countersignature, row[0]) if row is not None else None
 
-    def is_paid(self, task_id: Digest) -> bool:
-        """True where a receipt of this task was accepted."""
-        query = (
-            "SELECT 1 FROM receipt JOIN countersignature ON receipt.id = countersignature.receipt "
-            "WHERE task=? AND verdict='accepted'"
-        )
-        return self._one(query, task_id) is not None
-
     def _receipt(self, query: str, *values: object) -> StoredReceipt | None:
         row = self._one(query, *values)
         if row is None:

@@ -77,7 +77,8 @@ class ReceiptContext:
     """Another receipt that holds the same place: the two prove an equivocation."""
     given_up: str | None
     """The code under which the task was superseded."""
-    already_paid: bool
+    already_answered: bool
+    """Another receipt of the same task was countersigned: a task has one that counts."""
     before: Opened[Receipt] | None
     """The receipt one place earlier on the lane."""
 
@@ -208,7 +209,7 @@ class LedgerReader:
             countersignature=answer.signed if answer is not None else None,
             rival=rival,
             given_up=self._book.given_up(task_id),
-            already_paid=self._book.is_paid(task_id),
+            already_answered=any(known != receipt.id for known in self._book.receipts_of(task_id)),
             before=before.opened if before is not None else None,
         )
 

@@ -13,7 +13,7 @@ What the rules guarantee, however messages are repeated, reordered or lost, and 
    receipt to one countersignature. Since a step is committed before its signature leaves, a restarted peer finds what
    it signed and can only sign the same again.
 2. Lanes have no gaps: a receipt enters only at the head, chained to the one before by id and by sum.
-3. A task is paid at most once, and never after the requester gave up on it.
+3. A task is paid at most once, by its first receipt, and never after the requester gave up on it.
 4. What is owed on a lane is the accepted sum in its newest countersignature; see `receipts` for the two sums.
 
 A conflict that the other side caused, and that two of its signatures prove, carries that proof as `evidence`; the
@@ -261,8 +261,8 @@ def _check_payable(task_id: Digest, book: Book) -> None:
         raise LedgerConflict(
             "superseded", f"the task was given up ({code}): dispute the receipt with that code"
         )
-    if _paid_receipt(task_id, book) is not None:
-        raise LedgerConflict("already-paid", "another receipt of this task was accepted: dispute this one")
+    if book.receipts_of(task_id):
+        raise LedgerConflict("already-answered", "another receipt of this task was answered: dispute this one")
 
 
 def _paid_receipt(task_id: Digest, book: Book) -> Digest | None:

@@ -153,14 +153,14 @@ def check_receipt(
     outputs_digest: bytes | None,
     observed_us: int,
     given_up: str | None = None,
-    already_paid: bool = False,
+    already_answered: bool = False,
 ) -> str:
     """The requester's verdict on a receipt: `ok`, a code in `REFUSALS`, or the code of a dispute.
 
     `head` is the lane before this receipt. `outputs_digest` is `roots_digest` of the outputs that arrived and were
     verified (None: they did not). `observed_us` is the wall time this side saw between sending the task and the
-    result. `given_up` is the code under which the task was superseded here, `already_paid` says that another receipt
-    of the same task was accepted.
+    result. `given_up` is the code under which the task was superseded here, `already_answered` says that another
+    receipt of the same task was countersigned.
     Raises RemoteProtocolError where the receipt does not belong to this lease and task at all.
     """
     record = receipt.record
@@ -170,8 +170,8 @@ def check_receipt(
         return place
     if given_up is not None:
         return given_up
-    if already_paid:
-        return "already-paid"
+    if already_answered:
+        return "already-answered"
     for verdict in (
         _check_work(record, lease, task.record),
         _check_bill(record, lease, task.record, head, observed_us),

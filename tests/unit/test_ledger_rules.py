@@ -219,10 +219,22 @@ def test_a_receipt_is_countersigned_once(buyer: Ledger) -> None:
 def test_a_task_is_paid_once_and_the_lane_goes_on(buyer: Ledger) -> None:
     buyer.commit(settle(RECEIPT, ANSWER))
     again = DEAL.receipt(TASK, NEXT_HEAD)
-    assert buyer.refuses(settle(again, DEAL.answer(again, NEXT_HEAD))).code == "already-paid"
-    assert buyer.reader.context(again).already_paid
-    buyer.commit(settle(again, DEAL.answer(again, NEXT_HEAD, "already-paid")))
+    assert buyer.refuses(settle(again, DEAL.answer(again, NEXT_HEAD))).code == "already-answered"
+    assert buyer.reader.context(again).already_answered
+    assert not buyer.reader.context(RECEIPT).already_answered
+    buyer.commit(settle(again, DEAL.answer(again, NEXT_HEAD, "already-answered")))
     assert buyer.reader.lane_head(LANE) == LaneHead(2, again.id, cumulative=6, accepted=3)
+
+
+def test_a_second_receipt_of_a_disputed_task_is_never_paid(buyer: Ledger) -> None:
+    """Its task was done again elsewhere by then: one more receipt would be paid for nothing."""
+    buyer.commit(settle(RECEIPT, DEAL.answer(RECEIPT, HEAD, "outputs-mismatch")))
+    head = buyer.reader.lane_head(LANE)
+    again = DEAL.receipt(TASK, head)
+    assert buyer.reader.context(again).already_answered
+    assert buyer.refuses(settle(again, DEAL.answer(again, head))).code == "already-answered"
+    buyer.commit(settle(again, DEAL.answer(again, head, "already-answered")))
+    assert buyer.reader.balances()[0].owed_by_me == 0
 
 
 def test_a_superseded_task_is_never_paid(buyer: Ledger) -> None:

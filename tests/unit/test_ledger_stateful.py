@@ -240,7 +240,7 @@ class TwoLedgers(RuleBasedStateMachine):
             outputs_digest=roots_digest([OUTPUT]),
             observed_us=60_000_000,
             given_up=found.given_up,
-            already_paid=found.already_paid,
+            already_answered=found.already_answered,
         )
         if verdict in REFUSALS:
             assert verdict == "gap", "honest peers only ever overtake themselves"

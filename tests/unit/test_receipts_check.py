@@ -95,7 +95,7 @@ def test_a_receipt_of_another_task_is_a_protocol_error(changes: dict[str, Any]) 
 
 def test_a_given_up_or_paid_task_is_disputed_with_its_code() -> None:
     assert verdict(GOOD, given_up="superseded") == "superseded"
-    assert verdict(GOOD, already_paid=True) == "already-paid"
+    assert verdict(GOOD, already_answered=True) == "already-answered"
     assert verdict(changed(sequence=9), given_up="superseded") == "gap", (
         "place comes first: nothing is signed"
     )
