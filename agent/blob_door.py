@@ -1,15 +1,10 @@
 """Raw blobs between local clients and the store, in this agent's own scope."""
 
-import trio
-
 from coppermesh.agent.config import Config
 from coppermesh.p2p.blob_store import BlobMissing, BlobStore, Scope
 from coppermesh.p2p.errors import Refused
 from coppermesh.p2p.ids import Digest
 from coppermesh.p2p.messages import BlobInfo
-
-MAX_UPLOADS = 4
-"""Blobs held in memory at once while they arrive."""
 
 
 class StoreDoor:
@@ -19,7 +14,6 @@ class StoreDoor:
         self._store = store
         self._scope = scope
         self._limit_bytes = config.store_bytes
-        self._uploads = trio.CapacityLimiter(MAX_UPLOADS)
 
     def check_room(self, blob: BlobInfo) -> None:
         """Refuse what can never fit, before its bytes are sent."""

@@ -54,8 +54,17 @@ class Outstanding:
     """Set when `settling` is over."""
     settled: bool = False
     """A receipt of it stands in the ledger with our countersignature."""
+    issued: bool = False
+    """It is in the ledger, or on its way there: from then on it may leave."""
+    offering: trio.CancelScope = field(default_factory=trio.CancelScope)
+    """Around sending it: cancelled with its end, so that a provider that takes blobs slowly holds up nothing."""
     outcome: TaskOutcome | None = None
     ended: trio.Event = field(default_factory=trio.Event)
+
+    @property
+    def is_over(self) -> bool:
+        """It has its outcome, or is about to: nothing more is sent for it."""
+        return self.outcome is not None or self.given_up is not None
 
     def begin_settling(self) -> None:
         """A receipt was judged: nothing may give this attempt up until `end_settling`."""
@@ -67,11 +76,25 @@ class Outstanding:
         self.settling = False
         self.committed.set()
 
-    def resolve(self, outcome: TaskOutcome) -> None:
-        """The first outcome stands."""
+    async def give_up(self, code: str, outcome: TaskOutcome) -> None:
+        """End it with `outcome`, and dispute with `code` what still comes, unless a receipt is being committed.
+
+        Nothing may be given up that is paid at the same moment: the task would be tried, and paid, again.
+        """
+        while self.settling:
+            await self.committed.wait()
         if self.outcome is None:
-            self.outcome = outcome
-            self.ended.set()
+            self.given_up = self.given_up or code
+            self.resolve(outcome)
+
+    def resolve(self, outcome: TaskOutcome) -> bool:
+        """The first outcome stands. True if this is it."""
+        if self.outcome is not None:
+            return False
+        self.outcome = outcome
+        self.offering.cancel()
+        self.ended.set()
+        return True
 
 
 class Lane:

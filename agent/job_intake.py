@@ -6,6 +6,7 @@ becomes the job's requirement. Blobs that ride in the call are verified and stor
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ from coppermesh.p2p.messages import BlobInfo
 LARGEST = RunLimits(memory_bytes=1 << 40, output_bytes=1 << 38, flops=1e20)
 """Beyond this no device of any provider will do; refused before anybody is asked."""
 MAX_PROGRAMS = 4096
-"""Checked programs remembered."""
+"""Checked programs remembered, and different programs in one job."""
 THREAD_BYTES = 32 * 1024
 """Programs larger than this are checked in a thread."""
 MAX_SECONDS = 86_400.0
@@ -52,21 +53,32 @@ class JobIntake:
         self._random_bytes = random_bytes
         self._programs: dict[bytes, ProgramFacts] = {}
 
-    def outputs_of(self, program: bytes) -> Sequence[ArraySpec] | None:
-        """What a program that was checked here returns."""
-        facts = self._programs.get(program)
-        return None if facts is None else facts.outputs
-
-    def size_of(self, program: bytes) -> int:
-        """Bytes of a program that was checked here."""
-        return self._programs[program].size
-
     async def take(self, call: SubmitCall, jobs: JobTable) -> JobState:
-        """The job, in `jobs`. Raises Refused: `bad-option`, `missing-blobs`, a program's own code, `too-many-jobs`."""
+        """The job, in `jobs`, with its inputs pinned.
+
+        Raises Refused: `bad-option`, `missing-blobs`, a program's own code, `too-many-programs`, `too-many-jobs`;
+        StoreFull.
+        """
         options = _parse_options(call.options)
+        named = _named(call.tasks)
+        for root in named:
+            self._store.pin(Digest(root))
+        try:
+            return await self._take_pinned(call, options, jobs)
+        except BaseException:
+            for root in named:
+                self._store.unpin(Digest(root))
+            raise
+
+    async def _take_pinned(self, call: SubmitCall, options: Mapping[str, Any], jobs: JobTable) -> JobState:
         await self._store.put_many(self._scope, [(Digest(blob.root), blob.data) for blob in call.blobs])
         await self._require_blobs(call.tasks)
-        programs = {task.program: await self._check(task.program) for task in call.tasks}
+        roots = dict.fromkeys(task.program for task in call.tasks)
+        if len(roots) > MAX_PROGRAMS:
+            raise Refused(
+                "too-many-programs", f"a job has at most {MAX_PROGRAMS} programs, this one {len(roots)}"
+            )
+        programs = {root: await self._check(root) for root in roots}
         for number, task in enumerate(call.tasks):
             _match_inputs(number, task, programs[task.program].inputs)
         now_us = self._now_us()
@@ -77,11 +89,10 @@ class JobIntake:
             deadline_us=now_us + int(options["deadline_s"] * 1e6),
             budget=options["budget"],
             submitted_us=now_us,
+            programs=programs,
         )
         for forgotten in jobs.add(job):
             self.release_outputs(forgotten)
-        for root in _named(call.tasks):
-            self._store.pin(Digest(root))
         return job
 
     def release_inputs(self, job: JobState) -> None:
@@ -163,9 +174,9 @@ def _parse_options(text: str) -> dict[str, Any]:
     _require(isinstance(options["fresh"], bool), "fresh", "true or false")
     layers = options["isolation"]
     _require(
-        isinstance(layers, list) and all(isinstance(layer, str) for layer in layers),
+        isinstance(layers, list) and len(layers) <= 16 and all(_is_name(layer) for layer in layers),
         "isolation",
-        "a list of names",
+        'a list of at most 16 names of small letters, digits and "-"',
     )
     return options
 
@@ -173,6 +184,10 @@ def _parse_options(text: str) -> dict[str, Any]:
 def _require(holds: bool, name: str, want: str) -> None:
     if not holds:
         raise Refused("bad-option", f"option {name}: want {want}")
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[a-z0-9-]{1,40}", value) is not None
 
 
 def _is_whole(value: object, low: int, high: int) -> bool:

@@ -24,6 +24,8 @@ KEEP_SECONDS = 600.0
 """How long an ended job can still be asked about."""
 INLINE_TASK_BYTES = 64 * 1024
 """Outputs of one task up to this size ride in its event."""
+INLINE_TOTAL_BYTES = 64 * 1024 * 1024
+"""Outputs held in events at once, all jobs together; beyond it small ones stay in the store like large ones."""
 ANSWER_BYTES = 4 * 1024 * 1024
 """A `wait` answer stops collecting events at about this size."""
 
@@ -50,9 +52,13 @@ class JobState:
     budget: int
     """Most the whole job may cost."""
     submitted_us: int
+    programs: Mapping[bytes, ProgramFacts]
+    """What is known of each program that the tasks name."""
     events: list[JobEvent] = field(default_factory=list)
     done: int = 0
     ended_us: int | None = None
+    inline_bytes: int = 0
+    """Size of the outputs that ride in its events."""
     pinned: list[bytes] = field(default_factory=list)
     declines: dict[PeerId, tuple[str, str]] = field(default_factory=dict)
     """Last reason of each provider that declined: (code, sentence)."""
@@ -61,6 +67,10 @@ class JobState:
     failed_task: int | None = None
     """The task that ended the job by its own doing."""
     _changed: trio.Event = field(default_factory=trio.Event)
+
+    def output_bytes(self, index: int) -> int:
+        """Size of what task `index` returns."""
+        return sum(spec.nbytes for spec in self.programs[self.tasks[index].program].outputs)
 
     def tell(
         self,
@@ -97,6 +107,7 @@ class JobTable:
 
     def __init__(self) -> None:
         self._jobs: dict[bytes, JobState] = {}
+        self._inline_bytes = 0
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -109,7 +120,7 @@ class JobTable:
             if not ended:
                 raise Refused("too-many-jobs", f"{MAX_JOBS} jobs are running already; wait for one to end")
             oldest = min(ended, key=lambda known: known.ended_us or 0)
-            forgotten.append(self._jobs.pop(oldest.job))
+            forgotten.append(self._forget(oldest))
         self._jobs[job.job] = job
         return forgotten
 
@@ -117,9 +128,19 @@ class JobTable:
         """Drop and return jobs that ended long ago."""
         limit = now_us - int(KEEP_SECONDS * 1e6)
         old = [job for job in self._jobs.values() if job.ended_us is not None and job.ended_us < limit]
-        for job in old:
-            del self._jobs[job.job]
-        return old
+        return [self._forget(job) for job in old]
+
+    def _forget(self, job: JobState) -> JobState:
+        self._inline_bytes -= job.inline_bytes
+        return self._jobs.pop(job.job)
+
+    def take_inline(self, job: JobState, size: int) -> bool:
+        """May `size` more bytes of outputs ride in events of `job`?"""
+        if size > INLINE_TASK_BYTES or self._inline_bytes + size > INLINE_TOTAL_BYTES:
+            return False
+        self._inline_bytes += size
+        job.inline_bytes += size
+        return True
 
     def get(self, job: bytes) -> JobState:
         """Raises Refused for a job that this agent does not know (any more)."""

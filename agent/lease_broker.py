@@ -18,7 +18,7 @@ from coppermesh.agent.ledger import LeaseAgreed, LeaseEnded, LeaseOffered
 from coppermesh.agent.ledger_store import LedgerStore
 from coppermesh.agent.matching import Candidate, Requirement, bid_misfits, choose_bids, rank_bids, survey
 from coppermesh.agent.negotiation import Move, Negotiation, Role
-from coppermesh.agent.pricing import format_rate
+from coppermesh.agent.pricing import MAX_MONEY, format_rate
 from coppermesh.agent.story import StoryLine
 from coppermesh.p2p.announcements import AnnouncementBook
 from coppermesh.p2p.control import ControlHub
@@ -26,6 +26,7 @@ from coppermesh.p2p.envelope import Opened, open_record, sign_record
 from coppermesh.p2p.errors import MeshError, Refused, RemoteProtocolError, Unreachable
 from coppermesh.p2p.ids import MeshId, PeerId, short_peer
 from coppermesh.p2p.messages import (
+    CancelRequest,
     LeaseReply,
     LeaseRequest,
     Nothing,
@@ -66,8 +67,7 @@ class _Round:
     order: Opened[Order]
     jobs: list[JobState]
     talks: dict[PeerId, Negotiation] = field(default_factory=dict)
-    bids: dict[bytes, Opened[Bid]] = field(default_factory=dict)
-    """By nonce."""
+    bids: dict[PeerId, Opened[Bid]] = field(default_factory=dict)
     declined: int = 0
 
 
@@ -139,7 +139,7 @@ class LeaseBroker:
             wall_limit_us=requirement.wall_limit_us,
             max_rate=requirement.max_rate,
             unit=requirement.unit,
-            budget=sum(job.budget for job in jobs),
+            budget=min(sum(job.budget for job in jobs), MAX_MONEY),
             lease_us=LEASE_LIFE_US,
         )
         return open_record(Order, sign_record(self._key, order))
@@ -165,7 +165,7 @@ class LeaseBroker:
                 if reasons := bid_misfits(bid.record, requirement):
                     raise RemoteProtocolError("; ".join(reasons))
                 talk.step(Move.BID, Role.PROVIDER, self._now_us(), cause)
-                current.bids[bid.record.nonce] = bid
+                current.bids[peer] = bid
                 price = format_rate(bid.record.rate, bid.record.unit)
                 self._tell(current.jobs, "bid", cause, peer, f"{bid.record.device_name} at {price}")
             elif reply.decline is not None:
@@ -203,7 +203,8 @@ class LeaseBroker:
             won: list[bool] = []
             async with trio.open_nursery() as nursery:
                 for bid in batch:
-                    nursery.start_soon(self._sign_with, current, current.bids[bid.nonce], want, granted, won)
+                    offered = current.bids[PeerId(bid.provider)]
+                    nursery.start_soon(self._sign_with, current, offered, want, granted, won)
             missing -= len(won)
         async with trio.open_nursery() as nursery:
             for bid in ordered:
@@ -219,16 +220,12 @@ class LeaseBroker:
     ) -> None:
         peer = PeerId(bid.record.provider)
         talk = current.talks[peer]
-        lease = build_lease(
-            current.order,
-            bid,
-            self._random_bytes(16),
-            self._random_bytes(16),
-            self._now_us(),
-            fresh=want.requirement.fresh,
-        )
-        opened = open_record(Lease, sign_record(self._key, lease), signer=self._key.peer)
         cause = f"bid {bid.id.hex()[:8]}"
+        try:
+            opened = self._new_lease(current.order, bid, want)
+        except MeshError as error:  # it was good when it came, and has expired since
+            self._tell(current.jobs, "decline", cause, peer, f"no lease: {error}")
+            return
         self._tell(current.jobs, "award", cause, peer, f"lease {opened.id.hex()[:8]} offered")
         try:
             await self._ledger.commit(LeaseOffered(opened.signed, current.order.signed, bid.signed))
@@ -242,16 +239,27 @@ class LeaseBroker:
         except MeshError as error:
             current.declined += 1
             self._tell(current.jobs, "decline", cause, peer, f"no lease: {error}")
-            await self._end_quietly(opened)
+            await self._end_quietly(opened, peer)
             return
+        except trio.Cancelled:
+            with trio.CancelScope(shield=True):
+                await self._end_quietly(opened, peer)
+            raise
         won.append(True)
         self._tell(current.jobs, "lease", cause, peer, f"lease {opened.id.hex()[:8]} signed by both")
         granted(GrantedLease(opened, peer, want.requirement, bid.record.device_name, talk))
 
-    async def _end_quietly(self, opened: Opened[Lease]) -> None:
-        """Close a lease that came to nothing. It may not even be in the ledger, where committing it failed."""
+    def _new_lease(self, order: Opened[Order], bid: Opened[Bid], want: WantLeases) -> Opened[Lease]:
+        lane, nonce = self._random_bytes(16), self._random_bytes(16)
+        lease = build_lease(order, bid, lane, nonce, self._now_us(), fresh=want.requirement.fresh)
+        return open_record(Lease, sign_record(self._key, lease), signer=self._key.peer)
+
+    async def _end_quietly(self, opened: Opened[Lease], peer: PeerId) -> None:
+        """Close a lease that came to nothing here. The provider may have signed it: its slot must come free."""
+        request = CancelRequest(opened.id, None, "not-agreed", "the lease was not agreed in time")
         try:
             await self._ledger.commit(LeaseEnded(opened.id, "not-agreed"))
+            await self._hub.request(peer, "cancel", request, Nothing, deadline_s=WINDOW_SECONDS)
         except MeshError as error:
             _log.debug("ending lease %s: %s", opened.id.hex()[:12], error)
 

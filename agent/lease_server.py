@@ -1,11 +1,13 @@
 """Serving one lease: its queue of tasks, its worker, its lane of receipts.
 
 Tasks run one after another in the lease's own worker process. A receipt is committed before it is sent, and is sent by
-the outbox, which keeps at it until it is countersigned: the next task does not wait for that. Nothing that a task does
-raises here: a task that fails gets a receipt that says so, and the lease goes on.
+the outbox, which keeps at it until it is countersigned: the next task does not wait for that. A task that fails gets a
+receipt that says so, and the lease goes on; whatever else goes wrong ends this lease (`end_code`, `end_sentence`) and
+nothing besides.
 """
 
 import logging
+import math
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
@@ -18,6 +20,7 @@ from coppermesh.agent.negotiation import Move, Role, TaskRun, TaskState
 from coppermesh.agent.receipts import LaneHead, RunFacts, build_receipt
 from coppermesh.agent.result_outbox import PendingResult, ResultOutbox
 from coppermesh.exec.device import DeviceInfo
+from coppermesh.exec.errors import ExecError
 from coppermesh.exec.supervisor import InputBuffer, RunOutcome, Supervisor, Worker, WorkerLimits
 from coppermesh.p2p.blob_store import BlobMissing, BlobStore, Scope, StoreFull
 from coppermesh.p2p.blobs import LEAF_BYTES, digest_of
@@ -80,21 +83,25 @@ class LeaseServer:
         self._spent = SpentNumbers()
         self._head = LaneHead()
         self._tasks: dict[int, _Accepted] = {}
-        self._queue_in, self._queue_out = trio.open_memory_channel[_Accepted](lease.record.depth)
+        self._queue_in, self._queue_out = trio.open_memory_channel[_Accepted](math.inf)
         self._ending = trio.CancelScope()
-        self._end_code = "expired"
-        self.tasks_done = 0
+        self._over = False
+        self.end_code = "expired"
+        self.end_sentence = "the lease's time is over"
+        self.told = False
+        """The requester knows that the lease is over, or cannot be reached."""
 
     @staticmethod
     def lease_named_in(task_body: bytes) -> Digest:
         """Which lease a task claims to belong to; nothing about it is proven yet. Raises RemoteProtocolError."""
         return Digest(decode(Task, task_body, max_bytes=Task.MAX_BYTES).lease)
 
-    def stop(self, code: str, sentence: str) -> None:
-        """End the lease now: the running task is killed, queued ones are forgotten."""
+    def stop(self, code: str, sentence: str, *, told: bool = False) -> None:
+        """End the lease now: the running task is killed, queued ones are forgotten. `told`: the requester knows."""
+        self.told = self.told or told
         if not self._ending.cancel_called:
             _log.info("lease %s ends: %s: %s", self.lease.id.hex()[:8], code, sentence)
-            self._end_code = code
+            self.end_code, self.end_sentence = code, sentence
             self._ending.cancel()
 
     def cancel_task(self, number: int, sentence: str) -> None:
@@ -107,7 +114,7 @@ class LeaseServer:
         accepted.scope.cancel()
 
     async def offer(self, request: TaskRequest) -> TaskReply:
-        """Accept a task, or name the blobs that it still needs. Raises Refused."""
+        """Accept a task, or name the blobs that it still needs. Raises Refused, RemoteProtocolError."""
         task = open_record(Task, request.task, signer=self.requester)
         now_us = self._now_us()
         known = self._tasks.get(task.record.number)
@@ -125,8 +132,13 @@ class LeaseServer:
 
     async def _accept(self, task: Opened[Task], request: TaskRequest) -> TaskReply:
         number = task.record.number
-        if number in self._tasks:  # the same offer twice, both waiting for their blobs
+        known = self._tasks.get(number)
+        if (
+            known is not None and known.task.id == task.id
+        ):  # the same offer twice, both waiting for their blobs
             return TaskReply("accepted", [], "ok", "")
+        if len(self._tasks) > self.lease.record.depth:  # one runs, so many wait
+            raise Refused("too-many-tasks", f"more than {self.lease.record.depth} tasks at once")
         run = TaskRun(Role.PROVIDER, self._now_us())
         run.step(Move.OFFER, Role.REQUESTER, self._now_us(), "task")
         accepted = _Accepted(task, run, request)
@@ -136,13 +148,13 @@ class LeaseServer:
         try:
             with trio.CancelScope(shield=True):
                 await self._ledger.commit(TaskTaken(task.signed))
-            self._queue_in.send_nowait(accepted)
-        except trio.WouldBlock:
-            self._forget(accepted)
-            raise Refused("too-many-tasks", f"more than {self.lease.record.depth} tasks at once") from None
         except MeshError as error:
             self._forget(accepted)
             raise Refused("provider-ledger", f"the provider cannot record the task: {error}") from error
+        if self._over:
+            self._forget(accepted)
+            raise Refused("lease-ended", f"the lease has ended ({self.end_code}): order again")
+        self._queue_in.send_nowait(accepted)
         run.step(Move.ACCEPT, Role.PROVIDER, self._now_us(), "accepted")
         return TaskReply("accepted", [], "ok", "")
 
@@ -172,30 +184,48 @@ class LeaseServer:
             if declared.get(blob.root) != len(blob.data):
                 raise RemoteProtocolError("an inline blob is not one of the task's, or has another size")
         await self._store.put_many(self._scope, [(Digest(blob.root), blob.data) for blob in request.inline])
-        return [root for root in declared if not await self._store.ensure(self._scope, Digest(root))]
+        missing = [root for root in declared if not await self._store.ensure(self._scope, Digest(root))]
+        for root, size in declared.items():
+            if root not in missing and self._store.size_of(self._scope, Digest(root)) != size:
+                raise RemoteProtocolError(f"blob {root.hex()[:16]} has another size than the {size} declared")
+        return missing
 
     async def run(self) -> None:
-        """Serve until the lease expires or is stopped; its worker is gone afterwards."""
-        seconds = (self.lease.record.expires_us - self._now_us()) / 1e6
-        with trio.move_on_after(seconds), self._ending:
-            if self.lease.record.fresh:
-                await self._serve_fresh()
-            else:
+        """Serve until the lease expires or is stopped; its worker is gone afterwards. Raises only Cancelled."""
+        seconds = max(0.0, (self.lease.record.expires_us - self._now_us()) / 1e6)
+        try:
+            with trio.move_on_after(seconds), self._ending:
+                await self._serve()
+        except trio.Cancelled:
+            self.stop("stopping", "the provider is stopping")
+            raise
+        except ExecError as error:
+            self.stop(error.code, error.sentence)
+        except Exception as error:  # noqa: BLE001 - a disk error or a bug in one lease must not end the agent
+            _log.error("lease %s failed", self.lease.id.hex()[:8], exc_info=error)
+            self.stop("internal", "the provider failed; its log says why")
+        finally:
+            await self._close()
+
+    async def _serve(self) -> None:
+        if self.lease.record.fresh:
+            async for accepted in self._queue_out:
                 async with self._supervisor.worker(self._limits(), kernels=self._kernels) as worker:
-                    async for accepted in self._queue_out:
-                        await self._run_task(worker, accepted)
+                    await self._run_task(worker, accepted)
+        else:
+            async with self._supervisor.worker(self._limits(), kernels=self._kernels) as worker:
+                async for accepted in self._queue_out:
+                    await self._run_task(worker, accepted)
+
+    async def _close(self) -> None:
+        self._over = True
         for accepted in list(self._tasks.values()):
             self._forget(accepted)
-        with trio.CancelScope(shield=True), trio.move_on_after(5):
+        with trio.CancelScope(shield=True):
             try:
-                await self._ledger.commit(LeaseEnded(self.lease.id, self._end_code))
+                await self._ledger.commit(LeaseEnded(self.lease.id, self.end_code))
             except MeshError as error:
                 _log.warning("lease %s: its end could not be recorded: %s", self.lease.id.hex()[:8], error)
-
-    async def _serve_fresh(self) -> None:
-        async for accepted in self._queue_out:
-            async with self._supervisor.worker(self._limits(), kernels=self._kernels) as worker:
-                await self._run_task(worker, accepted)
 
     def _limits(self) -> WorkerLimits:
         memory = self.lease.record.memory_bytes
@@ -212,7 +242,7 @@ class LeaseServer:
     async def _run_and_bill(self, worker: Worker, accepted: _Accepted) -> None:
         outcome = await self._execute(worker, accepted)
         # From here on the work is done and gets its receipt, whatever is cancelled meanwhile.
-        with trio.CancelScope(shield=True), trio.move_on_after(ISSUE_SECONDS):
+        with trio.CancelScope(shield=True), trio.move_on_after(ISSUE_SECONDS) as issuing:
             try:
                 facts, outputs = await self._keep_outputs(outcome)
                 await self._issue(accepted, facts, outputs, outcome)
@@ -223,6 +253,10 @@ class LeaseServer:
             finally:
                 for output in outcome.outputs:
                     output.close()
+        if issuing.cancelled_caught:
+            self.stop(
+                "provider-store", f"the provider's disk did not take the outputs in {ISSUE_SECONDS:.0f} s"
+            )
 
     async def _execute(self, worker: Worker, accepted: _Accepted) -> RunOutcome:
         """Run the task in the worker. Blobs lost since they were checked are this provider's fault."""
@@ -284,7 +318,6 @@ class LeaseServer:
         sentence = outcome.sentence if facts.code == outcome.code else "the provider's disk or quota is full"
         await self._ledger.commit(ReceiptIssued(opened.signed, tuple(outputs), sentence, outcome.detail))
         self._head = self._head.after(opened)
-        self.tasks_done += 1
         accepted.run.step(Move.RESULT, Role.PROVIDER, self._now_us(), f"receipt {opened.id.hex()[:12]}")
         self._outbox.send(
             PendingResult(self.requester, opened, tuple(outputs), sentence, outcome.detail, accepted.run)

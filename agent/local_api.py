@@ -19,10 +19,13 @@ from coppermesh.p2p.errors import MeshError, Refused, RemoteProtocolError
 from coppermesh.p2p.messages import BlobInfo
 
 MAX_CONNECTIONS = 128
+MAX_UPLOADS = 4
+"""Blobs held in memory at once while they arrive; others wait for their turn."""
 READ_SECONDS = 60.0
 """Longest gap inside a frame or a blob, and longest a connection may idle between calls."""
 _LENGTH = struct.Struct(">I")
 _CHUNK = 1 << 20
+_ACCEPT_PAUSE_SECONDS = 0.1
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +56,8 @@ class LocalApi:
         self._methods = methods
         self._blobs = blobs
         self._own_uid = own_uid
-        self._limit = trio.CapacityLimiter(MAX_CONNECTIONS)
+        self._uploads = trio.Semaphore(MAX_UPLOADS)
+        self._places = trio.Semaphore(MAX_CONNECTIONS)
         self.calls = 0
         self.open_connections = 0
 
@@ -65,24 +69,26 @@ class LocalApi:
             async with trio.open_nursery() as nursery:
                 task_status.started()
                 while True:
-                    connection, _ = await listener.accept()
+                    # Beyond MAX_CONNECTIONS others wait in the socket's backlog.
+                    await self._places.acquire()
+                    connection = await _accept(listener)
                     nursery.start_soon(self._serve_connection, connection)
         finally:
             listener.close()
             self._path.unlink(missing_ok=True)
 
     async def _serve_connection(self, connection: trio.socket.SocketType) -> None:
-        with connection:
-            if self._limit.available_tokens < 1:
-                return
-            async with self._limit:
-                self.open_connections += 1
-                try:
-                    await self._converse(connection)
-                except (OSError, trio.TooSlowError, RemoteProtocolError) as error:
-                    _log.debug("local connection ended: %s", error)
-                finally:
-                    self.open_connections -= 1
+        self.open_connections += 1
+        try:
+            with connection:
+                await self._converse(connection)
+        except (OSError, trio.TooSlowError, RemoteProtocolError) as error:
+            _log.debug("local connection ended: %s", error)
+        except Exception as error:  # noqa: BLE001 - a bug in serving one client must not end the agent
+            _log.error("a local connection failed", exc_info=error)
+        finally:
+            self.open_connections -= 1
+            self._places.release()
 
     async def _converse(self, connection: trio.socket.SocketType) -> None:
         uid = peer_uid(connection)
@@ -110,23 +116,26 @@ class LocalApi:
             return Answer(ok=True, code="ok", sentence="", body=encode(await method(call.body)))
         except MeshError as error:
             return _refusal(error)
+        except Exception as error:  # noqa: BLE001 - a bug in one method must not end the agent
+            _log.error("%s failed", call.method, exc_info=error)
+            return _refusal(Refused("internal", f"{call.method} failed in the agent; its log says why"))
 
     async def _take_blob(self, connection: trio.socket.SocketType, call: Call) -> None:
         blob = decode(BlobCall, call.body, max_bytes=MAX_LOCAL_FRAME_BYTES).blob
         try:
             self._blobs.check_room(blob)
+            async with self._uploads:
+                data = bytearray(blob.size)
+                await self._send_answer(connection, _DONE)
+                await _receive_into(connection, memoryview(data))
+                await self._blobs.take_blob(blob, data)
+        except MemoryError:
+            refusal = Refused("too-large", f"no memory for an array of {blob.size} bytes")
+            await self._send_answer(connection, _refusal(refusal))
         except MeshError as error:
             await self._send_answer(connection, _refusal(error))
-            return
-        await self._send_answer(connection, Answer(ok=True, code="ok", sentence="", body=b""))
-        data = bytearray(blob.size)
-        await _receive_into(connection, memoryview(data))
-        try:
-            await self._blobs.take_blob(blob, data)
-        except MeshError as error:
-            await self._send_answer(connection, _refusal(error))
-            return
-        await self._send_answer(connection, Answer(ok=True, code="ok", sentence="", body=b""))
+        else:
+            await self._send_answer(connection, _DONE)
 
     async def _give_blob(self, connection: trio.socket.SocketType, call: Call) -> None:
         blob = decode(BlobCall, call.body, max_bytes=MAX_LOCAL_FRAME_BYTES).blob
@@ -135,7 +144,7 @@ class LocalApi:
         except MeshError as error:
             await self._send_answer(connection, _refusal(error))
             return
-        await self._send_answer(connection, Answer(ok=True, code="ok", sentence="", body=b""))
+        await self._send_answer(connection, _DONE)
         await _send_all(connection, memoryview(data))
 
     async def _receive_frame(self, connection: trio.socket.SocketType) -> bytes | None:
@@ -156,6 +165,20 @@ class LocalApi:
                 _refusal(Refused("answer-too-long", "the answer is too long; ask for less at once"))
             )
         await _send_all(connection, memoryview(_LENGTH.pack(len(frame)) + frame))
+
+
+_DONE = Answer(ok=True, code="ok", sentence="", body=b"")
+
+
+async def _accept(listener: trio.socket.SocketType) -> trio.socket.SocketType:
+    while True:
+        try:
+            connection, _ = await listener.accept()
+        except OSError as error:  # no descriptor left, or the client has gone again
+            _log.warning("a local connection was not taken: %s", error)
+            await trio.sleep(_ACCEPT_PAUSE_SECONDS)
+        else:
+            return connection
 
 
 def _refusal(error: MeshError) -> Answer:

@@ -4,6 +4,7 @@
 started outlives the block. The parts know each other only through what is passed here.
 """
 
+import logging
 import os
 import random
 import secrets
@@ -38,7 +39,7 @@ from coppermesh.p2p.blob_store import BlobStore, open_blob_store
 from coppermesh.p2p.control import ChannelUp, ControlHub, Handler, open_control_hub
 from coppermesh.p2p.discovery import DialPlan, run_discovery
 from coppermesh.p2p.errors import Refused, Unreachable
-from coppermesh.p2p.ids import Digest, MeshId, PeerId, mesh_id
+from coppermesh.p2p.ids import Digest, MeshId, PeerId, mesh_id, short_peer
 from coppermesh.p2p.libp2p_transport import open_libp2p_transport
 from coppermesh.p2p.messages import (
     AnnouncementReply,
@@ -58,6 +59,11 @@ from coppermesh.p2p.transport import Transport
 
 SOFTWARE = "coppermesh/0.1.0"
 IDLE_POLL_SECONDS = 1.0
+TIDY_SECONDS = 1.0
+SKEW_WORTH_SAYING_US = 30_000_000
+"""Orders are refused from 60 s on."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +146,7 @@ class Node:
         return await self.intake.handle(peer, request)
 
     async def _on_cancel(self, peer: PeerId, request: CancelRequest) -> Nothing:
-        await self.requester.lease_cancelled(peer, request)
+        self.requester.lease_cancelled(peer, request)
         if self.provider is not None:
             await self.provider.on_cancel(peer, request)
         return Nothing()
@@ -153,6 +159,7 @@ class Node:
             async for event in self.hub.events():
                 if isinstance(event, ChannelUp):
                     self.connected_since[event.peer] = now_us()
+                    _check_clock(event)
                     nursery.start_soon(self.announcer.fetch, event.peer)
                     nursery.start_soon(self.outbox.peer_up, event.peer)
                     self.requester.providers_changed()
@@ -161,6 +168,16 @@ class Node:
                     if self.provider is not None:
                         self.provider.peer_lost(event.peer)
                     nursery.start_soon(self.requester.peer_lost, event.peer, event.reason)
+
+    async def tidy(self) -> None:
+        """Let go of what has expired, so that neither memory nor what we announce holds on to it."""
+        while True:
+            await trio.sleep(TIDY_SECONDS)
+            self.book.forget_expired(now_us())
+            self.requester.tidy()
+            self.outbox.tidy()
+            if self.provider is not None:
+                self.provider.tidy()
 
     async def watch_idleness(self) -> None:
         """End an agent that was started for a script and is not needed any more."""
@@ -258,6 +275,7 @@ async def _start(nursery: trio.Nursery, node: Node) -> None:
         )
     )
     nursery.start_soon(node.watch_idleness)
+    nursery.start_soon(node.tidy)
     await nursery.start(node.api.serve)
 
 
@@ -277,6 +295,7 @@ async def _open_provider(stack: AsyncExitStack, node: Node, parts: Parts) -> Pro
         node.store,
         served,
         node.outbox,
+        lambda: node.hub,
         allowed=frozenset(node.config.allow),
         now_us=now_us,
         random_bytes=secrets.token_bytes,
@@ -332,6 +351,18 @@ def _open_requester(node: Node) -> None:
         output_specs=node.requester.output_specs,
         now_us=now_us,
     )
+
+
+def _check_clock(event: ChannelUp) -> None:
+    ahead_s = (event.hello.time_us - now_us()) / 1e6
+    if abs(ahead_s) * 1e6 > SKEW_WORTH_SAYING_US:
+        direction = "ahead of" if ahead_s > 0 else "behind"
+        _log.warning(
+            "the clock of %s is %.0f s %s ours: set both by NTP, or its orders and announcements will not count",
+            short_peer(event.peer),
+            abs(ahead_s),
+            direction,
+        )
 
 
 def _describe_heard(node: Node) -> str:

@@ -3,13 +3,14 @@
 Theory of operation. `policy.decide` and `Reservations` decide; this shell carries out. A bid reserves a slot until it
 expires, a lease takes it over, and every way a lease can end (its expiry, either side's cancel, a lost connection,
 shutdown) gives it back: `LeaseServer` runs the lease in a task of its own and the slot is released when that task ends.
-A lease is in the ledger before our signature on it leaves.
+The requester is told of every end that it did not cause, so that it moves its tasks at once. A lease is in the ledger
+before our signature on it leaves. Only orders that were bid on are remembered: a flood of others costs no memory.
 """
 
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
@@ -24,8 +25,9 @@ from coppermesh.agent.result_outbox import ResultOutbox
 from coppermesh.exec.device import DeviceInfo
 from coppermesh.exec.supervisor import Supervisor
 from coppermesh.p2p.blob_store import BlobStore
+from coppermesh.p2p.control import ControlHub
 from coppermesh.p2p.envelope import Opened, open_record, sign_record
-from coppermesh.p2p.errors import MeshError, Refused, RemoteProtocolError
+from coppermesh.p2p.errors import MeshError, Refused
 from coppermesh.p2p.ids import Digest, MeshId, PeerId, short_peer
 from coppermesh.p2p.messages import (
     CancelRequest,
@@ -42,7 +44,9 @@ from coppermesh.p2p.records import Bid, Decline, DeviceOffer, Lease, Order
 from coppermesh.p2p.signing import PeerKey
 
 MAX_TALKS = 1024
-"""Negotiations remembered; the oldest is forgotten, and its reservation expires by itself."""
+"""Orders with a bid that are remembered; the oldest is forgotten, and its reservation expires by itself."""
+TELL_SECONDS = 2.0
+"""How long telling a requester of a lease's end may take."""
 ORDER_WINDOW_US = 10_000_000
 """Orders of one requester are counted over this span."""
 
@@ -60,13 +64,14 @@ class ServedDevice:
 
 @dataclass(slots=True)
 class _Talk:
-    """One order and what we answered."""
+    """One order and our bid."""
 
     order: Opened[Order]
     negotiation: Negotiation
-    reply: OrderReply
-    bid: Opened[Bid] | None = None
+    bid: Opened[Bid]
     lease_reply: LeaseReply | None = None
+    signing: trio.Lock = field(default_factory=trio.Lock)
+    """Held while a lease is being committed: the same lease sent twice is one lease."""
 
 
 class Provider:
@@ -80,6 +85,7 @@ class Provider:
         store: BlobStore,
         devices: Sequence[ServedDevice],
         outbox: ResultOutbox,
+        hub: Callable[[], ControlHub],
         *,
         allowed: frozenset[PeerId],
         now_us: Callable[[], int],
@@ -93,6 +99,7 @@ class Provider:
         self._store = store
         self._devices = {device.offer.device: device for device in devices}
         self._outbox = outbox
+        self._hub = hub
         self._allowed = allowed
         self._now_us = now_us
         self._random_bytes = random_bytes
@@ -128,27 +135,37 @@ class Provider:
             return Refused("too-large", f"a blob of {size} bytes, the lease allows {largest} bytes of memory")
         return None
 
+    def tidy(self) -> None:
+        """Let go of what has expired. Call now and then."""
+        now_us = self._now_us()
+        if self.reservations.expire(now_us):
+            self._changed()
+        for peer, times in list(self._order_times.items()):
+            if times[-1] <= now_us - ORDER_WINDOW_US:
+                del self._order_times[peer]
+
     # Requests
 
     async def on_order(self, peer: PeerId, request: OrderRequest) -> OrderReply:
-        """Bid or decline. The same order again gets the same answer."""
+        """Bid or decline. An order that was bid on gets the same bid again. Raises Refused, RemoteProtocolError."""
         order = open_record(Order, request.order, signer=peer)
         known = self._talks.get(order.id)
         if known is not None:
-            return known.reply
+            return OrderReply(known.bid.signed, None)
+        self._outbox.require_settled(peer)
         now_us = self._now_us()
-        negotiation = Negotiation(Role.PROVIDER, now_us)
-        negotiation.step(Move.ORDER, Role.REQUESTER, now_us, "order")
         terms = decide(order.record, peer, self._state_for(peer, now_us), now_us)
         if isinstance(terms, BidTerms) and not self.reservations.reserve(
             order.id, terms.device.device, peer, terms.expires_us, now_us
         ):
             terms = DeclineReason("busy", f"every slot of {terms.device.device} is taken")
-        talk = self._answer(order, negotiation, terms, now_us)
+        if isinstance(terms, DeclineReason):
+            return self._decline(order, terms, now_us)
+        talk = self._bid(order, terms, now_us)
         self._talks[order.id] = talk
         while len(self._talks) > MAX_TALKS:
             self._talks.popitem(last=False)
-        return talk.reply
+        return OrderReply(talk.bid.signed, None)
 
     async def on_abandon(self, peer: PeerId, request: OrderAbandoned) -> Nothing:
         """The requester took another bid: free the slot."""
@@ -159,17 +176,20 @@ class Provider:
         return Nothing()
 
     async def on_lease(self, peer: PeerId, request: LeaseRequest) -> LeaseReply:
-        """Sign the lease and start serving it, or decline."""
+        """Sign the lease and start serving it. Raises Refused, RemoteProtocolError."""
         lease = open_record(Lease, request.lease, signer=peer)
         talk = self._talks.get(Digest(lease.record.order))
-        if talk is None or talk.bid is None or talk.order.signer != peer:
+        if talk is None or talk.order.signer != peer:
             raise Refused("unknown-order", "there is no bid of ours for that order (any more): order again")
-        if talk.lease_reply is not None:
-            return talk.lease_reply
+        async with talk.signing:
+            return talk.lease_reply or await self._sign(lease, talk)
+
+    async def _sign(self, lease: Opened[Lease], talk: _Talk) -> LeaseReply:
         now_us = self._now_us()
         talk.negotiation.step(Move.LEASE_OFFER, Role.REQUESTER, now_us, f"lease {lease.id.hex()[:8]}")
         check_lease(lease.record, talk.order, talk.bid, now_us)
-        device = self._devices[lease.record.device]
+        if self.paused:
+            raise Refused("paused", "the owner has paused this provider since it bid")
         if not self.reservations.convert(talk.order.id, lease.id, lease.record.expires_us, now_us):
             talk.negotiation.step(Move.LEASE_REFUSE, Role.PROVIDER, now_us, "reservation expired")
             raise Refused("busy", "the bid's reservation has expired: order again")
@@ -185,12 +205,13 @@ class Provider:
             raise
         talk.negotiation.step(Move.LEASE_ACCEPT, Role.PROVIDER, self._now_us(), "signed")
         talk.lease_reply = LeaseReply(signed, None)
-        self._serve(lease, device, talk)
+        self._serve(lease, talk)
         return talk.lease_reply
 
     async def on_task(self, peer: PeerId, request: TaskRequest) -> TaskReply:
         """Take a task, ask for its blobs, or refuse it."""
         server = self._server_of(peer, request.task.body)
+        self._outbox.require_settled(peer)
         return await server.offer(request)
 
     async def on_cancel(self, peer: PeerId, request: CancelRequest) -> None:
@@ -199,7 +220,7 @@ class Provider:
         if server is None or server.requester != peer:
             return
         if request.task is None:
-            server.stop(request.code, request.sentence)
+            server.stop(request.code, request.sentence, told=True)
         else:
             server.cancel_task(request.task, request.sentence)
 
@@ -207,7 +228,7 @@ class Provider:
         """A requester's connection is gone: its leases end, its reservations expire by themselves."""
         for server in list(self.leases.values()):
             if server.requester == peer:
-                server.stop("unreachable", "the requester's connection was lost")
+                server.stop("unreachable", "the requester's connection was lost", told=True)
 
     # Inside
 
@@ -235,14 +256,12 @@ class Provider:
             recent_orders=recent,
         )
 
-    def _answer(
-        self, order: Opened[Order], negotiation: Negotiation, terms: BidTerms | DeclineReason, now_us: int
-    ) -> _Talk:
-        if isinstance(terms, DeclineReason):
-            decline = Decline(1, self._mesh, self._key.peer, order.id, now_us, terms.code, terms.sentence)
-            negotiation.step(Move.DECLINE, Role.PROVIDER, now_us, terms.code)
-            _log.info("declined an order of %s: %s", short_peer(order.signer), terms.sentence)
-            return _Talk(order, negotiation, OrderReply(None, sign_record(self._key, decline)))
+    def _decline(self, order: Opened[Order], reason: DeclineReason, now_us: int) -> OrderReply:
+        decline = Decline(1, self._mesh, self._key.peer, order.id, now_us, reason.code, reason.sentence)
+        _log.info("declined an order of %s: %s", short_peer(order.signer), reason.sentence)
+        return OrderReply(None, sign_record(self._key, decline))
+
+    def _bid(self, order: Opened[Order], terms: BidTerms, now_us: int) -> _Talk:
         bid = Bid(
             version=1,
             mesh=self._mesh,
@@ -259,12 +278,14 @@ class Provider:
             unit=terms.unit,
             depth=terms.depth,
         )
+        negotiation = Negotiation(Role.PROVIDER, now_us)
+        negotiation.step(Move.ORDER, Role.REQUESTER, now_us, "order")
         negotiation.step(Move.BID, Role.PROVIDER, now_us, "bid")
-        signed = sign_record(self._key, bid)
-        return _Talk(order, negotiation, OrderReply(signed, None), open_record(Bid, signed))
+        return _Talk(order, negotiation, open_record(Bid, sign_record(self._key, bid)))
 
-    def _serve(self, lease: Opened[Lease], device: ServedDevice, talk: _Talk) -> None:
+    def _serve(self, lease: Opened[Lease], talk: _Talk) -> None:
         assert self._nursery is not None
+        device = self._devices[lease.record.device]
         kernels = "cuda-source" in talk.order.record.features
         server = LeaseServer(
             lease,
@@ -292,3 +313,16 @@ class Provider:
             self.leases.pop(server.lease.id, None)
             self.reservations.release_lease(server.lease.id)
             self._changed()
+            if not server.told:
+                await self._tell_ended(server)
+
+    async def _tell_ended(self, server: LeaseServer) -> None:
+        """Also when this agent is being stopped: the requester moves at once then."""
+        request = CancelRequest(server.lease.id, None, server.end_code, server.end_sentence)
+        with trio.CancelScope(shield=True):
+            try:
+                await self._hub().request(
+                    server.requester, "cancel", request, Nothing, deadline_s=TELL_SECONDS
+                )
+            except MeshError as error:
+                _log.debug("telling %s of a lease's end: %s", short_peer(server.requester), error)

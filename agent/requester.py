@@ -1,7 +1,7 @@
 """The requester side of an agent: jobs come in from local clients, tasks go out under leases, results come back.
 
-Theory of operation. The pure `Dispatcher` decides; this shell feeds it events and carries out its instructions, strictly
-in order where order matters: a `Supersede` is durable in the ledger before the retry that follows it is started. What
+Theory of operation. The pure `Dispatcher` decides; this shell feeds it events and carries out its instructions, in
+order where order matters: a `Supersede` is durable in the ledger before the retry that follows it is started. What
 takes long (negotiating, a task's whole life, releasing) runs in tasks of the node's nursery and reports back as events.
 Everything a job goes through is noted in its story, with the id of what caused it.
 """
@@ -38,9 +38,9 @@ from coppermesh.agent.dispatch_events import (
 )
 from coppermesh.agent.held_leases import HeldLease, Outstanding, TaskOutcome
 from coppermesh.agent.job_intake import JobIntake
-from coppermesh.agent.jobs import INLINE_TASK_BYTES, JobState, JobTable
+from coppermesh.agent.jobs import JobState, JobTable
 from coppermesh.agent.lease_broker import GrantedLease, LeaseBroker
-from coppermesh.agent.ledger import LeaseEnded, TaskSuperseded
+from coppermesh.agent.ledger import MAX_CODE, LeaseEnded, TaskSuperseded
 from coppermesh.agent.ledger_store import LedgerStore
 from coppermesh.agent.local_messages import WAIT_SECONDS, Blob, SubmitAnswer, SubmitCall, WaitAnswer, WaitCall
 from coppermesh.agent.negotiation import Move, Role
@@ -52,7 +52,7 @@ from coppermesh.p2p.blob_store import BlobStore, Scope
 from coppermesh.p2p.control import ControlHub
 from coppermesh.p2p.errors import MeshError
 from coppermesh.p2p.ids import Digest, PeerId, short_peer
-from coppermesh.p2p.messages import CancelRequest, Nothing
+from coppermesh.p2p.messages import BlobInfo, CancelRequest, Nothing
 
 CANCEL_SECONDS = 5.0
 
@@ -117,7 +117,7 @@ class Requester:
         job = await self._intake.take(call, self.jobs)
         self._tell(job, "note", "", f"{len(job.tasks)} tasks submitted")
         requirement = job.requirement
-        self._feed(JobSubmitted(job.job, len(job.tasks), requirement, job.deadline_us))
+        self._feed(JobSubmitted(job.job, len(job.tasks), requirement, job.deadline_us, job.budget))
         return SubmitAnswer(job.job)
 
     async def wait(self, call: WaitCall) -> WaitAnswer:
@@ -144,16 +144,23 @@ class Requester:
         for held in [held for held in self.leases.values() if held.provider == peer]:
             await self._lose_lease(held, "unreachable", f"connection lost: {reason}")
 
-    async def lease_cancelled(self, peer: PeerId, request: CancelRequest) -> None:
-        """The provider ends a lease, or one task of it."""
+    def lease_cancelled(self, peer: PeerId, request: CancelRequest) -> None:
+        """The provider ends a lease, or one task of it. Carried out here: its handler dies with the connection."""
         held = self.leases.get(request.lease)
-        if held is None or held.provider != peer:
+        if held is None or held.provider != peer or self._nursery is None:
             return
         if request.task is None:
-            await self._lose_lease(held, request.code, request.sentence)
-        elif (attempt := held.outstanding.get(request.task)) is not None and not attempt.settling:
-            attempt.given_up = "cancelled"
-            attempt.resolve(TaskOutcome("provider", request.code, request.sentence))
+            # Its own word is no excuse: a code like `expired` would let it come back and fail again at once.
+            code = f"ended-{request.code}"[:MAX_CODE]
+            self._nursery.start_soon(self._lose_lease, held, code, request.sentence)
+        elif (attempt := held.outstanding.get(request.task)) is not None:
+            outcome = TaskOutcome("provider", request.code, request.sentence)
+            self._nursery.start_soon(attempt.give_up, "cancelled", outcome)
+
+    def tidy(self) -> None:
+        """Forget jobs that ended long ago, and let go of their outputs. Call now and then."""
+        for job in self.jobs.forget_old(self._now_us()):
+            self._intake.release_outputs(job)
 
     def find_lease(self, lease: bytes) -> HeldLease | None:
         """The lease, while it is held."""
@@ -162,7 +169,7 @@ class Requester:
     def output_specs(self, attempt: Outstanding) -> Sequence[ArraySpec] | None:
         """What the attempt's program returns, while its job is known."""
         job = self.jobs.find(attempt.job)
-        return None if job is None else self._intake.outputs_of(job.tasks[attempt.index].program)
+        return None if job is None else job.programs[job.tasks[attempt.index].program].outputs
 
     # Instructions
 
@@ -185,7 +192,7 @@ class Requester:
         assert self._nursery is not None
         match instruction:
             case StartTask():
-                self._nursery.start_soon(self._run_task, instruction)
+                self._start_task(instruction, self._nursery)
             case CancelTask():
                 self._nursery.start_soon(self._cancel_task, instruction)
             case Supersede():
@@ -215,8 +222,11 @@ class Requester:
             granted += 1
             self._take_lease(lease, want)
 
-        with trio.move_on_after(budget_s):
-            heard, declined = await self._broker.negotiate(want, jobs, take)
+        try:
+            with trio.move_on_after(budget_s):
+                heard, declined = await self._broker.negotiate(want, jobs, take)
+        except Exception as error:  # noqa: BLE001 - whatever a bid brings about, the agent and its other jobs go on
+            _log.error("a negotiation failed", exc_info=error)
         self._feed(NegotiationEnded(want.requirement, granted, heard, declined))
 
     def _take_lease(self, granted: GrantedLease, want: WantLeases) -> None:
@@ -234,23 +244,30 @@ class Requester:
             )
         )
 
-    async def _run_task(self, start: StartTask) -> None:
+    def _start_task(self, start: StartTask, nursery: trio.Nursery) -> None:
+        """Begun in the instructions' order, so that a `CancelTask` or `Supersede` that follows finds the attempt."""
         held, job = self.leases.get(start.lease), self.jobs.find(start.job)
         if held is None or job is None or held.lost:
-            self._feed(TaskRefused(start.job, start.index, start.lease, "lease-over"))
+            self._feed(TaskRefused(start.job, start.index, start.lease, "lease-ended"))
             return
         if start.attempt > 1:
             self._tell(job, "retry", start.cause, f"attempt {start.attempt}", start.index, held.provider)
-        size = self._intake.size_of(job.tasks[start.index].program)
-        outcome = await self._driver.run(held, job, start.index, size)
-        self._forget_attempt(held, start)
-        await self._report(start, held, job, outcome)
+        nursery.start_soon(self._run_task, start, held, job, self._driver.begin(held, job, start.index))
 
-    def _forget_attempt(self, held: HeldLease, start: StartTask) -> None:
-        """Keep an attempt that was given up until its lease goes: its receipt may still come."""
-        for number, attempt in list(held.outstanding.items()):
-            if (attempt.job, attempt.index) == (start.job, start.index) and attempt.settled:
-                del held.outstanding[number]
+    async def _run_task(self, start: StartTask, held: HeldLease, job: JobState, attempt: Outstanding) -> None:
+        try:
+            outcome = await self._driver.run(held, job, attempt)
+        except Exception as error:  # noqa: BLE001 - whatever one task runs into, the agent and its other jobs go on
+            _log.error("task %d of job %s failed", start.index, start.job.hex()[:8], exc_info=error)
+            await attempt.give_up(
+                "cancelled", TaskOutcome("job", "internal", "the agent failed; see its log")
+            )
+            assert attempt.outcome is not None
+            outcome = attempt.outcome
+        if attempt.settled:
+            # One that was given up is kept until its lease goes: its receipt may still come.
+            held.outstanding.pop(attempt.task.record.number, None)
+        await self._report(start, held, job, outcome)
 
     async def _report(self, start: StartTask, held: HeldLease, job: JobState, outcome: TaskOutcome) -> None:
         if outcome.fault is None:
@@ -278,26 +295,36 @@ class Requester:
         )
 
     async def _deliver(self, start: StartTask, held: HeldLease, job: JobState, outcome: TaskOutcome) -> None:
-        """Put the outputs where the client finds them, and tell it."""
-        inline: list[Blob] = []
-        if sum(blob.size for blob in outcome.outputs) <= INLINE_TASK_BYTES:
+        """Put the outputs, which come pinned, where the client finds them, and tell it."""
+        inline = await self._read_small(job, outcome.outputs)
+        if inline or job.ended_us is not None:
             for blob in outcome.outputs:
-                inline.append(Blob(blob.root, await self._store.read(self._scope, Digest(blob.root))))
+                self._store.unpin(Digest(blob.root))
         else:
-            for blob in outcome.outputs:
-                self._store.pin(Digest(blob.root))
-                job.pinned.append(blob.root)
+            job.pinned.extend(blob.root for blob in outcome.outputs)
         if job.ended_us is not None:
             return
         job.done += 1
         facts = {"done": job.done, "tasks": len(job.tasks), "receipt": _receipt_facts(held, outcome)}
         job.tell("task", facts, index=start.index, outputs=outcome.outputs, inline=inline)
 
+    async def _read_small(self, job: JobState, outputs: Sequence[BlobInfo]) -> list[Blob]:
+        """Outputs that may ride in the job's event; none where they stay in the store."""
+        if not self.jobs.take_inline(job, sum(blob.size for blob in outputs)):
+            return []
+        try:
+            return [
+                Blob(blob.root, await self._store.read(self._scope, Digest(blob.root))) for blob in outputs
+            ]
+        except (MeshError, OSError) as error:
+            _log.error("outputs of job %s cannot be read: %s", job.job.hex()[:8], error)
+            return []
+
     async def _supersede(self, instruction: Supersede) -> None:
         held = self.leases.get(instruction.lease)
         attempt = None if held is None else held.find_any(instruction.job, instruction.index)
-        if attempt is None or attempt.settled:
-            return  # never signed, or it has its one receipt: nothing of it can be claimed any more
+        if attempt is None or attempt.settled or not attempt.issued:
+            return  # never sent, or it has its one receipt: nothing of it can be claimed any more
         attempt.given_up = attempt.given_up or "superseded"
         try:
             await self._ledger.commit(TaskSuperseded(attempt.task.id, attempt.given_up))
@@ -309,15 +336,18 @@ class Requester:
         attempt = None if held is None else held.find(instruction.job, instruction.index)
         if held is None or attempt is None:
             return
-        if attempt.settling:
+        while attempt.settling:
+            await attempt.committed.wait()
+        if attempt.outcome is not None:
             return
         attempt.given_up = "cancelled"
         if attempt.run.state.value in ("offered", "needed", "accepted"):
             attempt.run.step(Move.CANCEL, Role.REQUESTER, self._now_us(), instruction.cause)
         request = CancelRequest(held.id, attempt.task.record.number, "cancelled", "the job is over")
         try:
-            await self._ledger.commit(TaskSuperseded(attempt.task.id, "cancelled"))
-            await self._hub.request(held.provider, "cancel", request, Nothing, deadline_s=CANCEL_SECONDS)
+            if attempt.issued:
+                await self._ledger.commit(TaskSuperseded(attempt.task.id, "cancelled"))
+                await self._hub.request(held.provider, "cancel", request, Nothing, deadline_s=CANCEL_SECONDS)
         except MeshError as error:
             _log.debug("cancelling a task at %s: %s", short_peer(held.provider), error)
         attempt.resolve(TaskOutcome("provider", "cancelled", "the job is over"))
@@ -342,7 +372,7 @@ class Requester:
         await held.settle_down()
         for attempt in held.outstanding.values():
             if attempt.outcome is None:
-                attempt.given_up = "superseded"
+                attempt.given_up = attempt.given_up or "superseded"
         for job in {attempt.job for attempt in held.outstanding.values()}:
             known = self.jobs.find(job)
             if known is not None:

@@ -9,16 +9,18 @@ has it, it sends the same receipt again, after reconnecting and after restarts. 
 3. A receipt of a task that memory no longer knows (this agent was restarted, or moved the task elsewhere) is judged
    from what the ledger has: the lease, the task, whether it was superseded, and where the lane stands.
 
-Outputs are fetched and verified before the lane's turn is taken, so that a slow transfer holds up nobody else.
+Outputs are fetched and verified before the lane's turn is taken, so that a slow transfer holds up nobody else. They are
+pinned from before they come until whoever waits for the attempt's outcome has them.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 import trio
 
 from coppermesh.agent.held_leases import HeldLease, Lane, Outstanding, TaskOutcome
-from coppermesh.agent.ledger import EvidenceFound, ReceiptSettled
+from coppermesh.agent.ledger import EvidenceFound, LedgerConflict, ReceiptSettled
 from coppermesh.agent.ledger_reader import ReceiptContext
 from coppermesh.agent.ledger_store import LedgerStore
 from coppermesh.agent.negotiation import Move, Role
@@ -26,10 +28,10 @@ from coppermesh.agent.receipts import REFUSALS, LaneHead, build_countersignature
 from coppermesh.agent.screens import money
 from coppermesh.agent.story import StoryLine
 from coppermesh.exec.program import ArraySpec
-from coppermesh.p2p.blob_store import BlobStore, Scope
+from coppermesh.p2p.blob_store import BlobStore, Scope, StoreFull
 from coppermesh.p2p.blobs import roots_digest
 from coppermesh.p2p.envelope import Opened, open_record, sign_record
-from coppermesh.p2p.errors import MeshError, Refused, RemoteProtocolError
+from coppermesh.p2p.errors import MeshError, Refused, RemoteProtocolError, Unreachable
 from coppermesh.p2p.ids import Digest, MeshId, PeerId
 from coppermesh.p2p.messages import BlobInfo, ResultReply, ResultRequest
 from coppermesh.p2p.records import Countersignature, Lease, Receipt, SignedRecord, Task
@@ -39,7 +41,8 @@ from coppermesh.p2p.transport import Transport
 
 MAX_ORPHAN_BYTES = 1 << 30
 """Outputs of a task that this run of the agent does not know are fetched up to this size."""
-MAX_OLD_LANES = 256
+NEUTRAL = frozenset({"ok", "superseded", "cancelled", "no-result"})
+"""Verdicts that prove nothing against the provider."""
 
 
 @dataclass(slots=True)
@@ -55,9 +58,11 @@ class _Case:
     attempt: Outstanding | None
     """None: known from the ledger only."""
     given_up: str | None
-    paid: bool
+    answered: bool
     specs: Sequence[ArraySpec] | None
     """What the program must return; None: not known any more, and only hashes are checked."""
+    handed_over: bool = False
+    """The attempt's outcome carries the outputs; whoever takes it unpins them."""
 
 
 class ResultIntake:
@@ -84,7 +89,8 @@ class ResultIntake:
         self._output_specs = output_specs
         self._now_us = now_us
         self._scope: Scope = (mesh, key.peer)
-        self._old_lanes: dict[bytes, Lane] = {}
+        self._lanes: WeakValueDictionary[bytes, Lane] = WeakValueDictionary()
+        """Lanes with a result in hand: all results of a lane share one, also when its lease goes meanwhile."""
 
     async def handle(self, peer: PeerId, request: ResultRequest) -> ResultReply:
         """Answer one result. Raises Refused or RemoteProtocolError; nothing is then countersigned."""
@@ -95,9 +101,17 @@ class ResultIntake:
             if found.countersignature is not None:
                 return ResultReply(found.countersignature)
             case = await self._case_from_ledger(peer, request, receipt, found)
-        arrived, problem = await self._collect_outputs(case)
-        async with case.lane.turn(receipt.record.sequence):
-            return await self._settle(case, arrived, problem)
+        roots = [Digest(blob.root) for blob in request.outputs]
+        for root in roots:
+            self._store.pin(root)
+        try:
+            arrived, problem = await self._collect_outputs(case)
+            async with case.lane.turn(receipt.record.sequence):
+                return await self._settle(case, arrived, problem)
+        finally:
+            if not case.handed_over:
+                for root in roots:
+                    self._store.unpin(root)
 
     def _case_in_memory(self, peer: PeerId, request: ResultRequest, receipt: Opened[Receipt]) -> _Case | None:
         held = self._find_lease(receipt.record.lease)
@@ -112,7 +126,7 @@ class ResultIntake:
             receipt,
             held.record,
             attempt.task,
-            held.lane,
+            self._lanes.setdefault(held.record.lane, held.lane),
             attempt,
             attempt.given_up,
             False,
@@ -124,55 +138,74 @@ class ResultIntake:
     ) -> _Case:
         lease, task = found.lease, found.task
         if lease is None or task is None or lease.record.provider != peer:
-            raise RemoteProtocolError("a receipt for a lease or task that this peer never had from us")
+            # No breach: this home may have lost its ledger, or been set back to an older one.
+            raise Refused("unknown-task", "no such lease or task of yours is in this ledger")
         lane = self._lane_of(lease, found.head)
         return _Case(
-            peer, request, receipt, lease.record, task, lane, None, found.given_up, found.already_paid, None
+            peer,
+            request,
+            receipt,
+            lease.record,
+            task,
+            lane,
+            None,
+            found.given_up,
+            found.already_answered,
+            None,
         )
 
     def _lane_of(self, lease: Opened[Lease], head: LaneHead) -> Lane:
         """The lane of a lease: the held one's, else one that all share who ask about it meanwhile."""
         held = self._find_lease(lease.id)
-        if held is not None:
-            return held.lane
-        name = lease.record.lane
-        if name not in self._old_lanes:
-            while len(self._old_lanes) >= MAX_OLD_LANES:
-                del self._old_lanes[next(iter(self._old_lanes))]
-            self._old_lanes[name] = Lane(head)
-        return self._old_lanes[name]
+        lane = Lane(head) if held is None else held.lane
+        return self._lanes.setdefault(lease.record.lane, lane)
 
     async def _collect_outputs(self, case: _Case) -> tuple[bytes | None, str]:
         """Get and verify the outputs into the store: (their digest, ""), or (None, what is wrong with them)."""
         record, outputs = case.receipt.record, case.request.outputs
-        if record.status != "ok" or case.given_up is not None or case.paid:
+        if record.status != "ok" or case.given_up is not None or case.answered:
             return None, ""
         if roots_digest([blob.root for blob in outputs]) != record.outputs:
             return None, "the outputs named are not those of the receipt"
         if problem := _misfit(outputs, case.specs):
             return None, problem
         try:
-            inline = {blob.root: blob.data for blob in case.request.inline}
-            named = {blob.root: blob for blob in outputs}
-            here = [(Digest(root), data) for root, data in inline.items() if root in named]
-            for root, data in here:
-                if len(data) != named[root].size:
-                    return None, f"an output of {len(data)} bytes was declared as {named[root].size}"
-            await self._store.put_many(self._scope, here)
-            for name, blob in named.items():
-                if name not in inline:
-                    await fetch_blob(
-                        self._transport,
-                        self._mesh,
-                        case.peer,
-                        Digest(name),
-                        blob.size,
-                        self._store,
-                        self._scope,
-                    )
+            await self._take_outputs(case)
         except RemoteProtocolError as error:
             return None, str(error)
+        except Refused as refusal:
+            if refusal.code == "busy":
+                raise
+            return None, f"an output cannot be had: {refusal.sentence}"
+        except Unreachable as error:
+            raise Refused("not-settled", "the outputs did not arrive: send the result again") from error
+        except (StoreFull, OSError) as error:
+            await self._cannot_take(case, f"the outputs cannot be kept here: {error}")
+            raise Refused("not-settled", "the requester cannot keep the outputs now") from error
         return roots_digest([blob.root for blob in outputs]), ""
+
+    async def _take_outputs(self, case: _Case) -> None:
+        """Those that rode in the message, and a stream for each of the others."""
+        inline = {blob.root: blob.data for blob in case.request.inline}
+        named = {blob.root: blob for blob in case.request.outputs}
+        here = [(Digest(root), data) for root, data in inline.items() if root in named]
+        for root, data in here:
+            if len(data) != named[root].size:
+                raise RemoteProtocolError(
+                    f"an output of {len(data)} bytes was declared as {named[root].size}"
+                )
+        await self._store.put_many(self._scope, here)
+        for name, blob in named.items():
+            if name not in inline:
+                await fetch_blob(
+                    self._transport,
+                    self._mesh,
+                    case.peer,
+                    Digest(name),
+                    blob.size,
+                    self._store,
+                    self._scope,
+                )
 
     async def _settle(self, case: _Case, arrived: bytes | None, problem: str) -> ResultReply:
         """With the lane's turn: judge, sign, commit, advance. The verdict and the head change in one go."""
@@ -191,7 +224,7 @@ class ResultIntake:
             outputs_digest=arrived,
             observed_us=self._observed_us(case),
             given_up=given_up,
-            already_paid=case.paid,
+            already_answered=case.answered or (attempt is not None and attempt.settled),
         )
         if verdict in REFUSALS:
             await self._keep_proof(case, verdict)
@@ -206,12 +239,22 @@ class ResultIntake:
                 await self._ledger.commit(*self._entries(case, signed, verdict, problem))
             case.lane.head = head.after(receipt, countersignature.accepted_cumulative)
             self._conclude(case, countersignature, problem)
+        except LedgerConflict as error:
+            raise Refused("not-settled", f"the receipt contradicts this ledger: {error}") from error
         except MeshError as error:
-            raise Refused("not-settled", f"the receipt could not be recorded now: {error}") from error
+            failure = error
+        else:
+            return ResultReply(signed)
         finally:
             if attempt is not None:
                 attempt.end_settling()
-        return ResultReply(signed)
+        await self._cannot_take(case, f"the receipt cannot be recorded here: {failure}")
+        raise Refused("not-settled", "the requester cannot record the receipt now") from failure
+
+    async def _cannot_take(self, case: _Case, sentence: str) -> None:
+        """This side is at fault: the job ends with what is wrong here, and no provider is blamed."""
+        if case.attempt is not None:
+            await case.attempt.give_up("cancelled", TaskOutcome("job", "requester", sentence))
 
     async def _keep_proof(self, case: _Case, verdict: str) -> None:
         """An honest provider never sends this: keep what proves it. Two receipts for one place prove the most."""
@@ -236,7 +279,7 @@ class ResultIntake:
         self, case: _Case, signed: SignedRecord, verdict: str, problem: str
     ) -> list[ReceiptSettled | EvidenceFound]:
         entries: list[ReceiptSettled | EvidenceFound] = [ReceiptSettled(case.receipt.signed, signed)]
-        if verdict not in ("ok", "superseded", "cancelled", "no-result", "already-paid"):
+        if verdict not in NEUTRAL:
             records = (case.task.signed, case.receipt.signed, signed)
             entries.append(EvidenceFound(verdict, case.peer, records, self._now_us(), problem))
         return entries
@@ -257,7 +300,8 @@ class ResultIntake:
             return
         attempt.run.step(Move.COUNTERSIGN, Role.REQUESTER, self._now_us(), short)
         attempt.settled = True
-        attempt.resolve(_outcome(case, answer, problem))
+        outcome = _outcome(case, answer, problem)
+        case.handed_over = attempt.resolve(outcome) and bool(outcome.outputs)
 
     def _tell(self, case: _Case, kind: str, text: str) -> None:
         task = case.task.record

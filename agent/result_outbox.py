@@ -3,11 +3,15 @@
 A receipt is in the ledger before it comes here. It is sent at once; where the requester cannot be reached it is sent
 again whenever a connection to it comes up, also after this agent was restarted (`peer_up` reads the ledger). Retries
 over a living connection back off; a requester that refuses a receipt gets it again only on its next connection.
+
+Outputs of a receipt are pinned in the store until it is countersigned or due: a requester that never answers must not
+fill the disk. Each requester has a line of its own, so that one that answers slowly holds up nobody else.
 """
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 
 import trio
 
@@ -25,9 +29,11 @@ from coppermesh.p2p.records import Countersignature, Receipt
 
 ANSWER_SECONDS = 120.0
 """How long a requester has to fetch outputs, commit and countersign."""
-RETRY_SECONDS = (1.0, 3.0, 10.0)
-MAX_IN_FLIGHT = 256
-"""Results being delivered at once; later ones wait for their turn."""
+RETRY_SECONDS = (1.0, 3.0, 10.0, 30.0, 100.0)
+MAX_IN_FLIGHT = 32
+"""Results of one requester being delivered at once; later ones wait for their turn."""
+MAX_OPEN = 256
+"""A requester with so many receipts to countersign gets no more work done."""
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +49,14 @@ class PendingResult:
     detail: str
     run: TaskRun | None
     """The task's machine, while the run of the agent that made it lives."""
+
+
+@dataclass(slots=True)
+class _Line:
+    """The deliveries to one requester."""
+
+    places: trio.Semaphore = field(default_factory=lambda: trio.Semaphore(MAX_IN_FLIGHT))
+    present: int = 0
 
 
 class ResultOutbox:
@@ -63,11 +77,15 @@ class ResultOutbox:
         self._store = store
         self._now_us = now_us
         self._nursery: trio.Nursery | None = None
-        self._limit = trio.CapacityLimiter(MAX_IN_FLIGHT)
+        self._lines: dict[PeerId, _Line] = {}
         self._under_way: set[Digest] = set()
+        self._pinned: dict[Digest, tuple[Receipt, list[Digest]]] = {}
+        """Receipts to be countersigned and their outputs."""
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Deliver until cancelled."""
+        """Deliver until cancelled. Raises LedgerError where what is open cannot be read at the start."""
+        for unsettled in await self._ledger.unsettled():
+            self._pin(unsettled.receipt, unsettled.outputs)
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             task_status.started()
@@ -81,13 +99,44 @@ class ResultOutbox:
     def send(self, pending: PendingResult) -> None:
         """Deliver a receipt that was just committed."""
         assert self._nursery is not None
+        self._pin(pending.receipt, pending.outputs)
         if pending.receipt.id not in self._under_way:
             self._under_way.add(pending.receipt.id)
             self._nursery.start_soon(self._deliver, pending)
 
+    def require_settled(self, requester: PeerId) -> None:
+        """Raises Refused where `requester` takes results and does not countersign them."""
+        count = sum(receipt.requester == requester for receipt, _ in self._pinned.values())
+        if count >= MAX_OPEN:
+            raise Refused("unsettled", f"{count} receipts wait for your countersignature: answer them first")
+
+    def tidy(self) -> None:
+        """Let go of outputs whose receipts are overdue. Call now and then."""
+        now_us = self._now_us()
+        for receipt_id, (receipt, _) in list(self._pinned.items()):
+            if receipt.countersign_by_us < now_us:
+                self._unpin(receipt_id)
+
+    def _pin(self, receipt: Opened[Receipt], outputs: Sequence[tuple[bytes, int]]) -> None:
+        if receipt.id not in self._pinned and receipt.record.countersign_by_us >= self._now_us():
+            roots = [Digest(root) for root, _ in outputs]
+            self._pinned[receipt.id] = (receipt.record, roots)
+            for root in roots:
+                self._store.pin(root)
+
+    def _unpin(self, receipt: Digest) -> None:
+        _, roots = self._pinned.pop(receipt, (None, []))
+        for root in roots:
+            self._store.unpin(root)
+
     async def peer_up(self, requester: PeerId) -> None:
         """A connection to `requester` came up: send it what it has not countersigned."""
-        for unsettled in await self._ledger.unsettled(requester):
+        try:
+            open_receipts = await self._ledger.unsettled(requester)
+        except MeshError as error:
+            _log.error("receipts for %s could not be read: %s", short_peer(requester), error)
+            return
+        for unsettled in open_receipts:
             self.send(
                 PendingResult(
                     requester,
@@ -98,30 +147,44 @@ class ResultOutbox:
                     None,
                 )
             )
+            # Receipts of one lane are judged in their order: let each get in line before the next.
+            await trio.lowlevel.checkpoint()
 
     async def _deliver(self, pending: PendingResult) -> None:
         try:
-            async with self._limit:
-                for pause in (*RETRY_SECONDS, None):
-                    try:
+            for pause in (*RETRY_SECONDS, None):
+                try:
+                    async with self._turn(pending.requester):
                         await self._deliver_once(pending)
-                    except Unreachable as error:
-                        if pending.requester not in self._hub().peers():
-                            return  # `peer_up` sends it again
-                        problem: MeshError = error
-                    except Refused as refusal:
-                        problem = refusal
-                    else:
-                        return
-                    _log.info("receipt %s not countersigned yet: %s", pending.receipt.id.hex()[:12], problem)
-                    if pause is not None:
-                        await trio.sleep(pause)
+                except Unreachable as error:
+                    if pending.requester not in self._hub().peers():
+                        return  # `peer_up` sends it again
+                    problem: MeshError = error
+                except Refused as refusal:
+                    problem = refusal
+                else:
+                    return
+                _log.info("receipt %s not countersigned yet: %s", pending.receipt.id.hex()[:12], problem)
+                if pause is not None:
+                    await trio.sleep(pause)
         except RemoteProtocolError as error:
             _log.warning("%s answered a receipt wrongly: %s", short_peer(pending.requester), error)
-        except MeshError as error:
+        except (MeshError, OSError) as error:
             _log.error("receipt %s: %s", pending.receipt.id.hex()[:12], error)
         finally:
             self._under_way.discard(pending.receipt.id)
+
+    @asynccontextmanager
+    async def _turn(self, requester: PeerId) -> AsyncIterator[None]:
+        line = self._lines.setdefault(requester, _Line())
+        line.present += 1
+        try:
+            async with line.places:
+                yield
+        finally:
+            line.present -= 1
+            if not line.present:
+                del self._lines[requester]
 
     async def _deliver_once(self, pending: PendingResult) -> None:
         request = ResultRequest(
@@ -137,6 +200,7 @@ class ResultOutbox:
         answer = open_record(Countersignature, reply.countersignature, signer=pending.requester)
         check_countersignature(answer.record, pending.receipt)
         await self._ledger.commit(CountersignatureReceived(answer.signed))
+        self._unpin(pending.receipt.id)
         if pending.run is not None:
             pending.run.step(Move.COUNTERSIGN, Role.REQUESTER, self._now_us(), answer.record.verdict)
         if answer.record.verdict != "accepted":

@@ -32,6 +32,8 @@ MAX_OFFERS = 4
 """A provider that still needs blobs after this many offers is at fault."""
 GRACE_SECONDS = 20.0
 """Added to the wall limits of the tasks ahead when waiting for a result: transfer, compiling, a busy machine."""
+SLOW_BYTES_PER_SECOND = 1 << 20
+"""A provider whose line is slower than this may lose the task while its outputs are on their way."""
 MAX_KNOWN = 65_536
 """Blobs remembered per provider as sent."""
 
@@ -83,26 +85,32 @@ class TaskDriver:
         self._scope: Scope = (mesh, key.peer)
         self.known = KnownBlobs()
 
-    async def run(self, held: HeldLease, job: JobState, index: int, program_size: int) -> TaskOutcome:
-        """One attempt at task `index` of `job` under `held`, until its outcome. Never raises MeshError."""
+    def begin(self, held: HeldLease, job: JobState, index: int) -> Outstanding:
+        """Make an attempt at task `index` of `job` under `held`. Nothing leaves before `run`."""
         attempt = self._sign(held, job, index)
         held.outstanding[attempt.task.record.number] = attempt
-        self._tell(
-            held, attempt, "task", f"sent as number {attempt.task.record.number} of lease {held.id.hex()[:8]}"
-        )
+        return attempt
+
+    async def run(self, held: HeldLease, job: JobState, attempt: Outstanding) -> TaskOutcome:
+        """The attempt from its first commit until its outcome. Never raises MeshError."""
+        number = attempt.task.record.number
+        self._tell(held, attempt, "task", f"sent as number {number} of lease {held.id.hex()[:8]}")
         try:
-            await self._ledger.commit(TaskIssued(attempt.task.signed))
-            await self._offer(held, attempt, _blobs(job, index, program_size))
-            await self._await_result(held, attempt)
+            with attempt.offering:
+                if not attempt.is_over:
+                    attempt.issued = True
+                    await self._ledger.commit(TaskIssued(attempt.task.signed))
+                    await self._offer(held, attempt, _blobs(job, attempt.index))
+            await self._await_result(held, job, attempt)
         except Refused as refusal:
-            attempt.resolve(TaskOutcome("refused", refusal.code, refusal.sentence))
+            await attempt.give_up("superseded", TaskOutcome("refused", refusal.code, refusal.sentence))
         except RemoteProtocolError as error:
             self._tell(held, attempt, "evidence", str(error))
-            attempt.resolve(TaskOutcome("provider", "protocol", str(error)))
+            await attempt.give_up("superseded", TaskOutcome("provider", "protocol", str(error)))
         except Unreachable as error:
-            attempt.resolve(TaskOutcome("provider", "unreachable", str(error)))
-        except MeshError as error:  # our own ledger or store: no other provider would mend it
-            attempt.resolve(TaskOutcome("job", "requester", str(error)))
+            await attempt.give_up("superseded", TaskOutcome("provider", "unreachable", str(error)))
+        except (MeshError, OSError) as error:  # our own ledger or store: no other provider would mend it
+            await attempt.give_up("cancelled", TaskOutcome("job", "requester", str(error)))
         await attempt.ended.wait()
         assert attempt.outcome is not None
         return attempt.outcome
@@ -121,7 +129,7 @@ class TaskDriver:
             index=index,
             program=spec.program,
             inputs=[blob.root for blob in spec.inputs],
-            max_amount=amount_for(held.record.rate, wall_us),
+            max_amount=min(amount_for(held.record.rate, wall_us), held.record.budget),
             issued_us=now_us,
             expires_us=min(held.record.expires_us, now_us + 10 * wall_us + int(GRACE_SECONDS * 1e6)),
         )
@@ -133,12 +141,12 @@ class TaskDriver:
         peer = held.provider
         inline = await self._inline(peer, blobs)
         for _ in range(MAX_OFFERS):
-            if attempt.ended.is_set():
+            if attempt.is_over:
                 return
             attempt.run.step(Move.OFFER, Role.REQUESTER, self._now_us(), "offer")
             request = TaskRequest(attempt.task.signed, blobs, inline)
             reply = await self._hub.request(peer, "task", request, TaskReply, deadline_s=OFFER_SECONDS)
-            if attempt.ended.is_set():
+            if attempt.is_over:
                 return
             if reply.state == "accepted":
                 attempt.run.step(Move.ACCEPT, Role.PROVIDER, self._now_us(), "offer")
@@ -189,18 +197,16 @@ class TaskDriver:
                 )
         return small
 
-    async def _await_result(self, held: HeldLease, attempt: Outstanding) -> None:
+    async def _await_result(self, held: HeldLease, job: JobState, attempt: Outstanding) -> None:
         """Wait for the outcome that the result's handler sets; a provider that never delivers is at fault."""
-        queued = sum(other.outcome is None for other in held.outstanding.values())
-        seconds = queued * held.record.wall_limit_us / 1e6 + GRACE_SECONDS
+        ahead = [other for other in held.outstanding.values() if other.outcome is None]
+        seconds = len(ahead) * held.record.wall_limit_us / 1e6 + GRACE_SECONDS
+        seconds += job.output_bytes(attempt.index) / SLOW_BYTES_PER_SECOND
         with trio.move_on_after(seconds):
             await attempt.ended.wait()
             return
-        if attempt.settling:
-            await attempt.ended.wait()
-            return
-        attempt.given_up = "no-result"
-        attempt.resolve(TaskOutcome("provider", "no-result", f"no result within {seconds:.0f} s"))
+        text = f"no result within {seconds:.0f} s"
+        await attempt.give_up("no-result", TaskOutcome("provider", "no-result", text))
 
     def _tell(self, held: HeldLease, attempt: Outstanding, kind: str, text: str) -> None:
         cause = f"lease {held.id.hex()[:8]}"
@@ -208,10 +214,10 @@ class TaskDriver:
         self._ledger.note(line)
 
 
-def _blobs(job: JobState, index: int, program_size: int) -> list[BlobInfo]:
+def _blobs(job: JobState, index: int) -> list[BlobInfo]:
     """Every blob that the task names, each once: the program first, then the inputs."""
     spec = job.tasks[index]
-    named = {spec.program: BlobInfo(spec.program, program_size)}
+    named = {spec.program: BlobInfo(spec.program, job.programs[spec.program].size)}
     for blob in spec.inputs:
         named.setdefault(blob.root, blob)
     return list(named.values())

@@ -1,0 +1,695 @@
+"""An agent among strangers: peers that send what no agent of ours would, at the worst moment.
+
+A `RawPeer` is a key and a control hub without an agent behind it. Whatever it does may cost it its lease or its
+connection; the agent, its other leases and its slots live on.
+"""
+
+import json
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trio
+import trio.testing
+
+import coppermesh.exec.xp as xp  # noqa: PLR0402 - a namespace module, as users import it
+from coppermesh.agent.client import JobOptions
+from coppermesh.agent.clock import now_us
+from coppermesh.agent.config import Config
+from coppermesh.agent.home import Home
+from coppermesh.agent.leases import build_lease
+from coppermesh.agent.ledger import Entry, LeaseAgreed, ReceiptSettled
+from coppermesh.agent.local_messages import Blob, JobEvent, SubmitCall, TaskSpec, WaitCall
+from coppermesh.agent.node import Node, Parts, open_node
+from coppermesh.agent.receipts import LaneHead, RunFacts, build_receipt
+from coppermesh.exec.device import DeviceInfo
+from coppermesh.exec.keeper import WorkerUnavailable
+from coppermesh.exec.recorder import trace
+from coppermesh.exec.supervisor import InputBuffer, OutputBuffer, RunOutcome, WorkerLimits
+from coppermesh.p2p.blobs import digest_of
+from coppermesh.p2p.control import ControlHub, Handler, open_control_hub
+from coppermesh.p2p.envelope import Opened, open_record, sign_record
+from coppermesh.p2p.errors import Refused, Unreachable
+from coppermesh.p2p.ids import Digest, PeerId, mesh_id
+from coppermesh.p2p.memory_transport import MemoryNetwork
+from coppermesh.p2p.messages import (
+    AnnouncementReply,
+    BlobInfo,
+    CancelRequest,
+    InlineBlob,
+    LeaseReply,
+    LeaseRequest,
+    Nothing,
+    OrderReply,
+    OrderRequest,
+    ResultReply,
+    ResultRequest,
+    TaskReply,
+    TaskRequest,
+)
+from coppermesh.p2p.records import (
+    Announcement,
+    Bid,
+    Countersignature,
+    DeviceOffer,
+    Lease,
+    Order,
+    Receipt,
+    Task,
+)
+from coppermesh.p2p.signing import PeerKey
+
+CPU = DeviceInfo(
+    device="cpu",
+    kind="cpu",
+    name="scripted processor",
+    memory_bytes=1 << 30,
+    total_bytes=None,
+    compute_capability=None,
+    uuid=None,
+    driver=None,
+    meter="none",
+    features=("array-programs",),
+    cores=2,
+)
+MESH = mesh_id("test")
+PROGRAM, DATA = b"program", bytes(8)
+
+
+class HeapOutput(OutputBuffer):
+    """An output in ordinary memory."""
+
+    def close(self) -> None:
+        self.view.release()
+
+
+class EchoWorker:
+    """Returns its first input."""
+
+    async def run(self, program: bytes, inputs: Sequence[InputBuffer], wall_limit_s: float) -> RunOutcome:
+        data = inputs[0].data
+        assert data is not None
+        return RunOutcome(
+            status="ok",
+            code="ok",
+            sentence="",
+            detail="",
+            outputs=[HeapOutput(len(data), memoryview(data))],
+            started_us=0,
+            wall_us=1000,
+            device_us=None,
+            energy_mj=None,
+            meter="none",
+            peak_bytes=0,
+            determinism="test",
+        )
+
+
+class EchoSupervisor:
+    """Makes such workers; raises `failure` where that is set."""
+
+    def __init__(self) -> None:
+        self.failure: Exception | None = None
+
+    @asynccontextmanager
+    async def worker(self, limits: WorkerLimits, *, kernels: bool = True) -> AsyncIterator[EchoWorker]:
+        if self.failure is not None:
+            raise self.failure
+        yield EchoWorker()
+
+
+@dataclass
+class World:
+    """One agent under attack, and the network that it is on."""
+
+    network: MemoryNetwork
+    node: Node
+    supervisor: EchoSupervisor
+
+
+@asynccontextmanager
+async def open_world(base: Path, *, provide: bool) -> AsyncIterator[World]:
+    network = MemoryNetwork(random.Random(1))
+    supervisor = EchoSupervisor()
+
+    @asynccontextmanager
+    async def transport(key, mesh, listen):
+        async with network.transport(key) as attached:
+            yield attached
+
+    @asynccontextmanager
+    async def open_supervisor(info, scratch):
+        yield supervisor
+
+    parts = Parts(transport=transport, supervisor=open_supervisor, probe=lambda: [CPU])
+    home = Home(base / "home")
+    home.prepare()
+    async with open_node(home, Config(mesh="test", provide=provide, slots=2), parts) as node:
+        yield World(network, node, supervisor)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    with trio.fail_after(10):
+        while not condition():  # noqa: ASYNC110 - what is waited for is an agent's inside, which has no event for it
+            await trio.sleep(0.005)
+
+
+@dataclass
+class RawPeer:
+    """A peer that says what it likes to `node`."""
+
+    key: PeerKey
+    hub: ControlHub
+    node: Node
+    ended: list[CancelRequest]
+    """What it was told of ends."""
+
+    async def lease(self, **changes: object) -> Opened[Lease]:
+        """Order, take the bid, and sign a lease, with `changes`, that is not sent yet."""
+        order = open_record(Order, sign_record(self.key, make_order(self.key.peer)))
+        reply = await self.hub.request(self.node.key.peer, "order", OrderRequest(order.signed), OrderReply)
+        assert reply.bid is not None, reply.decline
+        bid = open_record(Bid, reply.bid, signer=self.node.key.peer)
+        lease = build_lease(order, bid, random.randbytes(16), random.randbytes(16), now_us())
+        return open_record(Lease, sign_record(self.key, changed(lease, **changes)))
+
+    async def offer(self, lease: Opened[Lease]) -> LeaseReply:
+        return await self.hub.request(self.node.key.peer, "lease", LeaseRequest(lease.signed), LeaseReply)
+
+    async def send_task(
+        self, lease: Opened[Lease], number: int, *, data: bytes | None = DATA, size: int = len(DATA)
+    ) -> TaskReply:
+        """A task on `DATA`; without `data` the input is only declared, with `size`."""
+        roots = [digest_of(PROGRAM), digest_of(DATA)]
+        task = Task(
+            version=1,
+            mesh=MESH,
+            lease=lease.id,
+            number=number,
+            requester=self.key.peer,
+            job=bytes(16),
+            index=number,
+            program=roots[0],
+            inputs=roots[1:],
+            max_amount=1000,
+            issued_us=now_us(),
+            expires_us=now_us() + 10**7,
+        )
+        inline = [InlineBlob(roots[0], PROGRAM)] + ([InlineBlob(roots[1], data)] if data is not None else [])
+        blobs = [BlobInfo(roots[0], len(PROGRAM)), BlobInfo(roots[1], size)]
+        request = TaskRequest(sign_record(self.key, task), blobs, inline)
+        return await self.hub.request(self.node.key.peer, "task", request, TaskReply)
+
+
+def make_order(requester: PeerId) -> Order:
+    return Order(
+        version=1,
+        mesh=MESH,
+        requester=requester,
+        nonce=random.randbytes(16),
+        job=random.randbytes(16),
+        issued_us=now_us(),
+        expires_us=now_us() + 10**7,
+        device_kind="any",
+        features=["array-programs"],
+        isolation=[],
+        memory_bytes=1 << 20,
+        tasks=1,
+        wall_limit_us=10**6,
+        max_rate=10**9,
+        unit="usd",
+        budget=10**9,
+        lease_us=60_000_000,
+    )
+
+
+def changed(record, **changes):
+    """The record with other values in some fields."""
+    fields = {name: getattr(record, name) for name in type(record).__struct_fields__}
+    return type(record)(**{**fields, **changes})
+
+
+@asynccontextmanager
+async def raw_peer(
+    world: World, handlers: dict[str, Handler] | None = None, key: PeerKey | None = None
+) -> AsyncIterator[RawPeer]:
+    key = key or PeerKey.generate()
+    ended: list[CancelRequest] = []
+
+    async def on_cancel(peer: PeerId, request: CancelRequest) -> Nothing:
+        ended.append(request)
+        return Nothing()
+
+    async def on_announcement(peer: PeerId, request: Nothing) -> AnnouncementReply:
+        return AnnouncementReply(None, [])
+
+    defaults: dict[str, Handler] = {
+        "cancel": (CancelRequest, on_cancel),
+        "announcement": (Nothing, on_announcement),
+    }
+    node = world.node
+    async with (
+        world.network.transport(key) as transport,
+        open_control_hub(
+            transport, MESH, key.peer, handlers={**defaults, **(handlers or {})}, clock=now_us
+        ) as hub,
+    ):
+        await transport.dial(node.transport.addresses[0])
+        await until(lambda: node.key.peer in hub.peers() and key.peer in node.hub.peers())
+        yield RawPeer(key, hub, node, ended)
+
+
+def delay_commits(node: Node, kind: type[Entry], before: Callable[[], Awaitable[object]]) -> None:
+    """Let `before` happen while entries of `kind` are on their way to the disk."""
+    commit = node.ledger.commit
+
+    async def slowly(*entries: Entry) -> None:
+        if isinstance(entries[0], kind):
+            await before()
+        await commit(*entries)
+
+    node.ledger.commit = slowly  # type: ignore[method-assign]
+
+
+async def still_serves(world: World) -> None:
+    """A newcomer gets a lease and its task is taken: the agent lives, and a slot is free."""
+    async with raw_peer(world) as other:
+        lease = await other.lease()
+        assert (await other.offer(lease)).lease is not None
+        assert (await other.send_task(lease, 0)).state == "accepted"
+
+
+async def no_lease_left(world: World) -> None:
+    provider = world.node.provider
+    assert provider is not None
+    await until(lambda: not provider.leases and not provider.reservations.holds())
+
+
+# A hostile requester
+
+
+async def test_a_lease_that_expires_while_it_is_written_down(tmp_path):
+    async with open_world(tmp_path, provide=True) as world:
+        delay_commits(world.node, LeaseAgreed, partial(trio.sleep, 0.1))
+        async with raw_peer(world) as peer:
+            await peer.offer(await peer.lease(expires_us=now_us() + 50_000))
+            await no_lease_left(world)
+            assert [end.code for end in peer.ended] == ["expired"]
+        await still_serves(world)
+
+
+async def test_one_lease_sent_twice_at_once_is_served_once(tmp_path):
+    async with open_world(tmp_path, provide=True) as world:
+        provider = world.node.provider
+        assert provider is not None
+        served = []
+        serve = provider._serve
+        provider._serve = lambda *arguments: (served.append(arguments), serve(*arguments))  # type: ignore[method-assign]
+        async with raw_peer(world) as peer:
+            lease = await peer.lease()
+            async with trio.open_nursery() as nursery:
+                for _ in range(3):
+                    nursery.start_soon(peer.offer, lease)
+            assert len(served) == 1
+            assert (await peer.send_task(lease, 0)).state == "accepted"
+
+
+async def test_two_leases_for_one_bid_are_one_lease(tmp_path):
+    async with open_world(tmp_path, provide=True) as world:
+        async with raw_peer(world) as peer:
+            lease = await peer.lease()
+            other = open_record(Lease, sign_record(peer.key, changed(lease.record, nonce=bytes(16))))
+            replies = []
+
+            async def offer(one: Opened[Lease]) -> None:
+                replies.append(await peer.offer(one))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(offer, lease)
+                nursery.start_soon(offer, other)
+            assert replies[0] == replies[1]
+        await no_lease_left(world)
+        await still_serves(world)
+
+
+async def test_a_connection_lost_while_a_lease_is_written_down_leaves_no_lease(tmp_path):
+    async with open_world(tmp_path, provide=True) as world:
+        async with raw_peer(world) as peer:
+
+            async def cut() -> None:
+                world.network.cut(peer.key.peer, world.node.key.peer)
+                await trio.sleep(0.05)
+
+            delay_commits(world.node, LeaseAgreed, cut)
+            with pytest.raises(Unreachable):
+                await peer.offer(await peer.lease())
+        await no_lease_left(world)
+
+
+async def test_a_declared_size_that_is_not_the_blobs(tmp_path):
+    """The blob is here from an earlier task; its size would decide whether it is read into memory."""
+    async with open_world(tmp_path, provide=True) as world:
+        async with raw_peer(world) as peer:
+            lease = await peer.lease()
+            await peer.offer(lease)
+            assert (await peer.send_task(lease, 0)).state == "accepted"
+            with pytest.raises(Refused, match="another size"):
+                await peer.send_task(lease, 1, data=None, size=3)
+        await still_serves(world)
+
+
+@pytest.mark.parametrize(
+    "failure", [WorkerUnavailable("no memory for a process"), OSError("the disk is gone")]
+)
+async def test_a_machine_that_cannot_make_workers_ends_leases_and_says_why(tmp_path, failure):
+    async with open_world(tmp_path, provide=True) as world:
+        world.supervisor.failure = failure
+        async with raw_peer(world) as peer:
+            await peer.offer(await peer.lease())
+            await no_lease_left(world)
+            await until(lambda: peer.ended)
+            assert peer.ended[0].code == ("worker-unavailable" if failure.args[0][0] == "n" else "internal")
+        world.supervisor.failure = None
+        await still_serves(world)
+
+
+async def test_an_agent_that_stops_tells_its_requesters(tmp_path):
+    async with open_world(tmp_path, provide=True) as world:
+        async with raw_peer(world) as peer:
+            await peer.offer(await peer.lease())
+            provider = world.node.provider
+            assert provider is not None
+            assert provider._nursery is not None
+            provider._nursery.cancel_scope.cancel()
+            await until(lambda: peer.ended)
+            assert peer.ended[0].code == "stopping"
+
+
+async def test_a_flood_of_orders_leaves_nothing_behind(tmp_path):
+    """Neither does it push out the bid of somebody else."""
+    async with open_world(tmp_path, provide=True) as world:
+        provider = world.node.provider
+        assert provider is not None
+        async with raw_peer(world) as patient, raw_peer(world) as flooder:
+            lease = await patient.lease()
+            for _ in range(150):
+                order = sign_record(flooder.key, make_order(flooder.key.peer))
+                await flooder.hub.request(world.node.key.peer, "order", OrderRequest(order), OrderReply)
+            assert len(provider._talks) <= 2
+            assert (await patient.offer(lease)).lease is not None
+
+
+async def test_who_does_not_countersign_gets_no_more_work_and_fills_no_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr("coppermesh.agent.result_outbox.MAX_OPEN", 3)
+
+    async def keep_silent(peer: PeerId, request: ResultRequest) -> ResultReply:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async with open_world(tmp_path, provide=True) as world:
+        async with raw_peer(world, {"result": (ResultRequest, keep_silent)}) as peer:
+            lease = await peer.lease()
+            await peer.offer(lease)
+            for number in range(3):
+                assert (await peer.send_task(lease, number)).state == "accepted"
+            await until(lambda: world.node.outbox.under_way == 3)
+            with pytest.raises(Refused, match="3 receipts wait"):
+                await peer.send_task(lease, 3)
+            assert world.node.store.statistics().pinned == 1, "three times the same output"
+        await still_serves(world)
+
+
+# A hostile provider
+
+
+OFFER = DeviceOffer(
+    device="cpu",
+    kind="cpu",
+    name="a stranger's",
+    rate=36_000,
+    unit="usd",
+    memory_bytes=1 << 30,
+    slots=1,
+    features=["array-programs"],
+    meter="none",
+    compute_capability=None,
+    uuid=None,
+    driver=None,
+    total_bytes=None,
+)
+
+
+def announce(key: PeerKey) -> AnnouncementReply:
+    record = Announcement(
+        version=1,
+        mesh=MESH,
+        peer=key.peer,
+        sequence=now_us(),
+        issued_us=now_us(),
+        expires_us=now_us() + 300_000_000,
+        software="test",
+        addresses=[],
+        devices=[OFFER],
+        isolation=[],
+        busy_slots=0,
+        paused=False,
+    )
+    return AnnouncementReply(sign_record(key, record), [])
+
+
+def make_bid(key: PeerKey, request: OrderRequest, life_us: int = 10**7) -> OrderReply:
+    order = open_record(Order, request.order)
+    bid = Bid(
+        version=1,
+        mesh=MESH,
+        provider=key.peer,
+        order=order.id,
+        nonce=random.randbytes(16),
+        issued_us=now_us(),
+        expires_us=now_us() + life_us,
+        device="cpu",
+        device_kind="cpu",
+        device_name="a stranger's",
+        memory_bytes=1 << 30,
+        rate=OFFER.rate,
+        unit="usd",
+        depth=8,
+    )
+    return OrderReply(sign_record(key, bid), None)
+
+
+class Seller:
+    """A provider that signs leases and takes tasks; what it sends back is up to the test."""
+
+    def __init__(self) -> None:
+        self.key = PeerKey.generate()
+        self.bid_life_us = 10**7
+        self.leases: list[Opened[Lease]] = []
+        self.tasks: list[Opened[Task]] = []
+        self.head = LaneHead()
+
+    def handlers(self) -> dict[str, Handler]:
+        return {
+            "announcement": (Nothing, self.on_announcement),
+            "order": (OrderRequest, self.on_order),
+            "lease": (LeaseRequest, self.on_lease),
+            "task": (TaskRequest, self.on_task),
+        }
+
+    async def on_announcement(self, peer: PeerId, request: Nothing) -> AnnouncementReply:
+        return announce(self.key)
+
+    async def on_order(self, peer: PeerId, request: OrderRequest) -> OrderReply:
+        return make_bid(self.key, request, self.bid_life_us)
+
+    async def on_lease(self, peer: PeerId, request: LeaseRequest) -> LeaseReply:
+        lease = open_record(Lease, request.lease)
+        self.leases.append(lease)
+        self.head = LaneHead()
+        return LeaseReply(sign_record(self.key, lease.record), None)
+
+    async def on_task(self, peer: PeerId, request: TaskRequest) -> TaskReply:
+        self.tasks.append(open_record(Task, request.task))
+        return TaskReply("accepted", [], "ok", "")
+
+    def receipt(self, task: Opened[Task], output: bytes) -> Opened[Receipt]:
+        """A receipt for `output` at the head of the lane, and the head moved on."""
+        (lease,) = [found for found in self.leases if found.id == task.record.lease]
+        facts = RunFacts("ok", "ok", [digest_of(output)], now_us(), now_us() + 1000, 1000, "a stranger's")
+        receipt = build_receipt(lease.record, task, self.head, facts, now_us())
+        opened = open_record(Receipt, sign_record(self.key, receipt))
+        self.head = self.head.after(opened)
+        return opened
+
+
+async def deliver(peer: RawPeer, receipt: Opened[Receipt], output: bytes) -> Countersignature:
+    root = digest_of(output)
+    request = ResultRequest(receipt.signed, [BlobInfo(root, len(output))], [InlineBlob(root, output)], "", "")
+    reply = await peer.hub.request(peer.node.key.peer, "result", request, ResultReply)
+    return open_record(Countersignature, reply.countersignature, signer=peer.node.key.peer).record
+
+
+async def submit(node: Node, **options: object) -> bytes:
+    recording = trace(xp.asarray(np.zeros(2, dtype=np.float32)) + 1)
+    data = [recording.program, *(array.tobytes() for array in recording.inputs)]
+    infos = [BlobInfo(digest_of(item), len(item)) for item in data]
+    blobs = [Blob(info.root, item) for info, item in zip(infos, data, strict=True)]
+    chosen = replace(JobOptions(deadline_s=10.0, wall_limit_s=1.0), **options)
+    call = SubmitCall([TaskSpec(infos[0].root, infos[1:])], blobs, json.dumps(asdict(chosen)))
+    return (await node.requester.submit(call)).job
+
+
+async def end_of(node: Node, job: bytes) -> JobEvent:
+    seen: list[JobEvent] = []
+    while not seen or seen[-1].kind not in ("finished", "failed"):
+        seen += (await node.requester.wait(WaitCall(job, len(seen)))).events
+    return seen[-1]
+
+
+GOOD = np.ones(2, dtype=np.float32).tobytes()
+
+
+async def test_a_bid_that_expires_before_it_is_taken(tmp_path):
+    """It answers an order at once, with a bid that is over when the window for bids closes."""
+    seller = Seller()
+    seller.bid_life_us = 50_000
+    silent = Seller()
+
+    async def keep_silent(peer: PeerId, request: OrderRequest) -> OrderReply:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async with open_world(tmp_path, provide=False) as world:
+        async with (
+            raw_peer(world, seller.handlers(), seller.key),
+            raw_peer(world, {**silent.handlers(), "order": (OrderRequest, keep_silent)}, silent.key),
+        ):
+            await until(lambda: len(world.node.book.current(now_us())) == 2)
+            ended = await end_of(world.node, await submit(world.node, deadline_s=3.0))
+            assert json.loads(ended.text)["code"] == "no-provider"
+            assert not seller.leases
+
+
+async def test_a_refusal_that_crosses_the_result_does_not_pay_twice(tmp_path):
+    """The seller delivers, and refuses the same task while its receipt is on its way to the disk."""
+    async with open_world(tmp_path, provide=False) as world:
+        seller = Seller()
+        refuse = trio.Event()
+
+        async def on_task(peer: PeerId, request: TaskRequest) -> TaskReply:
+            seller.tasks.append(open_record(Task, request.task))
+            await refuse.wait()
+            raise Refused("busy", "changed my mind")
+
+        async def settle_slowly() -> None:
+            refuse.set()
+            await trio.sleep(0.1)
+
+        handlers = {**seller.handlers(), "task": (TaskRequest, on_task)}
+        async with raw_peer(world, handlers, seller.key) as peer:
+            await until(lambda: world.node.book.get(seller.key.peer))
+            delay_commits(world.node, ReceiptSettled, settle_slowly)
+            job = await submit(world.node)
+            await until(lambda: seller.tasks)
+            answer = await deliver(peer, seller.receipt(seller.tasks[0], GOOD), GOOD)
+            assert answer.verdict == "accepted"
+            assert (await end_of(world.node, job)).kind == "finished"
+            assert len(seller.tasks) == 1, "it was paid for, so it is not tried again"
+
+
+async def test_a_second_receipt_after_a_dispute_is_not_paid(tmp_path):
+    async with open_world(tmp_path, provide=False) as world:
+        seller = Seller()
+        async with raw_peer(world, seller.handlers(), seller.key) as peer:
+            await until(lambda: world.node.book.get(seller.key.peer))
+            job = await submit(world.node, deadline_s=2.0)
+            await until(lambda: seller.tasks)
+            first = await deliver(peer, seller.receipt(seller.tasks[0], b"short"), b"short")
+            assert (first.verdict, first.code) == ("disputed", "outputs-mismatch")
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            again = await deliver(peer, seller.receipt(seller.tasks[0], b"anything"), b"anything")
+            assert (again.verdict, again.code) == ("disputed", "already-answered")
+            assert (await end_of(world.node, job)).kind == "failed"
+            assert not any(line.owed_by_me for line in await world.node.ledger.balances())
+
+
+async def test_a_receipt_for_nothing_of_ours_is_refused_without_blame(tmp_path):
+    """A home that lost its ledger meets its old provider."""
+    async with open_world(tmp_path, provide=False) as world:
+        seller = Seller()
+        async with raw_peer(world, seller.handlers(), seller.key) as peer:
+            await until(lambda: world.node.book.get(seller.key.peer))
+            await submit(world.node)
+            await until(lambda: seller.tasks)
+            stranger = PeerKey.generate()
+            unknown = changed(seller.tasks[0].record, number=99, requester=stranger.peer)
+            receipt = seller.receipt(open_record(Task, sign_record(stranger, unknown)), GOOD)
+            with pytest.raises(Refused, match="no such lease or task"):
+                await deliver(peer, receipt, GOOD)
+            assert world.node.key.peer in peer.hub.peers()
+
+
+async def test_a_lease_cancelled_as_the_connection_goes_is_lost_once_and_the_task_moves(tmp_path):
+    """The cancel's handler dies with its channel, in the middle of a receipt's commit."""
+    async with open_world(tmp_path, provide=False) as world:
+        seller = Seller()
+        async with raw_peer(world, seller.handlers(), seller.key) as peer:
+            await until(lambda: world.node.book.get(seller.key.peer))
+            await submit(world.node)
+            await until(lambda: seller.tasks)
+            (lease,) = seller.leases
+            held = world.node.requester.find_lease(lease.id)
+            assert held is not None
+            (attempt,) = held.outstanding.values()
+            attempt.begin_settling()
+            request = CancelRequest(lease.id, None, "expired", "time is over")
+            await peer.hub.request(world.node.key.peer, "cancel", request, Nothing)
+            world.network.cut(seller.key.peer, world.node.key.peer)
+            await until(lambda: not world.node.hub.peers())
+            attempt.end_settling()
+            await until(lambda: attempt.outcome is not None and not world.node.requester.leases)
+            assert world.node.requester._dispatcher.counts().leases == 0
+
+
+async def test_a_seller_that_takes_leases_and_ends_them_is_put_back(tmp_path):
+    """With a code that would excuse it, it could fail the job by coming back five times."""
+    async with open_world(tmp_path, provide=False) as world:
+        seller = Seller()
+
+        async def on_task(peer: PeerId, request: TaskRequest) -> TaskReply:
+            task = open_record(Task, request.task)
+            seller.tasks.append(task)
+            cancel = CancelRequest(task.record.lease, None, "expired", "no more")
+            await raw.hub.request(peer, "cancel", cancel, Nothing)
+            return TaskReply("accepted", [], "ok", "")
+
+        handlers = {**seller.handlers(), "task": (TaskRequest, on_task)}
+        async with raw_peer(world, handlers, seller.key) as raw:
+            await until(lambda: world.node.book.get(seller.key.peer))
+            ended = await end_of(world.node, await submit(world.node, deadline_s=2.0))
+            assert json.loads(ended.text)["code"] == "deadline"
+            assert len(seller.tasks) == 1
+
+
+async def test_outputs_that_cannot_be_kept_here_end_the_job_and_blame_nobody(tmp_path):
+    async with open_world(tmp_path, provide=False) as world:
+        seller = Seller()
+        async with raw_peer(world, seller.handlers(), seller.key) as peer:
+            await until(lambda: world.node.book.get(seller.key.peer))
+            job = await submit(world.node)
+            await until(lambda: seller.tasks)
+
+            async def full(scope: object, blobs: Sequence[tuple[Digest, bytes]]) -> None:
+                raise OSError(28, "No space left on device")
+
+            world.node.store.put_many = full  # type: ignore[method-assign,assignment]
+            with pytest.raises(Refused, match="cannot keep the outputs"):
+                await deliver(peer, seller.receipt(seller.tasks[0], GOOD), GOOD)
+            failure = json.loads((await end_of(world.node, job)).text)
+            assert "cannot be kept here" in failure["sentence"]
+            assert not await world.node.ledger.evidence()
