@@ -19,6 +19,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from coppermesh.agent import screens
 from coppermesh.agent.dask_scheduler import compute_graph
 from coppermesh.agent.executor import MeshExecutor
 from coppermesh.agent.home import Home, default_home
@@ -79,6 +80,7 @@ class JobFailed(MeshError):
     """
 
     def __init__(self, job: str, code: str, sentence: str, detail: str = "", line: str = "") -> None:
+        detail = screens.printable(detail)  # a stranger's text on its way to a terminal
         text = "\n".join(part for part in (sentence, line and f"  recorded at {line}", detail) if part)
         super().__init__(f"{text}\n(code {code}; the whole story: coppermesh explain {job[:8]})")
         self.job = job
@@ -175,12 +177,19 @@ class Job:
         return True
 
     def _poll(self) -> list[JobEvent]:
-        if self._link is None:
-            self._link = self._mesh.link(timeout_s=WAIT_SECONDS + 30.0)
+        if self._link is not None:
+            try:
+                return self._ask(self._link)
+            except AgentUnavailable:
+                pass  # the agent hangs up on a connection that was idle for a minute; it may well live
+        self._link = self._mesh.link(timeout_s=WAIT_SECONDS + 30.0)
+        return self._ask(self._link)
+
+    def _ask(self, link: LocalLink) -> list[JobEvent]:
         try:
-            return self._link.call("wait", WaitCall(self._job, self._seen), WaitAnswer).events
+            return link.call("wait", WaitCall(self._job, self._seen), WaitAnswer).events
         except BaseException:
-            self._link.close()
+            link.close()
             self._link = None
             raise
 

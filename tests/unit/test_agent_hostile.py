@@ -18,7 +18,7 @@ import trio
 import trio.testing
 
 import coppermesh.exec.xp as xp  # noqa: PLR0402 - a namespace module, as users import it
-from coppermesh.agent.client import JobOptions
+from coppermesh.agent.client import JobFailed, JobOptions
 from coppermesh.agent.clock import now_us
 from coppermesh.agent.config import Config
 from coppermesh.agent.home import Home
@@ -693,3 +693,11 @@ async def test_outputs_that_cannot_be_kept_here_end_the_job_and_blame_nobody(tmp
             failure = json.loads((await end_of(world.node, job)).text)
             assert "cannot be kept here" in failure["sentence"]
             assert not await world.node.ledger.evidence()
+
+
+def test_what_a_strangers_compiler_printed_does_not_steer_the_terminal():
+    failure = JobFailed(
+        "0" * 32, "kernel-compile", "the kernel does not compile", "line 1\n\x1b]0;owned\x07\x1b[2J"
+    )
+    assert "\x1b" not in str(failure) + failure.detail
+    assert "line 1\n" in str(failure)
