@@ -37,7 +37,9 @@ class Estimate:
     output_bytes: int
     input_bytes: int
     flops: float
+    """A loop counts once for each step."""
     nodes: int
+    """As written: the nodes of a loop's body count once."""
 
 
 def last_uses(checked: CheckedProgram) -> list[int]:
@@ -59,16 +61,17 @@ def estimate(checked: CheckedProgram) -> Estimate:
     input_count = len(checked.input_specs)
     input_bytes = sum(sizes[:input_count])
     held, peak, peak_node = input_bytes, input_bytes, None
-    flops = 0.0
+    flops, nodes = 0.0, 0
     for number, checked_node in enumerate(checked.nodes):
         flops += checked_node.operation.cost(checked_node.call, checked_node.results)
+        nodes += 1 if checked_node.call.body is None else 1 + checked_node.call.body.estimate.nodes
         held += sum(spec.nbytes for spec in checked_node.results)
         now = held + _scratch(checked_node)
         if now > peak:
             peak, peak_node = now, number
         held -= sum(sizes[value] for value in released_after(checked_node, number, last, input_count))
     output_bytes = sum(spec.nbytes for spec in checked.output_specs)
-    return Estimate(peak, peak_node, output_bytes, input_bytes, flops, len(checked.nodes))
+    return Estimate(peak, peak_node, output_bytes, input_bytes, flops, nodes)
 
 
 def _scratch(checked_node: CheckedNode) -> int:

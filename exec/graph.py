@@ -14,7 +14,7 @@ import numpy as np
 
 from coppermesh.exec.operations import Call
 from coppermesh.exec.program import ArraySpec, AttributeValue, KernelSource, Scalar
-from coppermesh.exec.schema import infer, scalar_spec
+from coppermesh.exec.schema import checked_body, infer, scalar_spec
 
 INPUT = "input"
 """The `op` of a node that stands for data of the client."""
@@ -32,7 +32,7 @@ class RecordedNode:
     def __init__(
         self,
         op: str,
-        args: tuple["Operand", ...],
+        args: tuple["Operand | bytes", ...],
         attrs: Mapping[str, AttributeValue],
         results: tuple[ArraySpec, ...],
         source: SourceLine,
@@ -76,15 +76,20 @@ class Handle:
 
 def record(
     op: str,
-    args: Sequence[Operand],
+    args: Sequence[Operand | bytes],
     attrs: Mapping[str, AttributeValue] | None = None,
     kernel: KernelSource | None = None,
 ) -> tuple[Value, ...]:
-    """A new node and its results. Raises ProgramInvalid where the operation does not take such arguments."""
+    """A new node and its results; bytes among `args` are a loop's body, and come first.
+
+    Raises ProgramInvalid where the operation does not take such arguments.
+    """
     checked_attrs = {} if attrs is None else attrs
-    specs = [operand_spec(argument) for argument in args]
-    scalars = [argument if isinstance(argument, Scalar) else None for argument in args]
-    results = infer(op, Call(specs, checked_attrs, scalars, kernel))
+    body = checked_body(args[0]) if args and isinstance(args[0], bytes) else None
+    arrays = [argument for argument in args if not isinstance(argument, bytes)]
+    specs = [operand_spec(argument) for argument in arrays]
+    scalars = [argument if isinstance(argument, Scalar) else None for argument in arrays]
+    results = infer(op, Call(specs, checked_attrs, scalars, kernel, body))
     node = RecordedNode(op, tuple(args), checked_attrs, results, caller(), kernel=kernel)
     return tuple(Value(node, position) for position in range(len(results)))
 

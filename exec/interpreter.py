@@ -19,6 +19,8 @@ from coppermesh.exec.program import ArraySpec, Scalar
 from coppermesh.exec.schema import CheckedNode, CheckedProgram
 from coppermesh.exec.shapes import as_python_index
 
+Watch = Callable[[int, Sequence[Any]], None]
+"""Is shown each node's number and results, to look at and not to keep."""
 KernelRunner = Callable[[CheckedNode, Sequence[Any], Sequence[bool]], Sequence[Any]]
 """Runs a kernel node on its arguments; for each argument whether its memory may be written. Gives the results."""
 
@@ -47,6 +49,10 @@ class Holdings:
         self.arrays[value] = array
         if pinned:
             self._pinned.add(key)
+
+    def lend(self, size: int) -> None:
+        """Count `size` bytes that are held for a moment beside the live values."""
+        self.peak_bytes = max(self.peak_bytes, self._held_bytes + size)
 
     def drop(self, value: int) -> None:
         """Let go of `value`."""
@@ -82,14 +88,26 @@ class Interpreter:
         self._table = table
         self._run_kernel = run_kernel
 
-    def run(self, checked: CheckedProgram, inputs: Sequence[Any]) -> tuple[list[Any], int]:
-        """The outputs (as they come: views, any layout) and the peak of held bytes. Raises RunFailed, ExecError."""
+    def run(
+        self,
+        checked: CheckedProgram,
+        inputs: Sequence[Any],
+        given: Sequence[int] = (),
+        watch: Watch | None = None,
+    ) -> tuple[list[Any], int]:
+        """The outputs (as they come: views, any layout) and the peak of held bytes.
+
+        Inputs are not written, but for those whose number is in `given`. `watch` sees each node's results before a
+        later node may write into their memory. Raises RunFailed, ExecError.
+        """
         holdings = Holdings(len(checked.values))
         last = last_uses(checked)
         for number, array in enumerate(inputs):
-            holdings.put(number, array, pinned=True)
+            holdings.put(number, array, pinned=number not in given)
         for number, checked_node in enumerate(checked.nodes):
             results = self._run_node(number, checked_node, holdings, last)
+            if watch is not None:
+                watch(number, results)
             for position, array in enumerate(results):
                 holdings.put(checked_node.first + position, array)
             for value in released_after(checked_node, number, last, len(inputs)):
@@ -118,6 +136,7 @@ class Interpreter:
         arrays = [
             argument.value() if isinstance(argument, Scalar) else holdings.arrays[argument]
             for argument in node.args
+            if not isinstance(argument, bytes)
         ]
         function = self._table.get(node.op)
         if function is not None:
@@ -132,9 +151,38 @@ class Interpreter:
             and holdings.is_alone(argument)
             for argument in node.args
         ]
+        if node.op == "scan":
+            return self._scan(checked_node, arrays, holdings)
         if node.op in _ASSIGNMENTS:
             return [self._assign(node.op, arrays, node.attrs, writable[0])]
         return list(self._run_kernel(checked_node, arrays, writable))
+
+    def _scan(self, checked_node: CheckedNode, arrays: Sequence[Any], holdings: Holdings) -> list[Any]:
+        attrs: Any = checked_node.node.attrs
+        body = checked_node.call.body
+        assert body is not None  # the checker put it there
+        carries, scanned = attrs["carries"], attrs["scanned"]
+        state, constants = list(arrays[:carries]), list(arrays[carries + scanned :])
+        stacks = [self._library.empty(s.shape, s.numpy_dtype) for s in checked_node.results[carries:]]
+        for step in range(attrs["length"]):
+            elements = [self._private(array[step, ...]) for array in arrays[carries : carries + scanned]]
+            given = range(
+                carries if step else 0
+            )  # the first state is the caller's, later ones are the loop's own
+            try:
+                results, peak = self.run(body.checked, [*state, *elements, *constants], given)
+            except RunFailed as error:
+                sentence = f"step {step} of the loop: {error.sentence}"
+                raise RunFailed(sentence, code=error.code, detail=error.detail) from error
+            holdings.lend(peak + body.estimate.output_bytes)
+            state = [self._private(array) for array in results[:carries]]
+            for stack, array in zip(stacks, results[carries:], strict=True):
+                stack[step, ...] = array
+        return state + stacks
+
+    def _private(self, array: Any) -> Any:
+        """An array that owns its memory."""
+        return array if array.base is None else self._library.array(array, order="C", copy=True)
 
     def _assign(self, op: str, arrays: Sequence[Any], attrs: Any, writable: bool) -> Any:
         target = arrays[0] if writable else self._library.array(arrays[0], order="C", copy=True)

@@ -11,13 +11,14 @@ meaning has one encoding and a runtime needs no promotion rules of its own.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from coppermesh.exec import dtypes
 from coppermesh.exec.program import ArraySpec, AttributeValue, KernelSource, Scalar
-from coppermesh.exec.shapes import (
-    refuse,
-)
+from coppermesh.exec.shapes import refuse
+
+if TYPE_CHECKING:
+    from coppermesh.exec.schema import CheckedBody
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,8 @@ class Call:
     scalars: Sequence[Scalar | None] = ()
     """For each argument the constant written in place, or None; given for kernels, which treat the two apart."""
     kernel: KernelSource | None = None
+    body: "CheckedBody | None" = None
+    """The checked program of a loop's body."""
 
     # The attributes by type: the attribute check ran before any rule, the asserts only tell the type checker.
 
@@ -80,6 +83,8 @@ class Operation:
     cost: Cost
     scratch: float = 0.0
     """Working memory beyond arguments and results, as a multiple of the arguments' bytes."""
+    takes_body: bool = False
+    """Whether the first argument is a program: the body of a loop. It is not among the call's specs."""
     workspace: Workspace | None = None
     """Further working memory in bytes, where it is no multiple of the arguments."""
 
@@ -95,10 +100,11 @@ def define(
     attrs: Mapping[str, AttributeCheck] | None = None,
     scratch: float = 0.0,
     workspace: Workspace | None = None,
+    takes_body: bool = False,
 ) -> None:
     """Add one operation to the table."""
     bounds = (arity, arity) if isinstance(arity, int) else arity
-    OPERATIONS[name] = Operation(name, bounds, attrs or {}, rule, cost, scratch, workspace)
+    OPERATIONS[name] = Operation(name, bounds, attrs or {}, rule, cost, scratch, takes_body, workspace)
 
 
 # Attribute checks: types and enumerations. Ranges are the rules' business, which know the shapes.

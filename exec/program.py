@@ -3,7 +3,8 @@
 A program is a list of nodes in an order in which each uses only what came before. Values are numbered: first the
 inputs, then the results of each node in turn (most nodes have one; a kernel has one per array it writes). An argument
 is the number of a value, or a small typed constant written in place. Everything else a node needs is in its
-attributes: integers, booleans, strings from fixed sets, and lists of integers. There is no host-language code, no
+attributes: integers, booleans, strings from fixed sets, and lists of integers. A loop's first argument is its body:
+the canonical bytes of a program. There is no host-language code, no
 object, no float (a constant is the bytes of its element), no path.
 
 The canonical bytes are the program's identity: the same code on the same shapes records the same bytes, so a provider
@@ -36,6 +37,9 @@ MAX_KERNELS: Final = 256
 MAX_ARGUMENTS: Final = 128
 MAX_DIMENSIONS: Final = 32
 MAX_SOURCE_CHARACTERS: Final = 256 * 1024
+
+MAX_BODY_BYTES: Final = 1024 * 1024
+MAX_BODY_DEPTH: Final = 4
 
 Size = Annotated[int, Meta(ge=0, lt=1 << 62)]
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -107,7 +111,7 @@ class KernelSource(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_
     texts: Annotated[tuple[Annotated[str, Meta(max_length=MAX_SOURCE_CHARACTERS)], ...], Meta(max_length=8)]
 
 
-Argument = Annotated[int, Meta(ge=0, lt=1 << 32)] | Scalar
+Argument = Annotated[int, Meta(ge=0, lt=1 << 32)] | Annotated[bytes, Meta(max_length=MAX_BODY_BYTES)] | Scalar
 
 
 class Node(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):

@@ -8,6 +8,7 @@ every node once, in order, without recursion, and holds no array: time is linear
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from coppermesh.exec import (
     kernel_rules,
@@ -16,12 +17,14 @@ from coppermesh.exec import (
     rules_linalg,
     rules_products,
     rules_reductions,
+    rules_scan,
     rules_windows,
 )
 from coppermesh.exec.dtypes import ITEMSIZES, NUMPY_DTYPES
 from coppermesh.exec.errors import ProgramInvalid
 from coppermesh.exec.operations import OPERATIONS, Call, Operation
 from coppermesh.exec.program import (
+    MAX_BODY_DEPTH,
     MAX_INPUTS,
     MAX_KERNELS,
     MAX_NODES,
@@ -31,8 +34,12 @@ from coppermesh.exec.program import (
     Node,
     Program,
     Scalar,
+    decode_program,
 )
 from coppermesh.exec.shapes import array_spec
+
+if TYPE_CHECKING:
+    from coppermesh.exec.budget import Estimate
 
 # Each of these modules fills its part of the table when it is imported.
 _RULES = (
@@ -42,6 +49,7 @@ _RULES = (
     rules_linalg,
     rules_products,
     rules_reductions,
+    rules_scan,
     rules_windows,
 )
 
@@ -74,11 +82,49 @@ class CheckedProgram:
     """What a provider must offer to run it."""
 
 
+@dataclass(frozen=True, slots=True)
+class CheckedBody:
+    """The body of a loop: checked, and its cost for one step."""
+
+    checked: CheckedProgram
+    estimate: "Estimate"
+
+    @property
+    def input_specs(self) -> list[ArraySpec]:
+        """Carried values, one element of each scanned array, constants."""
+        return self.checked.input_specs
+
+    @property
+    def output_specs(self) -> list[ArraySpec]:
+        """Carried values, one element of each stacked result."""
+        return self.checked.output_specs
+
+
+def checked_body(data: bytes, depth: int = 0) -> CheckedBody:
+    """The body of a loop from its bytes. `depth` counts the bodies around the loop.
+
+    Raises ProgramInvalid; the node's number in it, where there is one, is of the body's nodes.
+    """
+    from coppermesh.exec.budget import estimate  # built on this module
+
+    if depth >= MAX_BODY_DEPTH:
+        raise ProgramInvalid("scan-depth", f"loops may be nested {MAX_BODY_DEPTH} deep")
+    body = decode_program(data)
+    if body.kernels:
+        raise ProgramInvalid("scan-kernel", "the body of a loop holds a CUDA kernel")
+    checked = check_program(body, depth + 1)
+    return CheckedBody(checked, estimate(checked))
+
+
 def infer(call_op: str, call: Call) -> tuple[ArraySpec, ...]:
     """Result specs of one operation on arguments of these specs. Raises ProgramInvalid without a node number."""
     operation = OPERATIONS.get(call_op)
     if operation is None:
         raise ProgramInvalid("unknown-operation", f"operation {call_op[:40]!r} is not known")
+    if operation.takes_body != (call.body is not None):
+        raise ProgramInvalid(
+            "bad-argument", "a loop's body as the first argument belongs to loops, and only there"
+        )
     low, high = operation.arity
     if not low <= len(call.specs) <= high:
         raise ProgramInvalid("bad-argument", f"takes {low} to {high} arguments, {len(call.specs)} were given")
@@ -94,8 +140,8 @@ def infer(call_op: str, call: Call) -> tuple[ArraySpec, ...]:
     return (result,) if isinstance(result, ArraySpec) else result
 
 
-def check_program(program: Program) -> CheckedProgram:
-    """Check everything but sizes (see `budget`). Raises ProgramInvalid naming the node."""
+def check_program(program: Program, depth: int = 0) -> CheckedProgram:
+    """Check everything but sizes (see `budget`); `depth` is that of a loop's body. Raises ProgramInvalid."""
     _check_counts(program)
     for number, kernel in enumerate(program.kernels):
         _check_kernel(number, kernel)
@@ -104,7 +150,7 @@ def check_program(program: Program) -> CheckedProgram:
     used_kernels: set[int] = set()
     for number, node in enumerate(program.nodes):
         try:
-            checked = _check_node(node, values, program.kernels)
+            checked = _check_node(node, values, program.kernels, depth)
         except ProgramInvalid as error:
             raise ProgramInvalid(
                 error.code, f"node {number} ({node.op[:32]}): {error.sentence}", number
@@ -158,11 +204,18 @@ def _checked_input(number: int, spec: ArraySpec) -> ArraySpec:
         raise ProgramInvalid(error.code, f"input {number}: {error.sentence}") from error
 
 
-def _check_node(node: Node, values: Sequence[ArraySpec], kernels: Sequence[KernelSource]) -> CheckedNode:
+def _check_node(
+    node: Node, values: Sequence[ArraySpec], kernels: Sequence[KernelSource], depth: int
+) -> CheckedNode:
     specs: list[ArraySpec] = []
     scalars: list[Scalar | None] = []
-    for argument in node.args:
-        if isinstance(argument, Scalar):
+    body = None
+    for position, argument in enumerate(node.args):
+        if isinstance(argument, bytes):
+            if position:
+                raise ProgramInvalid("bad-argument", "the body of a loop is its first argument")
+            body = checked_body(argument, depth)
+        elif isinstance(argument, Scalar):
             specs.append(scalar_spec(argument))
             scalars.append(argument)
         elif 0 <= argument < len(values):
@@ -178,7 +231,7 @@ def _check_node(node: Node, values: Sequence[ArraySpec], kernels: Sequence[Kerne
         if not 0 <= number < len(kernels):
             raise ProgramInvalid("bad-reference", f"kernel {number} is not in the program")
         kernel = kernels[number]
-    call = Call(specs, node.attrs, scalars, kernel)
+    call = Call(specs, node.attrs, scalars, kernel, body)
     results = infer(node.op, call)
     return CheckedNode(node, OPERATIONS[node.op], len(values), call, results)
 

@@ -53,7 +53,7 @@ def trace(*arrays: Handle, placeholders: Sequence[Value] = ()) -> Recording:
     if not arrays:
         raise ProgramInvalid("no-outputs", "nothing to compute: pass at least one array")
     roots = [_value_of(array) for array in arrays]
-    order = _needed_nodes([root.node for root in roots])
+    order = needed_nodes([root.node for root in roots])
     inputs = [node for node in order if node.op == INPUT]
     nodes = [node for node in order if node.op != INPUT]
     first: dict[int, int] = {}
@@ -66,7 +66,7 @@ def trace(*arrays: Handle, placeholders: Sequence[Value] = ()) -> Recording:
         version=1,
         inputs=tuple(node.results[0] for node in inputs),
         kernels=(),
-        nodes=tuple(_program_node(node, first, kernels) for node in nodes),
+        nodes=tuple(program_node(node, first, kernels) for node in nodes),
         outputs=tuple(first[id(root.node)] + root.position for root in roots),
     )
     program = Program(program.version, program.inputs, tuple(kernels), program.nodes, program.outputs)
@@ -103,7 +103,7 @@ def _value_of(array: Any) -> Value:
     return array.recorded
 
 
-def _needed_nodes(roots: list[RecordedNode]) -> list[RecordedNode]:
+def needed_nodes(roots: list[RecordedNode]) -> list[RecordedNode]:
     """Every node that the roots need, each after what it uses, arguments left to right. Never recurses."""
     order: list[RecordedNode] = []
     done: set[int] = set()
@@ -126,9 +126,11 @@ def _needed_nodes(roots: list[RecordedNode]) -> list[RecordedNode]:
     return order
 
 
-def _program_node(node: RecordedNode, first: dict[int, int], kernels: dict[KernelSource, int]) -> Node:
-    def number(operand: Operand) -> int | Scalar:
-        return operand if isinstance(operand, Scalar) else first[id(operand.node)] + operand.position
+def program_node(node: RecordedNode, first: dict[int, int], kernels: dict[KernelSource, int]) -> Node:
+    """The node as a program writes it; `first` gives the number of each node's first result."""
+
+    def number(operand: Operand | bytes) -> int | bytes | Scalar:
+        return first[id(operand.node)] + operand.position if isinstance(operand, Value) else operand
 
     attrs = dict(sorted(node.attrs.items()))
     if node.kernel is not None:

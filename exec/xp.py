@@ -11,7 +11,8 @@ values only after `mesh.compute`.
 ((2,), dtype('float64'))
 
 The functions live in `xp_creation`, `xp_elementwise`, `xp_reductions`, `xp_arrangement`, `xp_products`,
-`xp_sets`, `xp_inspection`, `xp_linalg` and `xp_fft`; beyond the standard in `xp_windows` and `xp_random`.
+`xp_sets`, `xp_inspection`, `xp_linalg` and `xp_fft`; beyond the standard in `xp_windows`, `xp_random`
+and `xp_scan`.
 """
 
 import numpy as np
@@ -173,6 +174,7 @@ from coppermesh.exec.xp_reductions import prod as prod
 from coppermesh.exec.xp_reductions import std as std
 from coppermesh.exec.xp_reductions import sum as sum
 from coppermesh.exec.xp_reductions import var as var
+from coppermesh.exec.xp_scan import scan as scan
 from coppermesh.exec.xp_sets import nonzero as nonzero
 from coppermesh.exec.xp_sets import unique_all as unique_all
 from coppermesh.exec.xp_sets import unique_counts as unique_counts

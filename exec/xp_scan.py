@@ -1,0 +1,155 @@
+"""`xp.scan`: a loop that is one node, however long it runs.
+
+>>> from coppermesh.exec import xp
+>>> total, running = xp.scan(lambda total, x: (total + x, total), xp.zeros(()), xp.arange(1000.0))
+>>> running.shape
+(1000,)
+
+The body is called once, with arrays that stand for one step's values, and recorded as a program of its own. What it
+uses from outside and what does not change from step to step is computed once, before the loop.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from coppermesh.exec import barrier
+from coppermesh.exec.graph import Handle, RecordedNode, Value, record
+from coppermesh.exec.program import VERSION, ArraySpec, Attributes, Program, encode_program
+from coppermesh.exec.promotion import as_value
+from coppermesh.exec.recorder import Array
+from coppermesh.exec.tracing import needed_nodes, placeholder, program_node
+
+Tree = Any
+"""An array, None, or a tuple, list or dict of trees."""
+
+
+def scan(
+    body: Callable[[Tree, Tree], tuple[Tree, Tree]],
+    carry: Tree,
+    xs: Tree = None,
+    /,
+    *,
+    length: int | None = None,
+) -> tuple[Tree, Tree]:
+    """`carry, y = body(carry, x)` for each `x` of `xs` along the first axis; gives the last carry and all `y` stacked.
+
+    `carry`, `xs` and `y` are arrays, None, or tuples, lists and dicts of these; the carry keeps its structure, shapes
+    and dtypes. `length` is needed where `xs` has no array. Raises ProgramInvalid (`scan-growth`) for a carry that
+    changes, NeedsValue where the body asks for a value.
+    """
+    carried, scanned = _leaves(carry), _leaves(xs)
+    steps = _length(scanned, length)
+    parameters = [placeholder(value.spec) for value in carried]
+    parameters += [placeholder(ArraySpec(value.spec.dtype, value.spec.shape[1:])) for value in scanned]
+    handles = [Array(value) for value in parameters]
+    with barrier.evaluator(None):
+        result = body(_like(carry, handles[: len(carried)]), _like(xs, handles[len(carried) :]))
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise TypeError("the body of a scan returns two things: the carry, and what to stack (or None)")
+    next_carry, stacked = result
+    if _structure(next_carry) != _structure(carry):
+        raise TypeError(f"the carry goes in as {_structure(carry)} and comes out as {_structure(next_carry)}")
+    outputs = [*_leaves(next_carry), *_leaves(stacked)]
+    program, constants = _body_program(parameters, outputs)
+    attrs: Attributes = {
+        "carries": len(carried),
+        "length": steps,
+        "scanned": len(scanned),
+    }
+    results = [Array(value) for value in record("scan", [program, *carried, *scanned, *constants], attrs)]
+    return _like(carry, results[: len(carried)]), _like(stacked, results[len(carried) :])
+
+
+def _length(scanned: Sequence[Value], length: int | None) -> int:
+    lengths = {value.spec.shape[0] if value.spec.ndim else None for value in scanned}
+    if length is not None:
+        lengths.add(int(length))
+    if len(lengths) != 1 or None in lengths:
+        raise ValueError(
+            f"a scan needs arrays of one length along their first axis, or length=; it has {lengths}"
+        )
+    [only] = lengths
+    assert only is not None
+    return only
+
+
+def _body_program(parameters: list[Value], outputs: list[Value]) -> tuple[bytes, list[Value]]:
+    """The program from parameters to outputs, and the values from outside that are its further inputs."""
+    inside = {id(value.node) for value in parameters}
+    nodes: list[RecordedNode] = []
+    for node in needed_nodes([value.node for value in outputs]):
+        if any(isinstance(argument, Value) and id(argument.node) in inside for argument in node.args):
+            inside.add(id(node))
+            nodes.append(node)
+            if node.kernel is not None:
+                raise TypeError(
+                    "a CUDA kernel cannot be part of a scan's body; call it outside, or unroll the loop"
+                )
+    constants: dict[tuple[int, int], Value] = {}
+    for value in [
+        argument for node in nodes for argument in node.args if isinstance(argument, Value)
+    ] + outputs:
+        if id(value.node) not in inside:
+            constants.setdefault((id(value.node), value.position), value)
+    # A value from outside becomes an input of the body; the nodes that use it refer to that input instead.
+    stand_ins = {key: placeholder(value.spec) for key, value in constants.items()}
+    first: dict[int, int] = {}
+    inputs = [*parameters, *stand_ins.values()]
+    for number, value in enumerate(inputs):
+        first[id(value.node)] = number
+    count = len(inputs)
+    moved: list[RecordedNode] = []
+    for node in nodes:
+        args = tuple(
+            stand_ins.get((id(a.node), a.position), a) if isinstance(a, Value) else a for a in node.args
+        )
+        moved.append(RecordedNode(node.op, args, node.attrs, node.results, node.source))
+        first[id(node)] = count
+        count += len(node.results)
+    numbered = [stand_ins.get((id(value.node), value.position), value) for value in outputs]
+    program = Program(
+        version=VERSION,
+        inputs=tuple(value.spec for value in inputs),
+        kernels=(),
+        nodes=tuple(program_node(node, first, {}) for node in moved),
+        outputs=tuple(first[id(value.node)] + value.position for value in numbered),
+    )
+    return encode_program(program), list(constants.values())
+
+
+def _leaves(tree: Tree) -> list[Value]:
+    if tree is None:
+        return []
+    if isinstance(tree, dict):
+        return [leaf for key in sorted(tree) for leaf in _leaves(tree[key])]
+    if isinstance(tree, tuple | list) and not isinstance(tree, Handle):
+        return [leaf for item in tree for leaf in _leaves(item)]
+    return [as_value(tree)]
+
+
+def _structure(tree: Tree) -> Any:
+    if tree is None:
+        return None
+    if isinstance(tree, dict):
+        return {key: _structure(tree[key]) for key in sorted(tree)}
+    if isinstance(tree, tuple | list):
+        return [type(tree).__name__, *map(_structure, tree)]
+    return "array"
+
+
+def _like(tree: Tree, leaves: Sequence[Array]) -> Tree:
+    """The tree with these arrays as its leaves."""
+    rest = list(leaves)
+
+    def build(part: Tree) -> Tree:
+        if part is None:
+            return None
+        if isinstance(part, dict):
+            built = {key: build(part[key]) for key in sorted(part)}
+            return {key: built[key] for key in part}
+        if isinstance(part, tuple | list):
+            items = [build(item) for item in part]
+            return type(part)(*items) if hasattr(part, "_fields") else type(part)(items)
+        return rest.pop(0)
+
+    return build(tree)
