@@ -323,13 +323,16 @@ class Requester:
     async def _supersede(self, instruction: Supersede) -> None:
         held = self.leases.get(instruction.lease)
         attempt = None if held is None else held.find_any(instruction.job, instruction.index)
-        if attempt is None or attempt.settled or not attempt.issued:
+        if held is None or attempt is None or attempt.settled or not attempt.issued:
             return  # never sent, or it has its one receipt: nothing of it can be claimed any more
         attempt.given_up = attempt.given_up or "superseded"
         try:
             await self._ledger.commit(TaskSuperseded(attempt.task.id, attempt.given_up))
         except MeshError as error:
             _log.error("superseding task %s: %s", attempt.task.id.hex()[:12], error)
+        if self._nursery is not None and attempt.outcome is not None and attempt.outcome.fault == "provider":
+            # It may still be at it, for a receipt that will be disputed.
+            self._nursery.start_soon(self._tell_cancelled, held, attempt, "the task went elsewhere")
 
     async def _cancel_task(self, instruction: CancelTask) -> None:
         held = self.leases.get(instruction.lease)
@@ -343,14 +346,21 @@ class Requester:
         attempt.given_up = "cancelled"
         if attempt.run.state.value in ("offered", "needed", "accepted"):
             attempt.run.step(Move.CANCEL, Role.REQUESTER, self._now_us(), instruction.cause)
-        request = CancelRequest(held.id, attempt.task.record.number, "cancelled", "the job is over")
         try:
             if attempt.issued:
                 await self._ledger.commit(TaskSuperseded(attempt.task.id, "cancelled"))
-                await self._hub.request(held.provider, "cancel", request, Nothing, deadline_s=CANCEL_SECONDS)
+        except MeshError as error:
+            _log.error("cancelling task %s: %s", attempt.task.id.hex()[:12], error)
+        if attempt.issued:
+            await self._tell_cancelled(held, attempt, "the job is over")
+        attempt.resolve(TaskOutcome("provider", "cancelled", "the job is over"))
+
+    async def _tell_cancelled(self, held: HeldLease, attempt: Outstanding, sentence: str) -> None:
+        request = CancelRequest(held.id, attempt.task.record.number, "cancelled", sentence)
+        try:
+            await self._hub.request(held.provider, "cancel", request, Nothing, deadline_s=CANCEL_SECONDS)
         except MeshError as error:
             _log.debug("cancelling a task at %s: %s", short_peer(held.provider), error)
-        attempt.resolve(TaskOutcome("provider", "cancelled", "the job is over"))
 
     async def _release(self, instruction: ReleaseLease) -> None:
         held = self.leases.pop(instruction.lease, None)
