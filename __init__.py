@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from coppermesh.agent.client import Job, JobFailed, Mesh, connect
     from coppermesh.exec.kernels import ElementwiseKernel, RawKernel
+    from coppermesh.exec.local_run import run_local
     from coppermesh.exec.recorder import Array
+    from coppermesh.exec.report import trace_report
+    from coppermesh.exec.tolerance import compare
     from coppermesh.p2p.errors import MeshError
 
 __version__ = "0.1.0"
@@ -26,7 +29,10 @@ __all__ = [
     "Mesh",
     "MeshError",
     "RawKernel",
+    "compare",
     "connect",
+    "run_local",
+    "trace_report",
     "xp",
 ]
 
@@ -38,7 +44,10 @@ _HOMES = {
     "Mesh": "coppermesh.agent.client",
     "MeshError": "coppermesh.p2p.errors",
     "RawKernel": "coppermesh.exec.kernels",
+    "compare": "coppermesh.exec.tolerance",
     "connect": "coppermesh.agent.client",
+    "run_local": "coppermesh.exec.local_run",
+    "trace_report": "coppermesh.exec.report",
 }
 
 

@@ -25,6 +25,7 @@ OPTIONAL = {
     "ziglang": "only with the extra cpu",
     "skimage": "only with the extra demo",
     "PIL": "only with the extra demo",
+    "dask": "only with the extra dask",
 }
 
 
