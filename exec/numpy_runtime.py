@@ -15,7 +15,7 @@ from coppermesh.exec import elementwise
 from coppermesh.exec.array_operations import make_table
 from coppermesh.exec.budget import check_budget, estimate
 from coppermesh.exec.errors import RunFailed, plain_sentence
-from coppermesh.exec.interpreter import Interpreter, writable_copy
+from coppermesh.exec.interpreter import Interpreter, Watch, writable_copy
 from coppermesh.exec.kernel_rules import written_arguments
 from coppermesh.exec.program import ArraySpec
 from coppermesh.exec.runtime import KernelArgument, KernelBackend, RunLimits, RunResult
@@ -43,12 +43,18 @@ class NumpyRuntime:
         ]
         return plain_sentence(" ".join(word for word in words if word))[:128]
 
-    def run(self, checked: CheckedProgram, inputs: Sequence[NumpyArray], limits: RunLimits) -> RunResult:
+    def run(
+        self,
+        checked: CheckedProgram,
+        inputs: Sequence[NumpyArray],
+        limits: RunLimits,
+        watch: Watch | None = None,
+    ) -> RunResult:
         """Run to the end. Raises OverBudget before anything runs; RunFailed, KernelCompileError."""
         check_inputs(checked, inputs)
         check_budget(estimate(checked), limits, checked)
         with np.errstate(all="ignore"):
-            outputs, peak = self._interpreter.run(checked, inputs)
+            outputs, peak = self._interpreter.run(checked, inputs, watch=watch)
         return RunResult([np.ascontiguousarray(o).reshape(o.shape) for o in outputs], None, peak)
 
     def _run_kernel(
