@@ -27,6 +27,7 @@ class Answer:
     detail: str = ""
     outputs: list[OutputBuffer] = field(default_factory=list)
     device_us: int | None = None
+    array_bytes: int = 0
 
 
 def explain_exit(exit_code: int | None, stage: str, printed: str, cpu_seconds: int) -> Answer:

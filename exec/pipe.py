@@ -119,6 +119,8 @@ class Done(PipeMessage, frozen=True, tag="done"):
     device_us: Size | None
     peak_bytes: Size
     determinism: Label
+    array_bytes: Size = 0
+    """Most bytes of arrays that this run held at once."""
 
 
 class Failed(PipeMessage, frozen=True, tag="failed"):

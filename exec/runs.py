@@ -83,6 +83,12 @@ class RunOutcome:
     """Most resident memory of the worker process so far, in its own words; 0 where it could not say."""
     determinism: str
     """What must be equal for two runs to agree bit for bit, in the runtime's words; empty where it could not say."""
+    array_bytes: int = 0
+    """Most bytes of arrays that this run held at once, on the device; in the worker's own words, 0 where it failed."""
+    input_bytes: int = 0
+    """Program and inputs, as they were handed to the worker."""
+    output_bytes: int = 0
+    """All outputs."""
 
     def close(self) -> None:
         """Close every output."""

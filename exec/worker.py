@@ -151,7 +151,14 @@ class Worker:
         finally:
             _unmap(inputs)
         sizes = tuple(output.nbytes for output in result.outputs)
-        return pipe.Done(message.number, sizes, result.device_us, _peak_bytes(), self._runtime.determinism)
+        return pipe.Done(
+            message.number,
+            sizes,
+            result.device_us,
+            _peak_bytes(),
+            self._runtime.determinism,
+            result.peak_bytes,
+        )
 
     def _failed(self, number: int, code: str, sentence: str, detail: str, fault: str = "job") -> pipe.Failed:
         return pipe.Failed(

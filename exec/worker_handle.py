@@ -123,7 +123,9 @@ class Worker:
                     process = await self._live_process()
                 except WorkerUnavailable as error:
                     return self._outcome(explain_unavailable(error), time.time_ns() // 1000, 0, None, None)
-                return await self._timed_run(process, parts, files, wall_limit_s, output_sizes)
+                outcome = await self._timed_run(process, parts, files, wall_limit_s, output_sizes)
+                outcome.input_bytes = len(program) + sum(buffer.size for buffer in inputs)
+                return outcome
             finally:
                 close_all(files)
 
@@ -217,7 +219,11 @@ class Worker:
         if output_sizes is not None and list(message.outputs) != list(output_sizes):
             raise pipe.PipeError("outputs of other sizes than the program's")
         return Answer(
-            "ok", "ok", outputs=adopt_outputs(message.outputs, descriptors), device_us=message.device_us
+            "ok",
+            "ok",
+            outputs=adopt_outputs(message.outputs, descriptors),
+            device_us=message.device_us,
+            array_bytes=message.array_bytes,
         )
 
     async def _build(self, process: Process, request: pipe.Build, descriptors: list[int]) -> None:
@@ -268,6 +274,8 @@ class Worker:
             meter=self._workshop.meter.kind,
             peak_bytes=process.peak_bytes if process else 0,
             determinism=process.determinism if process else "",
+            array_bytes=answer.array_bytes,
+            output_bytes=sum(output.size for output in answer.outputs),
         )
 
 
