@@ -40,6 +40,10 @@ def asarray(obj: Any, /, *, dtype: Any = None, device: Any = None, copy: bool | 
     memory itself (ValueError where the dtype or layout would need a copy).
     """
     _check_device(device)
+    if isinstance(obj, Array) and copy is False:
+        if dtype is not None and dtypes.dtype_name(dtype) != obj.dtype.name:
+            raise ValueError(f"copy=False needs an array of the wanted dtype, not {obj.dtype}")
+        return obj  # the very handle: a change through one name shows under the other
     if isinstance(obj, Handle):
         value = obj.recorded if dtype is None else cast_value(obj.recorded, dtypes.dtype_name(dtype))
         return Array(value)
