@@ -62,7 +62,8 @@ class LocalMesh:
         """The home of the agent called `name`, made; its settings name this mesh, also for whoever looks later."""
         home = Home(self.base / name)
         home.prepare()
-        home.config_path.write_text(f'mesh = "{self.name}"\n')
+        if not home.config_path.exists():  # tests write settings of their own, with the mesh among them
+            home.config_path.write_text(f'mesh = "{self.name}"\n')
         return home
 
     def peer_of(self, name: str) -> PeerId:

@@ -30,6 +30,9 @@ from coppermesh.p2p.records import Countersignature, Receipt
 ANSWER_SECONDS = 120.0
 """How long a requester has to fetch outputs, commit and countersign."""
 RETRY_SECONDS = (1.0, 3.0, 10.0, 30.0, 100.0)
+SLOW_RETRY_SECONDS = 300.0
+"""Between later tries at a requester that says it cannot settle now: its disk may be full for hours."""
+TEMPORARY_CODES = frozenset({"not-settled", "gap", "busy"})
 MAX_IN_FLIGHT = 32
 """Results of one requester being delivered at once; later ones wait for their turn."""
 MAX_OPEN = 256
@@ -152,7 +155,8 @@ class ResultOutbox:
 
     async def _deliver(self, pending: PendingResult) -> None:
         try:
-            for pause in (*RETRY_SECONDS, None):
+            pauses = iter(RETRY_SECONDS)
+            while True:
                 try:
                     async with self._turn(pending.requester):
                         await self._deliver_once(pending)
@@ -165,8 +169,11 @@ class ResultOutbox:
                 else:
                     return
                 _log.info("receipt %s not countersigned yet: %s", pending.receipt.id.hex()[:12], problem)
-                if pause is not None:
-                    await trio.sleep(pause)
+                temporary = isinstance(problem, Refused) and problem.code in TEMPORARY_CODES
+                pause = next(pauses, SLOW_RETRY_SECONDS if temporary else None)
+                if pause is None:
+                    return  # on its next connection again
+                await trio.sleep(pause)
         except RemoteProtocolError as error:
             _log.warning("%s answered a receipt wrongly: %s", short_peer(pending.requester), error)
         except (MeshError, OSError) as error:

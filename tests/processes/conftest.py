@@ -104,13 +104,15 @@ class Lab:
     def await_settled(self, *providers: str) -> None:
         """Wait until none of these providers has a receipt without a countersignature."""
         for name in providers:
-            client = self.client(name)
-            wait_until(
-                lambda client=client: all(
-                    row["verdict"] is not None for row in ask(client, "receipts", limit=1000)
-                ),
-                f"receipts of {name} countersigned",
-            )
+            self.await_settled_at(self.client(name))
+
+    def await_settled_at(self, provider: Mesh) -> None:
+        """The same, for a provider whose home is elsewhere."""
+
+        def settled() -> bool:
+            return all(row["verdict"] is not None for row in ask(provider, "receipts", limit=1000))
+
+        wait_until(settled, "receipts countersigned")
 
     def stop(self) -> None:
         """End all agents in order; fails the test when one of their processes outlives them."""
