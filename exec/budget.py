@@ -44,6 +44,9 @@ class Estimate:
 
 def last_uses(checked: CheckedProgram) -> list[int]:
     """For each value the number of the last node that uses it; `len(nodes)` for outputs, -1 where nothing does."""
+    known: list[int] | None = checked.memo.get("last_uses")
+    if known is not None:
+        return known
     last = [-1] * len(checked.values)
     for number, checked_node in enumerate(checked.nodes):
         for argument in checked_node.node.args:
@@ -51,25 +54,54 @@ def last_uses(checked: CheckedProgram) -> list[int]:
                 last[argument] = number
     for output in checked.program.outputs:
         last[output] = len(checked.nodes)
+    checked.memo["last_uses"] = last
     return last
+
+
+def releases(checked: CheckedProgram) -> list[tuple[int, ...]]:
+    """For each node the values that nothing needs after it: last uses of arguments, and results that nothing uses.
+
+    Inputs are held throughout.
+    """
+    known: list[tuple[int, ...]] | None = checked.memo.get("releases")
+    if known is None:
+        gone: list[list[int]] = [[] for _ in checked.nodes]
+        last = last_uses(checked)
+        for checked_node, here in zip(checked.nodes, gone, strict=True):
+            first = checked_node.first
+            for value in range(first, first + len(checked_node.results)):
+                if last[value] < 0:
+                    here.append(value)
+                elif last[value] < len(gone):
+                    gone[last[value]].append(value)
+        known = checked.memo["releases"] = [tuple(values) for values in gone]
+    return known
 
 
 def estimate(checked: CheckedProgram) -> Estimate:
     """The program's use of memory and operations. Linear in its nodes; exact integers for bytes."""
-    last = last_uses(checked)
+    known: Estimate | None = checked.memo.get("estimate")
+    if known is None:
+        known = checked.memo["estimate"] = _estimate(checked)
+    return known
+
+
+def _estimate(checked: CheckedProgram) -> Estimate:
+    released = releases(checked)
     sizes = [spec.nbytes for spec in checked.values]
-    input_count = len(checked.input_specs)
-    input_bytes = sum(sizes[:input_count])
+    input_bytes = sum(sizes[: len(checked.input_specs)])
     held, peak, peak_node = input_bytes, input_bytes, None
     flops, nodes = 0.0, 0
     for number, checked_node in enumerate(checked.nodes):
         flops += checked_node.operation.cost(checked_node.call, checked_node.results)
         nodes += 1 if checked_node.call.body is None else 1 + checked_node.call.body.estimate.nodes
-        held += sum(spec.nbytes for spec in checked_node.results)
+        for value in range(checked_node.first, checked_node.first + len(checked_node.results)):
+            held += sizes[value]
         now = held + _scratch(checked_node)
         if now > peak:
             peak, peak_node = now, number
-        held -= sum(sizes[value] for value in released_after(checked_node, number, last, input_count))
+        for value in released[number]:
+            held -= sizes[value]
     output_bytes = sum(spec.nbytes for spec in checked.output_specs)
     return Estimate(peak, peak_node, output_bytes, input_bytes, flops, nodes)
 
@@ -81,18 +113,6 @@ def _scratch(checked_node: CheckedNode) -> int:
     if operation.scratch:
         own += int(operation.scratch * sum(spec.nbytes for spec in checked_node.call.specs))
     return own
-
-
-def released_after(checked_node: CheckedNode, number: int, last: list[int], input_count: int) -> set[int]:
-    """Values that nothing needs after node `number`: its arguments' last use, and results that nothing uses."""
-    gone = {
-        argument
-        for argument in checked_node.node.args
-        if isinstance(argument, int) and argument >= input_count and last[argument] == number
-    }
-    first = checked_node.first
-    gone.update(value for value in range(first, first + len(checked_node.results)) if last[value] < 0)
-    return gone
 
 
 def check_budget(cost: Estimate, limits: RunLimits, checked: CheckedProgram | None = None) -> None:

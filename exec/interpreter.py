@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from coppermesh.exec.array_operations import ArrayFunction
-from coppermesh.exec.budget import last_uses, released_after
+from coppermesh.exec.budget import last_uses, releases
 from coppermesh.exec.errors import ExecError, RunFailed
 from coppermesh.exec.program import ArraySpec, Scalar
 from coppermesh.exec.schema import CheckedNode, CheckedProgram
@@ -101,7 +101,7 @@ class Interpreter:
         later node may write into their memory. Raises RunFailed, ExecError.
         """
         holdings = Holdings(len(checked.values))
-        last = last_uses(checked)
+        last, released = last_uses(checked), releases(checked)
         for number, array in enumerate(inputs):
             holdings.put(number, array, pinned=number not in given)
         for number, checked_node in enumerate(checked.nodes):
@@ -110,7 +110,7 @@ class Interpreter:
                 watch(number, results)
             for position, array in enumerate(results):
                 holdings.put(checked_node.first + position, array)
-            for value in released_after(checked_node, number, last, len(inputs)):
+            for value in released[number]:
                 holdings.drop(value)
         return [holdings.arrays[number] for number in checked.program.outputs], holdings.peak_bytes
 

@@ -7,8 +7,8 @@ every node once, in order, without recursion, and holds no array: time is linear
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from coppermesh.exec import (
     kernel_rules,
@@ -80,6 +80,8 @@ class CheckedProgram:
     output_specs: list[ArraySpec]
     features: frozenset[str]
     """What a provider must offer to run it."""
+    memo: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What `budget` has worked out about it, so that it is worked out once."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,119 @@ def loop_program(texts, args=(0,), size=None):
     return program(node, kernels=[["elementwise", "loop", [], texts]], outputs=[2])
 
 
+STEP = msgpack.packb([1, [F8], [], [["square", [0], {}]], [1]])
+GROWING = msgpack.packb([1, [F8], [], [["concat", [0, 0], {"axis": 0}]], [1]])
+COUNT = {"carries": 1, "length": 3, "scanned": 0}
+CONV = {"dilation": [1], "groups": 1, "padding": [[0, 0]], "strides": [1]}
+POOL = {"dilation": [1], "kind": "max", "padding": [[0, 0]], "strides": [1], "window": [2]}
+BITS = {"shape": [4], "stream": 0}
+
+
+def loop(body, args=(0,), **attrs):
+    return program(("scan", [body, *args], {**COUNT, **attrs}))
+
+
+def nested(depth):
+    """A loop in a loop in a loop."""
+    body = STEP
+    for _ in range(depth):
+        body = msgpack.packb([1, [F8], [], [["scan", [body, 0], COUNT]], [1]])
+    return loop(body)
+
+
+def conv_program(x=(1, 2, 8), w=(2, 2, 3), **attrs):
+    specs = (["float64", list(x)], ["float64", list(w)])
+    return program(("conv", [0, 1], {**CONV, **attrs}), inputs=specs)
+
+
+def pool_program(x=(1, 2, 8), **attrs):
+    return program(("pool", [0], {**POOL, **attrs}), inputs=(["float64", list(x)],))
+
+
+def bits_program(key=("uint32", [2]), **attrs):
+    return program(("philox", [0], {**BITS, **attrs}), inputs=(list(key),))
+
+
 HOSTILE = {
+    "loop whose carry grows": (loop(GROWING), "scan-growth"),
+    "loop whose carry changes its dtype": (
+        loop(msgpack.packb([1, [F8], [], [["astype", [0], {"dtype": "float32"}]], [1]])),
+        "scan-growth",
+    ),
+    "loops nested too deep": (nested(4), "scan-depth"),
+    "loops nested very deep": (nested(60), "scan-depth"),
+    "loop that starts below zero": (loop(STEP, length=-1), "bad-argument"),
+    "loop without end": (loop(STEP, length=2**50), "bad-argument"),
+    "loop with a negative number of carries": (loop(STEP, carries=-1), "bad-argument"),
+    "loop with more carries than arguments": (loop(STEP, carries=2), "bad-argument"),
+    "loop over an array of another length": (
+        loop(msgpack.packb([1, [["float64", [4]]], [], [], [0]]), carries=0, scanned=1),
+        "shape-mismatch",
+    ),
+    "loop whose body takes something else": (loop(STEP, args=(1,)), "shape-mismatch"),
+    "loop with too many arguments": (loop(STEP, args=(0, 0)), "bad-argument"),
+    "loop without a body": (program(("scan", [0], COUNT)), "bad-argument"),
+    "body in the second place": (program(("scan", [0, STEP], COUNT)), "bad-argument"),
+    "body given to addition": (program(("add", [STEP, 0, 0], {})), "bad-argument"),
+    "body that is no program": (loop(b"\xc1"), "program-malformed"),
+    "body that is empty": (loop(b""), "program-malformed"),
+    "body with two encodings": (loop(b"\x95\xd0\x01" + STEP[2:]), "program-not-canonical"),
+    "body of another version": (loop(b"\x95\x02" + STEP[2:]), "program-version"),
+    "body that uses a value from outside": (
+        loop(msgpack.packb([1, [F8], [], [["add", [0, 9], {}]], [1]])),
+        "bad-reference",
+    ),
+    "body with an unknown operation": (
+        loop(msgpack.packb([1, [F8], [], [["eval", [0], {}]], [1]])),
+        "unknown-operation",
+    ),
+    "body with a kernel": (
+        loop(msgpack.packb([1, [F8], [KERNEL], [["raw_kernel", [0], LAUNCH]], [1]])),
+        "scan-kernel",
+    ),
+    "body too large": (loop(b"\0" * (2**20 + 1)), "program-malformed"),
+    "random words beyond any memory": (bits_program(shape=[2**40, 2**30]), "bad-shape"),
+    "random words of a negative shape": (bits_program(shape=[-4]), "bad-shape"),
+    "negative stream of random numbers": (bits_program(stream=-1), "bad-argument"),
+    "stream beyond its counter": (bits_program(stream=2**62), "bad-attribute"),
+    "key of random numbers too short": (bits_program(key=("uint32", [1])), "bad-argument"),
+    "key of another dtype": (bits_program(key=("uint64", [2])), "bad-argument"),
+    "convolution with stride 0": (conv_program(strides=[0]), "bad-argument"),
+    "convolution with a negative stride": (conv_program(strides=[-1]), "bad-argument"),
+    "convolution with a stride that overflows": (conv_program(strides=[2**61]), "bad-argument"),
+    "convolution with a dilation that overflows": (conv_program(dilation=[2**61]), "bad-argument"),
+    "convolution with padding that overflows": (conv_program(padding=[[2**61, 2**61]]), "bad-argument"),
+    "convolution with padding beyond any memory": (
+        conv_program(x=(2**20, 2**20, 8), w=(2**20, 2**20, 3), padding=[[2**31 - 1, 2**31 - 1]]),
+        "bad-shape",
+    ),
+    "convolution with negative padding": (conv_program(padding=[[-1, 1]]), "bad-argument"),
+    "convolution with one width of padding": (conv_program(padding=[[1]]), "bad-argument"),
+    "convolution in no group": (conv_program(groups=0), "bad-argument"),
+    "convolution in groups that do not divide": (conv_program(groups=3), "bad-argument"),
+    "convolution of other channels": (conv_program(w=(2, 1, 3)), "shape-mismatch"),
+    "convolution with a window of nothing": (conv_program(w=(2, 2, 0)), "bad-argument"),
+    "convolution wider than its input": (conv_program(w=(2, 2, 9)), "bad-shape"),
+    "convolution in four dimensions": (conv_program(x=(1, 2, 4, 4, 4, 4), w=(2, 2, 1, 1, 1, 1)), "bad-shape"),
+    "pooling all of it padding": (pool_program(padding=[[2, 0]]), "bad-argument"),
+    "pooling by an unknown word": (pool_program(kind="median"), "bad-attribute"),
+    "pooling with a window that overflows": (pool_program(window=[2**61]), "bad-argument"),
+    "put that does not fit": (
+        program(("put", [0, 1, 0], {"axis": 0}), inputs=(F8, ["int32", [3]])),
+        "shape-mismatch",
+    ),
+    "put at floating positions": (program(("put", [0, 0, 0], {"axis": 0})), "bad-dtype"),
+    "adding to booleans": (
+        program(("add_at", [0, 1, 0], {"axis": 0}), inputs=(["bool", [4]], ["int32", [4]])),
+        "bad-dtype",
+    ),
+    "determinant of no square": (program(("det", [0], {}), inputs=(["float64", [2, 3]],)), "bad-shape"),
+    "eigenvalues of integers": (program(("eigh", [0], {}), inputs=(["int32", [2, 2]],)), "bad-dtype"),
+    "decomposition in an unknown mode": (program(("qr", [0], {"mode": "r"})), "bad-attribute"),
+    "singular vectors beyond any memory": (
+        program(("svd", [0], {"full_matrices": True}), inputs=(["float64", [2**40, 1]],)),
+        "bad-shape",
+    ),
     "unknown operation": (program(("os.system", [0], {})), "unknown-operation"),
     "dunder operation": (program(("__class__", [0], {})), "unknown-operation"),
     "operation of a submodule": (program(("linalg.__builtins__", [0], {})), "unknown-operation"),
@@ -249,6 +361,40 @@ def test_doubling_again_and_again():
         x = xp.concat([x, x])
     with pytest.raises(OverBudget):
         limits_of(x)
+
+
+def test_a_loop_costs_as_often_as_it_runs():
+    step = xp.scan(lambda c, _: (c @ c, None), xp.ones((100, 100)), length=10**9)[0]
+    with pytest.raises(OverBudget, match="operations"):
+        limits_of(step, flops=1e12)
+    idle = xp.scan(lambda c, _: (c + 1, None), xp.zeros(()), length=10**12)[0]
+    with pytest.raises(OverBudget, match="operations"):
+        limits_of(idle, flops=1e14)
+    deep = xp.zeros(())
+    for _ in range(3):
+        start = deep
+        deep = xp.scan(
+            lambda c, _: (xp.scan(lambda d, _: (d + 1, None), c, length=10**6)[0], None), start, length=10**6
+        )[0]
+    with pytest.raises(OverBudget, match="operations"):
+        limits_of(deep, flops=1e14)
+
+
+def test_a_loop_that_stacks_too_much():
+    stacked = xp.scan(lambda c, _: (c, c), xp.zeros(1_000), length=10**9)[1]
+    with pytest.raises(OverBudget, match="TiB"):
+        limits_of(stacked)
+    inside, _ = xp.scan(
+        lambda c, _: (c + xp.sum(c * 0 + xp.reshape(c, (-1, 1))), None), xp.zeros(2**20), length=1
+    )
+    with pytest.raises(OverBudget, match="TiB"):
+        limits_of(inside)
+
+
+def test_a_convolution_counts_its_windows():
+    x, w = xp.zeros((1, 64, 1024, 1024), dtype="float32"), xp.zeros((64, 64, 7, 7), dtype="float32")
+    with pytest.raises(OverBudget, match="GiB"):
+        limits_of(xp.conv(x, w, padding="same"))
 
 
 def test_outputs_and_nodes_have_their_own_limits():
