@@ -39,7 +39,7 @@ from coppermesh.exec import barrier
 from coppermesh.exec.graph import Handle
 from coppermesh.exec.program import ArraySpec
 from coppermesh.exec.recorder import Array, trace
-from coppermesh.exec.source_lines import describe_line, named_node
+from coppermesh.exec.source_lines import describe_line, failed_node, named_node
 from coppermesh.p2p.errors import MeshError, Refused
 from coppermesh.p2p.messages import BlobInfo
 
@@ -79,7 +79,9 @@ class JobFailed(MeshError):
     Where it happened at a node of the program, the text shows the line of the user's code that recorded it.
     """
 
-    def __init__(self, job: str, code: str, sentence: str, detail: str = "", line: str = "") -> None:
+    def __init__(
+        self, job: str, code: str, sentence: str, detail: str = "", node: int | None = None, line: str = ""
+    ) -> None:
         detail = screens.printable(detail)  # a stranger's text on its way to a terminal
         text = "\n".join(part for part in (sentence, line and f"  recorded at {line}", detail) if part)
         super().__init__(f"{text}\n(code {code}; the whole story: coppermesh explain {job[:8]})")
@@ -87,7 +89,7 @@ class JobFailed(MeshError):
         self.code = code
         self.sentence = sentence
         self.detail = detail
-        self.node = named_node(sentence)
+        self.node = node
         """The node of the failed task's program that it happened at, where known."""
         self.line = line
         """The user's own line that recorded it: `photo.py:12: y = xp.take(x, i)`; empty where not known."""
@@ -102,7 +104,7 @@ class Job:
         self._mesh = mesh
         self._job = job
         self._specs = [task.outputs for task in tasks]
-        self._sources = [task.sources for task in tasks]
+        self._sources = [(task.program, task.sources) for task in tasks]
         self._many = many
         self._keep = keep
         self._link: LocalLink | None = None
@@ -210,10 +212,13 @@ class Job:
         return facts
 
     def _explain(self, facts: dict[str, Any]) -> JobFailed:
-        task = facts["index"]
-        sources = self._sources[task] if task is not None and task < len(self._sources) else ()
-        line = describe_line(sources, named_node(facts["sentence"]))
-        return JobFailed(self.id, facts["code"], facts["sentence"], facts.get("detail", ""), line)
+        task, sentence = facts["index"], facts["sentence"]
+        node, line = None, ""
+        if task is not None and task < len(self._sources):
+            program, sources = self._sources[task]
+            node = failed_node(sentence, program)
+            line = describe_line(sources, node)
+        return JobFailed(self.id, facts["code"], sentence, facts.get("detail", ""), node, line)
 
     def _collect(self, event: JobEvent, specs: Sequence[ArraySpec]) -> tuple[Any, ...]:
         inline = {blob.root: blob.data for blob in event.inline}

@@ -21,7 +21,7 @@ from coppermesh.exec.errors import RunFailed
 from coppermesh.exec.graph import Handle
 from coppermesh.exec.program import ArraySpec
 from coppermesh.exec.runs import InputBuffer, OutputBuffer, RunOutcome, WorkerLimits
-from coppermesh.exec.source_lines import describe_line, named_node
+from coppermesh.exec.source_lines import describe_line, failed_node
 from coppermesh.exec.supervisor import open_supervisor
 from coppermesh.exec.tracing import Recording, trace
 
@@ -100,7 +100,7 @@ def _copied(outputs: Sequence[OutputBuffer], specs: Sequence[ArraySpec]) -> list
 def _raise_for(outcome: RunOutcome, recording: Recording) -> None:
     if outcome.status == "ok":
         return
-    node = named_node(outcome.sentence)
+    node = failed_node(outcome.sentence, recording.program)
     line = describe_line(recording.sources, node)
     parts = [f"recorded at {line}" if line else "", outcome.detail]
     detail = "\n".join(part for part in parts if part)

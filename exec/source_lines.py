@@ -10,8 +10,10 @@ import re
 from collections.abc import Sequence
 
 from coppermesh.exec.graph import SourceLine
+from coppermesh.exec.program import decode_program
 
 _NAMED = re.compile(r"node (\d{1,6})\b")
+_KERNEL = re.compile(r"\bin kernel ([A-Za-z_]\w*)")
 _LONGEST_LINE = 120
 
 
@@ -26,6 +28,24 @@ def named_node(sentence: str) -> int | None:
     """The node that an error's sentence begins with; None where it names none."""
     found = _NAMED.match(sentence)
     return int(found[1]) if found else None
+
+
+def failed_node(sentence: str, program: bytes) -> int | None:
+    """The node of `program` that an error's sentence is about: the one that it names, or whose kernel it names.
+
+    A process that died in a kernel left the kernel's name only; where several nodes launch it, none is told.
+    """
+    node = named_node(sentence)
+    found = _KERNEL.search(sentence)
+    if node is not None or found is None:
+        return node
+    decoded = decode_program(program)
+    launches = [
+        number
+        for number, item in enumerate(decoded.nodes)
+        if isinstance(kernel := item.attrs.get("kernel"), int) and decoded.kernels[kernel].name == found[1]
+    ]
+    return launches[0] if len(launches) == 1 else None
 
 
 def describe_line(sources: Sequence[SourceLine], node: int | None) -> str:

@@ -61,6 +61,12 @@ def test_a_remote_failure_shows_the_users_own_line(lab):
     assert failure.value.node is not None
     assert "the line that is to be shown" in failure.value.line
     assert failure.value.line in str(failure.value)
+    y = xp.zeros(1, dtype=xp.float32)
+    wild = 'extern "C" __global__ void wild(float* x) { x[1ull << 40] = 1; }'
+    cm.RawKernel(wild, "wild")((1,), (1,), (y,))  # the launch that kills
+    with pytest.raises(JobFailed, match="the launch that kills") as failure:
+        client.compute(y + 1)
+    assert failure.value.code == "crashed"
     total = xp.sum(xp.zeros((100 << 40,), dtype=xp.uint8))  # too much for anybody
     with pytest.raises(cm.MeshError, match="too much for anybody"):
         client.compute(total)

@@ -16,7 +16,8 @@ from coppermesh.exec.evaluate import evaluate
 from coppermesh.exec.numpy_runtime import NumpyRuntime
 from coppermesh.exec.program import decode_program
 from coppermesh.exec.schema import check_program
-from coppermesh.exec.source_lines import describe_line, named_node, with_node
+from coppermesh.exec.source_lines import describe_line, failed_node, named_node, with_node
+from coppermesh.exec.tracing import trace
 from coppermesh.p2p.blobs import digest_of
 from coppermesh.p2p.messages import BlobInfo
 
@@ -160,6 +161,23 @@ def test_dask_functions_see_lazy_blocks_and_the_graph_stays_as_it_was():
     )
     assert local.inputs == [1]
     np.testing.assert_array_equal(many.compute(scheduler="synchronous"), np.arange(1.0, 301))
+
+
+def test_the_node_of_a_crashed_kernel_is_known_where_it_is_launched_once():
+    def launch(name, array):
+        source = f'extern "C" __global__ void {name}(float* x) {{ x[0] = 1; }}'
+        cm.RawKernel(source, name)((1,), (1,), (array,))
+
+    x = xp.zeros(4, dtype="float32")
+    launch("first", x)
+    launch("twice", x)
+    launch("twice", x)
+    recording = trace(x)
+    sentence = "the worker died of SIGSEGV (a wild pointer) in kernel "
+    assert recording.checked.nodes[failed_node(sentence + "first", recording.program)].node.op == "raw_kernel"
+    assert failed_node(sentence + "twice", recording.program) is None
+    assert failed_node(sentence + "unknown", recording.program) is None
+    assert failed_node("node 0 (full): out of memory in kernel first", recording.program) == 0
 
 
 def test_the_line_behind_a_node():
