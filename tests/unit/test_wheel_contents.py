@@ -77,7 +77,15 @@ def test_wheel_names_its_needs(wheel: Path) -> None:
         assert "coppermesh = coppermesh.agent.cli:main" in archive.read(entry_points).decode()
     assert metadata["Requires-Python"] == ">=3.11"
     assert metadata["License-Expression"] == "Apache-2.0"
-    assert set(metadata.get_all("Provides-Extra", [])) == {"cpu", "cuda12", "cuda13", "dask", "demo", "dev", "test"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {
+        "cpu",
+        "cuda12",
+        "cuda13",
+        "dask",
+        "demo",
+        "dev",
+        "test",
+    }
 
 
 def test_nothing_else_python_at_the_root() -> None:
