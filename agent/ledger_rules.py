@@ -262,7 +262,9 @@ def _check_payable(task_id: Digest, book: Book) -> None:
             "superseded", f"the task was given up ({code}): dispute the receipt with that code"
         )
     if book.receipts_of(task_id):
-        raise LedgerConflict("already-answered", "another receipt of this task was answered: dispute this one")
+        raise LedgerConflict(
+            "already-answered", "another receipt of this task was answered: dispute this one"
+        )
 
 
 def _paid_receipt(task_id: Digest, book: Book) -> Digest | None:

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -185,7 +186,7 @@ class RawPeer:
         self, lease: Opened[Lease], number: int, *, data: bytes | None = DATA, size: int = len(DATA)
     ) -> TaskReply:
         """A task on `DATA`; without `data` the input is only declared, with `size`."""
-        roots = [digest_of(PROGRAM), digest_of(DATA)]
+        roots: list[bytes] = [digest_of(PROGRAM), digest_of(DATA)]
         task = Task(
             version=1,
             mesh=MESH,
@@ -309,7 +310,7 @@ async def test_one_lease_sent_twice_at_once_is_served_once(tmp_path):
         assert provider is not None
         served = []
         serve = provider._serve
-        provider._serve = lambda *arguments: (served.append(arguments), serve(*arguments))  # type: ignore[method-assign]
+        provider._serve = lambda *arguments: (served.append(arguments), serve(*arguments))
         async with raw_peer(world) as peer:
             lease = await peer.lease()
             async with trio.open_nursery() as nursery:
@@ -534,7 +535,7 @@ async def deliver(peer: RawPeer, receipt: Opened[Receipt], output: bytes) -> Cou
     return open_record(Countersignature, reply.countersignature, signer=peer.node.key.peer).record
 
 
-async def submit(node: Node, **options: object) -> bytes:
+async def submit(node: Node, **options: Any) -> bytes:
     recording = trace(xp.asarray(np.zeros(2, dtype=np.float32)) + 1)
     data = [recording.program, *(array.tobytes() for array in recording.inputs)]
     infos = [BlobInfo(digest_of(item), len(item)) for item in data]
@@ -687,7 +688,7 @@ async def test_outputs_that_cannot_be_kept_here_end_the_job_and_blame_nobody(tmp
             async def full(scope: object, blobs: Sequence[tuple[Digest, bytes]]) -> None:
                 raise OSError(28, "No space left on device")
 
-            world.node.store.put_many = full  # type: ignore[method-assign,assignment]
+            world.node.store.put_many = full
             with pytest.raises(Refused, match="cannot keep the outputs"):
                 await deliver(peer, seller.receipt(seller.tasks[0], GOOD), GOOD)
             failure = json.loads((await end_of(world.node, job)).text)
