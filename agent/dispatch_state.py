@@ -40,7 +40,7 @@ class DispatchLimits:
     idle_us: int = 5 * SECOND
     """How long a lease without tasks is kept warm."""
     surplus_retry_us: int = SECOND // 10
-    """Wait before asking again when idle leases were released to make room: as long as their slots take to come free."""
+    """Wait before asking again when leases were released to make room: their slots need a moment to come free."""
     expiry_margin_us: int = 2 * SECOND
     """A task is started only if it could use all its time and still end so long before the lease does."""
     lost_after_us: int = 5 * SECOND
