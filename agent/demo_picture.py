@@ -8,6 +8,7 @@ bilateral filter of Tomasi and Manduchi (1998).
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,8 @@ def split(image: np.ndarray, rows: int, columns: int) -> list[Tile]:
     tops = np.linspace(0, image.shape[0], rows + 1, dtype=int)
     lefts = np.linspace(0, image.shape[1], columns + 1, dtype=int)
     tiles = []
-    for top, bottom in zip(tops[:-1], tops[1:], strict=True):
-        for left, right in zip(lefts[:-1], lefts[1:], strict=True):
+    for top, bottom in pairwise(tops):
+        for left, right in pairwise(lefts):
             pixels = padded[top : bottom + 2 * RADIUS, left : right + 2 * RADIUS]
             tiles.append(Tile(int(top), int(left), int(bottom - top), int(right - left), pixels))
     return tiles

@@ -374,5 +374,5 @@ def _describe_heard(node: Node) -> str:
     )
 
 
-def _admit_nothing(peer: PeerId, root: Digest, size: int) -> Refused | None:
+def _admit_nothing(_peer: PeerId, _root: Digest, _size: int) -> Refused | None:
     return Refused("not-admitted", "this agent offers no device and takes no blobs")

@@ -148,7 +148,7 @@ async def measure(rounds: int, size: int) -> None:
             await stream.send_all(kind)
             return stream
 
-        sinks = {"mesh": await mine.open_stream(peer, SINK), "raw": await raw(b"s")}
+        sinks: dict[str, Any] = {"mesh": await mine.open_stream(peer, SINK), "raw": await raw(b"s")}
         echoes = {"mesh": await mine.open_stream(peer, ECHO), "raw": await raw(b"e")}
         for number in range(rounds + 1):
             for who in ("raw", "mesh"):

@@ -15,6 +15,8 @@ pytestmark = pytest.mark.slow
 
 _path = Path(__file__).with_name("minilm.py")
 _spec = importlib.util.spec_from_file_location("coppermesh_minilm", _path)
+assert _spec is not None
+assert _spec.loader is not None
 minilm = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(minilm)
 

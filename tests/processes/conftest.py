@@ -96,8 +96,9 @@ class Lab:
         """Wait until the requester is connected to this many announced providers."""
 
         def found() -> bool:
-            peers = ask(client, "peers")["peers"]
-            return sum(peer["connected"] and bool(peer["devices"]) for peer in peers) >= count
+            peers: list[dict[str, Any]] = ask(client, "peers")["peers"]
+            found_now = sum(bool(peer["connected"] and peer["devices"]) for peer in peers)
+            return found_now >= count
 
         wait_until(found, f"{count} providers found")
 

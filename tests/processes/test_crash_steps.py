@@ -69,7 +69,7 @@ def cases(side: str, steps: list[tuple[str, str, str]]) -> list[Any]:
 
 
 def submit(client: cm.Mesh, providers: int, start: int) -> cm.Job:
-    arrays = [xp.asarray(np.float32([start + number])) * 2 for number in range(TASKS)]
+    arrays = [xp.asarray(np.array([start + number], np.float32)) * 2 for number in range(TASKS)]
     return client.submit_many(arrays, providers=providers)
 
 

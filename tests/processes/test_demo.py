@@ -44,7 +44,7 @@ def test_demo_writes_the_picture_and_one_line_of_json(tmp_path):
     assert facts["cost"] > 0
     assert facts["seconds"] > 0
     assert Path(facts["output"]) == picture
-    from PIL import Image  # noqa: PLC0415 - only this test looks at pictures
+    from PIL import Image
 
     with Image.open(picture) as image:
         pixels = np.asarray(image)

@@ -72,7 +72,7 @@ def keep_ledger(lab: Any, agent: LocalAgent) -> None:
 
 
 def add_one(client: cm.Mesh, value: float, **options: Any) -> float:
-    return float(client.compute(xp.asarray(np.float32([value])) + 1, **options)[0])
+    return float(client.compute(xp.asarray(np.array([value], np.float32)) + 1, **options)[0])
 
 
 def refusal_of(lab: Any, client: cm.Mesh, value: float) -> str:
@@ -110,10 +110,11 @@ def test_a_provider_with_a_full_disk_refuses_and_works_again(lab, small_disk, va
 
 def slow_sum(terms: int = 60) -> cm.Array:
     """Some seconds of array operations with a few bytes in and out."""
-    x = xp.arange(4_000_000, dtype=xp.float32)
+    x: cm.Array = xp.arange(4_000_000, dtype=xp.float32)
     for _ in range(terms):
         x = xp.sin(x)
-    return xp.sum(x)
+    total: cm.Array = xp.sum(x)
+    return total
 
 
 def ticks_below(lab: Any, agent: LocalAgent) -> int:

@@ -29,7 +29,7 @@ BUSY_TICKS = 10
 
 
 def spin(start: float, rounds: int) -> cm.Array:
-    y = xp.full(1, start, dtype=xp.float32)
+    y: cm.Array = xp.full(1, start, dtype=xp.float32)
     cm.RawKernel(SPIN, "spin")((1,), (1,), (y, np.int64(rounds)))
     return y
 
@@ -52,7 +52,7 @@ def running(pid: int) -> bool:
 
 def test_kill_9_of_a_provider_in_the_middle_of_a_task(lab):
     client = lab.start(2)
-    providers = [agent for agent in lab.mesh.agents if agent.name.startswith("provider")]
+    providers: list[LocalAgent] = [agent for agent in lab.mesh.agents if agent.name.startswith("provider")]
     # Both build the kernel: what follows spends its time in it.
     client.submit_many([spin(0.0, 1), spin(1.0, 1)], providers=2).result()
     lab.await_settled("provider-1", "provider-2")

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -132,7 +133,7 @@ async def open_world(base: Path) -> AsyncIterator[World]:
         yield World(MemoryNetwork(random.Random(1)), base, stack)
 
 
-async def submit(node: Node, *arrays: Array, **options: object) -> bytes:
+async def submit(node: Node, *arrays: Array, **options: Any) -> bytes:
     recordings = [trace(array) for array in arrays]
     tasks, blobs = [], {}
     for recording in recordings:
@@ -154,7 +155,7 @@ async def events_of(node: Node, job: bytes) -> list[JobEvent]:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    while not condition():
+    while not condition():  # noqa: ASYNC110 - several real parts have no common event
         await trio.sleep(0.01)
 
 
@@ -212,6 +213,7 @@ async def run_with_a_bad_one(
     assert events[-1].kind == "finished", events[-1].text
     for event in events:
         if event.kind == "task":
+            assert event.index is not None
             assert np.frombuffer(event.inline[0].data, np.float32)[0] == event.index + 1
             assert json.loads(event.text)["receipt"]["provider"] != format_peer(bad.key.peer)
     return await story_of(requester, job), requester, bad

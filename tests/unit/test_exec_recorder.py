@@ -120,7 +120,7 @@ def test_iteration_and_unpacking():
         (lambda x: xp.full(2, np.nan, dtype="int64"), ValueError, "NaN"),
         (lambda x: xp.asarray([1], dtype="int8") + 300, OverflowError, "300"),
         (lambda x: trace(), ProgramInvalid, "at least one array"),
-        (lambda x: trace(3), TypeError, "xp.asarray"),
+        (lambda x: trace(3), TypeError, "xp.asarray"),  # type: ignore[arg-type]
         (lambda x: np.linalg.qr(x), TypeError, "no implementation"),
         (lambda x: np.add(x, x, out=np.zeros((2, 2))), TypeError, "operand"),
     ],

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coppermesh.agent import negotiation
 from coppermesh.agent.negotiation import (
     EITHER,
     LEASE_TABLE,
