@@ -33,6 +33,7 @@ class Holdings:
 
     def __init__(self, count: int) -> None:
         self.arrays: list[Any] = [None] * count
+        self._blocks: list[Any] = [None] * count
         self.peak_bytes = 0
         self._held_bytes = 0
         self._resting: dict[int, int] = {}
@@ -47,6 +48,7 @@ class Holdings:
             self.peak_bytes = max(self.peak_bytes, self._held_bytes)
         self._resting[key] = self._resting.get(key, 0) + 1
         self.arrays[value] = array
+        self._blocks[value] = block
         if pinned:
             self._pinned.add(key)
 
@@ -56,9 +58,9 @@ class Holdings:
 
     def drop(self, value: int) -> None:
         """Let go of `value`."""
-        block = _block(self.arrays[value])
+        block = self._blocks[value]
         key = id(block)
-        self.arrays[value] = None
+        self.arrays[value] = self._blocks[value] = None
         self._resting[key] -= 1
         if self._resting[key] == 0:
             self._held_bytes -= block.nbytes
@@ -75,8 +77,9 @@ class Holdings:
 
 def _block(array: Any) -> Any:
     """The array that owns the memory of `array`."""
-    while getattr(array.base, "nbytes", None) is not None and hasattr(array.base, "base"):
-        array = array.base
+    base = array.base
+    while base is not None and hasattr(base, "nbytes") and hasattr(base, "base"):
+        array, base = base, base.base
     return array
 
 
@@ -141,6 +144,8 @@ class Interpreter:
         function = self._table.get(node.op)
         if function is not None:
             result = function(arrays, node.attrs)
+            if isinstance(result, self._library.ndarray):
+                return [result]
             return [
                 self._library.asarray(one) for one in (result if isinstance(result, tuple) else (result,))
             ]
