@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from coppermesh.exec import xp, xp_fft
+from coppermesh.exec import xp, xp_fft, xp_linalg
 from coppermesh.exec.recorder import Array
 
 _UFUNC_NAMES = {
@@ -37,6 +37,34 @@ _REDUCING = {
     "logical_and": "all",
     "logical_or": "any",
 }
+_LINALG = frozenset(
+    [
+        "cholesky",
+        "cross",
+        "det",
+        "diagonal",
+        "eigh",
+        "eigvalsh",
+        "inv",
+        "matmul",
+        "matrix_norm",
+        "matrix_power",
+        "matrix_rank",
+        "matrix_transpose",
+        "norm",
+        "outer",
+        "pinv",
+        "qr",
+        "slogdet",
+        "solve",
+        "svd",
+        "svdvals",
+        "tensordot",
+        "trace",
+        "vecdot",
+        "vector_norm",
+    ]
+)
 _SAME_NAME = frozenset(
     [
         "all",
@@ -59,6 +87,7 @@ _SAME_NAME = frozenset(
         "mean",
         "meshgrid",
         "moveaxis",
+        "nonzero",
         "ones_like",
         "outer",
         "pad",
@@ -82,6 +111,10 @@ _SAME_NAME = frozenset(
         "transpose",
         "tril",
         "triu",
+        "unique_all",
+        "unique_counts",
+        "unique_inverse",
+        "unique_values",
         "vecdot",
         "where",
         "zeros_like",
@@ -169,6 +202,8 @@ def call_function(function: Callable[..., Any], args: Sequence[Any], options: Ma
         return getattr(xp_fft, name)(
             *args[:1], **_named(("axes",) if "shift" in name else (), args[1:]), **keywords
         )
+    if (function.__module__ or "").startswith("numpy.linalg") and name in _LINALG:
+        return getattr(xp_linalg, name)(*args, **keywords)
     if name not in _SAME_NAME and name not in _RENAMED:
         return NotImplemented
     if name in _REDUCTIONS:

@@ -218,3 +218,19 @@ def test_namespace_info():
     assert set(info.dtypes(kind="real floating")) == {"float32", "float64"}
     assert info.default_dtypes()["integral"] == np.int64
     assert info.capabilities()["data-dependent shapes"] is True
+
+
+def test_numpys_functions_record():
+    x = well_conditioned((4, 4), "float64")
+    lazy = xp.asarray(x)
+    for function in (np.linalg.inv, np.linalg.det, np.linalg.norm, np.linalg.svdvals, np.linalg.matrix_rank):
+        close(function(lazy), function(x))
+    for options in (
+        {"axis": 1},
+        {"ord": 1},
+        {"ord": "nuc", "axis": (1, 0), "keepdims": True},
+        {"ord": np.inf, "axis": 0},
+    ):
+        close(np.linalg.norm(lazy, **options), np.linalg.norm(x, **options))
+    close(np.linalg.solve(lazy, x[0]), np.linalg.solve(x, x[0]))
+    assert np.linalg.svd(lazy, full_matrices=False).U.shape == (4, 4)
