@@ -5,8 +5,10 @@ Order: the configured one, clang++, g++, then zig from the `cpu` extra (a whole 
 Flags. `-O3 -march=native`, because a module is built where it runs and never leaves. `-ffp-contract=off`: a GPU
 contracts `a*b+c` and so may GCC and Clang, each in its own places; without it every CPU provider gives the same bits
 for + - * / and sqrt, and NumPy's bits too, which is worth more to a mesh that compares results than the few per cent.
-`-fwrapv -fno-strict-aliasing`: kernels overflow integers and pun pointers as a GPU lets them. `-nostdinc -nostdinc++`
-leaves the shim as the only place headers come from, and spares parsing the host's (70 ms a module instead of 300).
+`-fwrapv -fno-strict-aliasing`: kernels overflow integers and pun pointers as a GPU lets them.
+`-fno-delete-null-pointer-checks`: an access through a null pointer is left in the code, where it ends the worker; without
+it the compiler takes such code for unreachable and removes it, and the launch ends as if all had gone well.
+`-nostdinc -nostdinc++` leaves the shim as the only place headers come from, and spares parsing the host's (70 ms a module instead of 300).
 """
 
 import importlib.util
@@ -24,6 +26,7 @@ _COMMON_FLAGS = (
     "-fno-trapping-math",
     "-fwrapv",
     "-fno-strict-aliasing",
+    "-fno-delete-null-pointer-checks",
     "-fno-exceptions",
     "-fno-rtti",
     "-fno-threadsafe-statics",

@@ -44,6 +44,8 @@ LIMITS = WorkerLimits(memory_bytes=256 * MEBIBYTE, output_bytes=64 * MEBIBYTE)
 DOUBLE = 'extern "C" __global__ void k(float* x) { x[threadIdx.x] *= 2.0f; }'
 SPIN = 'extern "C" __global__ void k(float* x) { volatile float* y = x; while (y[0] == y[0]) y[0] = 1; }'
 WILD = 'extern "C" __global__ void k(float* x) { x[1ull << 40] = 1; }'
+NULL = 'extern "C" __global__ void k(float* x) { float* p = nullptr; *p = x[0]; x[0] = 2; }'
+NULL_READ = 'extern "C" __global__ void k(float* x) { float* p = nullptr; x[0] = *p; }'
 ABORT = 'extern "C" void abort(); extern "C" __global__ void k(float* x) { dprintf(2, "last words\\n"); abort(); }'
 EXIT = 'extern "C" void _exit(int); extern "C" __global__ void k(float* x) { _exit(3); }'
 STACK = """
@@ -248,6 +250,8 @@ async def test_each_failure_is_named_and_the_next_run_works(scratch):
         (UNDECLARED, "kernel-compile", "does not compile", "kernel.cu:2:9: error"),
         (SHARED, "unsupported-feature", "line 3", "shared"),
         (WILD, "crashed", "SIGSEGV (a wild pointer or a stack overflow) in kernel k", ""),
+        (NULL, "crashed", "SIGSEGV", ""),
+        (NULL_READ, "crashed", "SIGSEGV", ""),
         (STACK, "crashed", "SIGSEGV", ""),
         (DIVIDE, "crashed", "SIGFPE", ""),
         (ABORT, "crashed", "SIGABRT", "last words"),
