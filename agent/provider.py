@@ -200,9 +200,9 @@ class Provider:
                 await self._ledger.commit(
                     LeaseAgreed(lease.id, signed, lease.signed, talk.order.signed, talk.bid.signed)
                 )
-        except MeshError:
+        except MeshError as error:
             self.reservations.release_lease(lease.id)
-            raise
+            raise Refused("provider-ledger", f"the provider cannot record the lease: {error}") from error
         talk.negotiation.step(Move.LEASE_ACCEPT, Role.PROVIDER, self._now_us(), "signed")
         talk.lease_reply = LeaseReply(signed, None)
         self._serve(lease, talk)
@@ -225,7 +225,10 @@ class Provider:
             server.cancel_task(request.task, request.sentence)
 
     def peer_lost(self, peer: PeerId) -> None:
-        """A requester's connection is gone: its leases end, its reservations expire by themselves."""
+        """A requester's connection is gone: its leases end, and what was bid to it is free again."""
+        for talk in self._talks.values():
+            if talk.order.signer == peer and talk.lease_reply is None and not talk.signing.locked():
+                self.reservations.release_bid(talk.order.id)
         for server in list(self.leases.values()):
             if server.requester == peer:
                 server.stop("unreachable", "the requester's connection was lost", told=True)

@@ -352,6 +352,18 @@ async def test_a_connection_lost_while_a_lease_is_written_down_leaves_no_lease(t
         await no_lease_left(world)
 
 
+async def test_a_requester_that_leaves_frees_the_slot_that_was_bid_to_it(tmp_path):
+    """At once, not when the bid expires (5 s): it may be back, with the same order, a moment later."""
+    async with open_world(tmp_path, provide=True) as world:
+        provider = world.node.provider
+        assert provider is not None
+        async with raw_peer(world) as peer:
+            await peer.lease()
+            assert provider.reservations.holds()
+        with trio.fail_after(3):
+            await no_lease_left(world)
+
+
 async def test_a_declared_size_that_is_not_the_blobs(tmp_path):
     """The blob is here from an earlier task; its size would decide whether it is read into memory."""
     async with open_world(tmp_path, provide=True) as world:
