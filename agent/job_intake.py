@@ -26,6 +26,8 @@ from coppermesh.p2p.messages import BlobInfo
 
 LARGEST = RunLimits(memory_bytes=1 << 40, output_bytes=1 << 38, flops=1e20)
 """Beyond this no device of any provider will do; refused before anybody is asked."""
+LEAST_MEMORY_BYTES = 256 << 20
+"""Memory that a lease asks for however small its tasks are."""
 MAX_PROGRAMS = 4096
 """Checked programs remembered, and different programs in one job."""
 THREAD_BYTES = 32 * 1024
@@ -213,5 +215,5 @@ def _requirement(options: Mapping[str, Any], programs: Sequence[ProgramFacts]) -
 
 
 def _round_up(size: int) -> int:
-    """To a power of two, at least 64 MiB: jobs of about the same size share leases."""
-    return max(64 << 20, 1 << (size - 1).bit_length()) if size else 64 << 20
+    """To a power of two, at least `LEAST_MEMORY_BYTES`: jobs of about the same size share leases."""
+    return max(LEAST_MEMORY_BYTES, 1 << (size - 1).bit_length() if size else 0)

@@ -96,6 +96,7 @@ class Node:
         self.hub: ControlHub
         self.ledger: LedgerStore
         self.store: BlobStore
+        self.blobs: BlobService
         self.requester: Requester
         self.intake: ResultIntake
         self.outbox: ResultOutbox
@@ -217,7 +218,7 @@ async def open_node(home: Home, config: Config, parts: Parts | None = None) -> A
         node.outbox = ResultOutbox(lambda: node.hub, mesh, ledger, store, now_us=now_us)
         if config.provide:
             node.provider = await _open_provider(stack, node, parts)
-        BlobService(
+        node.blobs = BlobService(
             transport, mesh, store, admit=node.provider.admits_blob if node.provider else _admit_nothing
         )
         node.hub = await stack.enter_async_context(

@@ -87,6 +87,7 @@ class NodeViews:
                 "jobs_open": len(node.requester.jobs.running()),
                 "results_waiting": node.outbox.under_way,
                 "store": asdict(node.store.statistics()),
+                "transfers": asdict(node.blobs.counts),
                 "gossip": {str(verdict): count for verdict, count in node.book.counts.items()},
                 "notes_lost": node.ledger.notes_lost,
                 "trio_tasks": trio.lowlevel.current_statistics().tasks_living,
