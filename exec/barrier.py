@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from coppermesh.exec.errors import NeedsValue
-from coppermesh.exec.graph import INPUT, Handle, SourceLine, Value, caller
+from coppermesh.exec.graph import INPUT, Handle, SourceLine, Value, caller, pointing_at_caller
 from coppermesh.exec.program import ArraySpec
 
 Evaluator = Callable[[Sequence[Handle]], Sequence[np.ndarray[Any, Any]]]
@@ -98,6 +98,7 @@ def known(value: Value) -> np.ndarray[Any, Any] | None:
     return value.node.data if value.node.op == INPUT else value.known
 
 
+@pointing_at_caller
 def _compute(what: str, arrays: Sequence[Handle], advice: str) -> None:
     scoped = _scoped.get()
     function = _state.default if scoped is None else scoped[0]

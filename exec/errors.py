@@ -2,7 +2,8 @@
 
 Every one carries a stable `code` (`[a-z0-9-]+`, fit for a receipt), a `sentence` that a person can act on (printable
 ASCII, at most 400 characters, fit for a signed record) and a `detail` that may be long (a compiler's log, a traceback).
-Where the trouble has a place in the program, `node` is that node's number.
+Where the trouble has a place in the program, `node` is that node's number. Where it was found while the user's code ran,
+`line` is that code's `file:line` (`graph.point_at_caller` sets it), and the text ends with it; it never travels.
 """
 
 MAX_SENTENCE = 400
@@ -22,7 +23,13 @@ class ExecError(Exception):
         self.sentence = plain_sentence(sentence)
         self.node = node
         self.detail = detail
+        self.line = ""
         super().__init__(self.sentence if not detail else f"{self.sentence}\n{detail}")
+
+    def __str__(self) -> str:
+        """The sentence, the detail, and the user's own line where it is known."""
+        text = f"{self.sentence}\n{self.detail}" if self.detail else self.sentence
+        return f"{text} (at {self.line})" if self.line else text
 
 
 class ProgramInvalid(ExecError, ValueError):

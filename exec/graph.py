@@ -7,11 +7,13 @@ that makes it. That line is remembered with the node (never sent), for what is f
 """
 
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
+from coppermesh.exec.errors import ExecError
 from coppermesh.exec.operations import Call
 from coppermesh.exec.program import ArraySpec, AttributeValue, KernelSource, Scalar
 from coppermesh.exec.schema import checked_body, infer, scalar_spec
@@ -19,9 +21,13 @@ from coppermesh.exec.schema import checked_body, infer, scalar_spec
 INPUT = "input"
 """The `op` of a node that stands for data of the client."""
 
-_OWN_MODULES = ("coppermesh.exec.", "numpy.")
+_OWN_MODULES = ("coppermesh.", "numpy.", "dask.")
+"""Whose frames are never the user's: ours, and those of libraries that call us on the user's behalf."""
 
 SourceLine = tuple[str, int]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class RecordedNode:
@@ -82,14 +88,18 @@ def record(
 ) -> tuple[Value, ...]:
     """A new node and its results; bytes among `args` are a loop's body, and come first.
 
-    Raises ProgramInvalid where the operation does not take such arguments.
+    Raises ProgramInvalid, pointing at the user's line, where the operation does not take such arguments.
     """
     checked_attrs = {} if attrs is None else attrs
-    body = checked_body(args[0]) if args and isinstance(args[0], bytes) else None
     arrays = [argument for argument in args if not isinstance(argument, bytes)]
     specs = [operand_spec(argument) for argument in arrays]
     scalars = [argument if isinstance(argument, Scalar) else None for argument in arrays]
-    results = infer(op, Call(specs, checked_attrs, scalars, kernel, body))
+    try:
+        body = checked_body(args[0]) if args and isinstance(args[0], bytes) else None
+        results = infer(op, Call(specs, checked_attrs, scalars, kernel, body))
+    except ExecError as error:
+        point_at_caller(error)
+        raise
     node = RecordedNode(op, tuple(args), checked_attrs, results, caller(), kernel=kernel)
     return tuple(Value(node, position) for position in range(len(results)))
 
@@ -111,8 +121,29 @@ def operand_spec(operand: Operand) -> ArraySpec:
 
 
 def caller() -> SourceLine:
-    """File and line of the innermost frame outside this package and NumPy: the user's own line."""
+    """File and line of the innermost frame outside `_OWN_MODULES`: the user's own line."""
     frame = sys._getframe(1)  # noqa: SLF001  # the documented way to the calling frames
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_OWN_MODULES):
         frame = frame.f_back
     return frame.f_code.co_filename, frame.f_lineno
+
+
+def point_at_caller(error: ExecError) -> None:
+    """Have the error's text end with the user's own line, unless it has one already."""
+    if not error.line:
+        filename, number = caller()
+        error.line = f"{filename}:{number}"
+
+
+def pointing_at_caller(function: Callable[P, R]) -> Callable[P, R]:
+    """`function`, with the user's own line in the errors that it raises. For what a user's code calls directly."""
+
+    @wraps(function)
+    def call(*args: P.args, **options: P.kwargs) -> R:
+        try:
+            return function(*args, **options)
+        except ExecError as error:
+            point_at_caller(error)
+            raise
+
+    return call

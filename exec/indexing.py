@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from coppermesh.exec import barrier, dtypes
-from coppermesh.exec.graph import Handle, Operand, Value, record_one
+from coppermesh.exec.graph import Handle, Operand, Value, pointing_at_caller, record_one
 from coppermesh.exec.program import make_scalar
 from coppermesh.exec.promotion import (
     as_operand,
@@ -59,6 +59,7 @@ def normalize_shape(shape: int | tuple[int, ...] | list[int]) -> tuple[int, ...]
     return tuple(int(length) for length in shape)
 
 
+@pointing_at_caller
 def get_item(value: Value, key: Any) -> Value:
     """`value[key]`. Raises IndexError; a mask is a barrier."""
     if _is_lone_mask(key):
@@ -152,6 +153,7 @@ def wrap_indices(indices: Value, length: int) -> Value:
     return record_one("where", (negative, shifted, wide))
 
 
+@pointing_at_caller
 def set_item(value: Value, key: Any, new: Any) -> Value:
     """The value that `x` names after `x[key] = new`."""
     operand = cast(as_operand(new), value.spec.dtype)

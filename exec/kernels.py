@@ -24,7 +24,7 @@ import numpy as np
 from coppermesh.exec import elementwise, kernel_rules
 from coppermesh.exec.dtypes import dtype_name
 from coppermesh.exec.errors import ProgramInvalid
-from coppermesh.exec.graph import Handle, Operand, Value, operand_spec, record
+from coppermesh.exec.graph import Handle, Operand, Value, operand_spec, pointing_at_caller, record
 from coppermesh.exec.program import Attributes, KernelSource, make_scalar
 from coppermesh.exec.promotion import as_operand, cast
 from coppermesh.exec.recorder import Array
@@ -36,6 +36,7 @@ class RawKernel:
     `name` must be declared `extern "C"`. `options` may name the language standard, fast math, `-fmad` and `-D` macros.
     """
 
+    @pointing_at_caller
     def __init__(self, code: str, name: str, options: Sequence[str] = ()) -> None:
         self.code = code
         self.name = name
@@ -43,6 +44,7 @@ class RawKernel:
         self._source = KernelSource("raw", name, self.options, (code,))
         kernel_rules.check_kernel(self._source)
 
+    @pointing_at_caller
     def __call__(
         self, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], *, shared_mem: int = 0
     ) -> None:
@@ -77,6 +79,7 @@ class ElementwiseKernel:
     In `operation` each parameter is the element at hand, `i` its flat index, `n` and `_ind.size()` the loop's size.
     """
 
+    @pointing_at_caller
     def __init__(
         self,
         in_params: str,
@@ -93,6 +96,7 @@ class ElementwiseKernel:
         kernel_rules.check_kernel(self._source)
         self.in_params, self.out_params = elementwise.parse_kernel(self._source)
 
+    @pointing_at_caller
     def __call__(self, *args: Any, size: int | None = None) -> Array | tuple[Array, ...]:
         """Record the loop. `args` are the inputs, or the inputs and then the arrays to write.
 

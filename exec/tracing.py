@@ -12,7 +12,16 @@ from typing import Any
 import numpy as np
 
 from coppermesh.exec.errors import ProgramInvalid
-from coppermesh.exec.graph import INPUT, Handle, Operand, RecordedNode, SourceLine, Value, caller
+from coppermesh.exec.graph import (
+    INPUT,
+    Handle,
+    Operand,
+    RecordedNode,
+    SourceLine,
+    Value,
+    caller,
+    pointing_at_caller,
+)
 from coppermesh.exec.program import ArraySpec, KernelSource, Node, Program, Scalar, encode_program
 from coppermesh.exec.schema import CheckedProgram, check_program
 
@@ -44,6 +53,7 @@ def placeholder(spec: ArraySpec) -> Value:
     return Value(RecordedNode(INPUT, (), {}, (spec,), caller()), 0)
 
 
+@pointing_at_caller
 def trace(*arrays: Handle, placeholders: Sequence[Value] = ()) -> Recording:
     """The program that computes `arrays`, with only what they need, in an order that depends on nothing else.
 
@@ -74,12 +84,10 @@ def trace(*arrays: Handle, placeholders: Sequence[Value] = ()) -> Recording:
     try:
         checked = check_program(program)
     except ProgramInvalid as error:
-        if error.node is None:
-            raise
-        file, line = sources[error.node]
-        raise ProgramInvalid(
-            error.code, f"{error.sentence}; recorded at {file}:{line}", error.node
-        ) from error
+        if error.node is not None:
+            file, line = sources[error.node]
+            error.line = f"{file}:{line}"
+        raise
     known = {id(value.node): value for value in placeholders}
     data = [_input_data(node, known) for node in inputs]
     opened = tuple(known.get(id(node)) for node in inputs)

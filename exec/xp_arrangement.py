@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from coppermesh.exec import barrier
-from coppermesh.exec.graph import Value, record_one
+from coppermesh.exec.graph import Value, pointing_at_caller, record_one
 from coppermesh.exec.indexing import (
     gather_axis,
     normalize_axes,
@@ -109,6 +109,7 @@ def broadcast_to(x: Any, /, shape: int | tuple[int, ...]) -> Array:
     return Array(broadcast_value(as_value(x), normalize_shape(shape)))
 
 
+@pointing_at_caller
 def broadcast_arrays(*arrays: Any) -> list[Array]:
     """All arrays broadcast to their common shape."""
     values = [as_value(array) for array in arrays]

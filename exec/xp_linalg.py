@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from coppermesh.exec import dtypes
-from coppermesh.exec.graph import Value, record, record_one
+from coppermesh.exec.graph import Value, pointing_at_caller, record, record_one
 from coppermesh.exec.indexing import normalize_axes, normalize_axis
 from coppermesh.exec.promotion import (
     PythonScalar,
@@ -104,6 +104,7 @@ def inv(x: Any, /) -> Array:
     return Array(record_one("inv", (_floating(x),)))
 
 
+@pointing_at_caller
 def solve(x1: Any, x2: Any, /) -> Array:
     """The solution `y` of `x1 @ y = x2`; `x2` with one dimension is one right-hand side, else a stack of matrices."""
     operands: list[Any | PythonScalar] = [as_operand(_floating_array(x1)), as_operand(_floating_array(x2))]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from coppermesh.exec import barrier
-from coppermesh.exec.graph import Handle, RecordedNode, Value, record
+from coppermesh.exec.graph import Handle, RecordedNode, Value, pointing_at_caller, record
 from coppermesh.exec.program import VERSION, ArraySpec, Attributes, Program, encode_program
 from coppermesh.exec.promotion import as_value
 from coppermesh.exec.recorder import Array
@@ -23,6 +23,7 @@ Tree = Any
 """An array, None, or a tuple, list or dict of trees."""
 
 
+@pointing_at_caller
 def scan(
     body: Callable[[Tree, Tree], tuple[Tree, Tree]],
     carry: Tree,

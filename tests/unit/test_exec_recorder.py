@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from coppermesh.exec import xp
-from coppermesh.exec.errors import NeedsValue, ProgramInvalid
+from coppermesh.exec.errors import ExecError, NeedsValue, ProgramInvalid
 from coppermesh.exec.evaluate import evaluate
+from coppermesh.exec.kernels import ElementwiseKernel, RawKernel
 from coppermesh.exec.recorder import Array, trace
 
 
@@ -121,7 +122,7 @@ def test_iteration_and_unpacking():
         (lambda x: xp.asarray([1], dtype="int8") + 300, OverflowError, "300"),
         (lambda x: trace(), ProgramInvalid, "at least one array"),
         (lambda x: trace(3), TypeError, "xp.asarray"),  # type: ignore[arg-type]
-        (lambda x: np.linalg.qr(x), TypeError, "no implementation"),
+        (lambda x: np.linalg.eig(x), TypeError, "no implementation"),
         (lambda x: np.add(x, x, out=np.zeros((2, 2))), TypeError, "operand"),
     ],
 )
@@ -139,6 +140,36 @@ def test_each_node_knows_the_users_line():
     assert recording.locate(1) == recording.locate(2) == f"{__file__}:{line}"
     assert recording.locate(0) == f"{__file__}:{line - 1}"
     assert recording.locate(99) == recording.locate(None) == ""
+
+
+SOURCE = 'extern "C" __global__ void k(float* x, int n) { x[0] = n; }'
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        lambda: xp.ones(2) + xp.ones(3),
+        lambda: xp.ones((2, 3)) @ xp.ones(7),
+        lambda: xp.zeros(-1),
+        lambda: xp.broadcast_arrays(xp.ones(2), xp.ones(3)),
+        lambda: np.add(xp.ones(2), xp.ones(3)),
+        lambda: xp.ones(4)[xp.asarray([0, 1]), None, xp.asarray([0, 1, 2])],
+        lambda: bool(xp.ones(1) > 0),
+        lambda: trace(),
+        lambda: RawKernel(SOURCE, "no name"),
+        lambda: RawKernel(SOURCE, "k")((1, 1, 1, 1), (1,), (xp.ones(1), 1)),
+        lambda: RawKernel(SOURCE, "k")((1,), (1,), (xp.ones(1),)),
+        lambda: ElementwiseKernel("float32 x", "float32 x", "x = 1"),
+        lambda: xp.scan(lambda c, x: (c[:1] + 1, x), xp.ones(2), xp.ones(3)),
+    ],
+)
+def test_an_error_of_recording_ends_with_the_users_line(mistake):
+    with pytest.raises((ExecError, IndexError)) as failure:
+        mistake()
+    if isinstance(failure.value, ExecError):
+        line = mistake.__code__.co_firstlineno
+        assert str(failure.value).endswith(f" (at {__file__}:{line})")
+        assert __file__ not in failure.value.sentence
 
 
 def test_the_users_line_does_not_travel():
