@@ -85,6 +85,7 @@ _SAME_NAME = frozenset(
         "imag",
         "matmul",
         "mean",
+        "median",
         "meshgrid",
         "moveaxis",
         "nonzero",
@@ -139,6 +140,8 @@ _FFT = frozenset(
         "irfft",
         "fft2",
         "ifft2",
+        "rfft2",
+        "irfft2",
         "fftn",
         "ifftn",
         "rfftn",
@@ -169,7 +172,7 @@ _POSITIONAL = {
 }
 _BY_POSITION_ONLY = frozenset(("repeats", "shift", "indices", "b"))
 _REDUCTIONS = frozenset(
-    ["all", "any", "amax", "amin", "max", "mean", "min", "prod", "std", "sum", "var", "count_nonzero"]
+    ["all", "any", "amax", "amin", "max", "mean", "median", "min", "prod", "std", "sum", "var", "count_nonzero"]
 )
 
 

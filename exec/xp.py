@@ -15,6 +15,8 @@ The functions live in `xp_creation`, `xp_elementwise`, `xp_reductions`, `xp_arra
 and `xp_scan`.
 """
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy import bool_ as bool
 from numpy import complex64 as complex64
@@ -30,7 +32,7 @@ from numpy import uint16 as uint16
 from numpy import uint32 as uint32
 from numpy import uint64 as uint64
 
-from coppermesh.exec import xp_fft, xp_linalg, xp_random
+from coppermesh.exec import xp_fft, xp_linalg, xp_names, xp_random
 from coppermesh.exec.recorder import Array as Array
 from coppermesh.exec.xp_arrangement import add_at as add_at
 from coppermesh.exec.xp_arrangement import argsort as argsort
@@ -169,6 +171,7 @@ from coppermesh.exec.xp_reductions import cumulative_sum as cumulative_sum
 from coppermesh.exec.xp_reductions import diff as diff
 from coppermesh.exec.xp_reductions import max as max
 from coppermesh.exec.xp_reductions import mean as mean
+from coppermesh.exec.xp_reductions import median as median
 from coppermesh.exec.xp_reductions import min as min
 from coppermesh.exec.xp_reductions import prod as prod
 from coppermesh.exec.xp_reductions import std as std
@@ -186,7 +189,7 @@ from coppermesh.exec.xp_windows import erf as erf
 from coppermesh.exec.xp_windows import max_pool as max_pool
 from coppermesh.exec.xp_windows import ndtri as ndtri
 
-__array_api_version__ = "2024.12"
+__array_api_version__ = xp_names.STANDARD
 
 bool_ = bool
 e = np.e
@@ -213,3 +216,13 @@ invert = bitwise_invert
 left_shift = bitwise_left_shift
 power = pow
 right_shift = bitwise_right_shift
+
+
+def __dir__() -> list[str]:
+    return xp_names.public(globals())
+
+
+if not TYPE_CHECKING:  # a type checker shall go on telling which names there are
+
+    def __getattr__(name):
+        raise xp_names.missing("coppermesh.xp", name, __dir__())

@@ -5,7 +5,7 @@ in full. `hfft` and `ihfft` are recorded as the transforms of real data that the
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coppermesh.exec import dtypes
 from coppermesh.exec.graph import Value, record_one
@@ -15,6 +15,7 @@ from coppermesh.exec.promotion import cast_value, elementwise, floating_value
 from coppermesh.exec.recorder import Array
 from coppermesh.exec.xp_arrangement import concat, roll
 from coppermesh.exec.xp_creation import arange
+from coppermesh.exec.xp_names import missing, public
 
 
 def _complex(x: Any) -> Value:
@@ -143,6 +144,20 @@ def ifft2(
     return ifftn(x, s=s, axes=axes, norm=norm)
 
 
+def rfft2(
+    x: Any, /, *, s: Sequence[int] | None = None, axes: Sequence[int] = (-2, -1), norm: str | None = None
+) -> Array:
+    """`rfftn` along the last two axes (NumPy)."""
+    return rfftn(x, s=s, axes=axes, norm=norm)
+
+
+def irfft2(
+    x: Any, /, *, s: Sequence[int] | None = None, axes: Sequence[int] = (-2, -1), norm: str | None = None
+) -> Array:
+    """The inverse of `rfft2`."""
+    return irfftn(x, s=s, axes=axes, norm=norm)
+
+
 def fftfreq(n: int, /, *, d: float = 1.0, dtype: Any = None, device: Any = None) -> Array:
     """Frequencies of the terms of `fft` of length `n` with sample spacing `d`."""
     positive = arange((n - 1) // 2 + 1, dtype="float64")
@@ -170,3 +185,9 @@ def _shift(x: Any, axes: int | tuple[int, ...] | None, *, inverse: bool) -> Arra
     chosen = normalize_axes(axes, len(shape))
     shifts = tuple(-(shape[axis] // 2) if inverse else shape[axis] // 2 for axis in chosen)
     return roll(x, shifts, axis=chosen) if chosen else Array(floating_value(x))
+
+
+if not TYPE_CHECKING:  # a type checker shall go on telling which names there are
+
+    def __getattr__(name):
+        raise missing("coppermesh.xp.fft", name, public(globals()))

@@ -6,7 +6,7 @@ The last two axes are matrices, those before them a stack. Integers are refused,
 
 import builtins
 from math import inf
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -31,6 +31,7 @@ from coppermesh.exec.xp_creation import eye
 from coppermesh.exec.xp_elementwise import abs as _abs
 from coppermesh.exec.xp_elementwise import conj, sqrt, where
 from coppermesh.exec.xp_elementwise import pow as _pow
+from coppermesh.exec.xp_names import missing, public
 from coppermesh.exec.xp_products import matmul as matmul
 from coppermesh.exec.xp_products import outer as outer
 from coppermesh.exec.xp_products import tensordot as tensordot
@@ -295,3 +296,9 @@ def norm(x: Any, ord: Any = None, axis: Any = None, *, keepdims: bool = False) -
     return Array(
         reshape_value(result.recorded, [1 if n in pair else s for n, s in enumerate(value.spec.shape)])
     )
+
+
+if not TYPE_CHECKING:  # a type checker shall go on telling which names there are
+
+    def __getattr__(name):
+        raise missing("coppermesh.xp.linalg", name, public(globals()))

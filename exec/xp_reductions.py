@@ -13,6 +13,8 @@ from coppermesh.exec.indexing import normalize_axes, normalize_axis
 from coppermesh.exec.program import Attributes, make_scalar
 from coppermesh.exec.promotion import as_value, cast_value, floating_value, reshape_value, truth
 from coppermesh.exec.recorder import Array
+from coppermesh.exec.xp_arrangement import sort
+from coppermesh.exec.xp_elementwise import isnan, where
 
 Axis = int | tuple[int, ...] | None
 
@@ -79,14 +81,46 @@ def _spread(op: str, x: Any, axis: Axis, correction: float, keepdims: bool) -> A
     return Array(record_one(op, (value, make_scalar("float64", correction)), attrs))
 
 
-def var(x: Any, /, *, axis: Axis = None, correction: float = 0.0, keepdims: bool = False) -> Array:
-    """Variance with divisor N - correction."""
-    return _spread("var", x, axis, correction, keepdims)
+def var(
+    x: Any,
+    /,
+    *,
+    axis: Axis = None,
+    correction: float = 0.0,
+    keepdims: bool = False,
+    ddof: float | None = None,
+) -> Array:
+    """Variance with divisor N - correction; `ddof` is NumPy's name for the correction."""
+    return _spread("var", x, axis, correction if ddof is None else ddof, keepdims)
 
 
-def std(x: Any, /, *, axis: Axis = None, correction: float = 0.0, keepdims: bool = False) -> Array:
-    """Standard deviation with divisor N - correction."""
-    return _spread("std", x, axis, correction, keepdims)
+def std(
+    x: Any,
+    /,
+    *,
+    axis: Axis = None,
+    correction: float = 0.0,
+    keepdims: bool = False,
+    ddof: float | None = None,
+) -> Array:
+    """Standard deviation with divisor N - correction; `ddof` is NumPy's name for the correction."""
+    return _spread("std", x, axis, correction if ddof is None else ddof, keepdims)
+
+
+def median(x: Any, /, *, axis: int | None = None, keepdims: bool = False) -> Array:
+    """The middle element in order, or the mean of the middle two; NaN where there is one (NumPy)."""
+    array = Array(floating_value(x))
+    number = 0 if axis is None else normalize_axis(axis, array.ndim)
+    kept = tuple(1 if axis is None or one == number else length for one, length in enumerate(array.shape))
+    in_order = sort(array.ravel() if axis is None else array, axis=number)
+    length = in_order.shape[number]
+    if length == 0:
+        raise ValueError("the median of no elements")
+    before = (slice(None),) * number
+    middle = mean(in_order[(*before, slice((length - 1) // 2, length // 2 + 1))], axis=number)
+    last = in_order[(*before, -1)]  # NaN is last in order
+    result = where(isnan(last), last, middle)
+    return result.reshape(kept) if keepdims else result
 
 
 def any(x: Any, /, *, axis: Axis = None, keepdims: bool = False) -> Array:

@@ -1,0 +1,30 @@
+"""What a namespace says about a name that it does not have."""
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from types import ModuleType
+
+STANDARD = "2024.12"
+"""The version of the Python Array API standard that the namespaces follow."""
+
+
+def missing(namespace: str, name: str, names: Iterable[str]) -> AttributeError:
+    """The error for `name`; `names` is what the namespace has."""
+    if name.startswith("_"):
+        return AttributeError(f"{namespace} has no {name!r}")
+    near = get_close_matches(name, names, 3, cutoff=0.75)
+    hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+    return AttributeError(
+        f"{namespace} has no {name!r}{hint}; it follows the Python Array API standard {STANDARD}: see exec/README.md"
+    )
+
+
+def public(namespace: Mapping[str, object]) -> list[str]:
+    """The names in a module's `globals()` that are meant for users: functions, types, constants, parts of the namespace."""
+    return [
+        name
+        for name, item in namespace.items()
+        if not name.startswith(("_", "xp_"))
+        and not isinstance(item, bool)
+        and not (isinstance(item, ModuleType) and not item.__name__.startswith("coppermesh."))
+    ]
