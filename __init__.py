@@ -58,3 +58,8 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'coppermesh' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """What is promised, and nothing else."""
+    return [*__all__, "__version__"]

@@ -12,17 +12,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from coppermesh.agent import screens
+from coppermesh.agent.config import ConfigError
 from coppermesh.agent.dask_scheduler import compute_graph
 from coppermesh.agent.executor import MeshExecutor
-from coppermesh.agent.home import Home, default_home
+from coppermesh.agent.home import Home, HomeError, default_home
 from coppermesh.agent.local_link import AgentUnavailable, LocalLink, socket_alive
 from coppermesh.agent.local_messages import (
     WAIT_SECONDS,
@@ -36,15 +38,18 @@ from coppermesh.agent.mapping import map_chunks, unwrap
 from coppermesh.agent.parcels import Parcel, PreparedTask, StoredArray
 from coppermesh.agent.story import printable
 from coppermesh.exec import barrier
-from coppermesh.exec.graph import Handle
+from coppermesh.exec.graph import Handle, SourceLine
 from coppermesh.exec.program import ArraySpec
 from coppermesh.exec.recorder import Array, trace
-from coppermesh.exec.source_lines import describe_line, failed_node, named_node
+from coppermesh.exec.source_lines import describe_line, failed_node
 from coppermesh.p2p.errors import MeshError, Refused
 from coppermesh.p2p.messages import BlobInfo
 
 _started: list[subprocess.Popen[bytes]] = []
 """Agents this process started; kept so that they can outlive it without a warning about an abandoned child."""
+_open_jobs: "dict[bytes, Mesh]" = {}
+"""Jobs that this process submitted and has not seen the end of, oldest first."""
+MAX_OPEN_JOBS = 10_000
 START_SECONDS = 20.0
 PROGRESS = "COPPERMESH_PROGRESS"
 """Environment variable: show progress on stderr."""
@@ -52,16 +57,15 @@ DEADLINE = "COPPERMESH_DEADLINE"
 """Environment variable: deadline of jobs in seconds, where the script names none."""
 IDLE_EXIT_SECONDS = 600
 _POLL_SECONDS = 0.02
+_LAST_WORDS_BYTES = 64 * 1024
+_LOCKED_EXIT = 4
+_CONFIG_EXIT = 5
+"""Exit codes of an agent; `coppermesh --help` lists them."""
 
 
 @dataclass(frozen=True)
 class JobOptions:
-    """What a submitter may ask for. Times are seconds; money is 10^-6 usd.
-
-    device: `any`, `cpu` or `cuda`. max_rate: most a provider may ask per device-hour. budget: most the whole job may
-    cost. wall_limit_s: most one task may run. deadline_s: give up when not finished by then. providers: spread over at
-    least this many leases when that many providers offer. fresh: a new worker process for every task.
-    """
+    """What a submitter may ask for, as `Mesh.submit` explains. Times are seconds; money is 10^-6 usd."""
 
     device: str = "any"
     max_rate: int = 100_000_000
@@ -95,6 +99,13 @@ class JobFailed(MeshError):
         """The user's own line that recorded it: `photo.py:12: y = xp.take(x, i)`; empty where not known."""
 
 
+class _Recorded(NamedTuple):
+    """A program, and for each of its nodes the user's own line."""
+
+    program: bytes
+    sources: Sequence[SourceLine]
+
+
 class Job:
     """One submitted job. Results arrive as its tasks finish; `result()` waits for all of them."""
 
@@ -104,7 +115,7 @@ class Job:
         self._mesh = mesh
         self._job = job
         self._specs = [task.outputs for task in tasks]
-        self._sources = [(task.program, task.sources) for task in tasks]
+        self._programs = [_Recorded(task.program, task.sources) for task in tasks]
         self._many = many
         self._keep = keep
         self._link: LocalLink | None = None
@@ -138,18 +149,28 @@ class Job:
             for event in self._poll():
                 yield self._absorb(event)
 
-    def result(self) -> Any:
+    def result(self, timeout: float | None = None) -> Any:
         """The arrays: one ndarray, a tuple when several were asked for, a list of these for `submit_many`.
 
-        Raises JobFailed with whose fault it was and what to change.
+        Waits at most `timeout` seconds for the job, without end where None. Raises TimeoutError, and the job goes
+        on: ask again, or `cancel()` it. Raises JobFailed with whose fault it was and what to change.
         """
-        results = [unwrap(arrays) for arrays in self.result_tuples()]
+        results = [unwrap(arrays) for arrays in self.result_tuples(timeout)]
         return results if self._many else results[0]
 
-    def result_tuples(self) -> list[tuple[Any, ...]]:
-        """For each task the tuple of its arrays, also where it has only one. Raises as `result` does."""
-        while self._advance():
-            pass
+    def result_tuples(self, timeout: float | None = None) -> list[tuple[Any, ...]]:
+        """For each task the tuple of its arrays, also where it has only one. Waits and raises as `result` does."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self._ended:
+            left = WAIT_SECONDS if deadline is None else max(0.0, deadline - time.monotonic())
+            events = self._poll(left)
+            if not events and deadline is not None and time.monotonic() >= deadline:
+                raise TimeoutError(
+                    f"job {self.id[:8]} has not ended within {timeout:g} s ({self._progress()}); it goes on: "
+                    "ask for the result again, or cancel() it"
+                )
+            for event in events:
+                self._absorb(event)
         if self._failure is not None:
             raise self._failure
         return [arrays for _, arrays in sorted(self._results.items())]
@@ -166,6 +187,15 @@ class Job:
         while self._results:
             yield self._results.popitem()
 
+    def __repr__(self) -> str:
+        """How far the job is, as far as it was waited for."""
+        ending = f" failed ({self._failure.code})," if self._failure is not None else ""
+        return f"<Job {self.id[:8]}:{ending} {self._progress()}>"
+
+    def _progress(self) -> str:
+        count = len(self._specs)
+        return f"{len(self._receipts)} of {count} task{'s' if count != 1 else ''} done"
+
     def cancel(self) -> None:
         """Ask the agent to end the job; what already ran is still settled."""
         with self._mesh.link() as link:
@@ -178,18 +208,20 @@ class Job:
             self._absorb(event)
         return True
 
-    def _poll(self) -> list[JobEvent]:
+    def _poll(self, seconds: float = WAIT_SECONDS) -> list[JobEvent]:
+        """What happened since the last time; where nothing did, what happens within `seconds`, if anything."""
         if self._link is not None:
             try:
-                return self._ask(self._link)
+                return self._ask(self._link, seconds)
             except AgentUnavailable:
                 pass  # the agent hangs up on a connection that was idle for a minute; it may well live
         self._link = self._mesh.link(timeout_s=WAIT_SECONDS + 30.0)
-        return self._ask(self._link)
+        return self._ask(self._link, seconds)
 
-    def _ask(self, link: LocalLink) -> list[JobEvent]:
+    def _ask(self, link: LocalLink, seconds: float) -> list[JobEvent]:
+        call = WaitCall(self._job, self._seen, int(1000 * min(seconds, WAIT_SECONDS)))
         try:
-            return link.call("wait", WaitCall(self._job, self._seen), WaitAnswer).events
+            return link.call("wait", call, WaitAnswer).events
         except BaseException:
             link.close()
             self._link = None
@@ -205,6 +237,7 @@ class Job:
             self._receipts[event.index] = facts["receipt"]
         elif event.kind in ("finished", "failed"):
             self._ended = True
+            _open_jobs.pop(self._job, None)
             if event.kind == "failed":
                 self._failure = self._explain(facts)
             if self._link is not None:
@@ -213,11 +246,8 @@ class Job:
 
     def _explain(self, facts: dict[str, Any]) -> JobFailed:
         task, sentence = facts["index"], facts["sentence"]
-        node, line = None, ""
-        if task is not None and task < len(self._sources):
-            program, sources = self._sources[task]
-            node = failed_node(sentence, program)
-            line = describe_line(sources, node)
+        programs = self._programs if task is None else self._programs[task : task + 1]
+        node, line = _locate(programs, sentence)
         return JobFailed(self.id, facts["code"], sentence, facts.get("detail", ""), node, line)
 
     def _collect(self, event: JobEvent, specs: Sequence[ArraySpec]) -> tuple[Any, ...]:
@@ -271,6 +301,10 @@ class Mesh:
         self._blocks.pop().__exit__(kind, error, trace_)
         self.close()
 
+    def __repr__(self) -> str:
+        """Whose agent it is."""
+        return f"<Mesh of the agent at {self._home.path}>"
+
     def close(self) -> None:
         """Forget what was sent. The agent, its jobs and its receipts live on."""
         self._sent.clear()
@@ -280,20 +314,45 @@ class Mesh:
         return LocalLink(self._home.socket_path, timeout_s=timeout_s)
 
     def compute(self, *arrays: Array, **options: Any) -> Any:
-        """Run what leads to `arrays` on the mesh and return NumPy arrays: one, or a tuple for several.
+        """Run what leads to `arrays` on the mesh, as one task, and return NumPy arrays: one, or a tuple for several.
 
-        `options` are those of `JobOptions`. Raises JobFailed.
+        `options` are those of `submit`: device, max_rate, budget, wall_limit_s, deadline_s, providers, fresh,
+        isolation. Raises JobFailed.
         """
         return self.submit(*arrays, **options).result()
 
     def submit(self, *arrays: Array, **options: Any) -> Job:
-        """Like `compute`, without waiting."""
+        """Like `compute`, without waiting: `submit(a, b).result()` gives the NumPy arrays of both.
+
+        Options, each with its default:
+
+            device="any"            "cpu" or "cuda": on such a device only
+            max_rate=100_000_000    most a provider may ask per device-hour, in 10^-6 usd
+            budget=10_000_000       most the whole job may cost, in 10^-6 usd
+            wall_limit_s=60.0       most one task may run, in seconds
+            deadline_s=300.0        the job fails where it has not ended by then; `coppermesh submit --deadline` sets
+                                    the default
+            providers=1             spread the tasks over at least so many providers, where so many offer
+            fresh=False             True: a new worker process for every task
+            isolation=()            names of isolation layers that a provider must have
+
+        Raises Refused where the agent takes no such job, TypeError for what is no lazy array or no option.
+        """
         if not arrays:
             raise ValueError("submit() needs at least one array")
+        if any(isinstance(array, list | tuple) for array in arrays):
+            raise TypeError(
+                "a list is no lazy array: pass arrays one by one, submit(a, b), for one task that gives all of them; "
+                "or use submit_many([a, b]) for one task each"
+            )
         return self.submit_prepared([PreparedTask.of(trace(*arrays))], many=False, **options)
 
     def submit_many(self, groups: Sequence[Array | tuple[Array, ...]], **options: Any) -> Job:
-        """One job of many tasks, one for each array or tuple of arrays; its result is a list in that order."""
+        """One job of many tasks, one for each array or tuple of arrays; its result is a list in that order.
+
+        `options` are those of `submit`: device, max_rate, budget, wall_limit_s, deadline_s, providers, fresh,
+        isolation.
+        """
         recordings = [trace(*group) if isinstance(group, tuple) else trace(group) for group in groups]
         if not recordings:
             raise ValueError("submit_many() needs at least one array")
@@ -315,7 +374,10 @@ class Mesh:
         chunk, so what it does must depend on shapes only. Without `reduce` the result is a list in the order of the
         chunks. `reduce="concat"` joins the results along their first axis, on this machine. A function of two lazy
         results (`xp.add`) folds them on the mesh, in order, in rounds of jobs; only the last result comes here.
-        `progress` counts on stderr; `options` are those of `JobOptions`. Raises JobFailed, TypeError, ValueError.
+        `progress` counts on stderr. Raises JobFailed, TypeError, ValueError.
+
+        `options` are those of `submit`: device, max_rate, budget, wall_limit_s, deadline_s, providers, fresh,
+        isolation.
         """
         return map_chunks(
             self, function, array, chunks=chunks, reduce=reduce, progress=progress, options=options
@@ -325,14 +387,14 @@ class Mesh:
         """The mesh as a `concurrent.futures.Executor` of up to `max_workers` jobs at once.
 
         `submit(fn, *arrays)` calls `fn` here, with lazy arrays, and runs what it records. `options` are those of
-        `JobOptions`.
+        `Mesh.submit`.
         """
         return MeshExecutor(self, max_workers, options)
 
     def dask(self, graph: Any, keys: Any, **options: Any) -> Any:
         """A scheduler for dask: `x.compute(scheduler=mesh.dask)` runs as one program on the mesh.
 
-        The graph's functions are called here with lazy blocks. `options` are those of `JobOptions`. Needs dask.
+        The graph's functions are called here with lazy blocks. `options` are those of `submit`. Needs dask.
         """
         return compute_graph(self, graph, keys, options)
 
@@ -343,7 +405,7 @@ class Mesh:
 
         `keep` leaves the results in the agent's store: each comes as `StoredArray`s, inputs for other tasks.
         """
-        chosen = JobOptions(**{**_options_from_environment(), **options})
+        chosen = _chosen({**_options_from_environment(), **options})
         try:
             job = self._send(tasks, chosen)
         except Refused as refusal:
@@ -351,7 +413,17 @@ class Mesh:
                 raise _with_line(refusal, tasks) from None
             self._sent.clear()  # the agent's store made room, or the agent was restarted: send everything again
             job = self._send(tasks, chosen)
+        self._note_submitted(job, len(tasks), chosen)
         return Job(self, job, tasks, many=many, keep=keep)
+
+    def _note_submitted(self, job: bytes, tasks: int, chosen: JobOptions) -> None:
+        _open_jobs[job] = self
+        if len(_open_jobs) > MAX_OPEN_JOBS:
+            del _open_jobs[next(iter(_open_jobs))]
+        if PROGRESS in os.environ:
+            counted = screens.counted(tasks, "task")
+            waiting = f"{counted}, waiting for a provider (deadline {chosen.deadline_s:g} s)"
+            print(f"coppermesh: job {job.hex()[:8]}: {waiting}", file=sys.stderr, flush=True)
 
     def _send(self, tasks: Sequence[PreparedTask], chosen: JobOptions) -> bytes:
         parcel = Parcel(self._sent, self._put)
@@ -366,11 +438,34 @@ class Mesh:
 
 
 def _with_line(refusal: Refused, tasks: Sequence[PreparedTask]) -> Refused:
-    """The refusal, with the user's line where it names a node and all tasks have one program."""
-    line = describe_line(tasks[0].sources, named_node(refusal.sentence))
-    if not line or any(task.program != tasks[0].program for task in tasks):
-        return refusal
-    return Refused(refusal.code, f"{refusal.sentence}\n  recorded at {line}")
+    """The refusal, with the user's line where it names a node."""
+    _, line = _locate([_Recorded(task.program, task.sources) for task in tasks], refusal.sentence)
+    return Refused(refusal.code, f"{refusal.sentence}\n  recorded at {line}") if line else refusal
+
+
+def _locate(programs: Sequence[_Recorded], sentence: str) -> tuple[int | None, str]:
+    """The node that a sentence about one of `programs` names and the line that recorded it, where that is certain.
+
+    Where the sentence does not say which program it is about, all that have such a node must have it from one line.
+    """
+    if not programs:
+        return None, ""
+    nodes = {recorded: failed_node(sentence, recorded.program) for recorded in set(programs)}
+    places = {(node, line) for recorded, node in nodes.items() if (line := describe_line(recorded.sources, node))}
+    if len(places) == 1:
+        return places.pop()
+    return (next(iter(nodes.values())), "") if len(nodes) == 1 else (None, "")
+
+
+def _chosen(options: dict[str, Any]) -> JobOptions:
+    """The options. Raises TypeError naming one that there is not."""
+    known = [field.name for field in fields(JobOptions)]
+    for name in options:
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise TypeError(f"there is no option {name!r}; {hint}the options are {', '.join(known)}")
+    return JobOptions(**options)
 
 
 def _options_from_environment() -> dict[str, Any]:
@@ -391,13 +486,28 @@ def _show_progress(job: str, facts: dict[str, Any]) -> None:
     print(f"coppermesh: job {job}: {text}", file=sys.stderr, flush=True)
 
 
+def cancel_open_jobs() -> list[str]:
+    """Take back every job of this process that may still run; returns the ids of those that were. For Ctrl-C."""
+    cancelled = []
+    for job, mesh in list(_open_jobs.items()):
+        del _open_jobs[job]
+        try:
+            with mesh.link(timeout_s=5.0) as link:
+                facts = json.loads(link.call_json("cancel", json.dumps({"job": job.hex()})))
+        except MeshError:
+            continue  # the agent is gone, or has forgotten the job: either way it is over
+        if facts["cancelled"]:
+            cancelled.append(job.hex())
+    return cancelled
+
+
 def connect(home: str | Path | None = None) -> Mesh:
     """The mesh as this home's agent sees it; starts a requester-only agent where none runs.
 
-    `home` defaults to $COPPERMESH_HOME, then to the user's data folder. Raises AgentUnavailable with the agent's own
-    words when it does not come up.
+    `home` defaults to $COPPERMESH_HOME, then to the user's data folder. When it does not come up its own words are
+    raised: ConfigError where settings or key cannot be used, HomeError where the home cannot, else AgentUnavailable.
     """
-    place = Home(Path(home)) if home is not None else default_home()
+    place = Home(home) if home is not None else default_home()
     if not socket_alive(place.socket_path):
         _start_agent(place)
     return Mesh(place)
@@ -408,7 +518,12 @@ def _start_agent(home: Home) -> None:
     home.prepare()
     command = [sys.executable, "-m", "coppermesh.agent.cli", "agent", "--home", str(home.path)]
     command += ["--requester-only", "--idle-exit", str(IDLE_EXIT_SECONDS)]
-    with home.log_path.open("ab") as log:
+    try:
+        log = home.log_path.open("ab")
+    except OSError as error:
+        raise HomeError(f"home {home.path}: {home.log_path.name} cannot be written: {error.strerror}") from error
+    with log:
+        begin = log.tell()
         process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
             command,
             stdin=subprocess.DEVNULL,
@@ -423,9 +538,21 @@ def _start_agent(home: Home) -> None:
         if socket_alive(home.socket_path):
             return
         code = process.poll()
-        if code is not None:
-            raise AgentUnavailable(f"the agent ended with exit code {code}; its log is {home.log_path}")
+        # The home is in use: another script has started its agent at the same moment, and that one is on its way.
+        if code is not None and code != _LOCKED_EXIT:
+            raise _why_ended(home, begin, code)
         time.sleep(_POLL_SECONDS)
     raise AgentUnavailable(
         f"the agent did not listen within {START_SECONDS:.0f} s; its log is {home.log_path}"
     )
+
+
+def _why_ended(home: Home, begin: int, code: int) -> MeshError:
+    """What an agent said last before it ended, as the error that it ended with."""
+    with home.log_path.open("rb") as log:
+        log.seek(max(begin, log.seek(0, os.SEEK_END) - _LAST_WORDS_BYTES))
+        lines = log.read(_LAST_WORDS_BYTES).decode(errors="replace").splitlines()
+    own = [line.removeprefix("coppermesh: ") for line in lines if line.startswith("coppermesh: ")]
+    if not own:
+        return AgentUnavailable(f"the agent ended with exit code {code}; its log is {home.log_path}")
+    return ConfigError(own[-1]) if code == _CONFIG_EXIT else AgentUnavailable(own[-1])

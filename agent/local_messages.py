@@ -83,10 +83,14 @@ class SubmitAnswer(LocalMessage, frozen=True):
 
 
 class WaitCall(LocalMessage, frozen=True):
-    """Events of `job` after number `after`; answered as soon as there is one, or empty after `WAIT_SECONDS`."""
+    """Events of `job` after number `after`; answered as soon as there is one, or empty after `wait_ms`.
+
+    At most `WAIT_SECONDS`, whatever is asked for.
+    """
 
     job: Nonce
     after: Count
+    wait_ms: Count = int(1000 * WAIT_SECONDS)
 
 
 class JobEvent(LocalMessage, frozen=True):

@@ -70,6 +70,20 @@ def test_a_remote_failure_shows_the_users_own_line(lab):
     total = xp.sum(xp.zeros((100 << 40,), dtype=xp.uint8))  # too much for anybody
     with pytest.raises(cm.MeshError, match="too much for anybody"):
         client.compute(total)
+    with pytest.raises(cm.MeshError, match="too much for anybody"):
+        client.submit_many([xp.zeros(3), total])
+
+
+def test_waiting_with_a_timeout_leaves_the_job_going(lab):
+    client = lab.start(0)
+    job = client.submit(xp.sum(xp.asarray([1.0, 2.0])))
+    for seconds in (0, 0.2):
+        with pytest.raises(TimeoutError, match=rf"{job.id[:8]} has not ended within {seconds:g} s \(0 of 1 task"):
+            job.result(timeout=seconds)
+    lab.start_provider("late")
+    assert job.result(timeout=60) == 3.0
+    assert job.result(timeout=0) == 3.0
+    assert repr(job) == f"<Job {job.id[:8]}: 1 of 1 task done>"
 
 
 def test_what_needs_a_value_costs_one_round_trip_inside_the_block(lab):
