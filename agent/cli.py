@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from coppermesh.agent import screens
+from coppermesh.agent import option_types, screens
 from coppermesh.agent.config import ConfigError
 from coppermesh.agent.home import Home, HomeError, HomeLocked, default_home
+from coppermesh.agent.option_types import WrongOption
 from coppermesh.p2p.errors import IdentityError, MeshError, Unreachable
 
 EXIT_OK = 0
@@ -24,10 +25,13 @@ EXIT_NO_AGENT = 3
 EXIT_LOCKED = 4
 EXIT_CONFIG = 5
 EXIT_INTERRUPTED = 130
+MAX_ROWS = 10_000
+"""Most that a list prints; the agent's own limit."""
 
 _EPILOG = """\
 exit codes: 0 done; 1 the job, the check or the request failed; 2 wrong usage; 3 no agent answers;
-            4 the home is in use by another agent; 5 settings, key or home cannot be used; 130 interrupted
+            4 the home is in use by another agent; 5 settings, key or home cannot be used;
+            130 interrupted (the agent, which is meant to be ended so: 0)
 
 COPPERMESH_HOME moves everything an agent keeps (keys, config, ledger, store, socket).
 
@@ -49,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output left (`coppermesh receipts | head`): not an error; keep the exit quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
+    except WrongOption as error:
+        return _say(error, EXIT_USAGE)
     except HomeLocked as error:
         return _say(error, EXIT_LOCKED)
     except (HomeError, ConfigError, IdentityError) as error:
@@ -76,24 +82,28 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_agent(verbs)
     for verb, text in _READING.items():
         reading = _add_verb(verbs, verb, text, _read)
-        reading.add_argument("--json", action="store_true", help="print JSON on stdout")
+        reading.add_argument("--json", action="store_true", help=_JSON)
         reading.set_defaults(verb=verb)
-    for verb, text in (("pause", "stop taking new leases"), ("resume", "take leases again")):
-        _add_verb(verbs, verb, text, _control).set_defaults(verb=verb)
-    _add_verb(verbs, "stop", "end this home's agent", _control).set_defaults(verb="stop")
+    for verb, text in (("pause", "take no new leases"), ("resume", "take leases again")):
+        _add_control(verbs, verb, text)
+    _add_control(verbs, "stop", "end this home's agent")
     identity = _add_verb(verbs, "id", "print this home's peer id on its mesh (made when missing)", _id)
-    identity.add_argument("--mesh", metavar="NAME", help="another mesh than the configured one")
+    _add_mesh(identity, "another mesh than the configured one")
+    identity.add_argument("--json", action="store_true", help=_JSON)
     _add_submit(verbs)
+    _add_jobs(verbs)
     _add_receipts(verbs)
     explain = _add_verb(verbs, "explain", "tell the story of a job", _explain)
-    explain.add_argument("job", help="job id, or its first digits")
-    explain.add_argument("--json", action="store_true", help="print JSON on stdout")
+    explain.add_argument("job", type=option_types.id_prefix, help=_JOB)
+    explain.add_argument("--json", action="store_true", help=_JSON)
     _add_demo(verbs)
     bench = _add_verb(verbs, "bench", "measure this machine with agents on loopback", _bench, home=False)
     bench.add_argument("--json", action="store_true", help="print one line of JSON on stdout")
     return parser
 
 
+_JSON = "print JSON on stdout"
+_JOB = "job id, or its first digits"
 _READING = {
     "status": "what this home's agent is doing",
     "peers": "peers this agent knows",
@@ -119,7 +129,10 @@ def _add_verb(
     parser = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     if home:
         parser.add_argument(
-            "--home", type=Path, metavar="DIR", help="the agent's directory ($COPPERMESH_HOME)"
+            "--home",
+            type=option_types.home_directory,
+            metavar="DIR",
+            help="the agent's directory ($COPPERMESH_HOME)",
         )
     parser.set_defaults(command=command)
     return parser
@@ -127,44 +140,111 @@ def _add_verb(
 
 def _add_agent(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     agent = _add_verb(verbs, "agent", "run this home's agent in the foreground", _agent)
-    agent.add_argument("--mesh", metavar="NAME", help="the mesh to join (default: open)")
-    agent.add_argument("--listen", metavar="ADDRESS", help="default: /ip4/127.0.0.1/tcp/0, this machine only")
+    text, whole = option_types.text_setting, option_types.whole_setting
+    _add_mesh(agent, "the mesh to join (default: open)")
     agent.add_argument(
-        "--bootstrap", action="append", metavar="ADDRESS", help="an agent to find others through"
+        "--listen",
+        type=text("listen"),
+        metavar="ADDRESS",
+        help="default: /ip4/127.0.0.1/tcp/0, this machine only",
     )
-    agent.add_argument("--allow", action="append", metavar="PEER", help="a peer whose kernels may run here")
-    agent.add_argument("--rate", type=int, metavar="N", help="price in 10^-6 usd per device-hour")
-    agent.add_argument("--slots", type=int, metavar="N", help="leases served at once per device")
+    agent.add_argument(
+        "--bootstrap",
+        type=text("bootstrap"),
+        action="append",
+        metavar="ADDRESS",
+        help="an agent to find others through",
+    )
+    agent.add_argument(
+        "--allow",
+        type=text("allow"),
+        action="append",
+        metavar="PEER",
+        help="a peer whose kernels may run here",
+    )
+    agent.add_argument("--rate", type=whole("rate"), metavar="N", help="price in 10^-6 usd per device-hour")
+    agent.add_argument("--slots", type=whole("slots"), metavar="N", help="leases served at once per device")
     agent.add_argument("--requester-only", action="store_true", help="submit jobs, offer no device")
-    agent.add_argument("--idle-exit", type=int, metavar="SECONDS", help="end after so long without work")
+    agent.add_argument(
+        "--idle-exit",
+        type=whole("idle_exit_seconds"),
+        metavar="SECONDS",
+        help="end after so long without work",
+    )
     agent.add_argument("--until-eof", action="store_true", help="end when standard input closes")
     agent.add_argument("--json", action="store_true", help="print one line of JSON on stdout once ready")
     agent.add_argument("--verbose", action="store_true", help="log more to stderr")
 
 
+def _add_mesh(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--mesh", type=option_types.text_setting("mesh"), metavar="NAME", help=text)
+
+
+def _add_control(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]", verb: str, text: str) -> None:
+    control = _add_verb(verbs, verb, text, _control)
+    control.add_argument("--json", action="store_true", help=_JSON)
+    control.set_defaults(verb=verb)
+
+
 def _add_submit(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     submit = _add_verb(verbs, "submit", "run a Python script whose jobs go to the mesh", _submit)
-    submit.add_argument("--deadline", type=float, metavar="SECONDS", help="give a job up after so long")
+    submit.add_argument(
+        "--deadline",
+        type=option_types.deadline,
+        metavar="SECONDS",
+        help="give a job up after so long, where the script names no time (default 300)",
+    )
     submit.add_argument("--quiet", action="store_true", help="show no progress")
     submit.add_argument("script", type=Path)
     submit.add_argument("arguments", nargs=argparse.REMAINDER, help="handed to the script")
 
 
+def _add_jobs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    jobs = _add_verb(verbs, "jobs", "jobs submitted from this home, newest first", _jobs)
+    jobs.add_argument("--json", action="store_true", help=_JSON)
+    _add_limit(jobs, 20)
+    cancel = _add_verb(verbs, "cancel", "take a running job back; what is done already is paid", _control)
+    cancel.add_argument("job", type=option_types.id_prefix, help=_JOB)
+    cancel.add_argument("--json", action="store_true", help=_JSON)
+    cancel.set_defaults(verb="cancel")
+
+
+def _add_limit(parser: argparse.ArgumentParser, default: int, *, repeated: bool = False) -> None:
+    parser.add_argument(
+        "--limit",
+        type=option_types.whole(1, MAX_ROWS),
+        default=argparse.SUPPRESS if repeated else default,
+        metavar="N",
+        help=f"newest N (default {default})",
+    )
+
+
 def _add_receipts(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     receipts = _add_verb(verbs, "receipts", "list, show, save or verify receipts", _receipts)
-    receipts.add_argument("--json", action="store_true", help="print JSON on stdout")
-    receipts.add_argument("--limit", type=int, default=50, metavar="N", help="newest N (default 50)")
+    receipts.add_argument("--json", action="store_true", help=_JSON)
+    _add_limit(receipts, 50)
     actions = receipts.add_subparsers(metavar="ACTION")
     for name, argument, text in (
+        ("list", None, "the newest receipts (what `receipts` alone does)"),
         ("show", "receipt", "every field of one receipt"),
         ("save", "receipt", "write one receipt to a file that `receipts verify` reads"),
         ("verify", "file", "check a receipt file: no network, no database, no agent"),
     ):
-        action = actions.add_parser(name, help=text)
-        action.add_argument(argument, type=Path if argument == "file" else str)
+        action = actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        if argument == "file":
+            action.add_argument("file", type=Path)
+        elif argument == "receipt":
+            action.add_argument(
+                "receipt", type=option_types.id_prefix, help="receipt id, or its first digits"
+            )
+        else:
+            _add_limit(action, 50, repeated=True)
         if name == "save":
-            action.add_argument("output", type=Path, metavar="FILE")
-        action.add_argument("--home", type=Path, metavar="DIR", default=argparse.SUPPRESS)
+            action.add_argument("output", type=Path, metavar="FILE", help="`-`: standard output")
+            action.add_argument("--force", action="store_true", help="replace the file where there is one")
+        action.add_argument(
+            "--home", type=option_types.home_directory, metavar="DIR", default=argparse.SUPPRESS
+        )
         action.add_argument("--json", action="store_true", default=argparse.SUPPRESS)
         action.set_defaults(action=name)
     receipts.set_defaults(action="list")
@@ -176,7 +256,13 @@ def _add_demo(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     demo.add_argument(
         "--output", type=Path, metavar="FILE", default=Path("demo.png"), help="default: demo.png"
     )
-    demo.add_argument("--tiles", type=int, default=16, metavar="N", help="how many tiles (default 16)")
+    demo.add_argument(
+        "--tiles",
+        type=option_types.whole(1, 400),
+        default=16,
+        metavar="N",
+        help="how many tiles, 1 to 400 (default 16)",
+    )
     demo.add_argument("--json", action="store_true", help="end with one line of JSON on stdout")
 
 
@@ -214,16 +300,27 @@ def _read(options: argparse.Namespace) -> int:
     if options.json:
         print(text)
     else:
-        print("\n".join(screens.READING[options.verb](json.loads(text))))
+        _show(screens.READING[options.verb](json.loads(text)), screens.NOTHING.get(options.verb, ""))
     return EXIT_OK
+
+
+def _show(lines: Sequence[str], nothing: str = "") -> None:
+    """Data to stdout; where there is none, the sentence that says so is talk."""
+    if lines:
+        print("\n".join(lines))
+    else:
+        print(f"coppermesh: {nothing}", file=sys.stderr)
 
 
 def _control(options: argparse.Namespace) -> int:
     from coppermesh.agent.local_link import LocalLink
 
     with LocalLink(_home(options).socket_path) as link:
-        facts = json.loads(link.call_json(options.verb))
+        arguments = json.dumps({"job": options.job} if options.verb == "cancel" else {})
+        facts = json.loads(link.call_json(options.verb, arguments))
     print(f"coppermesh: {facts['sentence']}", file=sys.stderr)
+    if options.json:
+        print(json.dumps(facts))
     return EXIT_OK
 
 
@@ -234,8 +331,9 @@ def _id(options: argparse.Namespace) -> int:
 
     home = _home(options)
     home.prepare()
-    mesh = mesh_id(load_config(home, mesh=options.mesh).mesh)
-    print(format_peer(PeerKey.load_or_create(home.key_path(mesh)).peer))
+    mesh = load_config(home, mesh=options.mesh).mesh
+    peer = format_peer(PeerKey.load_or_create(home.key_path(mesh_id(mesh))).peer)
+    print(json.dumps({"peer": peer, "mesh": mesh}) if options.json else peer)
     return EXIT_OK
 
 
@@ -252,7 +350,30 @@ def _submit(options: argparse.Namespace) -> int:
     sys.argv = [str(options.script), *options.arguments]
     # As `python script.py` would: the script's own folder first.
     sys.path.insert(0, str(options.script.resolve().parent))
-    runpy.run_path(str(options.script), run_name="__main__")
+    try:
+        runpy.run_path(str(options.script), run_name="__main__")
+    except KeyboardInterrupt:
+        _cancel_open_jobs()
+        raise
+    return EXIT_OK
+
+
+def _cancel_open_jobs() -> None:
+    """The script was interrupted: nobody waits for its jobs any more, so nobody should pay for them."""
+    from coppermesh.agent.client import cancel_open_jobs
+
+    for job in cancel_open_jobs():
+        print(f"coppermesh: job {job[:8]} cancelled; finished tasks stay paid", file=sys.stderr)
+
+
+def _jobs(options: argparse.Namespace) -> int:
+    from coppermesh.agent import receipt_commands as commands
+
+    rows = commands.jobs(_home(options), options.limit)
+    if options.json:
+        print(json.dumps(rows))
+    else:
+        _show(screens.jobs(rows), screens.NOTHING["jobs"])
     return EXIT_OK
 
 
@@ -264,15 +385,20 @@ def _receipts(options: argparse.Namespace) -> int:
         print(json.dumps(facts) if options.json else "\n".join(screens.verified_receipt(facts)))
         return EXIT_OK if facts["ok"] else EXIT_FAILED
     home = _home(options)
-    if options.action == "save":
-        options.output.write_bytes(commands.receipt_file(home, options.receipt))
+    if options.action == "save" and str(options.output) == "-":
+        sys.stdout.buffer.write(commands.receipt_file(home, options.receipt))
+    elif options.action == "save":
+        commands.save(home, options.receipt, options.output, force=options.force)
         print(f"coppermesh: wrote {options.output}", file=sys.stderr)
     elif options.action == "show":
         facts = commands.show(home, options.receipt)
         print(json.dumps(facts) if options.json else "\n".join(screens.receipt(facts)))
     else:
         rows = commands.list_newest(home, options.limit)
-        print(json.dumps(rows) if options.json else "\n".join(screens.receipts(rows)))
+        if options.json:
+            print(json.dumps(rows))
+        else:
+            _show(screens.receipts(rows), screens.NOTHING["receipts"])
     return EXIT_OK
 
 

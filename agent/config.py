@@ -87,6 +87,16 @@ def load_config(home: HasConfigPath, **overrides: Any) -> Config:
     return Config(**settings)
 
 
+def wanted_for(key: str, value: object) -> str | None:
+    """What the setting `key` wants, as words after "want", where `value` (one item of a list) is not that."""
+    setting = _SETTINGS[key]
+    try:
+        setting.parse([value] if setting.item_want else value)
+    except ValueError:
+        return setting.item_want or setting.want
+    return None
+
+
 def default_peers(mesh: str, source: Traversable | None = None) -> tuple[str, ...]:
     """First peers of `mesh` that come with coppermesh (bootstrap/peers.toml): for who names none himself."""
     file = source or files("coppermesh.bootstrap").joinpath("peers.toml")
@@ -201,6 +211,8 @@ class _Setting:
 
     want: str
     parse: Callable[[object], object] = field(repr=False)
+    item_want: str = ""
+    """Not empty for a list: what one item of it is."""
 
 
 _SETTINGS: dict[str, _Setting] = {
@@ -209,10 +221,12 @@ _SETTINGS: dict[str, _Setting] = {
     "bootstrap": _Setting(
         'a list of addresses like "/ip4/192.0.2.1/tcp/4001/p2p/12D3KooW..."',
         lambda value: tuple(dict.fromkeys(_address(item) for item in _many(value))),
+        'an address like "/ip4/192.0.2.1/tcp/4001/p2p/12D3KooW..."',
     ),
     "allow": _Setting(
         'a list of peer ids like "12D3KooW..."',
         lambda value: tuple(dict.fromkeys(_peer(item) for item in _many(value))),
+        'a peer id like "12D3KooW..."',
     ),
     "provide": _Setting("true or false", _flag),
     "rate": _Setting(

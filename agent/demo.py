@@ -1,8 +1,11 @@
 """`coppermesh demo`: the whole path of a job on one machine, with real processes, keys, signatures and receipts."""
 
 import json
+import os
+import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +18,7 @@ from coppermesh.agent import demo_picture, screens
 from coppermesh.agent.client import Job, Mesh, connect
 from coppermesh.agent.local_agents import LocalMesh, allow, local_mesh
 from coppermesh.agent.local_link import LocalLink
+from coppermesh.agent.option_types import WrongOption, check_output
 from coppermesh.agent.receipts import InvalidReceipt, verify_receipt_file
 from coppermesh.p2p.errors import MeshError
 
@@ -27,8 +31,7 @@ MAX_ERROR = 1e-4
 
 def run_demo(*, keep: Path | None, output: Path, tiles: int, as_json: bool) -> int:
     """Run the demo; returns the exit code. Everything it started has ended when it returns or raises."""
-    if not 1 <= tiles <= 400:
-        raise MeshError(f"--tiles {tiles}: want 1 to 400")
+    check_output("--output", output)
     try:
         photograph = demo_picture.load_photograph()
     except ImportError as error:
@@ -36,30 +39,51 @@ def run_demo(*, keep: Path | None, output: Path, tiles: int, as_json: bool) -> i
             f"the demo's photograph comes with scikit-image: install coppermesh[demo] ({error})"
         ) from error
     started = time.monotonic()
-    with _base_directory(keep) as base, local_mesh(base) as mesh:
-        facts = _run(mesh, photograph, tiles, output)
+    with _terminate_as_interrupt(), _base_directory(keep) as base, local_mesh(base) as mesh:
+        facts, table = _run(mesh, photograph, tiles, output)
     facts["seconds"] = round(time.monotonic() - started, 3)
+    print("\n".join(table), file=sys.stderr if as_json else sys.stdout)
+    _say(
+        f"wrote {output}; {facts['receipts_verified']} of {facts['tiles']} receipts verified; "
+        f"largest difference from NumPy {facts['max_abs_error']:.1e}; {facts['seconds']:.1f} s in all"
+    )
     if as_json:
         print(json.dumps(facts))
-    else:
-        _say(
-            f"wrote {output}; {facts['receipts_verified']} of {facts['tiles']} receipts verified; "
-            f"largest difference from NumPy {facts['max_abs_error']:.1e}; {facts['seconds']:.1f} s in all"
-        )
     return 0 if facts["ok"] else 1
+
+
+@contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does, so that what was started and made goes with it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
+    before = signal.signal(signal.SIGTERM, lambda _number, _frame: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
 def _base_directory(keep: Path | None) -> Iterator[Path]:
     if keep is not None:
-        keep.mkdir(parents=True, exist_ok=True)
+        try:
+            keep.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise WrongOption(f"--keep {keep}: cannot be made: {error.strerror}") from error
+        if not os.access(keep, os.W_OK | os.X_OK):
+            raise WrongOption(f"--keep {keep}: cannot be written")
         yield keep.resolve()
         return
     with tempfile.TemporaryDirectory(prefix="coppermesh-demo-") as directory:
         yield Path(directory)
 
 
-def _run(mesh: LocalMesh, photograph: np.ndarray, tile_count: int, output: Path) -> dict[str, Any]:
+def _run(
+    mesh: LocalMesh, photograph: np.ndarray, tile_count: int, output: Path
+) -> tuple[dict[str, Any], list[str]]:
+    """The facts of the run, and its closing table."""
     requester = mesh.peer_of("requester")
     _say("starting three agents on loopback")
     agents = mesh.start(PROVIDERS, *allow(requester))
@@ -73,13 +97,13 @@ def _run(mesh: LocalMesh, photograph: np.ndarray, tile_count: int, output: Path)
         _say(f"submitting a photograph in {len(tiles)} tiles")
         recorded = [demo_picture.record_tile(tile) for tile in tiles]
         job = client.submit_many(recorded, providers=len(agents), wall_limit_s=60.0)
+        _say(f"job {job.id[:8]}: {len(tiles)} tasks, waiting for a provider")
         _follow(job, len(tiles))
         image = demo_picture.merge(tiles, job.result(), photograph.shape)
         facts_of_tiles = [_tile_facts(client, number, receipt) for number, receipt in enumerate(job.receipts)]
     demo_picture.save_picture(output, image)
-    for line in screens.demo_table(facts_of_tiles):
-        print(line, file=sys.stderr)
-    return _summary(photograph, image, facts_of_tiles, len(agents), output, job)
+    facts = _summary(photograph, image, facts_of_tiles, len(agents), output, job)
+    return facts, screens.demo_table(facts_of_tiles)
 
 
 def _summary(

@@ -222,7 +222,23 @@ class Dispatcher:
         group.heard, group.declined = event.heard, event.declined
         missing = group.wanted > 0
         group.end_negotiation(event.granted, self._now_us, self._limits)
+        if event.hopeless:
+            self._give_up_hopeless(group)
         return [group, *(self._make_room(group) if missing and group.jobs else [])]
+
+    def _give_up_hopeless(self, group: Group) -> None:
+        """Everybody heard refuses for good: fail the jobs that have waited long enough for somebody else."""
+        limit_us = self._limits.hopeless_us
+        for job in [job for job in group.jobs.values() if not self._has_held(group, job)]:
+            waited_us = self._now_us - job.submitted_us
+            if waited_us >= limit_us:
+                sentence = (
+                    f"{self._none_took_it(group, job)}; every provider heard refuses for a reason that time "
+                    "does not change"
+                )
+                self._fail_job(job, "no-provider", sentence, "every provider heard refuses for good")
+            else:
+                group.retry_us = min(group.retry_us, job.submitted_us + limit_us)
 
     def _make_room(self, group: Group) -> list[Group]:
         """Too few leases were to be had: our own idle ones of other groups may hold the very slots."""
@@ -328,17 +344,25 @@ class Dispatcher:
     def _miss_deadline(self, job: Job) -> None:
         group = self._groups[job.requirement]
         waited_s = (self._now_us - job.submitted_us) // SECOND
-        if group.leases or group.held_us >= job.submitted_us:
+        if self._has_held(group, job):
             sentence = f"{job.done} of {job.tasks} tasks were done when its time of {waited_s} s was over"
             if job.last_reason:
                 sentence += f"; the last trouble: {job.last_reason}"
             self._fail_job(job, "deadline", sentence, "the job's deadline passed")
             return
-        sentence = (
-            f"no provider took the job in {waited_s} s: {group.heard} heard, {group.declined} declined or were "
-            "silent; `coppermesh explain` lists who and why"
-        )
+        sentence = f"{self._none_took_it(group, job)}; `coppermesh explain` lists who and why"
         self._fail_job(job, "no-provider", sentence, "the job's deadline passed")
+
+    def _has_held(self, group: Group, job: Job) -> bool:
+        """A lease was there for the job at some time."""
+        return bool(group.leases) or group.held_us >= job.submitted_us
+
+    def _none_took_it(self, group: Group, job: Job) -> str:
+        waited_s = (self._now_us - job.submitted_us) // SECOND
+        return (
+            f"no provider took the job in {waited_s} s: {group.heard} heard, {group.declined} declined or were "
+            "silent"
+        )
 
     # Tasks and jobs.
 

@@ -69,6 +69,8 @@ class NegotiationEnded:
     """Providers whose announcements were heard at all."""
     declined: int
     """Providers that were asked and declined or did not answer."""
+    hopeless: bool = False
+    """Providers were heard, and each refuses for a reason that time does not change."""
 
 
 @dataclass(frozen=True, slots=True)

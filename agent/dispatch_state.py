@@ -48,6 +48,8 @@ class DispatchLimits:
     stop_us: int = 5 * SECOND
     """How long a cancelled task takes up room if nobody says that it ended."""
     negotiation_us: int = 15 * SECOND
+    hopeless_us: int = 15 * SECOND
+    """How long a job waits without a lease while every provider heard refuses it for good: another may yet appear."""
     first_retry_us: int = SECOND // 2
     """Wait after a negotiation that granted nothing; doubles up to `last_retry_us`."""
     last_retry_us: int = 15 * SECOND

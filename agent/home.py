@@ -70,9 +70,14 @@ class HasSocketOptions(Protocol):
 
 
 def default_home() -> "Home":
-    """The home that COPPERMESH_HOME names, else `coppermesh` in the XDG data directory (~/.local/share)."""
+    """The home that COPPERMESH_HOME names, else `coppermesh` in the XDG data directory (~/.local/share).
+
+    Raises HomeError where COPPERMESH_HOME is set and empty: a script meant to name one.
+    """
     named = os.environ.get("COPPERMESH_HOME")
-    if named:
+    if named is not None:
+        if not named:
+            raise HomeError("COPPERMESH_HOME is set and empty: name a directory, or unset it")
         return Home(named)
     data = os.environ.get("XDG_DATA_HOME", "")
     base = Path(data) if data.startswith("/") else Path.home() / ".local" / "share"
@@ -83,6 +88,9 @@ class Home:
     """Names what an agent keeps under `path`. Making one touches nothing; `prepare` and `lock` make and check it."""
 
     def __init__(self, path: Path | str) -> None:
+        """Raises HomeError for an empty name, which would be the current directory."""
+        if path == "":
+            raise HomeError("the home's name is empty: name a directory")
         self.path = Path(path).expanduser().absolute()
 
     def __repr__(self) -> str:

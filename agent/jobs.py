@@ -13,15 +13,18 @@ import trio
 
 from coppermesh.agent.local_messages import Blob, JobEvent, TaskSpec
 from coppermesh.agent.matching import Requirement
+from coppermesh.agent.story import printable
 from coppermesh.exec.program import ArraySpec
 from coppermesh.p2p.errors import Refused
-from coppermesh.p2p.ids import PeerId
+from coppermesh.p2p.ids import PeerId, short_peer
 from coppermesh.p2p.messages import BlobInfo
 
 MAX_JOBS = 256
 """Jobs kept at once, ended ones included."""
 KEEP_SECONDS = 600.0
 """How long an ended job can still be asked about."""
+MAX_REFUSALS = 256
+"""Refusals of one job that are kept and told; peers that announce ever new reasons cannot grow it further."""
 INLINE_TASK_BYTES = 64 * 1024
 """Outputs of one task up to this size ride in its event."""
 INLINE_TOTAL_BYTES = 64 * 1024 * 1024
@@ -60,8 +63,9 @@ class JobState:
     inline_bytes: int = 0
     """Size of the outputs that ride in its events."""
     pinned: list[bytes] = field(default_factory=list)
-    declines: dict[PeerId, tuple[str, str]] = field(default_factory=dict)
-    """Last reason of each provider that declined: (code, sentence)."""
+    refusals: dict[PeerId, str] = field(default_factory=dict)
+    """Last reason of each provider that declined, was silent or does not fit: `rate: cpu costs ...`."""
+    refusals_told: set[tuple[PeerId, str]] = field(default_factory=set)
     detail: str = ""
     """What a failed task printed: a compiler's log or the like."""
     failed_task: int | None = None
@@ -86,6 +90,15 @@ class JobState:
         self.events.append(JobEvent(number, kind, index, json.dumps(facts), list(outputs), list(inline)))
         self._changed.set()
         self._changed = trio.Event()
+
+    def refused_by(self, peer: PeerId, reason: str) -> None:
+        """A provider does not take the job. The client is told, once for each provider and reason."""
+        reason = printable(reason)
+        if peer in self.refusals or len(self.refusals) < MAX_REFUSALS:
+            self.refusals[peer] = reason
+        if (peer, reason) not in self.refusals_told and len(self.refusals_told) < MAX_REFUSALS:
+            self.refusals_told.add((peer, reason))
+            self.tell("progress", {"text": f"{short_peer(peer)}: {reason}", "cause": "refusal"})
 
     async def wait_after(self, number: int, seconds: float) -> list[JobEvent]:
         """Events after `number`, as soon as there is one; an empty list after `seconds`."""
@@ -150,6 +163,21 @@ class JobTable:
             raise Refused(
                 "unknown-job", f"job {job.hex()[:8]} is not known to this agent (was it restarted?)"
             ) from None
+
+    def find_prefix(self, prefix: str) -> JobState:
+        """The one job whose id begins with these hexadecimal digits. Raises Refused where there is not one."""
+        found = [job for known, job in self._jobs.items() if known.hex().startswith(prefix.lower())]
+        if len(found) > 1:
+            raise Refused("unknown-job", f"several jobs begin with {prefix!r}: give more digits")
+        if not found:
+            raise Refused(
+                "unknown-job", f"this agent runs no job {prefix}: `coppermesh jobs` lists what it knows"
+            )
+        return found[0]
+
+    def all(self) -> list[JobState]:
+        """Every job that is kept, oldest first."""
+        return list(self._jobs.values())
 
     def find(self, job: bytes) -> JobState | None:
         """The job, or None."""

@@ -16,8 +16,17 @@ from coppermesh.agent.jobs import JobState
 from coppermesh.agent.leases import build_lease, check_bid
 from coppermesh.agent.ledger import LeaseAgreed, LeaseEnded, LeaseOffered
 from coppermesh.agent.ledger_store import LedgerStore
-from coppermesh.agent.matching import Candidate, Requirement, bid_misfits, choose_bids, rank_bids, survey
+from coppermesh.agent.matching import (
+    Candidate,
+    Requirement,
+    Survey,
+    bid_misfits,
+    choose_bids,
+    rank_bids,
+    survey,
+)
 from coppermesh.agent.negotiation import Move, Negotiation, Role
+from coppermesh.agent.policy import LASTING_CODES
 from coppermesh.agent.pricing import MAX_MONEY, format_rate
 from coppermesh.agent.story import StoryLine
 from coppermesh.p2p.announcements import AnnouncementBook
@@ -69,6 +78,20 @@ class _Round:
     talks: dict[PeerId, Negotiation] = field(default_factory=dict)
     bids: dict[PeerId, Opened[Bid]] = field(default_factory=dict)
     declined: int = 0
+    lasting: set[PeerId] = field(default_factory=set)
+    """Who declined for a reason that time does not change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Negotiated:
+    """What came of a negotiation besides the leases."""
+
+    heard: int
+    """Providers whose announcements were heard."""
+    declined: int
+    """Providers that were asked and declined or did not answer."""
+    hopeless: bool
+    """Somebody who offers a device was heard, and all of them refuse for a reason that time does not change."""
 
 
 class LeaseBroker:
@@ -95,8 +118,8 @@ class LeaseBroker:
 
     async def negotiate(
         self, want: WantLeases, jobs: list[JobState], granted: Callable[[GrantedLease], None]
-    ) -> tuple[int, int]:
-        """Try to get `want.count` leases for `jobs`, calling `granted` for each; returns (heard, declined)."""
+    ) -> Negotiated:
+        """Try to get `want.count` leases for `jobs`, calling `granted` for each."""
         found = survey(
             (known.record for known in self._book.current(self._now_us())),
             want.requirement,
@@ -106,19 +129,21 @@ class LeaseBroker:
         heard = len(found.fitting) + len(found.misfits)
         for peer, reasons in found.misfits.items():
             self._tell(jobs, "note", "announcement", peer, f"not asked: {'; '.join(reasons)}")
+            if peer not in want.exclude and peer not in found.without_device:
+                _note_refusal(jobs, peer, "; ".join(reasons))
         connected = set(self._hub.peers())
         asked = [candidate for candidate in found.fitting if candidate.peer in connected][:MAX_ASKED]
         for candidate in found.fitting:
             if candidate.peer not in connected:
-                self._tell(
-                    jobs, "silent", "announcement", candidate.peer, "announced, but no connection to it"
-                )
+                text = "announced, but no connection to it"
+                self._tell(jobs, "silent", "announcement", candidate.peer, text)
+                _note_refusal(jobs, candidate.peer, text)
         if not asked:
-            return heard, 0
+            return Negotiated(heard, 0, _all_refuse(found, set()))
         current = _Round(self._new_order(want, jobs), jobs)
         await self._ask_all(current, asked, want.requirement)
         await self._award(current, want, granted)
-        return heard, current.declined
+        return Negotiated(heard, current.declined, _all_refuse(found, current.lasting))
 
     def _new_order(self, want: WantLeases, jobs: list[JobState]) -> Opened[Order]:
         now_us = self._now_us()
@@ -181,16 +206,19 @@ class LeaseBroker:
         except Unreachable as error:
             current.declined += 1
             self._tell(current.jobs, "silent", cause, peer, str(error))
+            _note_refusal(current.jobs, peer, f"no answer: {error}")
         except RemoteProtocolError as error:
             current.declined += 1
             self._tell(current.jobs, "evidence", cause, peer, str(error))
+            _note_refusal(current.jobs, peer, f"broke the protocol: {error}")
 
     def _refused(self, current: _Round, peer: PeerId, code: str, sentence: str) -> None:
         current.declined += 1
         cause = f"order {current.order.id.hex()[:8]}"
         self._tell(current.jobs, "decline", cause, peer, f"{code}: {sentence}")
-        for job in current.jobs:
-            job.declines[peer] = (code, sentence)
+        _note_refusal(current.jobs, peer, f"{code}: {sentence}")
+        if code in LASTING_CODES:
+            current.lasting.add(peer)
 
     async def _award(
         self, current: _Round, want: WantLeases, granted: Callable[[GrantedLease], None]
@@ -285,3 +313,15 @@ class LeaseBroker:
     def _tell(self, jobs: Iterable[JobState], kind: str, cause: str, peer: PeerId | None, text: str) -> None:
         for job in jobs:
             self._ledger.note(StoryLine(job.job, self._now_us(), cause, kind, peer, None, text))
+
+
+def _note_refusal(jobs: Iterable[JobState], peer: PeerId, reason: str) -> None:
+    for job in jobs:
+        job.refused_by(peer, reason)
+
+
+def _all_refuse(found: Survey, declined: set[PeerId]) -> bool:
+    """Is there a provider at all, and does each refuse for good, by its announcement or its decline?"""
+    providers = {candidate.peer for candidate in found.fitting} | found.misfits.keys()
+    providers -= found.without_device
+    return bool(providers) and providers == found.lasting | declined

@@ -106,6 +106,22 @@ class JobRow:
     accepted: int
 
 
+@dataclass(frozen=True, slots=True)
+class SubmittedJob:
+    """A job that was submitted here, as far as its story and its receipts tell."""
+
+    job: bytes
+    submitted_us: int
+    tasks: int
+    done: int
+    """Tasks with an accepted receipt, the one that the job failed at left out."""
+    cost: int
+    """What accepted receipts add up to, in 10^-6 of `unit`."""
+    unit: str
+    end: str
+    """`done`, `gave-up CODE: ...`, or empty where no end was written."""
+
+
 def _at_one_moment(
     method: Callable[Concatenate["LedgerReader", P], T],
 ) -> Callable[Concatenate["LedgerReader", P], T]:
@@ -290,6 +306,12 @@ class LedgerReader:
         return [JobRow(*row) for row in rows]
 
     @_at_one_moment
+    def submitted(self, limit: int = 100) -> list[SubmittedJob]:
+        """Jobs that were submitted here, newest first."""
+        rows = self._database.execute(_SUBMITTED, (limit,))
+        return [SubmittedJob(*row) for row in rows]
+
+    @_at_one_moment
     def evidence(self) -> list[EvidenceFound]:
         """What was kept against other peers, oldest first."""
         rows = self._database.execute("SELECT kind, peer, records, at_us, text FROM evidence ORDER BY n")
@@ -346,6 +368,28 @@ SELECT known.job, coalesce(max(first_us), 0) AS first,
     JOIN countersignature ON countersignature.receipt = receipt.id
     WHERE task.job = known.job AND verdict = 'accepted')
 FROM known GROUP BY known.job ORDER BY first DESC LIMIT ?
+"""
+
+# A task with an accepted receipt counts as done, but for the last one that failed in a job that was given up.
+_SUBMITTED = """
+WITH newest AS (
+  SELECT job, min(at_us) AS at_us, CAST(min(text) AS INTEGER) AS tasks, max(n) AS n
+  FROM story WHERE kind = 'submitted' GROUP BY job ORDER BY n DESC LIMIT ?),
+paid AS (
+  SELECT task.job, task.task_index, receipt.amount, lease.unit FROM newest
+  JOIN task ON task.job = newest.job JOIN lease ON lease.id = task.lease AND lease.role = 'requester'
+  JOIN receipt ON receipt.task = task.id
+  JOIN countersignature ON countersignature.receipt = receipt.id AND verdict = 'accepted')
+SELECT job, at_us, tasks,
+  (SELECT count(DISTINCT task_index) FROM paid WHERE paid.job = newest.job AND (
+    NOT EXISTS (SELECT 1 FROM story WHERE story.job = newest.job AND kind = 'gave-up')
+    OR task_index IS NOT (SELECT task FROM story WHERE story.job = newest.job AND kind = 'failed'
+                          ORDER BY story.n DESC LIMIT 1))),
+  coalesce((SELECT sum(amount) FROM paid WHERE paid.job = newest.job), 0),
+  coalesce((SELECT max(unit) FROM paid WHERE paid.job = newest.job), 'usd'),
+  coalesce((SELECT kind || ' ' || text FROM story WHERE story.job = newest.job AND kind IN ('done', 'gave-up')
+            ORDER BY story.n LIMIT 1), '')
+FROM newest ORDER BY newest.n DESC
 """
 
 

@@ -39,6 +39,7 @@ from coppermesh.agent.ledger_reader import (
     NotInLedger,
     ReceiptContext,
     ReceiptRow,
+    SubmittedJob,
     UnsettledReceipt,
     read_ledger,
 )
@@ -225,6 +226,10 @@ class LedgerStore:
     async def jobs(self, limit: int = 100) -> list[JobRow]:
         """Jobs that were submitted or served here, newest first."""
         return await self._view(self._views.jobs, limit)
+
+    async def submitted(self, limit: int = 100) -> list[SubmittedJob]:
+        """Jobs that were submitted here, newest first."""
+        return await self._view(self._views.submitted, limit)
 
     async def evidence(self) -> list[EvidenceFound]:
         """What was kept against other peers, oldest first."""

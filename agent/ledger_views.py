@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from coppermesh.agent.ledger_reader import ReceiptRow
+from coppermesh.agent.ledger_reader import ReceiptRow, SubmittedJob
 from coppermesh.agent.story import StoryLine, tell
 from coppermesh.p2p.ids import PeerId, format_peer
 from coppermesh.p2p.records import Record
@@ -34,6 +34,26 @@ def list_rows(rows: Sequence[ReceiptRow]) -> list[dict[str, Any]]:
         }
         for row in rows
     ]
+
+
+def job_rows(rows: Sequence[SubmittedJob]) -> list[dict[str, Any]]:
+    """One dictionary a job that was submitted here; `state` is `done`, `failed` with its `code`, or `unknown`."""
+    return [_job_row(row) for row in rows]
+
+
+def _job_row(row: SubmittedJob) -> dict[str, Any]:
+    kind, _, text = row.end.partition(" ")
+    state = {"done": "done", "gave-up": "failed"}.get(kind, "unknown")
+    return {
+        "job": row.job.hex(),
+        "submitted_us": row.submitted_us,
+        "tasks": row.tasks,
+        "done": row.tasks if state == "done" else row.done,
+        "state": state,
+        "code": text.partition(":")[0] if state == "failed" else "",
+        "cost": row.cost,
+        "unit": row.unit,
+    }
 
 
 def full_receipt(row: ReceiptRow) -> dict[str, Any]:

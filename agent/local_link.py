@@ -4,6 +4,7 @@ One `LocalLink` is one connection and carries one call at a time. Raw blob bytes
 (`put_blob`, `get_blob`), straight between the socket and the array's memory.
 """
 
+import shlex
 import socket
 import struct
 from pathlib import Path
@@ -42,7 +43,10 @@ class LocalLink:
         try:
             self._socket = connect_unix(socket_path)
         except OSError as error:
-            raise AgentUnavailable(f"no agent answers on {socket_path}: {error.strerror or error}") from error
+            raise AgentUnavailable(
+                f"no agent answers on {socket_path} ({error.strerror or error}): "
+                f"start one with `coppermesh agent --home {shlex.quote(str(socket_path.parent))}`"
+            ) from error
         self._socket.settimeout(timeout_s)
 
     def __enter__(self) -> Self:

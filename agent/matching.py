@@ -60,6 +60,10 @@ class Survey:
     """One candidate a peer, best first."""
     misfits: Mapping[PeerId, tuple[str, ...]] = field(default_factory=dict)
     """Why each of the others was passed over; one sentence a reason."""
+    lasting: frozenset[PeerId] = frozenset()
+    """Those of `misfits` that time will not change: their device is another one than what is wanted."""
+    without_device: frozenset[PeerId] = frozenset()
+    """Those of `misfits` that offer nothing at all: they only submit."""
 
 
 def misfits(announcement: Announcement, device: DeviceOffer, requirement: Requirement) -> list[str]:
@@ -96,6 +100,7 @@ def survey(
     """Sort announcements into candidates (free ones first, then by rate and peer id) and reasons why not."""
     fitting = []
     reasons: dict[PeerId, tuple[str, ...]] = {}
+    lasting, without_device = set(), set()
     for announcement in announcements:
         peer = PeerId(announcement.peer)
         if peer in exclude:
@@ -104,14 +109,17 @@ def survey(
             reasons[peer] = ("its announcement has expired",)
         elif not announcement.devices:
             reasons[peer] = ("offers no device",)
+            without_device.add(peer)
         else:
             best, why_not = _best_device(announcement, requirement)
             if best is None:
                 reasons[peer] = why_not
+                if not announcement.paused:
+                    lasting.add(peer)
             else:
                 fitting.append(best)
     fitting.sort(key=lambda found: (found.busy, found.device.rate, found.peer))
-    return Survey(tuple(fitting), reasons)
+    return Survey(tuple(fitting), reasons, frozenset(lasting), frozenset(without_device))
 
 
 def candidates(

@@ -31,6 +31,8 @@ from coppermesh.agent.provider import Provider, ServedDevice
 from coppermesh.agent.requester import Requester
 from coppermesh.agent.result_intake import ResultIntake
 from coppermesh.agent.result_outbox import ResultOutbox
+from coppermesh.agent.screens import counted
+from coppermesh.agent.story import printable
 from coppermesh.agent.task_driver import TaskDriver
 from coppermesh.exec.device import DeviceInfo, probe_devices
 from coppermesh.exec.supervisor import Supervisor, open_supervisor
@@ -60,6 +62,7 @@ from coppermesh.p2p.transport import Transport
 SOFTWARE = "coppermesh/0.1.0"
 IDLE_POLL_SECONDS = 1.0
 TIDY_SECONDS = 1.0
+MAX_BOOTSTRAP_SHOWN = 4
 SKEW_WORTH_SAYING_US = 30_000_000
 """Orders are refused from 60 s on."""
 
@@ -92,6 +95,7 @@ class Node:
         self.active_us = self.started_us
         self.stopping = trio.Event()
         self.connected_since: dict[PeerId, int] = {}
+        self.plan = DialPlan(key.peer, random.Random())
         self.provider: Provider | None = None
         self.hub: ControlHub
         self.ledger: LedgerStore
@@ -264,13 +268,12 @@ async def _start(nursery: trio.Nursery, node: Node) -> None:
         await nursery.start(node.provider.run)
     nursery.start_soon(node.follow_channels)
     await nursery.start(node.announcer.run)
-    plan = DialPlan(node.key.peer, random.Random())
-    node.announcer.plan = plan
+    node.announcer.plan = node.plan
     nursery.start_soon(
         partial(
             run_discovery,
             node.transport,
-            plan,
+            node.plan,
             bootstrap=node.config.bootstrap,
             remembered=node.home.peers_path(node.mesh),
         )
@@ -369,10 +372,20 @@ def _check_clock(event: ChannelUp) -> None:
 def _describe_heard(node: Node) -> str:
     announced = node.book.current(now_us())
     devices = sum(len(opened.record.devices) for opened in announced)
-    return (
-        f"{len(node.transport.connected())} peers connected, {len(announced)} announced {devices} devices "
+    connected = len(node.transport.connected())
+    text = (
+        f"{counted(connected, 'peer')} connected, {len(announced)} announced {counted(devices, 'device')} "
         f"on mesh {node.config.mesh!r}"
     )
+    if connected or announced:
+        return text
+    if not node.config.bootstrap:
+        return f"{text}; nobody is known: set `bootstrap` in {node.home.config_path}, or give --bootstrap"
+    troubles = [
+        f"\n  {address}: {printable(node.plan.troubles.get(address, 'no answer yet'))}"
+        for address in node.config.bootstrap[:MAX_BOOTSTRAP_SHOWN]
+    ]
+    return f"{text}; no `bootstrap` address leads to anybody:{''.join(troubles)}"
 
 
 def _admit_nothing(_peer: PeerId, _root: Digest, _size: int) -> Refused | None:

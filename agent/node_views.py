@@ -17,6 +17,8 @@ from coppermesh.agent.local_messages import (
     SubmitCall,
     WaitCall,
 )
+from coppermesh.agent.screens import counted
+from coppermesh.p2p.addresses import parse_address
 from coppermesh.p2p.encoding import decode
 from coppermesh.p2p.envelope import open_record
 from coppermesh.p2p.errors import Refused
@@ -41,6 +43,7 @@ class NodeViews:
             "submit": self._submit,
             "wait": self._wait,
             "cancel": self._cancel,
+            "jobs": self._jobs,
             "status": self._status,
             "peers": self._peers,
             "devices": self._devices,
@@ -62,9 +65,24 @@ class NodeViews:
         return await self._node.requester.wait(decode(WaitCall, body, max_bytes=1024))
 
     async def _cancel(self, body: bytes) -> LocalMessage:
-        job = _hex_argument(_arguments(body), "job")
-        self._node.requester.cancel(job)
-        return _json({"sentence": f"job {job.hex()[:8]} is being cancelled"})
+        requester = self._node.requester
+        job = requester.jobs.find_prefix(_text_argument(_arguments(body), "job"))
+        cancelled = requester.cancel(job.job)
+        what = "cancelled; finished tasks stay paid" if cancelled else "had ended already"
+        return _json(
+            {"job": job.job.hex(), "cancelled": cancelled, "sentence": f"job {job.job.hex()[:8]} {what}"}
+        )
+
+    async def _jobs(self, body: bytes) -> LocalMessage:
+        limit = _limit_argument(_arguments(body))
+        rows = ledger_views.job_rows(await self._node.ledger.submitted(limit))
+        kept = {job.job.hex(): job for job in self._node.requester.jobs.all()}
+        for row in rows:
+            job = kept.get(row["job"])
+            if job is not None:
+                row["done"] = job.done
+                row["state"] = "running" if job.ended_us is None else row["state"]
+        return _json(rows)
 
     async def _status(self, body: bytes) -> LocalMessage:
         node = self._node
@@ -80,6 +98,7 @@ class NodeViews:
                 "first_announcement_us": node.announcer.first_heard_us,
                 "provide": node.config.provide,
                 "paused": provider is not None and provider.paused,
+                "bootstrap": self._bootstrap(),
                 "connected": len(node.transport.connected()),
                 "announced": len(node.book.current(now_us())),
                 "leases_serving": len(provider.leases) if provider is not None else 0,
@@ -100,8 +119,23 @@ class NodeViews:
         connected = set(node.transport.connected())
         known = sorted((connected | announced.keys()) - {node.key.peer})
         return _json(
-            {"peers": [self._peer_facts(peer, announced.get(peer), peer in connected) for peer in known]}
+            {
+                "peers": [self._peer_facts(peer, announced.get(peer), peer in connected) for peer in known],
+                "bootstrap": self._bootstrap(),
+            }
         )
+
+    def _bootstrap(self) -> list[dict[str, Any]]:
+        """The configured first peers, and why the last dial failed where none is connected."""
+        connected = set(self._node.transport.connected())
+        facts = []
+        for address in self._node.config.bootstrap:
+            peer = parse_address(address).peer
+            if peer != self._node.key.peer:
+                here = peer in connected
+                error = None if here else self._node.plan.troubles.get(address)
+                facts.append({"address": address, "connected": here, "error": error})
+        return facts
 
     def _peer_facts(self, peer: PeerId, record: Announcement | None, connected: bool) -> dict[str, Any]:
         since_us = self._node.connected_since.get(peer)
@@ -126,10 +160,16 @@ class NodeViews:
         records = [
             opened.record for opened in node.book.current(now_us()) if opened.record.peer != node.key.peer
         ]
-        rows = [row for record in records for row in _device_facts(record, own=False)]
+        connected = set(node.transport.connected())
+        rows = [
+            row
+            for record in records
+            for row in _device_facts(record, own=False, connected=PeerId(record.peer) in connected)
+        ]
         newest = node.announcer.newest
         if newest is not None:
-            rows = [*_device_facts(open_record(Announcement, newest).record, own=True), *rows]
+            own = open_record(Announcement, newest).record
+            rows = [*_device_facts(own, own=True, connected=True), *rows]
         return _json({"devices": rows})
 
     async def _pause(self, body: bytes) -> LocalMessage:
@@ -144,10 +184,8 @@ class NodeViews:
             raise Refused("no-provider", "this agent offers no device: there is nothing to pause")
         provider.paused = paused
         self._node.announcer.changed()
-        running = len(provider.leases)
-        sentence = (
-            f"paused: no new leases; {running} running ones go on" if paused else "resumed: taking leases"
-        )
+        running = counted(len(provider.leases), "running lease")
+        sentence = f"paused: no new leases; {running} to the end" if paused else "resumed: taking leases"
         return _json({"paused": paused, "sentence": sentence})
 
     async def _stop(self, body: bytes) -> LocalMessage:
@@ -155,9 +193,7 @@ class NodeViews:
         return _json({"sentence": "the agent is stopping"})
 
     async def _receipts(self, body: bytes) -> LocalMessage:
-        limit = _arguments(body).get("limit", 50)
-        if not isinstance(limit, int) or not 0 < limit <= MAX_ROWS:
-            raise Refused("bad-argument", f"limit: want a number from 1 to {MAX_ROWS}")
+        limit = _limit_argument(_arguments(body))
         return _json(ledger_views.list_rows(await self._node.ledger.receipts(limit=limit)))
 
     async def _receipt(self, body: bytes) -> LocalMessage:
@@ -194,18 +230,19 @@ def _text_argument(arguments: Mapping[str, Any], name: str) -> str:
     return value
 
 
-def _hex_argument(arguments: Mapping[str, Any], name: str) -> bytes:
-    try:
-        return bytes.fromhex(_text_argument(arguments, name))
-    except ValueError:
-        raise Refused("bad-argument", f"{name}: want hexadecimal digits") from None
+def _limit_argument(arguments: Mapping[str, Any]) -> int:
+    limit = arguments.get("limit", 50)
+    if not isinstance(limit, int) or isinstance(limit, bool) or not 0 < limit <= MAX_ROWS:
+        raise Refused("bad-argument", f"limit: want a number from 1 to {MAX_ROWS}")
+    return limit
 
 
-def _device_facts(record: Announcement, *, own: bool) -> list[dict[str, Any]]:
+def _device_facts(record: Announcement, *, own: bool, connected: bool) -> list[dict[str, Any]]:
     return [
         {
             "peer": format_peer(PeerId(record.peer)),
             "own": own,
+            "connected": connected,
             "device": device.device,
             "kind": device.kind,
             "name": device.name,

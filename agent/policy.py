@@ -42,6 +42,9 @@ DECLINE_CODES = {
 }
 """Every code of a decline, with its meaning."""
 
+LASTING_CODES = frozenset({"isolation", "device-kind", "features", "not-allowed", "memory", "unit", "rate"})
+"""Declines that stay the same however often the same order is sent."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:

@@ -1,4 +1,4 @@
-"""`coppermesh receipts` and `explain`: through the home's agent where one runs, else from its files under the lock."""
+"""`coppermesh receipts`, `jobs`, `explain`: through the home's agent where one runs, else from its files, locked."""
 
 import json
 from collections.abc import Callable
@@ -11,9 +11,9 @@ from coppermesh.agent.home import Home
 from coppermesh.agent.ledger_reader import LedgerReader, NotInLedger, read_ledger
 from coppermesh.agent.local_link import LocalLink, socket_alive
 from coppermesh.agent.receipts import InvalidReceipt, verify_receipt_file
-from coppermesh.p2p.errors import MeshError
+from coppermesh.p2p.errors import MeshError, RemoteProtocolError
 from coppermesh.p2p.ids import mesh_id
-from coppermesh.p2p.receipt_file import MAX_RECEIPT_FILE_BYTES
+from coppermesh.p2p.receipt_file import MAX_RECEIPT_FILE_BYTES, decode_receipt_file
 
 T = TypeVar("T")
 
@@ -26,6 +26,25 @@ def list_newest(home: Home, limit: int) -> list[dict[str, Any]]:
         {"limit": limit},
         lambda reader: ledger_views.list_rows(reader.receipts(limit=limit)),
     )
+
+
+def jobs(home: Home, limit: int) -> list[dict[str, Any]]:
+    """The newest jobs that were submitted from this home, newest first."""
+    return _ask(
+        home, "jobs", {"limit": limit}, lambda reader: ledger_views.job_rows(reader.submitted(limit=limit))
+    )
+
+
+def save(home: Home, prefix: str, output: Path, *, force: bool) -> None:
+    """Write a receipt to a new file, or in place of an old one with `force`. Raises MeshError where it cannot be."""
+    if output.exists() and not force:
+        raise MeshError(f"{output} exists: name another file, or add --force")
+    data = receipt_file(home, prefix)
+    try:
+        with output.open("wb" if force else "xb") as file:
+            file.write(data)
+    except OSError as error:
+        raise MeshError(f"{output} cannot be written: {error.strerror}") from error
 
 
 def show(home: Home, prefix: str) -> dict[str, Any]:
@@ -61,6 +80,10 @@ def verify_file(path: Path) -> dict[str, Any]:
             data = file.read(MAX_RECEIPT_FILE_BYTES + 1)
     except OSError as error:
         raise MeshError(f"{path}: {error.strerror}") from error
+    try:
+        decode_receipt_file(data)
+    except RemoteProtocolError:
+        return {"ok": False, "sentence": f"{path} is not a receipt of this version, or was changed"}
     try:
         verified = verify_receipt_file(data)
     except InvalidReceipt as error:

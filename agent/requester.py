@@ -39,12 +39,12 @@ from coppermesh.agent.dispatch_events import (
 from coppermesh.agent.held_leases import HeldLease, Outstanding, TaskOutcome
 from coppermesh.agent.job_intake import JobIntake
 from coppermesh.agent.jobs import JobState, JobTable
-from coppermesh.agent.lease_broker import GrantedLease, LeaseBroker
+from coppermesh.agent.lease_broker import GrantedLease, LeaseBroker, Negotiated
 from coppermesh.agent.ledger import MAX_CODE, LeaseEnded, TaskSuperseded
 from coppermesh.agent.ledger_store import LedgerStore
 from coppermesh.agent.local_messages import WAIT_SECONDS, Blob, SubmitAnswer, SubmitCall, WaitAnswer, WaitCall
 from coppermesh.agent.negotiation import Move, Role
-from coppermesh.agent.screens import money
+from coppermesh.agent.screens import counted, money
 from coppermesh.agent.story import StoryLine
 from coppermesh.agent.task_driver import TaskDriver
 from coppermesh.exec.program import ArraySpec
@@ -55,6 +55,8 @@ from coppermesh.p2p.ids import Digest, PeerId, short_peer
 from coppermesh.p2p.messages import BlobInfo, CancelRequest, Nothing
 
 CANCEL_SECONDS = 5.0
+MAX_REFUSALS_SHOWN = 16
+"""Providers named in the failure of a job that none took, each with its last reason."""
 
 _log = logging.getLogger(__name__)
 
@@ -115,21 +117,24 @@ class Requester:
     async def submit(self, call: SubmitCall) -> SubmitAnswer:
         """Take a job. Raises Refused with what is wrong with it, before anything is asked of anybody."""
         job = await self._intake.take(call, self.jobs)
-        self._tell(job, "note", "", f"{len(job.tasks)} tasks submitted")
+        self._tell(job, "submitted", "", counted(len(job.tasks), "task"))
         requirement = job.requirement
         self._feed(JobSubmitted(job.job, len(job.tasks), requirement, job.deadline_us, job.budget))
         return SubmitAnswer(job.job)
 
     async def wait(self, call: WaitCall) -> WaitAnswer:
         """Events of a job, as soon as there are any."""
-        return WaitAnswer(await self.jobs.get(call.job).wait_after(call.after, WAIT_SECONDS))
+        seconds = min(call.wait_ms / 1000, WAIT_SECONDS)
+        return WaitAnswer(await self.jobs.get(call.job).wait_after(call.after, seconds))
 
-    def cancel(self, job_id: bytes) -> None:
-        """Take a job back. A job that has ended is left as it is."""
+    def cancel(self, job_id: bytes) -> bool:
+        """Take a job back; False for one that has ended, which is left as it is. Raises Refused: `unknown-job`."""
         job = self.jobs.get(job_id)
-        if job.ended_us is None:
-            self._feed(JobCancelled(job_id))
-            self._end_job(job, "cancelled", "cancelled by the submitter", "")
+        if job.ended_us is not None:
+            return False
+        self._feed(JobCancelled(job_id))
+        self._end_job(job, "cancelled", "cancelled by the submitter", "")
+        return True
 
     # What the node reports
 
@@ -215,7 +220,8 @@ class Requester:
         lease_requirement = want.requirement.for_lease()
         jobs = [job for job in self.jobs.running() if job.requirement.for_lease() == lease_requirement]
         budget_s = max(0.0, (want.deadline_us - self._now_us()) / 1e6)
-        heard = declined = granted = 0
+        granted = 0
+        result = Negotiated(heard=0, declined=0, hopeless=False)
 
         def take(lease: GrantedLease) -> None:
             nonlocal granted
@@ -224,10 +230,13 @@ class Requester:
 
         try:
             with trio.move_on_after(budget_s):
-                heard, declined = await self._broker.negotiate(want, jobs, take)
+                result = await self._broker.negotiate(want, jobs, take)
         except Exception as error:  # noqa: BLE001 - whatever a bid brings about, the agent and its other jobs go on
             _log.error("a negotiation failed", exc_info=error)
-        self._feed(NegotiationEnded(want.requirement, granted, heard, declined))
+        hopeless = result.hopeless and not granted
+        self._feed(
+            NegotiationEnded(want.requirement, granted, result.heard, result.declined, hopeless=hopeless)
+        )
 
     def _take_lease(self, granted: GrantedLease, want: WantLeases) -> None:
         lease = granted.lease.record
@@ -421,10 +430,13 @@ class Requester:
 
     def _heard_for(self, job_id: bytes) -> str:
         job = self.jobs.find(job_id)
-        if job is None or not job.declines:
+        if job is None or not job.refusals:
             return self._heard()
-        reasons = "; ".join(f"{short_peer(peer)} {sentence}" for peer, (_, sentence) in job.declines.items())
-        return f"{self._heard()}; declined: {reasons}"
+        refusals = list(job.refusals.items())
+        lines = [f"\n  {short_peer(peer)}: {reason}" for peer, reason in refusals[:MAX_REFUSALS_SHOWN]]
+        if len(refusals) > MAX_REFUSALS_SHOWN:
+            lines.append(f"\n  and {len(refusals) - MAX_REFUSALS_SHOWN} more")
+        return f"{self._heard()}{''.join(lines)}"
 
     def _tell(
         self,

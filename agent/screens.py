@@ -4,6 +4,7 @@ Whatever comes from another peer or a job passes through `printable`, so that no
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 Facts = Mapping[str, Any]
@@ -38,6 +39,11 @@ def money(amount: int, unit: str) -> str:
     return f"{amount // 1_000_000}.{amount % 1_000_000:06d} {unit}"
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 job`, `2 jobs`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def size(count: int | None) -> str:
     """Bytes for reading: `2.0 GiB`."""
     if count is None:
@@ -67,21 +73,29 @@ def status(facts: Facts) -> list[str]:
     ]
     lines += [f"address    {address}" for address in facts["addresses"]]
     lines.append(f"peers      {facts['connected']} connected, {facts['announced']} announced")
-    lines.append(
-        f"provider   {facts['leases_serving']} leases served now" if facts["provide"] else "provider   no"
-    )
-    lines.append(f"requester  {facts['jobs_open']} jobs open, {facts['leases_held']} leases held")
+    lines += [f"bootstrap  {line}" for line in _bootstrap(facts)]
+    serving = counted(facts["leases_serving"], "lease")
+    lines.append(f"provider   {serving} served now" if facts["provide"] else "provider   no")
+    jobs_open, held = counted(facts["jobs_open"], "job"), counted(facts["leases_held"], "lease")
+    lines.append(f"requester  {jobs_open} open, {held} held")
     return lines
+
+
+def _bootstrap(facts: Facts) -> list[str]:
+    """The configured first peers that are not connected, and why."""
+    return [
+        f"{known['address']}: {printable(known['error'] or 'not connected yet')}".replace("\n", " ")
+        for known in facts["bootstrap"]
+        if not known["connected"]
+    ]
 
 
 def peers(facts: Facts) -> list[str]:
     """`coppermesh peers`."""
-    if not facts["peers"]:
-        return ["no peer known: give an address with --bootstrap, or wait for others to call"]
     rows = [
         (
             peer["peer"][-8:],
-            "connected" if peer["connected"] else "announced",
+            "connected" if peer["connected"] else "away",
             "-" if peer["since_s"] is None else duration(peer["since_s"]),
             ", ".join(device["name"] for device in peer["devices"]) or "-",
             "paused" if peer["paused"] else "",
@@ -89,13 +103,14 @@ def peers(facts: Facts) -> list[str]:
         )
         for peer in facts["peers"]
     ]
-    return table(("PEER", "STATE", "SINCE", "DEVICES", "", "ADDRESS"), rows)
+    lines = table(("PEER", "STATE", "SINCE", "DEVICES", "", "ADDRESS"), rows) if rows else []
+    return lines + [f"bootstrap {line}" for line in _bootstrap(facts)]
 
 
 def devices(facts: Facts) -> list[str]:
-    """`coppermesh devices`."""
+    """`coppermesh devices`. No connection to a device's agent: `away`."""
     if not facts["devices"]:
-        return ["no device on offer: no agent with `provide` has been heard"]
+        return []
     rows = [
         (
             device["peer"][-8:] + (" (this)" if device["own"] else ""),
@@ -105,20 +120,59 @@ def devices(facts: Facts) -> list[str]:
             size(device["memory_bytes"]),
             money(device["rate"], device["unit"]) + "/h",
             ", ".join(device["features"]),
-            "paused" if device["paused"] else f"{device['busy_slots']} busy",
+            _load(device),
         )
         for device in facts["devices"]
     ]
     return table(("PEER", "DEVICE", "KIND", "NAME", "MEMORY", "PRICE", "TAKES", "LOAD"), rows)
 
 
+def _load(device: Facts) -> str:
+    if not device["connected"]:
+        return "away"
+    return "paused" if device["paused"] else f"{device['busy_slots']} busy"
+
+
+def jobs(rows: Sequence[Facts]) -> list[str]:
+    """`coppermesh jobs`."""
+    if not rows:
+        return []
+    cells = [
+        (
+            row["job"][:8],
+            moment(row["submitted_us"]),
+            row["tasks"],
+            row["done"],
+            f"{row['state']} ({row['code']})" if row["code"] else row["state"],
+            money(row["cost"], row["unit"]),
+        )
+        for row in rows
+    ]
+    return table(("JOB", "SUBMITTED", "TASKS", "DONE", "STATE", "COST"), cells, right=(2, 3, 5))
+
+
+def moment(at_us: int) -> str:
+    """Microseconds since the epoch as `2026-01-31 12:00:00`, UTC."""
+    try:
+        return str(datetime.fromtimestamp(at_us // 1_000_000, UTC).replace(tzinfo=None))
+    except (ValueError, OverflowError, OSError):  # a stranger's record may say anything
+        return "-"
+
+
+NOTHING: Mapping[str, str] = {
+    "peers": "no peer known: name one with `bootstrap` in config.toml or --bootstrap, or wait for others to call",
+    "devices": "no device on offer: no agent with `provide` has been heard",
+    "receipts": "no receipts yet",
+    "jobs": "no jobs yet",
+}
+"""What is said where a list is empty."""
 READING: Mapping[str, Callable[[Facts], list[str]]] = {"status": status, "peers": peers, "devices": devices}
 
 
 def receipts(rows: Sequence[Facts]) -> list[str]:
     """`coppermesh receipts`."""
     if not rows:
-        return ["no receipts yet"]
+        return []
     cells = [
         (
             row["id"][:12],
@@ -138,9 +192,27 @@ def receipts(rows: Sequence[Facts]) -> list[str]:
 
 
 def receipt(facts: Facts) -> list[str]:
-    """`coppermesh receipts show`: every field."""
+    """`coppermesh receipts show`: every field, and what its number means where it is money or time."""
     width = max(len(name) for name in facts)
-    return [f"{name.ljust(width)}  {printable(str(value))}" for name, value in facts.items()]
+    unit = str(facts.get("unit", ""))
+    lines = []
+    for name, value in facts.items():
+        words = _in_words(name, value, unit)
+        text = printable(f"{value} ({words})" if words else str(value)).replace("\n", " ")
+        lines.append(f"{name.ljust(width)}  {text}")
+    return lines
+
+
+def _in_words(name: str, value: object, unit: str) -> str:
+    if not isinstance(value, int) or isinstance(value, bool):
+        return ""
+    if name == "rate":
+        return f"{money(value, unit)} per device-hour"
+    if name == "amount" or name.endswith("cumulative"):
+        return money(value, unit)
+    if name in ("billed_us", "device_us"):
+        return f"{value / 1000:.3f} ms"
+    return f"{moment(value)} UTC" if name.endswith("_us") else ""
 
 
 def verified_receipt(facts: Facts) -> list[str]:

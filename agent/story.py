@@ -14,6 +14,7 @@ MAX_TEXT = 400
 MAX_CAUSE = 64
 
 KINDS = {
+    "submitted": "submitted",
     "order": "asked",
     "bid": "bid",
     "decline": "declined",

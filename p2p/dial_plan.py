@@ -72,6 +72,8 @@ class DialPlan:
         self._goal = goal
         self._targets: dict[PeerId, _Target] = {}
         self._connected: set[PeerId] = set()
+        self.troubles: dict[str, str] = {}
+        """Permanent addresses whose last dial failed, and why."""
 
     def __len__(self) -> int:
         return len(self._targets)
@@ -128,14 +130,17 @@ class DialPlan:
         target = self._target_of(address)
         if target is not None:
             target.dialling = False
+            self.troubles.pop(address, None)
             # Should the connection be gone before it is observed, this is not a reason to dial in a tight loop.
             target.not_before = now + FIRST_DELAY_SECONDS
 
-    def failed(self, address: str, now: float) -> None:
+    def failed(self, address: str, now: float, reason: str = "") -> None:
         """A dial failed: back off, try the peer's next address then, and give up on strangers after a while."""
         target = self._target_of(address)
         if target is None:
             return
+        if target.kind is Kind.PERMANENT:
+            self.troubles[address] = reason
         target.dialling = False
         target.turn += 1
         self._back_off(target, now)

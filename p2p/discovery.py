@@ -62,8 +62,12 @@ async def _dial(transport: Transport, plan: DialPlan, address: str, keeper: "_Ke
     try:
         await transport.dial(address)
     except MeshError as error:
-        _log.debug("dial: %s", error)
-        plan.failed(address, trio.current_time())
+        known = address in plan.troubles
+        plan.failed(address, trio.current_time(), str(error))
+        if address in plan.troubles and not known:
+            _log.warning("cannot reach %s: %s; trying again", address, error)
+        else:
+            _log.debug("dial: %s", error)
     else:
         plan.succeeded(address, trio.current_time())
         plan.observe(transport.connected(), trio.current_time())

@@ -1,0 +1,100 @@
+"""Values of the command line's options, checked while they are parsed: a wrong one is wrong usage (exit code 2).
+
+argparse puts the option's name with its dashes before what is raised here.
+"""
+
+import argparse
+import math
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from coppermesh.agent.config import wanted_for
+from coppermesh.p2p.errors import MeshError
+
+MAX_DEADLINE_SECONDS = 86_400
+_WHOLE = re.compile(r"[+-]?[0-9]{1,20}")
+_ID = re.compile(r"[0-9A-Fa-f]{1,64}")
+
+
+class WrongOption(MeshError):
+    """The value of an option cannot be used here. The text names the option, with its dashes, and what is wanted."""
+
+
+def text_setting(key: str) -> Callable[[str], str]:
+    """An option that is the setting `key` of config.toml, or one item of it where that is a list."""
+
+    def parse(text: str) -> str:
+        _require(wanted_for(key, text), text)
+        return text
+
+    return parse
+
+
+def whole_setting(key: str) -> Callable[[str], int]:
+    """An option that is the whole number of the setting `key`."""
+
+    def parse(text: str) -> int:
+        number = int(text) if _WHOLE.fullmatch(text) else None
+        _require(wanted_for(key, number), text)
+        assert number is not None
+        return number
+
+    return parse
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """A whole number from `low` to `high`."""
+
+    def parse(text: str) -> int:
+        number = int(text) if _WHOLE.fullmatch(text) else None
+        if number is None or not low <= number <= high:
+            raise argparse.ArgumentTypeError(f"want a number from {low} to {high}, got {text!r}")
+        return number
+
+    return parse
+
+
+def deadline(text: str) -> float:
+    """Seconds that a job may take."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= MAX_DEADLINE_SECONDS:
+        raise argparse.ArgumentTypeError(
+            f"want seconds, above 0 and at most {MAX_DEADLINE_SECONDS}, got {text!r}"
+        )
+    return seconds
+
+
+def home_directory(text: str) -> Path:
+    """A home that was named; an empty name is a script's unset variable, not the current directory."""
+    if not text:
+        raise argparse.ArgumentTypeError("want a directory, got nothing")
+    return Path(text)
+
+
+def id_prefix(text: str) -> str:
+    """The first digits of a job's or receipt's id."""
+    if not _ID.fullmatch(text):
+        raise argparse.ArgumentTypeError(
+            f"want an id or its first digits: 1 to 64 hexadecimal digits, got {text!r}"
+        )
+    return text
+
+
+def check_output(option: str, path: Path) -> None:
+    """Raise WrongOption where a file cannot be written at `path`. Writes nothing."""
+    if path.is_dir():
+        raise WrongOption(f"{option} {path}: is a directory, want a file")
+    if not path.parent.is_dir():
+        raise WrongOption(f"{option} {path}: there is no directory {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise WrongOption(f"{option} {path}: cannot be written")
+
+
+def _require(want: str | None, text: str) -> None:
+    if want is not None:
+        raise argparse.ArgumentTypeError(f"want {want}, got {text!r}")
