@@ -451,7 +451,9 @@ def _locate(programs: Sequence[_Recorded], sentence: str) -> tuple[int | None, s
     if not programs:
         return None, ""
     nodes = {recorded: failed_node(sentence, recorded.program) for recorded in set(programs)}
-    places = {(node, line) for recorded, node in nodes.items() if (line := describe_line(recorded.sources, node))}
+    places = {
+        (node, line) for recorded, node in nodes.items() if (line := describe_line(recorded.sources, node))
+    }
     if len(places) == 1:
         return places.pop()
     return (next(iter(nodes.values())), "") if len(nodes) == 1 else (None, "")
@@ -521,7 +523,9 @@ def _start_agent(home: Home) -> None:
     try:
         log = home.log_path.open("ab")
     except OSError as error:
-        raise HomeError(f"home {home.path}: {home.log_path.name} cannot be written: {error.strerror}") from error
+        raise HomeError(
+            f"home {home.path}: {home.log_path.name} cannot be written: {error.strerror}"
+        ) from error
     with log:
         begin = log.tell()
         process = subprocess.Popen(  # noqa: S603 - our own interpreter and module

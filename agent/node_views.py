@@ -9,6 +9,7 @@ import trio
 
 from coppermesh.agent import ledger_views
 from coppermesh.agent.clock import now_us
+from coppermesh.agent.jobs import JobState
 from coppermesh.agent.local_api import Method
 from coppermesh.agent.local_messages import (
     MAX_LOCAL_FRAME_BYTES,
@@ -77,12 +78,16 @@ class NodeViews:
         limit = _limit_argument(_arguments(body))
         rows = ledger_views.job_rows(await self._node.ledger.submitted(limit))
         kept = {job.job.hex(): job for job in self._node.requester.jobs.all()}
+        written = {row["job"] for row in rows}
+        # What it remembers itself is newer than what is written, which lags behind a little.
+        rows = [_job_facts(job) for known, job in reversed(kept.items()) if known not in written] + rows
         for row in rows:
             job = kept.get(row["job"])
             if job is not None:
                 row["done"] = job.done
-                row["state"] = "running" if job.ended_us is None else row["state"]
-        return _json(rows)
+                row["state"], row["code"] = _state_of(job)
+        rows.sort(key=lambda row: int(row["submitted_us"]), reverse=True)
+        return _json(rows[:limit])
 
     async def _status(self, body: bytes) -> LocalMessage:
         node = self._node
@@ -235,6 +240,28 @@ def _limit_argument(arguments: Mapping[str, Any]) -> int:
     if not isinstance(limit, int) or isinstance(limit, bool) or not 0 < limit <= MAX_ROWS:
         raise Refused("bad-argument", f"limit: want a number from 1 to {MAX_ROWS}")
     return limit
+
+
+def _job_facts(job: JobState) -> dict[str, Any]:
+    """A job of which nothing is written yet. Keys as in `ledger_views.job_rows`."""
+    return {
+        "job": job.job.hex(),
+        "submitted_us": job.submitted_us,
+        "tasks": len(job.tasks),
+        "done": job.done,
+        "state": "running",
+        "code": "",
+        "cost": 0,
+        "unit": job.requirement.unit,
+    }
+
+
+def _state_of(job: JobState) -> tuple[str, str]:
+    """`running`, `done` or `failed`, and why it failed."""
+    if job.ended_us is None:
+        return "running", ""
+    last = job.events[-1]
+    return ("failed", json.loads(last.text)["code"]) if last.kind == "failed" else ("done", "")
 
 
 def _device_facts(record: Announcement, *, own: bool, connected: bool) -> list[dict[str, Any]]:

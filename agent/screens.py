@@ -84,7 +84,7 @@ def status(facts: Facts) -> list[str]:
 def _bootstrap(facts: Facts) -> list[str]:
     """The configured first peers that are not connected, and why."""
     return [
-        f"{known['address']}: {printable(known['error'] or 'not connected yet')}".replace("\n", " ")
+        f"{known['address']}: {printable(known['error'] or 'not connected')}".replace("\n", " ")
         for known in facts["bootstrap"]
         if not known["connected"]
     ]

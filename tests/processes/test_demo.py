@@ -52,6 +52,7 @@ def test_demo_writes_the_picture_and_one_line_of_json(tmp_path):
     assert pixels.std() > 20  # a photograph, not a blank
     assert {path.name for path in keep.iterdir()} == {"requester", "provider-1", "provider-2", "provider-3"}
     assert "VERIFIED" in run.stderr
+    assert "VERIFIED" not in run.stdout
     assert not processes_under(keep)
 
 
@@ -71,6 +72,37 @@ def test_ctrl_c_at_any_moment_leaves_no_process_behind(tmp_path, after):
         finally:
             demo.kill()
     assert not processes_under(keep)
+
+
+def test_sigterm_removes_what_the_demo_made(tmp_path):
+    """As Ctrl-C does; and the table was data, so nothing else is on stdout."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    command = [*DEMO, "--output", str(tmp_path / "picture.png")]
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=environment,
+    ) as demo:
+        assert demo.stderr is not None
+        assert demo.stdout is not None
+        try:
+            for line in demo.stderr:
+                if "found 3 providers" in line:
+                    assert [path.name[:16] for path in temporary.iterdir()] == ["coppermesh-demo-"]
+                    demo.terminate()
+                    break
+            demo.stderr.read()
+            assert demo.wait(30) == 130
+            assert demo.stdout.read() == ""
+        finally:
+            demo.kill()
+    assert not list(temporary.iterdir())
+    assert not processes_under(temporary)
 
 
 def test_killing_the_demo_ends_its_agents_too(tmp_path, eventually):

@@ -1,16 +1,22 @@
 """Jobs between real agents: answers, receipts, the story, and what goes wrong told at the right place."""
 
+import contextlib
 import json
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import coppermesh as cm
+from coppermesh.agent import client as client_module
 from coppermesh.agent.client import JobFailed, Mesh
 from coppermesh.agent.screens import printable
+from coppermesh.p2p.ids import format_peer
 
 xp = cm.xp
 
@@ -174,3 +180,89 @@ def stored_bytes(client: Mesh, lab) -> int:
 
 def test_printable_hides_what_steers_a_terminal():
     assert printable("a\x1b[2Jb\n") == "a\\x1b[2Jb\n"
+
+
+def start_submit(home: Path, script: Path, *options: str) -> subprocess.Popen[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "coppermesh.agent.cli",
+        "submit",
+        "--home",
+        str(home),
+        *options,
+        str(script),
+    ]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+WANTS_A_GPU = """
+import numpy as np
+import coppermesh as cm
+with cm.connect() as mesh:
+    mesh.compute(cm.xp.asarray(np.ones(3)) + 1, device="cuda")
+"""
+
+
+def test_submit_says_what_it_waits_for_and_ctrl_c_takes_the_job_back(lab, tmp_path):
+    lab.start(1)
+    home = lab.mesh.home("requester").path
+    script = tmp_path / "script.py"
+    script.write_text(WANTS_A_GPU)
+    with start_submit(home, script, "--deadline", "120") as process:
+        assert process.stderr is not None
+        assert process.stdout is not None
+        try:
+            first = process.stderr.readline()
+            job = first.split()[2].rstrip(":")
+            assert first == f"coppermesh: job {job}: 1 task, waiting for a provider (deadline 120 s)\n"
+            assert "cpu is a cpu device, wanted cuda" in process.stderr.readline()
+            listed = json.loads(run_cli("jobs", "--json", home=home).stdout)
+            assert [(row["job"][:8], row["state"]) for row in listed] == [(job, "running")]
+            process.send_signal(signal.SIGINT)
+            assert f"coppermesh: job {job} cancelled; finished tasks stay paid\n" in process.stderr.read()
+            assert process.wait(30) == 130
+            assert process.stdout.read() == ""
+        finally:
+            process.kill()
+    (row,) = json.loads(run_cli("jobs", "--json", home=home).stdout)
+    assert (row["state"], row["code"]) == ("failed", "cancelled")
+    again = run_cli("cancel", job, home=home)
+    assert (again.returncode, again.stdout) == (0, "")
+    assert "had ended already" in again.stderr
+
+
+def test_a_bootstrap_out_of_reach_is_shown(lab, tmp_path):
+    """Nobody listens there; and somebody listens, but is another peer than the address says."""
+    (provider,) = lab.mesh.start(["provider-1"])
+    address, _, _ = provider.ready["addresses"][0].partition("/p2p/")
+    stranger = format_peer(lab.mesh.peer_of("nobody"))
+    lost = [f"/ip4/127.0.0.1/tcp/1/p2p/{stranger}", f"{address}/p2p/{format_peer(lab.mesh.peer_of('other'))}"]
+    home = lab.mesh.home("lonely")
+    home.config_path.write_text(
+        f'mesh = "{lab.mesh.name}"\nbootstrap = {json.dumps(lost)}\nprovide = false\n'
+    )
+    with agent_of(home.path):
+        rows = lab.wait_until(lambda: shown_errors(home.path, 2), "both errors shown")
+        assert [row["address"] for row in rows] == lost
+        assert "connected" in run_cli("status", home=home.path).stdout
+        assert f"bootstrap  {lost[0]}: " in run_cli("status", home=home.path).stdout
+        log = home.log_path.read_text()
+        for wrong in lost:
+            assert log.count(f"cannot reach {wrong}: ") == 1
+
+
+def shown_errors(home: Path, count: int) -> list[dict[str, Any]]:
+    rows = json.loads(run_cli("peers", "--json", home=home).stdout)["bootstrap"]
+    return rows if sum(bool(row["error"]) for row in rows) >= count else []
+
+
+@contextlib.contextmanager
+def agent_of(home: Path) -> Iterator[None]:
+    """An agent as `submit` starts it."""
+    cm.connect(home)
+    try:
+        yield
+    finally:
+        assert run_cli("stop", home=home).returncode == 0
+        client_module._started[-1].wait(15)

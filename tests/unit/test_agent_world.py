@@ -17,19 +17,25 @@ import pytest
 import trio
 
 import coppermesh.exec.xp as xp  # noqa: PLR0402 - a namespace module, as users import it
+from coppermesh.agent import requester as requester_module
 from coppermesh.agent import result_outbox, task_driver
 from coppermesh.agent.client import JobOptions
 from coppermesh.agent.config import Config
+from coppermesh.agent.dispatch import Dispatcher
+from coppermesh.agent.dispatch_state import DispatchLimits
 from coppermesh.agent.home import Home
-from coppermesh.agent.local_messages import Blob, JobEvent, SubmitCall, TaskSpec, WaitCall
+from coppermesh.agent.local_messages import Blob, JobEvent, JsonBody, SubmitCall, TaskSpec, WaitCall
 from coppermesh.agent.node import Node, Parts, open_node
+from coppermesh.agent.node_views import NodeViews
 from coppermesh.agent.result_outbox import PendingResult
 from coppermesh.exec.device import DeviceInfo
 from coppermesh.exec.recorder import Array, trace
 from coppermesh.exec.supervisor import InputBuffer, OutputBuffer, RunOutcome, WorkerLimits
 from coppermesh.p2p.blobs import digest_of
+from coppermesh.p2p.encoding import encode
 from coppermesh.p2p.envelope import open_record, sign_record
-from coppermesh.p2p.ids import format_peer
+from coppermesh.p2p.errors import Refused
+from coppermesh.p2p.ids import format_peer, short_peer
 from coppermesh.p2p.memory_transport import MemoryNetwork
 from coppermesh.p2p.messages import BlobInfo
 from coppermesh.p2p.records import Receipt
@@ -299,7 +305,72 @@ async def test_a_job_that_costs_too_much_says_so(tmp_path):
         events = await events_of(requester, await submit(requester, numbers(1.0), max_rate=1, deadline_s=0.5))
         failure = json.loads(events[-1].text)
         assert failure["code"] == "no-provider"
+        who = short_peer(provider.key.peer)
+        assert f"\n  {who}: cpu asks " in failure["sentence"]
+        told = [json.loads(event.text)["text"] for event in events if event.kind == "progress"]
+        assert len(told) == 1, "once for each provider and reason, however often it is asked"
+        assert told[0].startswith(f"{who}: cpu asks ")
         assert "the maximum is" in await story_of(requester, next(iter(requester.requester.jobs._jobs)))
+
+
+async def test_a_job_that_everybody_refuses_for_good_ends_before_its_deadline(tmp_path, monkeypatch):
+    at_once = DispatchLimits(hopeless_us=0)
+    monkeypatch.setattr(requester_module, "Dispatcher", lambda now_us: Dispatcher(now_us, at_once))
+    async with open_world(tmp_path) as world:
+        provider = await world.add("provider", provide=True)
+        requester = await world.add("requester", provide=False, bootstrap=provider)
+        await until_found(requester, 1)
+        job = await submit(requester, numbers(1.0), device="cuda", deadline_s=600.0)
+        failure = json.loads((await events_of(requester, job))[-1].text)
+        assert failure["code"] == "no-provider"
+        assert "is a cpu device, wanted cuda" in failure["sentence"]
+
+
+async def test_a_paused_provider_is_waited_for(tmp_path, monkeypatch):
+    at_once = DispatchLimits(hopeless_us=0)
+    monkeypatch.setattr(requester_module, "Dispatcher", lambda now_us: Dispatcher(now_us, at_once))
+    async with open_world(tmp_path) as world:
+        provider = await world.add("provider", provide=True)
+        requester = await world.add("requester", provide=False, bootstrap=provider)
+        await until_found(requester, 1)
+        assert provider.provider is not None
+        provider.provider.paused = True
+        job = await submit(requester, numbers(1.0), deadline_s=20.0)
+        first = (await requester.requester.wait(WaitCall(job, 0, 20_000))).events[0]
+        assert "paused" in json.loads(first.text)["text"]
+        provider.provider.paused = False
+        assert (await events_of(requester, job))[-1].kind == "finished"
+
+
+async def test_where_nobody_is_known_the_failure_says_what_to_set(tmp_path):
+    async with open_world(tmp_path) as world:
+        lonely = await world.add("lonely", provide=False)
+        events = await events_of(lonely, await submit(lonely, numbers(1.0), deadline_s=0.3))
+        sentence = json.loads(events[-1].text)["sentence"]
+        assert f"set `bootstrap` in {lonely.home.config_path}, or give --bootstrap" in sentence
+
+
+async def test_jobs_are_listed_and_taken_back_by_their_first_digits(tmp_path):
+    async with open_world(tmp_path) as world:
+        lonely = await world.add("lonely", provide=False)
+        views = NodeViews(lonely)
+
+        async def ask(method: str, **arguments: object) -> Any:
+            answer = await views.methods()[method](encode(JsonBody(json.dumps(arguments))))
+            assert isinstance(answer, JsonBody)
+            return json.loads(answer.text)
+
+        job = (await submit(lonely, numbers(1.0), numbers(2.0))).hex()
+        (row,) = await ask("jobs")
+        assert (row["job"], row["tasks"], row["done"], row["state"]) == (job, 2, 0, "running")
+        answer = await ask("cancel", job=job[:8])
+        assert answer["cancelled"]
+        assert answer["sentence"] == f"job {job[:8]} cancelled; finished tasks stay paid"
+        assert not (await ask("cancel", job=job))["cancelled"]
+        with pytest.raises(Refused, match="runs no job"):
+            await ask("cancel", job="f" * 32 if job[0] != "f" else "0" * 32)
+        (row,) = await ask("jobs")
+        assert (row["state"], row["code"]) == ("failed", "cancelled")
 
 
 def replace_record(record: Receipt, **changes: object) -> Receipt:

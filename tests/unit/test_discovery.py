@@ -1,6 +1,7 @@
 """The dial plan (pure) and the loop around it, over the in-memory network in virtual time."""
 
 import json
+import logging
 import random
 from functools import partial
 from pathlib import Path
@@ -241,6 +242,23 @@ async def test_a_bootstrap_that_is_no_address_is_said_at_once() -> None:
     async with MemoryNetwork(random.Random(1)).transport(PeerKey.generate()) as transport:
         with pytest.raises(Unreachable, match="want"):
             await run_discovery(transport, plan(), bootstrap=["localhost:4001"])
+
+
+async def test_a_bootstrap_out_of_reach_is_said_once_and_remembered(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = MemoryNetwork(random.Random(1))
+    async with network.transport(PeerKey.generate()) as transport, trio.open_nursery() as nursery:
+        it = DialPlan(transport.peer, random.Random(2))
+        away = address(HIGH)
+        nursery.start_soon(partial(run_discovery, transport, it, bootstrap=[away]))
+        await trio.sleep(100)
+        said = [record for record in caplog.records if record.levelno == logging.WARNING]
+        assert [record.getMessage().startswith(f"cannot reach {away}: ") for record in said] == [True]
+        assert it.troubles[away]
+        it.succeeded(away, trio.current_time())
+        assert it.troubles == {}
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize(

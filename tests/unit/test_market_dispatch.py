@@ -434,6 +434,36 @@ class TestNegotiating:
         assert "60 s" in failed.sentence
         assert "3 heard, 2 declined" in failed.sentence
 
+    def test_when_everybody_refuses_for_good_the_job_ends_early(self, desk: Desk) -> None:
+        desk.submit(seconds=600)
+        submitted_us = desk.now_us
+        while not only(JobFailed, desk.log):
+            desk.tell(NegotiationEnded(NEED, 0, 2, 1, hopeless=True))
+            if not only(JobFailed, desk.log):
+                desk.sleep_until_woken()
+        assert desk.now_us - submitted_us == 15 * SECOND
+        (failed,) = only(JobFailed, desk.log)
+        assert failed.code == "no-provider"
+        assert "time does not change" in failed.sentence
+        assert desk.dispatcher.counts().jobs == 0
+
+    def test_one_that_may_change_its_mind_is_waited_for(self, desk: Desk) -> None:
+        desk.submit(seconds=600)
+        for hopeless in (True, True, True, True, True, False):
+            desk.tell(NegotiationEnded(NEED, 0, 2, 1, hopeless=hopeless))
+            desk.sleep_until_woken()
+        assert desk.now_us - START >= 15 * SECOND
+        assert not only(JobFailed, desk.log)
+
+    def test_a_job_that_had_a_lease_is_not_given_up_early(self, desk: Desk) -> None:
+        desk.submit(seconds=600)
+        desk.lease(b"L")
+        desk.tell(TaskRefused(b"job", 0, b"L", "unknown-lease"))
+        desk.tell(NegotiationEnded(NEED, 1, 1, 0))
+        desk.now_us += 60 * SECOND
+        desk.tell(NegotiationEnded(NEED, 0, 1, 1, hopeless=True))
+        assert not only(JobFailed, desk.log)
+
     def test_a_new_provider_is_asked_soon(self, desk: Desk) -> None:
         desk.submit()
         for _ in range(6):
