@@ -6,9 +6,10 @@ Flags. `-O3 -march=native`, because a module is built where it runs and never le
 contracts `a*b+c` and so may GCC and Clang, each in its own places; without it every CPU provider gives the same bits
 for + - * / and sqrt, and NumPy's bits too, which is worth more to a mesh that compares results than the few per cent.
 `-fwrapv -fno-strict-aliasing`: kernels overflow integers and pun pointers as a GPU lets them.
-`-fno-delete-null-pointer-checks`: an access through a null pointer is left in the code, where it ends the worker; without
-it the compiler takes such code for unreachable and removes it, and the launch ends as if all had gone well.
-`-nostdinc -nostdinc++` leaves the shim as the only place headers come from, and spares parsing the host's (70 ms a module instead of 300).
+`-fno-delete-null-pointer-checks`: an access through a null pointer stays in the code, where it ends the worker;
+else the compiler takes such code for unreachable and removes it, and the launch ends as if all had gone well.
+`-nostdinc -nostdinc++` leaves the shim as the only place headers come from, and spares parsing the host's (70 ms a
+module instead of 300).
 """
 
 import importlib.util

@@ -2,8 +2,8 @@
 
 Every one carries a stable `code` (`[a-z0-9-]+`, fit for a receipt), a `sentence` that a person can act on (printable
 ASCII, at most 400 characters, fit for a signed record) and a `detail` that may be long (a compiler's log, a traceback).
-Where the trouble has a place in the program, `node` is that node's number. Where it was found while the user's code ran,
-`line` is that code's `file:line` (`graph.point_at_caller` sets it), and the text ends with it; it never travels.
+Where the trouble has a place in the program, `node` is that node's number. Where it was found while the user's code
+ran, `line` is that code's `file:line` (`graph.point_at_caller` sets it), and the text ends with it; it never travels.
 """
 
 MAX_SENTENCE = 400

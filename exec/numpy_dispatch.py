@@ -172,7 +172,21 @@ _POSITIONAL = {
 }
 _BY_POSITION_ONLY = frozenset(("repeats", "shift", "indices", "b"))
 _REDUCTIONS = frozenset(
-    ["all", "any", "amax", "amin", "max", "mean", "median", "min", "prod", "std", "sum", "var", "count_nonzero"]
+    [
+        "all",
+        "any",
+        "amax",
+        "amin",
+        "max",
+        "mean",
+        "median",
+        "min",
+        "prod",
+        "std",
+        "sum",
+        "var",
+        "count_nonzero",
+    ]
 )
 
 

@@ -15,7 +15,7 @@ The functions live in `xp_creation`, `xp_elementwise`, `xp_reductions`, `xp_arra
 and `xp_scan`.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy import bool_ as bool
@@ -224,5 +224,5 @@ def __dir__() -> list[str]:
 
 if not TYPE_CHECKING:  # a type checker shall go on telling which names there are
 
-    def __getattr__(name):
+    def __getattr__(name: str) -> Any:
         raise xp_names.missing("coppermesh.xp", name, __dir__())

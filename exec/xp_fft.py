@@ -189,5 +189,5 @@ def _shift(x: Any, axes: int | tuple[int, ...] | None, *, inverse: bool) -> Arra
 
 if not TYPE_CHECKING:  # a type checker shall go on telling which names there are
 
-    def __getattr__(name):
+    def __getattr__(name: str) -> Any:
         raise missing("coppermesh.xp.fft", name, public(globals()))

@@ -300,5 +300,5 @@ def norm(x: Any, ord: Any = None, axis: Any = None, *, keepdims: bool = False) -
 
 if not TYPE_CHECKING:  # a type checker shall go on telling which names there are
 
-    def __getattr__(name):
+    def __getattr__(name: str) -> Any:
         raise missing("coppermesh.xp.linalg", name, public(globals()))

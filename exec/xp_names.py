@@ -14,17 +14,16 @@ def missing(namespace: str, name: str, names: Iterable[str]) -> AttributeError:
         return AttributeError(f"{namespace} has no {name!r}")
     near = get_close_matches(name, names, 3, cutoff=0.75)
     hint = f" (did you mean {' or '.join(near)}?)" if near else ""
-    return AttributeError(
-        f"{namespace} has no {name!r}{hint}; it follows the Python Array API standard {STANDARD}: see exec/README.md"
-    )
+    where = f"it follows the Python Array API standard {STANDARD}: see exec/README.md"
+    return AttributeError(f"{namespace} has no {name!r}{hint}; {where}")
 
 
 def public(namespace: Mapping[str, object]) -> list[str]:
-    """The names in a module's `globals()` that are meant for users: functions, types, constants, parts of the namespace."""
+    """The names in a module's `globals()` that are meant for users: functions, types, constants, modules of ours."""
     return [
         name
         for name, item in namespace.items()
         if not name.startswith(("_", "xp_"))
-        and not isinstance(item, bool)
+        and name not in ("Any", "TYPE_CHECKING")
         and not (isinstance(item, ModuleType) and not item.__name__.startswith("coppermesh."))
     ]

@@ -78,7 +78,9 @@ def test_waiting_with_a_timeout_leaves_the_job_going(lab):
     client = lab.start(0)
     job = client.submit(xp.sum(xp.asarray([1.0, 2.0])))
     for seconds in (0, 0.2):
-        with pytest.raises(TimeoutError, match=rf"{job.id[:8]} has not ended within {seconds:g} s \(0 of 1 task"):
+        with pytest.raises(
+            TimeoutError, match=rf"{job.id[:8]} has not ended within {seconds:g} s \(0 of 1 task"
+        ):
             job.result(timeout=seconds)
     lab.start_provider("late")
     assert job.result(timeout=60) == 3.0

@@ -1,4 +1,4 @@
-"""What a user sees of `coppermesh` in an interpreter: names, help, the text of objects and of mistakes. No agent runs."""
+"""What a user sees of `coppermesh` in an interpreter: names, help, what objects and errors say. No agent runs."""
 
 import pydoc
 from dataclasses import fields
