@@ -16,6 +16,8 @@ from coppermesh.agent.story import StoryLine
 from coppermesh.p2p.ids import format_peer, mesh_id
 from coppermesh.p2p.signing import PeerKey
 
+REHEARSAL = mesh_id("rehearsal")
+
 
 def exit_code(*arguments: str) -> int:
     """What a shell would see."""
@@ -101,8 +103,7 @@ async def make_books(home: Home, *lines: StoryLine) -> str:
     home.prepare()
     home.config_path.write_text('mesh = "rehearsal"\n')
     deal = make_deal(1)
-    mesh = deal.lease.record.mesh
-    async with open_ledger(home.ledger_path(mesh), mesh, deal.requester.peer) as store:
+    async with open_ledger(home.ledger_path(REHEARSAL), REHEARSAL, deal.requester.peer) as store:
         task = deal.task(0)
         receipt = deal.receipt(task, LaneHead())
         await store.commit(deal.offered(), deal.answered())
@@ -118,9 +119,7 @@ async def test_empty_lists_are_talk_and_their_json_is_data(tmp_path, capsys):
     home.prepare()
     home.config_path.write_text('mesh = "rehearsal"\n')
     deal = make_deal(1)
-    async with open_ledger(
-        home.ledger_path(deal.lease.record.mesh), deal.lease.record.mesh, deal.requester.peer
-    ):
+    async with open_ledger(home.ledger_path(REHEARSAL), REHEARSAL, deal.requester.peer):
         pass
     for arguments, sentence in ((["receipts"], "no receipts yet"), (["jobs"], "no jobs yet")):
         assert exit_code(*arguments, "--home", str(home.path)) == 0
