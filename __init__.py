@@ -11,8 +11,9 @@ What is exported here is promised; everything else is reachable but may change.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what type checkers and editors see of the names below
     from coppermesh.agent.client import Job, JobFailed, Mesh, connect
+    from coppermesh.exec import xp
     from coppermesh.exec.kernels import ElementwiseKernel, RawKernel
     from coppermesh.exec.local_run import run_local
     from coppermesh.exec.recorder import Array
@@ -51,13 +52,15 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """Load the part behind an exported name on first use, so that a worker importing one part pays for no other."""
-    if name == "xp":
-        return import_module("coppermesh.exec.xp")
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'coppermesh' has no attribute {name!r}")
+if not TYPE_CHECKING:  # else they would take every name for one of ours
+
+    def __getattr__(name: str) -> Any:
+        """Load the part behind an exported name on first use, so that a worker importing one part pays for no other."""
+        if name == "xp":
+            return import_module("coppermesh.exec.xp")
+        if name in _HOMES:
+            return getattr(import_module(_HOMES[name]), name)
+        raise AttributeError(f"module 'coppermesh' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
