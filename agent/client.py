@@ -546,6 +546,8 @@ def _start_agent(home: Home) -> None:
         if code is not None and code != _LOCKED_EXIT:
             raise _why_ended(home, begin, code)
         time.sleep(_POLL_SECONDS)
+    if process.poll() == _LOCKED_EXIT:
+        raise _why_ended(home, begin, _LOCKED_EXIT)
     raise AgentUnavailable(
         f"the agent did not listen within {START_SECONDS:.0f} s; its log is {home.log_path}"
     )

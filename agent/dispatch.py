@@ -350,7 +350,7 @@ class Dispatcher:
                 sentence += f"; the last trouble: {job.last_reason}"
             self._fail_job(job, "deadline", sentence, "the job's deadline passed")
             return
-        sentence = f"{self._none_took_it(group, job)}; `coppermesh explain` lists who and why"
+        sentence = self._none_took_it(group, job)
         self._fail_job(job, "no-provider", sentence, "the job's deadline passed")
 
     def _has_held(self, group: Group, job: Job) -> bool:
