@@ -548,5 +548,6 @@ async def test_random_cancelling_and_closing_mixes_up_no_bytes():  # noqa: C901,
         assert [end._sender._bulk for end in ends] == [deque(), deque()]
         for end in ends:
             end.close("done")
-    assert finished > 10
+    # Patient sender meets patient receiver in a ninth of 120 streams; which ones is up to the order of trio's tasks.
+    assert finished > 3
     assert budget._left == BUDGET
