@@ -271,3 +271,19 @@ def test_a_home_without_room_for_a_log_is_one_line(tmp_path, monkeypatch, capsys
     assert exit_code("submit", "--home", str(home), str(script)) == 5
     (sentence,) = capsys.readouterr().err.splitlines()
     assert "agent.log cannot be written" in sentence
+
+
+def test_a_key_that_others_can_read_is_told_through_submit_as_by_the_agent(tmp_path, monkeypatch, capsys):
+    home = tmp_path / "home"
+    assert exit_code("id", "--home", str(home)) == 0
+    (key,) = home.rglob("key")
+    key.chmod(0o644)
+    script = tmp_path / "script.py"
+    script.write_text("import coppermesh as cm\ncm.connect()\n")
+    monkeypatch.setenv("COPPERMESH_HOME", str(home))
+    monkeypatch.setattr("sys.argv", [])
+    monkeypatch.setattr("sys.path", list(sys.path))
+    capsys.readouterr()
+    assert exit_code("submit", "--home", str(home), str(script)) == 5
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert f"chmod 0600 {key}" in sentence

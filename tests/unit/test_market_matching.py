@@ -111,6 +111,27 @@ def test_the_survey_keeps_why_each_of_the_others_was_passed_over() -> None:
     assert "has 1 bytes of memory" in why[b"small"][0]
 
 
+def test_the_survey_tells_reasons_that_last_from_those_that_pass() -> None:
+    heard = [
+        announcement(b"n", device(device="cpu", kind="cpu", features=["array-programs"])),
+        announcement(b"p", device(device="cpu", kind="cpu"), paused=True),
+        announcement(b"x", device(device="cpu", kind="cpu")),
+        announcement(b"r", devices=[]),
+        announcement(b"f"),
+    ]
+    found = survey(heard, NEED, 5, frozenset({PeerId(b"x".ljust(32, b"."))}))
+    assert found.lasting == {PeerId(b"n".ljust(32, b"."))}
+    assert found.without_device == {PeerId(b"r".ljust(32, b"."))}
+    assert found.misfits.keys() == {PeerId(name.ljust(32, b".")) for name in (b"n", b"p", b"x", b"r")}
+
+
+def test_a_cpu_without_kernels_says_what_it_lacks() -> None:
+    need = Requirement(features=frozenset({"cuda-source"}), max_rate=50_000)
+    cpu = device(device="cpu", kind="cpu", features=["array-programs"])
+    (reason,) = misfits(announcement(), cpu, need)
+    assert reason == "cpu does not take cuda-source (there is no C++ compiler)"
+
+
 def test_of_several_devices_the_cheapest_that_fits_is_taken() -> None:
     heard = announcement(
         b"p",
