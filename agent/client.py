@@ -7,7 +7,6 @@ after ten idle minutes, so that receipts are countersigned even when the script 
 
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,10 +20,10 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from coppermesh.agent import screens
-from coppermesh.agent.config import ConfigError
+from coppermesh.agent.agent_start import start_agent
 from coppermesh.agent.dask_scheduler import compute_graph
 from coppermesh.agent.executor import MeshExecutor
-from coppermesh.agent.home import Home, HomeError, default_home
+from coppermesh.agent.home import Home, default_home
 from coppermesh.agent.local_link import AgentUnavailable, LocalLink, socket_alive
 from coppermesh.agent.local_messages import (
     WAIT_SECONDS,
@@ -45,22 +44,13 @@ from coppermesh.exec.source_lines import describe_line, failed_node
 from coppermesh.p2p.errors import MeshError, Refused
 from coppermesh.p2p.messages import BlobInfo
 
-_started: list[subprocess.Popen[bytes]] = []
-"""Agents this process started; kept so that they can outlive it without a warning about an abandoned child."""
 _open_jobs: "dict[bytes, Mesh]" = {}
 """Jobs that this process submitted and has not seen the end of, oldest first."""
 MAX_OPEN_JOBS = 10_000
-START_SECONDS = 20.0
 PROGRESS = "COPPERMESH_PROGRESS"
 """Environment variable: show progress on stderr."""
 DEADLINE = "COPPERMESH_DEADLINE"
 """Environment variable: deadline of jobs in seconds, where the script names none."""
-IDLE_EXIT_SECONDS = 600
-_POLL_SECONDS = 0.02
-_LAST_WORDS_BYTES = 64 * 1024
-_LOCKED_EXIT = 4
-_CONFIG_EXIT = 5
-"""Exit codes of an agent; `coppermesh --help` lists them."""
 
 
 @dataclass(frozen=True)
@@ -511,54 +501,5 @@ def connect(home: str | Path | None = None) -> Mesh:
     """
     place = Home(home) if home is not None else default_home()
     if not socket_alive(place.socket_path):
-        _start_agent(place)
+        start_agent(place)
     return Mesh(place)
-
-
-def _start_agent(home: Home) -> None:
-    """Start a requester-only agent of its own session, so that it outlives this script; wait until it listens."""
-    home.prepare()
-    command = [sys.executable, "-m", "coppermesh.agent.cli", "agent", "--home", str(home.path)]
-    command += ["--requester-only", "--idle-exit", str(IDLE_EXIT_SECONDS)]
-    try:
-        log = home.log_path.open("ab")
-    except OSError as error:
-        raise HomeError(
-            f"home {home.path}: {home.log_path.name} cannot be written: {error.strerror}"
-        ) from error
-    with log:
-        begin = log.tell()
-        process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=log,
-            start_new_session=True,
-            env=dict(os.environ),
-        )
-    _started.append(process)
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        if socket_alive(home.socket_path):
-            return
-        code = process.poll()
-        # The home is in use: another script has started its agent at the same moment, and that one is on its way.
-        if code is not None and code != _LOCKED_EXIT:
-            raise _why_ended(home, begin, code)
-        time.sleep(_POLL_SECONDS)
-    if process.poll() == _LOCKED_EXIT:
-        raise _why_ended(home, begin, _LOCKED_EXIT)
-    raise AgentUnavailable(
-        f"the agent did not listen within {START_SECONDS:.0f} s; its log is {home.log_path}"
-    )
-
-
-def _why_ended(home: Home, begin: int, code: int) -> MeshError:
-    """What an agent said last before it ended, as the error that it ended with."""
-    with home.log_path.open("rb") as log:
-        log.seek(max(begin, log.seek(0, os.SEEK_END) - _LAST_WORDS_BYTES))
-        lines = log.read(_LAST_WORDS_BYTES).decode(errors="replace").splitlines()
-    own = [line.removeprefix("coppermesh: ") for line in lines if line.startswith("coppermesh: ")]
-    if not own:
-        return AgentUnavailable(f"the agent ended with exit code {code}; its log is {home.log_path}")
-    return ConfigError(own[-1]) if code == _CONFIG_EXIT else AgentUnavailable(own[-1])

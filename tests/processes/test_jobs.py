@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import coppermesh as cm
-from coppermesh.agent import client as client_module
+from coppermesh.agent import agent_start
 from coppermesh.agent.client import JobFailed, Mesh
 from coppermesh.agent.screens import printable
 from coppermesh.p2p.ids import format_peer
@@ -265,4 +265,4 @@ def agent_of(home: Path) -> Iterator[None]:
         yield
     finally:
         assert run_cli("stop", home=home).returncode == 0
-        client_module._started[-1].wait(15)
+        agent_start._started[-1].wait(15)
