@@ -8,7 +8,8 @@ with `async with` in the test itself. `@given` on an `async def` works too, one 
 """
 
 import inspect
-from collections.abc import Callable, Coroutine
+import os
+from collections.abc import Callable, Coroutine, Iterator
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,16 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 def pytest_report_header() -> str:
     """Say which copy is tested: the checkout or an installed wheel."""
     return f"coppermesh: {coppermesh.__file__}"
+
+
+@pytest.fixture(autouse=True)
+def same_environment() -> Iterator[None]:
+    """The command line sets variables for the script that it runs: none of them outlives its test."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture
