@@ -8,6 +8,7 @@ import json
 import os
 import runpy
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -355,7 +356,20 @@ def _submit(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         _cancel_open_jobs()
         raise
+    except (MeshError, SystemExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 - the script's own: shown as Python shows it, and our exit code is 1
+        _show_script_error(error, options.script)
+        return EXIT_FAILED
     return EXIT_OK
+
+
+def _show_script_error(error: BaseException, script: Path) -> None:
+    """The traceback from the script's first frame on: what led to it is this command and no business of the user's."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename != str(script):
+        frames = frames.tb_next
+    traceback.print_exception(type(error), error, frames)
 
 
 def _cancel_open_jobs() -> None:

@@ -448,7 +448,8 @@ class Requester:
         peer: PeerId | None = None,
     ) -> None:
         self._ledger.note(StoryLine(job.job, self._now_us(), cause, kind, peer, task, text))
-        if kind in ("retry", "lease-ended", "failed"):
+        # What its attempts still come to is no news to whoever was told that the job has ended.
+        if job.ended_us is None and kind in ("retry", "lease-ended", "failed"):
             job.tell("progress", {"text": text, "cause": cause}, index=task)
 
 

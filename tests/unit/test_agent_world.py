@@ -394,3 +394,17 @@ async def test_a_lost_connection_moves_the_task_and_the_late_receipt_is_disputed
         await until_found(requester, 1)
         again = await events_of(requester, await submit(requester, numbers(4.0)))
         assert again[-1].kind == "finished"
+
+
+async def test_a_cancelled_job_stays_cancelled_whatever_its_attempts_come_to(tmp_path):
+    async with open_world(tmp_path) as world:
+        provider = await world.add("provider", provide=True, script=None)
+        requester = await world.add("requester", provide=False, bootstrap=provider)
+        await until_found(requester, 1)
+        job = await submit(requester, numbers(1.0))
+        await until(lambda: requester.requester.leases)
+        assert requester.requester.cancel(job)
+        await until(lambda: not any(held.outstanding for held in requester.requester.leases.values()))
+        kinds = [event.kind for event in await events_of(requester, job)]
+        assert kinds[-1] == "failed"
+        assert requester.requester.jobs.get(job).events[-1].kind == "failed"

@@ -432,7 +432,7 @@ class TestNegotiating:
         (failed,) = only(JobFailed, desk.log)
         assert failed.code == "no-provider"
         assert "60 s" in failed.sentence
-        assert "3 heard, 2 declined" in failed.sentence
+        assert "3 heard, of which 2 were asked" in failed.sentence
 
     def test_when_everybody_refuses_for_good_the_job_ends_early(self, desk: Desk) -> None:
         desk.submit(seconds=600)
