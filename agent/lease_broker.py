@@ -51,7 +51,10 @@ WINDOW_SECONDS = 2.0
 LEASE_SECONDS = 10.0
 """How long a provider has to sign a lease."""
 ORDER_LIFE_US = 30_000_000
-LEASE_LIFE_US = 600_000_000
+MAX_LEASE_LIFE_US = 600_000_000
+"""Longest lease that is asked for."""
+SPARE_LIFE_US = 60_000_000
+"""A lease is asked for two tasks of the longest allowed time and this: then others have their turn."""
 MAX_ASKED = 64
 """Providers asked for one lease; the best by announcement first."""
 
@@ -165,7 +168,7 @@ class LeaseBroker:
             max_rate=requirement.max_rate,
             unit=requirement.unit,
             budget=min(sum(job.budget for job in jobs), MAX_MONEY),
-            lease_us=LEASE_LIFE_US,
+            lease_us=min(MAX_LEASE_LIFE_US, 2 * requirement.wall_limit_us + SPARE_LIFE_US),
         )
         return open_record(Order, sign_record(self._key, order))
 

@@ -89,12 +89,17 @@ class LeaseServer:
         self.end_code = "expired"
         self.end_sentence = "the lease's time is over"
         self.told = False
+        self._idle_since_us = now_us()
         """The requester knows that the lease is over, or cannot be reached."""
 
     @staticmethod
     def lease_named_in(task_body: bytes) -> Digest:
         """Which lease a task claims to belong to; nothing about it is proven yet. Raises RemoteProtocolError."""
         return Digest(decode(Task, task_body, max_bytes=Task.MAX_BYTES).lease)
+
+    def idle_us(self, now_us: int) -> int:
+        """For how long the lease has had no task; 0 while it has one."""
+        return 0 if self._tasks else max(0, now_us - self._idle_since_us)
 
     def stop(self, code: str, sentence: str, *, told: bool = False) -> None:
         """End the lease now: the running task is killed, queued ones are forgotten. `told`: the requester knows."""
@@ -165,6 +170,7 @@ class LeaseServer:
 
     def _forget(self, accepted: _Accepted) -> None:
         if self._tasks.pop(accepted.task.record.number, None) is not None:
+            self._idle_since_us = self._now_us()
             for root in accepted.sizes:
                 self._store.unpin(Digest(root))
 

@@ -47,6 +47,10 @@ MAX_TALKS = 1024
 """Orders with a bid that are remembered; the oldest is forgotten, and its reservation expires by itself."""
 TELL_SECONDS = 2.0
 """How long telling a requester of a lease's end may take."""
+WAITING_US = 16_000_000
+"""A requester that was declined as busy is expected back within this: its dispatcher waits 15 s at most."""
+RECLAIM_IDLE_US = 200_000
+"""A lease without a task for so long gives way to a requester that waits."""
 ORDER_WINDOW_US = 10_000_000
 """Orders of one requester are counted over this span."""
 
@@ -110,6 +114,10 @@ class Provider:
         self.reservations = Reservations({name: device.offer.slots for name, device in self._devices.items()})
         self.leases: dict[bytes, LeaseServer] = {}
         self.paused = False
+        self._waiting: dict[PeerId, int] = {}
+        """Requesters that were declined as busy a moment ago, and when: they will ask again."""
+        self._last_served: PeerId | None = None
+        """Whose lease ended last: of all who wait, it comes last."""
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve leases until cancelled."""
@@ -154,13 +162,19 @@ class Provider:
             return OrderReply(known.bid.signed, None)
         self._outbox.require_settled(peer)
         now_us = self._now_us()
-        terms = decide(order.record, peer, self._state_for(peer, now_us), now_us)
+        terms = self._turn_of(peer, now_us) or decide(
+            order.record, peer, self._state_for(peer, now_us), now_us
+        )
         if isinstance(terms, BidTerms) and not self.reservations.reserve(
             order.id, terms.device.device, peer, terms.expires_us, now_us
         ):
             terms = DeclineReason("busy", f"every slot of {terms.device.device} is taken")
         if isinstance(terms, DeclineReason):
+            if terms.code == "busy":
+                self._waiting[peer] = now_us
+                self._reclaim_idle(peer, now_us)
             return self._decline(order, terms, now_us)
+        self._waiting.pop(peer, None)
         talk = self._bid(order, terms, now_us)
         self._talks[order.id] = talk
         while len(self._talks) > MAX_TALKS:
@@ -234,6 +248,24 @@ class Provider:
                 server.stop("unreachable", "the requester's connection was lost", told=True)
 
     # Inside
+
+    def _turn_of(self, peer: PeerId, now_us: int) -> DeclineReason | None:
+        """Why it is not this requester's turn: it was just served, and the free slots are for those who wait."""
+        for other, at_us in list(self._waiting.items()):
+            if at_us <= now_us - WAITING_US:
+                del self._waiting[other]
+        others = len(self._waiting.keys() - {peer})
+        free = sum(self.reservations.free(name) for name in self._devices)
+        if peer != self._last_served or not 0 < free <= others:
+            return None
+        return DeclineReason("busy", "others wait for the slot that your last lease had: it is their turn")
+
+    def _reclaim_idle(self, peer: PeerId, now_us: int) -> None:
+        """Somebody waits: end one lease of another requester that has had no task for a while."""
+        for server in self.leases.values():
+            if server.requester != peer and server.idle_us(now_us) >= RECLAIM_IDLE_US:
+                server.stop("reclaimed", "the lease was idle and another requester waits for its slot")
+                return
 
     def _server_of(self, peer: PeerId, body: bytes) -> LeaseServer:
         lease = LeaseServer.lease_named_in(body)
@@ -314,6 +346,7 @@ class Provider:
             await server.run()
         finally:
             self.leases.pop(server.lease.id, None)
+            self._last_served = server.requester
             self.reservations.release_lease(server.lease.id)
             self._changed()
             if not server.told:

@@ -57,6 +57,7 @@ from coppermesh.p2p.records import (
     Announcement,
     Bid,
     Countersignature,
+    Decline,
     DeviceOffer,
     Lease,
     Order,
@@ -134,7 +135,7 @@ class World:
 
 
 @asynccontextmanager
-async def open_world(base: Path, *, provide: bool) -> AsyncIterator[World]:
+async def open_world(base: Path, *, provide: bool, slots: int = 2) -> AsyncIterator[World]:
     network = MemoryNetwork(random.Random(1))
     supervisor = EchoSupervisor()
 
@@ -150,7 +151,7 @@ async def open_world(base: Path, *, provide: bool) -> AsyncIterator[World]:
     parts = Parts(transport=transport, supervisor=open_supervisor, probe=lambda: [CPU])
     home = Home(base / "home")
     home.prepare()
-    async with open_node(home, Config(mesh="test", provide=provide, slots=2), parts) as node:
+    async with open_node(home, Config(mesh="test", provide=provide, slots=slots), parts) as node:
         yield World(network, node, supervisor)
 
 
@@ -362,6 +363,31 @@ async def test_a_requester_that_leaves_frees_the_slot_that_was_bid_to_it(tmp_pat
             assert provider.reservations.holds()
         with trio.fail_after(3):
             await no_lease_left(world)
+
+
+async def test_an_idle_lease_gives_way_to_who_waits_and_then_the_turns_change(tmp_path):
+    """One slot, two requesters: neither blocks the other by keeping a lease, or by asking again first."""
+    async with open_world(tmp_path, provide=True, slots=1) as world:
+        async with raw_peer(world) as first, raw_peer(world) as second:
+            lease = await first.lease()
+            assert (await first.offer(lease)).lease is not None
+
+            async def declined(peer: RawPeer) -> str:
+                order = sign_record(peer.key, make_order(peer.key.peer))
+                reply = await peer.hub.request(
+                    world.node.key.peer, "order", OrderRequest(order), OrderReply
+                )
+                return "" if reply.decline is None else open_record(Decline, reply.decline).record.code
+
+            assert await declined(second) == "busy"  # still fresh: nobody's lease ends while it is in use
+            assert not first.ended
+            await trio.sleep(0.25)
+            assert await declined(second) == "busy"  # ... but now the idle one is on its way out
+            await until(lambda: first.ended)
+            assert [end.code for end in first.ended] == ["reclaimed"]
+            await no_lease_left(world)
+            assert await declined(first) == "busy"  # the slot is free, and it is the other's turn
+            assert (await second.offer(await second.lease())).lease is not None
 
 
 async def test_a_declared_size_that_is_not_the_blobs(tmp_path):
