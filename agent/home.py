@@ -38,6 +38,8 @@ from coppermesh.p2p.errors import MeshError
 from coppermesh.p2p.ids import MeshId
 
 MAX_SOCKET_PATH_BYTES = 107
+MAX_HOME_PATH_BYTES = 400
+"""SQLite opens paths of up to 512 bytes; what lies in a home needs about 80 of them."""
 SOCKET_BACKLOG = 64
 CONNECT_SECONDS = 5
 _UCRED = struct.Struct("3i")
@@ -185,6 +187,11 @@ class Home:
         Raises HomeError where it cannot be made, is not a directory, belongs to another user, or can be written by
         others.
         """
+        length = len(os.fsencode(self.path))
+        if length > MAX_HOME_PATH_BYTES:
+            raise HomeError(
+                f"home {self.path}: a path of {length} bytes; its ledger opens up to {MAX_HOME_PATH_BYTES}"
+            )
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         except FileExistsError:

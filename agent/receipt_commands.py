@@ -79,7 +79,7 @@ def verify_file(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             data = file.read(MAX_RECEIPT_FILE_BYTES + 1)
     except OSError as error:
-        raise MeshError(f"{path}: {error.strerror}") from error
+        return {"ok": False, "sentence": f"{path}: {error.strerror}"}
     try:
         decode_receipt_file(data)
     except RemoteProtocolError:

@@ -459,6 +459,7 @@ def _receipt_facts(held: HeldLease, outcome: TaskOutcome) -> dict[str, object]:
     assert outcome.receipt_id is not None
     return {
         "id": outcome.receipt_id.hex(),
+        "status": "ok",
         "provider": held.provider_text,
         "device": held.granted.device_name,
         "device_kind": lease.device_kind,

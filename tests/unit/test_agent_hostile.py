@@ -374,9 +374,7 @@ async def test_an_idle_lease_gives_way_to_who_waits_and_then_the_turns_change(tm
 
             async def declined(peer: RawPeer) -> str:
                 order = sign_record(peer.key, make_order(peer.key.peer))
-                reply = await peer.hub.request(
-                    world.node.key.peer, "order", OrderRequest(order), OrderReply
-                )
+                reply = await peer.hub.request(world.node.key.peer, "order", OrderRequest(order), OrderReply)
                 return "" if reply.decline is None else open_record(Decline, reply.decline).record.code
 
             assert await declined(second) == "busy"  # still fresh: nobody's lease ends while it is in use

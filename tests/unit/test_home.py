@@ -180,6 +180,12 @@ def long_directory(tmp_path: Path) -> Path:
     return directory
 
 
+def test_a_home_that_the_ledger_could_not_be_opened_in_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(HomeError, match=r"a path of [0-9]+ bytes"):
+        Home(tmp_path / ("d" * 200) / ("e" * 200)).prepare()
+    assert not (tmp_path / ("d" * 200)).exists()
+
+
 @pytest.mark.parametrize("long", [False, True])
 def test_socket_round_trip(tmp_path: Path, long: bool) -> None:
     path = (long_directory(tmp_path) if long else tmp_path) / "agent.sock"
