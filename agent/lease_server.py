@@ -34,6 +34,8 @@ from coppermesh.p2p.signing import PeerKey
 
 SMALL_INPUT_BYTES = 16 * 1024
 """Inputs up to this size are handed to the worker by value, larger ones as open files."""
+BLOBS_US = 60_000_000
+"""How long the blobs of a task may take before its lease counts as idle to those who wait."""
 ISSUE_SECONDS = 60.0
 """Longest that hashing and storing outputs and committing a receipt may take."""
 HASH_IN_THREAD_BYTES = 4 * LEAF_BYTES
@@ -90,6 +92,8 @@ class LeaseServer:
         self.end_sentence = "the lease's time is over"
         self.told = False
         self._idle_since_us = now_us()
+        self._blobs_due_us = 0
+        """Until when a task that was answered with `need` counts as on its way."""
         """The requester knows that the lease is over, or cannot be reached."""
 
     @staticmethod
@@ -98,8 +102,10 @@ class LeaseServer:
         return Digest(decode(Task, task_body, max_bytes=Task.MAX_BYTES).lease)
 
     def idle_us(self, now_us: int) -> int:
-        """For how long the lease has had no task; 0 while it has one."""
-        return 0 if self._tasks else max(0, now_us - self._idle_since_us)
+        """For how long the lease has had no task; 0 while it has one, or was promised the blobs of one."""
+        if self._tasks or now_us < self._blobs_due_us:
+            return 0
+        return max(0, now_us - self._idle_since_us)
 
     def stop(self, code: str, sentence: str, *, told: bool = False) -> None:
         """End the lease now: the running task is killed, queued ones are forgotten. `told`: the requester knows."""
@@ -132,6 +138,7 @@ class LeaseServer:
         except StoreFull as error:
             raise Refused("store-full", str(error)) from error
         if missing:
+            self._blobs_due_us = now_us + BLOBS_US
             return TaskReply("need", missing, "need-blobs", f"{len(missing)} blobs are not here")
         return await self._accept(task, request)
 

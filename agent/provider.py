@@ -162,9 +162,9 @@ class Provider:
             return OrderReply(known.bid.signed, None)
         self._outbox.require_settled(peer)
         now_us = self._now_us()
-        terms = self._turn_of(peer, now_us) or decide(
-            order.record, peer, self._state_for(peer, now_us), now_us
-        )
+        terms = decide(order.record, peer, self._state_for(peer, now_us), now_us)
+        if isinstance(terms, BidTerms):
+            terms = self._turn_of(peer, now_us) or terms
         if isinstance(terms, BidTerms) and not self.reservations.reserve(
             order.id, terms.device.device, peer, terms.expires_us, now_us
         ):
@@ -239,7 +239,8 @@ class Provider:
             server.cancel_task(request.task, request.sentence)
 
     def peer_lost(self, peer: PeerId) -> None:
-        """A requester's connection is gone: its leases end, and what was bid to it is free again."""
+        """A requester's connection is gone: its leases end, what was bid to it is free, its place in the line too."""
+        self._waiting.pop(peer, None)
         for talk in self._talks.values():
             if talk.order.signer == peer and talk.lease_reply is None and not talk.signing.locked():
                 self.reservations.release_bid(talk.order.id)

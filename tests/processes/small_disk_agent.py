@@ -2,7 +2,7 @@
 
     python small_disk_agent.py MEBIBYTES agent --home DIR ...
 
-From outside, the disk is /proc/PID/root/DIR.
+From outside, the disk is DIR below the process's `root` in /proc.
 """
 
 import os

@@ -388,6 +388,33 @@ async def test_an_idle_lease_gives_way_to_who_waits_and_then_the_turns_change(tm
             assert (await second.offer(await second.lease())).lease is not None
 
 
+async def test_a_lease_whose_blobs_are_on_their_way_is_not_idle(tmp_path):
+    async with open_world(tmp_path, provide=True, slots=1) as world:
+        async with raw_peer(world) as first, raw_peer(world) as second:
+            lease = await first.lease()
+            assert (await first.offer(lease)).lease is not None
+            assert (await first.send_task(lease, 0, data=None)).state == "need"
+            await trio.sleep(0.25)
+            order = sign_record(second.key, make_order(second.key.peer))
+            reply = await second.hub.request(world.node.key.peer, "order", OrderRequest(order), OrderReply)
+            assert reply.decline is not None
+            assert (await first.send_task(lease, 0)).state == "accepted"
+            assert not first.ended
+
+
+async def test_who_leaves_the_line_holds_no_slot_free(tmp_path):
+    async with open_world(tmp_path, provide=True, slots=1) as world:
+        async with raw_peer(world) as first:
+            async with raw_peer(world) as second:
+                assert (await first.offer(await first.lease())).lease is not None
+                await trio.sleep(0.25)
+                order = sign_record(second.key, make_order(second.key.peer))
+                await second.hub.request(world.node.key.peer, "order", OrderRequest(order), OrderReply)
+                await no_lease_left(world)
+            await until(lambda: second.key.peer not in world.node.hub.peers())
+            assert (await first.offer(await first.lease())).lease is not None
+
+
 async def test_a_declared_size_that_is_not_the_blobs(tmp_path):
     """The blob is here from an earlier task; its size would decide whether it is read into memory."""
     async with open_world(tmp_path, provide=True) as world:
