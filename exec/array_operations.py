@@ -183,9 +183,10 @@ def _arrangement(xp: Any) -> dict[str, ArrayFunction]:
         return xp.take_along_axis(arrays[0], _positions(xp, arrays[1]), axis=attrs["axis"])
 
     return {
-        "reshape": lambda arrays, attrs: xp.reshape(arrays[0], attrs["shape"]),
+        # Methods, where numpy's functions would add a call of their own to a node that moves no data.
+        "reshape": lambda arrays, attrs: arrays[0].reshape(attrs["shape"]),
         "broadcast_to": lambda arrays, attrs: xp.broadcast_to(arrays[0], attrs["shape"]),
-        "permute_dims": lambda arrays, attrs: xp.transpose(arrays[0], attrs["axes"]),
+        "permute_dims": lambda arrays, attrs: arrays[0].transpose(attrs["axes"]),
         "flip": lambda arrays, attrs: xp.flip(arrays[0], attrs["axes"]),
         "roll": lambda arrays, attrs: xp.roll(arrays[0], attrs["shifts"], attrs["axes"]),
         "concat": lambda arrays, attrs: xp.concatenate([xp.asarray(a) for a in arrays], axis=attrs["axis"]),

@@ -10,12 +10,13 @@ report, not an answer to sign.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from coppermesh.exec.array_operations import ArrayFunction
 from coppermesh.exec.budget import last_uses, releases
 from coppermesh.exec.errors import ExecError, RunFailed
-from coppermesh.exec.program import ArraySpec, Scalar
+from coppermesh.exec.program import Scalar
 from coppermesh.exec.schema import CheckedNode, CheckedProgram
 from coppermesh.exec.shapes import as_python_index
 
@@ -29,10 +30,11 @@ _ASSIGNMENTS = frozenset(("setitem", "put", "add_at"))
 
 
 class Holdings:
-    """The live values of a run, and the memory that they rest on."""
+    """The live values of a run, and the memory that they rest on. Constants lie behind the values, uncounted."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, constants: Sequence[Any] = ()) -> None:
         self.arrays: list[Any] = [None] * count
+        self.arrays.extend(constants)
         self._blocks: list[Any] = [None] * count
         self.peak_bytes = 0
         self._held_bytes = 0
@@ -41,12 +43,13 @@ class Holdings:
 
     def put(self, value: int, array: Any, *, pinned: bool = False) -> None:
         """Hold `array` as `value`; `pinned` memory is never to be written."""
-        block = _block(array)
+        block = array if array.base is None else _block(array)
         key = id(block)
-        if self._resting.get(key, 0) == 0:
+        count = self._resting.get(key, 0)
+        if count == 0:
             self._held_bytes += block.nbytes
             self.peak_bytes = max(self.peak_bytes, self._held_bytes)
-        self._resting[key] = self._resting.get(key, 0) + 1
+        self._resting[key] = count + 1
         self.arrays[value] = array
         self._blocks[value] = block
         if pinned:
@@ -61,10 +64,13 @@ class Holdings:
         block = self._blocks[value]
         key = id(block)
         self.arrays[value] = self._blocks[value] = None
-        self._resting[key] -= 1
-        if self._resting[key] == 0:
-            self._held_bytes -= block.nbytes
-            del self._resting[key]
+        count = self._resting[key]
+        if count > 1:
+            self._resting[key] = count - 1
+            return
+        self._held_bytes -= block.nbytes
+        del self._resting[key]
+        if self._pinned:
             self._pinned.discard(key)
 
     def is_alone(self, value: int) -> bool:
@@ -83,6 +89,30 @@ def _block(array: Any) -> Any:
     return array
 
 
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One node with all that can be looked up before the run: a program runs many times, and nodes can be small."""
+
+    number: int
+    node: CheckedNode
+    function: ArrayFunction | None
+    """None where the interpreter itself has to act: kernels, loops, assignments."""
+    slots: tuple[int, ...]
+    """Where the arguments lie: numbers of values, then of the plan's constants behind them."""
+    attrs: Any
+    dues: tuple[tuple[tuple[int, ...], Any], ...]
+    """Shape and dtype of each result."""
+    released: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """The steps of one program, and its constants as scalars."""
+
+    steps: tuple[_Step, ...]
+    constants: tuple[Any, ...]
+
+
 class Interpreter:
     """Runs checked programs with one library's functions and one way to run kernels."""
 
@@ -90,6 +120,7 @@ class Interpreter:
         self._library = library
         self._table = table
         self._run_kernel = run_kernel
+        self._plan_name = f"plan {library.__name__}"
 
     def run(
         self,
@@ -103,64 +134,82 @@ class Interpreter:
         Inputs are not written, but for those whose number is in `given`. `watch` sees each node's results before a
         later node may write into their memory. Raises RunFailed, ExecError.
         """
-        holdings = Holdings(len(checked.values))
-        last, released = last_uses(checked), releases(checked)
+        plan = self._plan(checked)
+        holdings = Holdings(len(checked.values), plan.constants)
         for number, array in enumerate(inputs):
             holdings.put(number, array, pinned=number not in given)
-        for number, checked_node in enumerate(checked.nodes):
-            results = self._run_node(number, checked_node, holdings, last)
+        for step in plan.steps:
+            results = self._results(step, checked, holdings)
             if watch is not None:
-                watch(number, results)
-            for position, array in enumerate(results):
-                holdings.put(checked_node.first + position, array)
-            for value in released[number]:
+                watch(step.number, results)
+            for value, array in enumerate(results, step.node.first):
+                holdings.put(value, array)
+            for value in step.released:
                 holdings.drop(value)
         return [holdings.arrays[number] for number in checked.program.outputs], holdings.peak_bytes
 
-    def _run_node(
-        self, number: int, checked_node: CheckedNode, holdings: Holdings, last: list[int]
-    ) -> list[Any]:
-        node = checked_node.node
+    def _plan(self, checked: CheckedProgram) -> _Plan:
+        known: _Plan | None = checked.memo.get(self._plan_name)
+        if known is not None:
+            return known
+        constants: list[Any] = []
+        steps = []
+        for number, (checked_node, released) in enumerate(zip(checked.nodes, releases(checked), strict=True)):
+            node = checked_node.node
+            slots = []
+            for argument in node.args:
+                if isinstance(argument, Scalar):
+                    slots.append(len(checked.values) + len(constants))
+                    constants.append(argument.value())
+                elif not isinstance(argument, bytes):
+                    slots.append(argument)
+            dues = tuple((spec.shape, spec.numpy_dtype) for spec in checked_node.results)
+            function = self._table.get(node.op)
+            steps.append(_Step(number, checked_node, function, tuple(slots), node.attrs, dues, released))
+        plan = checked.memo[self._plan_name] = _Plan(tuple(steps), tuple(constants))
+        return plan
+
+    def _results(self, step: _Step, checked: CheckedProgram, holdings: Holdings) -> Sequence[Any]:
         try:
-            results = self._call(number, checked_node, holdings, last)
+            arrays = [holdings.arrays[slot] for slot in step.slots]
+            if step.function is None:
+                results = self._act(step, checked, arrays, holdings)
+            else:
+                result = step.function(arrays, step.attrs)
+                results = result if isinstance(result, tuple) else (result,)
         except ExecError as error:
             if error.node is None:
-                error.node = number
+                error.node = step.number
             raise
         except (ArithmeticError, IndexError, MemoryError, TypeError, ValueError) as error:
             code = "memory-limit" if isinstance(error, MemoryError) else "run-failed"
-            raise RunFailed(f"node {number} ({node.op}): {error}", code=code, node=number) from error
-        for array, spec in zip(results, checked_node.results, strict=True):
-            _check_result(number, node.op, array, spec)
-        return results
+            sentence = f"node {step.number} ({step.node.node.op}): {error}"
+            raise RunFailed(sentence, code=code, node=step.number) from error
+        if isinstance(results[0], self._library.ndarray) and len(results) == 1:
+            _check_result(step, results[0], step.dues[0])
+            return results
+        arrays = [self._library.asarray(one) for one in results]
+        for array, due in zip(arrays, step.dues, strict=True):
+            _check_result(step, array, due)
+        return arrays
 
-    def _call(self, number: int, checked_node: CheckedNode, holdings: Holdings, last: list[int]) -> list[Any]:
-        node = checked_node.node
-        arrays = [
-            argument.value() if isinstance(argument, Scalar) else holdings.arrays[argument]
-            for argument in node.args
-            if not isinstance(argument, bytes)
-        ]
-        function = self._table.get(node.op)
-        if function is not None:
-            result = function(arrays, node.attrs)
-            if isinstance(result, self._library.ndarray):
-                return [result]
-            return [
-                self._library.asarray(one) for one in (result if isinstance(result, tuple) else (result,))
-            ]
+    def _act(
+        self, step: _Step, checked: CheckedProgram, arrays: list[Any], holdings: Holdings
+    ) -> Sequence[Any]:
+        node = step.node.node
+        last = last_uses(checked)
         writable = [
             isinstance(argument, int)
-            and last[argument] == number
+            and last[argument] == step.number
             and node.args.count(argument) == 1
             and holdings.is_alone(argument)
             for argument in node.args
         ]
         if node.op == "scan":
-            return self._scan(checked_node, arrays, holdings)
+            return self._scan(step.node, arrays, holdings)
         if node.op in _ASSIGNMENTS:
-            return [self._assign(node.op, arrays, node.attrs, writable[0])]
-        return list(self._run_kernel(checked_node, arrays, writable))
+            return (self._assign(node.op, arrays, step.attrs, writable[0]),)
+        return self._run_kernel(step.node, arrays, writable)
 
     def _scan(self, checked_node: CheckedNode, arrays: Sequence[Any], holdings: Holdings) -> list[Any]:
         attrs: Any = checked_node.node.attrs
@@ -203,12 +252,14 @@ class Interpreter:
         return target
 
 
-def _check_result(number: int, op: str, array: Any, spec: ArraySpec) -> None:
-    if array.shape != spec.shape or array.dtype != spec.numpy_dtype:
+def _check_result(step: _Step, array: Any, due: tuple[tuple[int, ...], Any]) -> None:
+    shape, dtype = due
+    if array.shape != shape or (array.dtype is not dtype and array.dtype != dtype):
         raise RunFailed(
-            f"node {number} ({op}) gave {array.dtype}{list(array.shape)} where {spec} was due: a fault of this runtime",
+            f"node {step.number} ({step.node.node.op}) gave {array.dtype}{list(array.shape)} where"
+            f" {dtype}{list(shape)} was due: a fault of this runtime",
             code="runtime-fault",
-            node=number,
+            node=step.number,
         )
 
 
