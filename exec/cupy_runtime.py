@@ -19,7 +19,7 @@ from coppermesh.exec.interpreter import Interpreter, writable_copy
 from coppermesh.exec.kernel_rules import written_arguments
 from coppermesh.exec.numpy_runtime import check_inputs
 from coppermesh.exec.program import KernelSource
-from coppermesh.exec.runtime import RunLimits, RunResult
+from coppermesh.exec.runtime import RunLimits, RunResult, Watch
 from coppermesh.exec.schema import CheckedNode, CheckedProgram
 
 
@@ -45,9 +45,16 @@ class CupyRuntime:
         return plain_sentence(f"cupy/{self._cupy.__version__} cuda/{runtime} sm_{capability}")[:128]
 
     def run(
-        self, checked: CheckedProgram, inputs: Sequence[np.ndarray[Any, Any]], limits: RunLimits
+        self,
+        checked: CheckedProgram,
+        inputs: Sequence[np.ndarray[Any, Any]],
+        limits: RunLimits,
+        watch: Watch | None = None,
     ) -> RunResult:
-        """Run to the end. Raises OverBudget before anything runs; RunFailed, KernelCompileError."""
+        """Run to the end. For `watch` each node's results are copied to the host.
+
+        Raises OverBudget before anything runs; RunFailed, KernelCompileError.
+        """
         check_inputs(checked, inputs)
         check_budget(estimate(checked), limits, checked)
         cuda = self._cupy.cuda
@@ -56,7 +63,7 @@ class CupyRuntime:
             try:
                 arrays = [self._cupy.asarray(array) for array in inputs]
                 begin.record()
-                outputs, peak = self._interpreter.run(checked, arrays)
+                outputs, peak = self._interpreter.run(checked, arrays, watch=self._on_host(watch))
                 end.record()
                 results = [np.ascontiguousarray(self._cupy.asnumpy(array)) for array in outputs]
                 end.synchronize()
@@ -70,6 +77,12 @@ class CupyRuntime:
             array.reshape(spec.shape) for array, spec in zip(results, checked.output_specs, strict=True)
         ]
         return RunResult(shaped, device_us, peak)
+
+    def _on_host(self, watch: Watch | None) -> Watch | None:
+        """`watch`, shown NumPy arrays."""
+        if watch is None:
+            return None
+        return lambda number, results: watch(number, [self._cupy.asnumpy(array) for array in results])
 
     def _run_kernel(
         self, checked_node: CheckedNode, arrays: Sequence[Any], writable: Sequence[bool]

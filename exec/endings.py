@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from coppermesh.exec.errors import ExecError
 from coppermesh.exec.runs import OutputBuffer
+from coppermesh.exec.trace_digests import TraceDigests
 
 _CAUSES = {
     signal.SIGSEGV: "a wild pointer or a stack overflow",
@@ -28,6 +29,7 @@ class Answer:
     outputs: list[OutputBuffer] = field(default_factory=list)
     device_us: int | None = None
     array_bytes: int = 0
+    digests: TraceDigests | None = None
 
 
 def explain_exit(exit_code: int | None, stage: str, printed: str, cpu_seconds: int) -> Answer:

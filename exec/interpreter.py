@@ -17,11 +17,10 @@ from coppermesh.exec.array_operations import ArrayFunction
 from coppermesh.exec.budget import last_uses, releases
 from coppermesh.exec.errors import ExecError, RunFailed
 from coppermesh.exec.program import Scalar
+from coppermesh.exec.runtime import Watch
 from coppermesh.exec.schema import CheckedNode, CheckedProgram
 from coppermesh.exec.shapes import as_python_index
 
-Watch = Callable[[int, Sequence[Any]], None]
-"""Is shown each node's number and results, to look at and not to keep."""
 KernelRunner = Callable[[CheckedNode, Sequence[Any], Sequence[bool]], Sequence[Any]]
 """Runs a kernel node on its arguments; for each argument whether its memory may be written. Gives the results."""
 

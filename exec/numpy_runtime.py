@@ -15,10 +15,10 @@ from coppermesh.exec import elementwise
 from coppermesh.exec.array_operations import make_table
 from coppermesh.exec.budget import check_budget, estimate
 from coppermesh.exec.errors import RunFailed, plain_sentence
-from coppermesh.exec.interpreter import Interpreter, Watch, writable_copy
+from coppermesh.exec.interpreter import Interpreter, writable_copy
 from coppermesh.exec.kernel_rules import written_arguments
 from coppermesh.exec.program import ArraySpec
-from coppermesh.exec.runtime import KernelArgument, KernelBackend, RunLimits, RunResult
+from coppermesh.exec.runtime import KernelArgument, KernelBackend, RunLimits, RunResult, Watch
 from coppermesh.exec.schema import CheckedNode, CheckedProgram
 
 NumpyArray = np.ndarray[Any, Any]

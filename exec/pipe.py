@@ -20,7 +20,7 @@ from msgspec import Meta
 
 from coppermesh.exec import codec
 from coppermesh.exec.errors import ProgramInvalid
-from coppermesh.exec.program import MAX_INPUTS, MAX_OUTPUTS
+from coppermesh.exec.program import MAX_INPUTS, MAX_NODES, MAX_OUTPUTS
 
 MAX_MESSAGE_BYTES = 192 * 1024
 """Below the smallest default of a socket's send buffer (208 KiB), which bounds a SEQPACKET datagram."""
@@ -109,10 +109,12 @@ class Run(PipeMessage, frozen=True, tag="run"):
 
     number: Size
     parts: Annotated[tuple[Part, ...], Meta(min_length=1, max_length=1 + MAX_INPUTS)]
+    digests: bool = False
+    """Record a digest for each node (`trace_digests`)."""
 
 
 class Done(PipeMessage, frozen=True, tag="done"):
-    """Outputs of these sizes ride along as sealed memory files."""
+    """Outputs of these sizes ride along as sealed memory files, and behind them the nodes' digests where recorded."""
 
     number: Size
     outputs: Annotated[tuple[Size, ...], Meta(max_length=MAX_OUTPUTS)]
@@ -121,6 +123,10 @@ class Done(PipeMessage, frozen=True, tag="done"):
     determinism: Label
     array_bytes: Size = 0
     """Most bytes of arrays that this run held at once."""
+    chain_start: Annotated[bytes, Meta(min_length=32, max_length=32)] | None = None
+    """First link of the chain of digests; nil where none were asked for."""
+    nodes: Annotated[int, Meta(ge=0, le=MAX_NODES)] = 0
+    """How many digests of 32 bytes the last file holds."""
 
 
 class Failed(PipeMessage, frozen=True, tag="failed"):

@@ -3,6 +3,8 @@
 import mmap
 from dataclasses import dataclass, field
 
+from coppermesh.exec.trace_digests import TraceDigests
+
 MEBIBYTE = 1024 * 1024
 
 
@@ -89,6 +91,8 @@ class RunOutcome:
     """Program and inputs, as they were handed to the worker."""
     output_bytes: int = 0
     """All outputs."""
+    digests: TraceDigests | None = None
+    """What each node gave; None where it was not asked for, or the run failed."""
 
     def close(self) -> None:
         """Close every output."""

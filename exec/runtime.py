@@ -13,12 +13,14 @@ import numpy as np
 from coppermesh.exec.budget import RunLimits
 from coppermesh.exec.schema import CheckedProgram
 
-__all__ = ["Dim3", "KernelArgument", "KernelBackend", "Launch", "RunLimits", "RunResult", "Runtime"]
+__all__ = ["Dim3", "KernelArgument", "KernelBackend", "Launch", "RunLimits", "RunResult", "Runtime", "Watch"]
 
 Dim3 = tuple[int, int, int]
 KernelArgument = np.ndarray[Any, Any] | np.generic
 """An array (its address is passed; C-contiguous) or a scalar (passed by value, by its own type)."""
 
+Watch = Callable[[int, Sequence[Any]], None]
+"""Is shown each node's number and results, to look at and not to keep."""
 Launch = Callable[[Dim3, Dim3, int, Sequence[KernelArgument]], None]
 """Run one kernel to its end: grid, block, bytes of dynamic shared memory, arguments. Written arrays change in place."""
 
@@ -60,9 +62,13 @@ class Runtime(Protocol):
         ...
 
     def run(
-        self, checked: CheckedProgram, inputs: Sequence[np.ndarray[Any, Any]], limits: RunLimits
+        self,
+        checked: CheckedProgram,
+        inputs: Sequence[np.ndarray[Any, Any]],
+        limits: RunLimits,
+        watch: Watch | None = None,
     ) -> RunResult:
-        """Run to the end. `inputs` are never written.
+        """Run to the end. `inputs` are never written. `watch` is shown each node's results, in this process' memory.
 
         Raises RunFailed, KernelCompileError, OverBudget; a kernel may also end the process.
         """

@@ -26,11 +26,12 @@ from coppermesh.exec.cuda_cpu import CudaCpu
 from coppermesh.exec.cuda_gate import SourceRefused
 from coppermesh.exec.errors import ExecError, KernelCompileError, RunFailed, plain_sentence
 from coppermesh.exec.numpy_runtime import NumpyRuntime
-from coppermesh.exec.program import MAX_SOURCE_CHARACTERS, ArraySpec, decode_program
+from coppermesh.exec.program import MAX_NODES, MAX_SOURCE_CHARACTERS, ArraySpec, decode_program
 from coppermesh.exec.runtime import Runtime
 from coppermesh.exec.schema import CheckedProgram, check_program
 from coppermesh.exec.source_lines import with_node
 from coppermesh.exec.threads import find_blas_setter
+from coppermesh.exec.trace_digests import DIGEST_BYTES, TraceDigests, run_with_digests
 
 SLACK_BYTES = 96 * 1024 * 1024
 """Private memory beside the job's arrays: thread stacks, NumPy's and BLAS' own buffers, loaded libraries."""
@@ -73,7 +74,7 @@ def confine(order: pipe.Fork, kind: str) -> None:
     limits = {
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_CPU: order.cpu_seconds,
-        resource.RLIMIT_FSIZE: max(order.output_bytes, LARGEST_SOURCE),
+        resource.RLIMIT_FSIZE: max(order.output_bytes, LARGEST_SOURCE, DIGEST_BYTES * MAX_NODES),
         resource.RLIMIT_NOFILE: OPEN_FILES,
     }
     if kind == "cpu":  # CUDA reserves address space and private memory by the device's size
@@ -144,12 +145,18 @@ class Worker:
         if checked.program.kernels and not self._order.kernels:
             raise RunFailed("this lease takes no programs with kernels", code="unsupported-feature")
         inputs = _map_inputs(checked.input_specs, message.parts[1:], descriptors)
+        digests: TraceDigests | None = None
         try:
-            result = self._runtime.run(checked, inputs.arrays, self._limits)
+            if message.digests:
+                result, digests = run_with_digests(self._runtime, checked, inputs.arrays, self._limits)
+            else:
+                result = self._runtime.run(checked, inputs.arrays, self._limits)
             for number, output in enumerate(result.outputs):
                 files.append(_hand_over(number, output))
         finally:
             _unmap(inputs)
+        if digests is not None:
+            files.append(linux.sealed_file("coppermesh-digests", digests.to_bytes()))
         sizes = tuple(output.nbytes for output in result.outputs)
         return pipe.Done(
             message.number,
@@ -158,6 +165,8 @@ class Worker:
             _peak_bytes(),
             self._runtime.determinism,
             result.peak_bytes,
+            None if digests is None else digests.start,
+            0 if digests is None else len(digests.nodes),
         )
 
     def _failed(self, number: int, code: str, sentence: str, detail: str, fault: str = "job") -> pipe.Failed:

@@ -7,6 +7,7 @@ bounded and checked, and one that makes no sense ends the process.
 
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -31,6 +32,7 @@ from coppermesh.exec.keeper import Child, WorkerUnavailable
 from coppermesh.exec.meter import Meter
 from coppermesh.exec.runs import InputBuffer, RunOutcome, WorkerLimits
 from coppermesh.exec.sockets import close_all
+from coppermesh.exec.trace_digests import DIGEST_BYTES, TraceDigests
 
 MAX_BUILDS_PER_RUN = 512
 """A program has at most 256 kernels, each built for at most a few types."""
@@ -48,6 +50,16 @@ class Process:
     """It must not get another run: it is in the middle of one, or has misbehaved, or ended."""
     peak_bytes: int = 0
     determinism: str = ""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What one run is asked for."""
+
+    parts: list[bytes | int]
+    files: list[int]
+    output_sizes: Sequence[int] | None
+    digests: bool
 
 
 class Workshop(Protocol):
@@ -109,8 +121,9 @@ class Worker:
         wall_limit_s: float,
         *,
         output_sizes: Sequence[int] | None = None,
+        digests: bool = False,
     ) -> RunOutcome:
-        """Run one program; `output_sizes`, where given, are what its outputs must have.
+        """Run one program; `output_sizes`, where given, are what its outputs must have. `digests` asks for nodes' too.
 
         Raises only for what the caller did wrong (ValueError: too many inputs, a file shorter than its size).
         Cancelling kills the process. Runs of one worker take turns; waiting for the turn, and for a new process where
@@ -123,25 +136,19 @@ class Worker:
                     process = await self._live_process()
                 except WorkerUnavailable as error:
                     return self._outcome(explain_unavailable(error), time.time_ns() // 1000, 0, None, None)
-                outcome = await self._timed_run(process, parts, files, wall_limit_s, output_sizes)
+                run = _Run(parts, files, output_sizes, digests)
+                outcome = await self._timed_run(process, run, wall_limit_s)
                 outcome.input_bytes = len(program) + sum(buffer.size for buffer in inputs)
                 return outcome
             finally:
                 close_all(files)
 
-    async def _timed_run(
-        self,
-        process: Process,
-        parts: list[bytes | int],
-        files: list[int],
-        wall_limit_s: float,
-        output_sizes: Sequence[int] | None,
-    ) -> RunOutcome:
+    async def _timed_run(self, process: Process, run: _Run, wall_limit_s: float) -> RunOutcome:
         before_mj = self._workshop.meter.read_mj()
         started_us, began = time.time_ns() // 1000, time.perf_counter_ns()
         process.spoiled = True  # until it has answered: nobody may find it in the middle of a program
         try:
-            answer = await self._bounded(process, parts, files, wall_limit_s, output_sizes)
+            answer = await self._bounded(process, run, wall_limit_s)
             wall_us = (time.perf_counter_ns() - began) // 1000
         finally:
             if process.spoiled:  # also when cancelled from outside
@@ -150,31 +157,18 @@ class Worker:
         used_mj = after_mj - before_mj if after_mj is not None and before_mj is not None else None
         return self._outcome(answer, started_us, wall_us, used_mj, process)
 
-    async def _bounded(
-        self,
-        process: Process,
-        parts: list[bytes | int],
-        files: list[int],
-        wall_limit_s: float,
-        output_sizes: Sequence[int] | None,
-    ) -> Answer:
+    async def _bounded(self, process: Process, run: _Run, wall_limit_s: float) -> Answer:
         with trio.move_on_after(wall_limit_s):
-            return await self._converse(process, parts, files, output_sizes)
+            return await self._converse(process, run)
         process.child.kill()
         return explain_wall_limit(scrub(process.box.stage()), scrub(process.box.output()), wall_limit_s)
 
-    async def _converse(
-        self,
-        process: Process,
-        parts: list[bytes | int],
-        files: list[int],
-        output_sizes: Sequence[int] | None,
-    ) -> Answer:
+    async def _converse(self, process: Process, run: _Run) -> Answer:
         self._number += 1
         try:
-            await _send(process, pipe.Run(self._number, tuple(parts)), files)
+            await _send(process, pipe.Run(self._number, tuple(run.parts), run.digests), run.files)
             for builds in range(MAX_BUILDS_PER_RUN + 1):
-                answer = await self._next_answer(process, output_sizes, may_build=builds < MAX_BUILDS_PER_RUN)
+                answer = await self._next_answer(process, run, may_build=builds < MAX_BUILDS_PER_RUN)
                 if answer is not None:
                     return answer
             raise pipe.PipeError("more builds than a program has kernels")
@@ -183,9 +177,7 @@ class Worker:
         except pipe.PipeError as error:
             return explain_nonsense(error)
 
-    async def _next_answer(
-        self, process: Process, output_sizes: Sequence[int] | None, *, may_build: bool
-    ) -> Answer | None:
+    async def _next_answer(self, process: Process, run: _Run, *, may_build: bool) -> Answer | None:
         """Take one message. None: it was a build, and is done."""
         data, descriptors = await process.channel.receive()
         if not data:
@@ -203,27 +195,36 @@ class Worker:
             if isinstance(message, pipe.Failed):
                 answer = Answer(f"{message.fault}-failed", message.code, message.sentence, message.detail)
             else:
-                answer = self._take_outputs(message, descriptors, output_sizes)
+                answer = self._take_outputs(message, descriptors, run)
             process.spoiled = False
             return answer
         finally:
             close_all(descriptors)
 
-    def _take_outputs(
-        self, message: pipe.Done, descriptors: list[int], output_sizes: Sequence[int] | None
-    ) -> Answer:
+    def _take_outputs(self, message: pipe.Done, descriptors: list[int], run: _Run) -> Answer:
         total, limit = sum(message.outputs), self._limits.output_bytes
         if total > limit:
             sentence = f"the outputs have {format_bytes(total)}, the limit is {format_bytes(limit)}"
             return Answer("job-failed", "output-limit", sentence)
-        if output_sizes is not None and list(message.outputs) != list(output_sizes):
+        if run.output_sizes is not None and list(message.outputs) != list(run.output_sizes):
             raise pipe.PipeError("outputs of other sizes than the program's")
+        if (message.chain_start is not None) != run.digests:
+            raise pipe.PipeError("digests that nobody asked for, or none where they were asked for")
+        count = len(message.outputs)
+        outputs = adopt_outputs(message.outputs, descriptors[:count])
+        try:
+            digests = _take_digests(message, descriptors[count:])
+        except BaseException:
+            for output in outputs:
+                output.close()
+            raise
         return Answer(
             "ok",
             "ok",
-            outputs=adopt_outputs(message.outputs, descriptors),
+            outputs=outputs,
             device_us=message.device_us,
             array_bytes=message.array_bytes,
+            digests=digests,
         )
 
     async def _build(self, process: Process, request: pipe.Build, descriptors: list[int]) -> None:
@@ -276,7 +277,18 @@ class Worker:
             determinism=process.determinism if process else "",
             array_bytes=answer.array_bytes,
             output_bytes=sum(output.size for output in answer.outputs),
+            digests=answer.digests,
         )
+
+
+def _take_digests(message: pipe.Done, descriptors: list[int]) -> TraceDigests | None:
+    """The nodes' digests out of their file. Raises PipeError."""
+    expected = [] if message.chain_start is None else [DIGEST_BYTES * message.nodes]
+    files = adopt_outputs(expected, descriptors)
+    if message.chain_start is None:
+        return None
+    with closing(files[0]) as file:
+        return TraceDigests.from_bytes(message.chain_start, bytes(file.view))
 
 
 async def _send(process: Process, message: pipe.PipeMessage, descriptors: Sequence[int]) -> None:
