@@ -3,17 +3,18 @@
 A control frame carries (kind, request id, method, body); the body is the canonical encoding of one of these.
 Records inside are `SignedRecord`s: this layer checks shapes and sizes, `envelope` checks signatures.
 
-| method         | who asks  | request        | reply             |
-|----------------|-----------|----------------|-------------------|
-| `hello`        | both      | Hello          | Hello             |
-| `announcement` | both      | Nothing        | AnnouncementReply |
-| `order`        | requester | OrderRequest   | OrderReply        |
-| `lease`        | requester | LeaseRequest   | LeaseReply        |
-| `task`         | requester | TaskRequest    | TaskReply         |
-| `result`       | provider  | ResultRequest  | ResultReply       |
-| `abandon`      | requester | OrderAbandoned | Nothing           |
-| `cancel`       | both      | CancelRequest  | Nothing           |
-| `ping`         | both      | Nothing        | Nothing           |
+| method         | who asks  | request          | reply             |
+|----------------|-----------|------------------|-------------------|
+| `hello`        | both      | Hello            | Hello             |
+| `announcement` | both      | Nothing          | AnnouncementReply |
+| `order`        | requester | OrderRequest     | OrderReply        |
+| `lease`        | requester | LeaseRequest     | LeaseReply        |
+| `task`         | requester | TaskRequest      | TaskReply         |
+| `result`       | provider  | ResultRequest    | ResultReply       |
+| `challenge`    | requester | ChallengeRequest | ChallengeReply    |
+| `abandon`      | requester | OrderAbandoned   | Nothing           |
+| `cancel`       | both      | CancelRequest    | Nothing           |
+| `ping`         | both      | Nothing          | Nothing           |
 
 Blobs larger than `INLINE_BYTES` in all travel on their own streams (`transfer`).
 """
@@ -130,6 +131,29 @@ class ResultReply(Message, frozen=True):
     """The countersignature of the receipt."""
 
     countersignature: SignedRecord
+
+
+class ChallengeRequest(Message, frozen=True):
+    """Asks for the digests of nodes of a task that has its receipt. The same request may come again: poll with it."""
+
+    receipt: Hash
+    """Id of the provider's own receipt."""
+    blobs: Annotated[list[BlobInfo], Meta(max_length=129)]
+    """Those of the task's blobs that the requester still has, program and inputs."""
+    inline: Annotated[list[InlineBlob], Meta(max_length=129)]
+
+
+class ChallengeReply(Message, frozen=True):
+    """`recorded`: here they are; `need`: send these blobs, ask again; `running`, `busy`: ask again."""
+
+    state: Annotated[str, Meta(pattern=r"^(recorded|need|running|busy)\Z")]
+    need: Annotated[list[Hash], Meta(max_length=129)]
+    retry_us: Count
+    """With `busy`: how long to wait before asking again."""
+    trace: SignedRecord | None
+    chain: Annotated[bytes, Meta(max_length=INLINE_BYTES)] | None
+    """The digests, where they are few; else they are got as the blob that the Trace names."""
+    sentence: Sentence
 
 
 class CancelRequest(Message, frozen=True):

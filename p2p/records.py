@@ -270,6 +270,40 @@ class Receipt(Record, frozen=True):
     countersign_by_us: Micros
 
 
+class Trace(Record, frozen=True):
+    """The provider's signed word on what every node of a task gave. Fixed once signed, like any other evidence.
+
+    The digests themselves are the blob `chain`; PROTOCOL.md says how they lead from `start` to `root`.
+    """
+
+    DOMAIN: ClassVar[str] = "coppermesh/trace/1"
+    MAX_BYTES: ClassVar[int] = 1024
+    AUTHORS: ClassVar[tuple[str, ...]] = ("provider",)
+
+    version: Version
+    mesh: Mesh
+    provider: Key
+    requester: Key
+    receipt: Hash
+    """Id of the receipt that it is about."""
+    task_id: Hash
+    program: Hash
+    determinism: Label
+    """Class of the run that recorded it: within one class any difference is a fault."""
+    nodes: Annotated[int, Meta(ge=0, le=100_000)]
+    start: Hash
+    """The chain's first link: the program and its inputs."""
+    root: Hash
+    """The chain's last link."""
+    chain: Hash
+    """Root of the blob that holds the nodes' digests, 32 bytes each."""
+    outputs: Hash
+    """`roots_digest` of what that run gave: for an honest provider the receipt's."""
+    first_run: bool
+    """True: recorded by the run that the receipt bills. False: by a later one, when challenged."""
+    issued_us: Micros
+
+
 class Countersignature(Record, frozen=True):
     """The requester's answer to a receipt: accepted, or disputed with a code."""
 

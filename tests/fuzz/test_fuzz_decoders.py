@@ -23,6 +23,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coppermesh.agent.traces import check_chain, open_recorded
 from coppermesh.p2p.announcements import AnnouncementBook, Verdict
 from coppermesh.p2p.channel import Frame
 from coppermesh.p2p.encoding import decode, encode
@@ -30,9 +31,9 @@ from coppermesh.p2p.envelope import from_bytes, open_record, open_verified, to_b
 from coppermesh.p2p.errors import IdentityError, RemoteProtocolError
 from coppermesh.p2p.framing import FrameDecoder
 from coppermesh.p2p.ids import format_peer, mesh_id, parse_peer
-from coppermesh.p2p.messages import MAX_FRAME_BYTES, Message
+from coppermesh.p2p.messages import MAX_FRAME_BYTES, ChallengeReply, Message
 from coppermesh.p2p.receipt_file import check_receipt_file, decode_receipt_file, encode_receipt_file
-from coppermesh.p2p.records import Receipt, Record, SignedRecord
+from coppermesh.p2p.records import Receipt, Record, SignedRecord, Trace
 from coppermesh.p2p.signing import PeerKey, verify
 from coppermesh.p2p.transfer import BlobAnswer, BlobHeader
 
@@ -41,6 +42,14 @@ Target = Callable[[bytes], None]
 DATA = Path(__file__).parents[1] / "vectors" / "data"
 NOW_US = 1_800_000_000_000_000
 KEY = PeerKey(bytes([1]) * 32)
+
+
+def vector(name: str) -> bytes:
+    return bytes.fromhex((DATA / name).read_text().partition("\n\n")[2])
+
+
+RECEIPT = open_record(Receipt, from_bytes(vector("signed-good-receipt.txt")))
+TRACE = open_record(Trace, from_bytes(vector("signed-good-trace.txt"))).record
 
 
 # Targets
@@ -95,6 +104,15 @@ def receipt_file_target(data: bytes) -> None:
         check_receipt_file(data)
 
 
+def challenge_target(data: bytes) -> None:
+    """An answer to a challenge as received; and a chain of any bytes under a Trace that is genuine."""
+    with suppress(RemoteProtocolError):
+        open_recorded(decode(ChallengeReply, data, max_bytes=MAX_FRAME_BYTES), RECEIPT)
+    with suppress(RemoteProtocolError):
+        digests = check_chain(TRACE, data)
+        assert digests.to_bytes() == data
+
+
 def frames_target(data: bytes) -> None:
     """However the stream is cut, the same frames or the same refusal."""
     assert frames_of(data, 1) == frames_of(data, max(1, len(data))) == frames_of(data, 7)
@@ -144,6 +162,7 @@ def all_targets() -> dict[str, Target]:
         "verify": verify_target,
         "announcement": announcement_target,
         "receipt-file": receipt_file_target,
+        "challenge": challenge_target,
         "frames": frames_target,
         "peer-text": peer_text_target,
         "key-file": key_file_target,

@@ -9,6 +9,8 @@ from coppermesh.p2p.messages import (
     AnnouncementReply,
     BlobInfo,
     CancelRequest,
+    ChallengeReply,
+    ChallengeRequest,
     Hello,
     InlineBlob,
     LeaseReply,
@@ -48,6 +50,9 @@ EXAMPLES: list[Message] = [
         receipt=SIGNED, outputs=[INFO], inline=[BLOB], sentence="", detail="kernel.cu(3): error \u00e9\n"
     ),
     ResultReply(countersignature=SIGNED),
+    ChallengeRequest(receipt=bytes(32), blobs=[INFO], inline=[BLOB]),
+    ChallengeReply(state="recorded", need=[], retry_us=0, trace=SIGNED, chain=bytes(64), sentence=""),
+    ChallengeReply(state="busy", need=[], retry_us=5, trace=None, chain=None, sentence="later"),
     CancelRequest(lease=bytes(32), task=7, code="superseded", sentence="another provider was faster"),
     OrderAbandoned(order=bytes(32), job=bytes(16)),
 ]

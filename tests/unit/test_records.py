@@ -19,7 +19,7 @@ def accepts(annotation: Any, value: object) -> bool:
 
 def test_every_kind_is_here() -> None:
     assert {kind.__name__ for kind in KINDS} == {
-        *("Announcement", "Order", "Bid", "Decline", "Lease", "Task", "Receipt", "Countersignature")
+        *("Announcement", "Order", "Bid", "Decline", "Lease", "Task", "Receipt", "Trace", "Countersignature")
     }
 
 

@@ -18,11 +18,21 @@ import msgspec
 from blake3 import blake3
 from nacl.signing import SigningKey
 
+from coppermesh.exec.trace_digests import TraceDigests
+from coppermesh.p2p.blobs import digest_of
 from coppermesh.p2p.encoding import encode
 from coppermesh.p2p.envelope import record_id, sign_record, to_bytes
 from coppermesh.p2p.framing import encode_frame
 from coppermesh.p2p.ids import PeerId, format_peer, mesh_id
-from coppermesh.p2p.messages import BlobInfo, CancelRequest, Hello, InlineBlob, TaskReply
+from coppermesh.p2p.messages import (
+    BlobInfo,
+    CancelRequest,
+    ChallengeReply,
+    ChallengeRequest,
+    Hello,
+    InlineBlob,
+    TaskReply,
+)
 from coppermesh.p2p.receipt_file import encode_receipt_file
 from coppermesh.p2p.records import (
     ZERO_HASH,
@@ -37,6 +47,7 @@ from coppermesh.p2p.records import (
     Record,
     SignedRecord,
     Task,
+    Trace,
 )
 from coppermesh.p2p.signing import PeerKey
 
@@ -237,6 +248,24 @@ COUNTERSIGNATURE = Countersignature(
     accepted_cumulative=2,
     issued_us=NOW_US + 50_000,
 )
+CHAIN = TraceDigests(filled(0x50), (filled(0x51), filled(0x52), filled(0x53)))
+TRACE = Trace(
+    version=1,
+    mesh=MESH,
+    provider=PROVIDER.peer,
+    requester=REQUESTER.peer,
+    receipt=record_id(encode(RECEIPT)),
+    task_id=record_id(encode(TASK)),
+    program=filled(0x20),
+    determinism="cpu",
+    nodes=3,
+    start=CHAIN.start,
+    root=CHAIN.root(),
+    chain=digest_of(CHAIN.to_bytes()),
+    outputs=filled(0x24),
+    first_run=False,
+    issued_us=NOW_US + 60 * SECOND_US,
+)
 
 
 # Building blocks
@@ -296,6 +325,7 @@ def good_records() -> Iterator[Vector]:
         ("lease-by-provider", PROVIDER, LEASE),
         ("task", REQUESTER, TASK),
         ("receipt", PROVIDER, RECEIPT),
+        ("trace", PROVIDER, TRACE),
         ("countersignature", REQUESTER, COUNTERSIGNATURE),
     ]
     for name, key, record in samples:
@@ -315,6 +345,16 @@ def good_messages() -> Iterator[Vector]:
         ("hello", Hello(mesh=MESH, peer=PROVIDER.peer, software="coppermesh 0.1.0", time_us=NOW_US)),
         ("task-reply", TaskReply(state="need", need=[filled(0x21)], code="need", sentence="")),
         ("cancel-lease", CancelRequest(lease=filled(0x30), task=None, code="idle", sentence="")),
+        (
+            "challenge",
+            ChallengeRequest(receipt=filled(0x30), blobs=[BlobInfo(root=filled(0x21), size=8)], inline=[]),
+        ),
+        (
+            "challenge-busy",
+            ChallengeReply(
+                state="busy", need=[], retry_us=SECOND_US, trace=None, chain=None, sentence="work goes first"
+            ),
+        ),
         ("inline-blob", InlineBlob(root=filled(0x21), data=b"")),
         ("blob-info", BlobInfo(root=filled(0x21), size=(1 << 62) - 1)),
     ]
@@ -422,6 +462,41 @@ def bad_fields() -> Iterator[Vector]:
     ]
     for name, says, comment, raw in cases:
         yield structure("Receipt", f"field-{name}", says, comment, receipt_with(**raw))
+
+
+def bad_challenges() -> Iterator[Vector]:
+    """Bodies that break the limits of a Trace, a challenge or its answer."""
+    trace = plain(TRACE)
+    trace[8] = 100_001
+    request = plain(ChallengeRequest(receipt=filled(0x30), blobs=[], inline=[]))
+    request[1] = [[filled(0x21), 1]] * 130
+    reply = plain(ChallengeReply("busy", [], 0, None, None, ""))
+    for kind, name, says, comment, data in [
+        ("Trace", "trace-over-node-limit", "<= 100000", "a node more than a program has", trace),
+        ("ChallengeRequest", "challenge-many-blobs", "length <= 129", "130 blobs", request),
+        (
+            "ChallengeReply",
+            "reply-state",
+            "matching regex",
+            "a state that there is not",
+            ["paid", *reply[1:]],
+        ),
+        (
+            "ChallengeReply",
+            "reply-many-needs",
+            "length <= 129",
+            "130 needs",
+            ["need", [filled(1)] * 130, *reply[2:]],
+        ),
+        (
+            "ChallengeReply",
+            "reply-long-chain",
+            "length <= 196608",
+            "a chain that should have been a blob",
+            [*reply[:4], bytes(196_640), ""],
+        ),
+    ]:
+        yield structure(kind, name, says, comment, packed(data))
 
 
 def bad_lists() -> Iterator[Vector]:
@@ -628,6 +703,52 @@ def receipt_files() -> Iterator[Vector]:
         yield Vector("receipt-file", name, expect, comment, data, headers)
 
 
+def challenges() -> Iterator[Vector]:
+    """Answers to a challenge of `RECEIPT`: the Trace and the digests that came with it."""
+
+    nodes = CHAIN.to_bytes()
+
+    def recorded(trace: SignedRecord | None, inline: bytes | None = nodes) -> bytes:
+        return encode(ChallengeReply("recorded", [], 0, trace, inline, ""))
+
+    def with_chain(inline: bytes | None) -> bytes:
+        return recorded(sign_record(PROVIDER, TRACE), inline)
+
+    def answer(key: PeerKey = PROVIDER, **fields: Any) -> bytes:
+        return recorded(sign_record(key, msgspec.structs.replace(TRACE, **fields)))
+
+    forged = SignedRecord(encode(TRACE), PROVIDER.peer, STRANGER.sign(Trace.DOMAIN, encode(TRACE)))
+    as_receipt = sign_record(PROVIDER, RECEIPT)
+    none = msgspec.structs.replace(TRACE, nodes=0, root=CHAIN.start, chain=digest_of(b""))
+    swapped = nodes[32:64] + nodes[:32] + nodes[64:]
+    for name, says, comment, data in [
+        ("good", "", "three nodes, the chain inline", answer()),
+        ("chain-apart", "", "the chain is to be got as a blob", with_chain(None)),
+        ("no-nodes", "", "a program that returns its inputs", recorded(sign_record(PROVIDER, none), b"")),
+        ("other-receipt", "another receipt", "about another receipt", answer(receipt=filled(0x40))),
+        ("other-task", "another task_id", "about another task", answer(task_id=filled(0x41))),
+        ("other-program", "another program", "about another program", answer(program=filled(0x42))),
+        ("other-mesh", "another mesh", "of another mesh", answer(mesh=mesh_id("other"))),
+        ("other-requester", "another requester", "for somebody else", answer(requester=STRANGER.peer)),
+        ("by-stranger", "signed by", "by another provider", answer(STRANGER, provider=STRANGER.peer)),
+        ("forged", "signature is not", "signed with another key", recorded(forged)),
+        ("receipt-as-trace", "signature is not", "another kind of record", recorded(as_receipt)),
+        ("no-trace", "there is none", "recorded, with nothing", recorded(None)),
+        ("too-many-links", "bytes for 3 nodes", "a digest too many", with_chain(nodes + filled(0x54))),
+        ("too-few-links", "bytes for 3 nodes", "a digest short", with_chain(nodes[:-32])),
+        ("half-a-link", "bytes for 3 nodes", "half a digest too many", with_chain(nodes + bytes(16))),
+        ("other-digest", "not the blob", "the last digest differs", with_chain(nodes[:-32] + filled(0x54))),
+        ("swapped", "not the blob", "two digests change places", with_chain(swapped)),
+        ("wrong-root", "lead to its root", "a root of another chain", answer(root=filled(0x55))),
+        ("wrong-start", "lead to its root", "another first link", answer(start=filled(0x56))),
+        ("wrong-chain", "not the blob", "names another blob", answer(chain=filled(0x57))),
+    ]:
+        headers = {"receipt": to_bytes(sign_record(PROVIDER, RECEIPT)).hex()}
+        if says:
+            headers["says"] = says
+        yield Vector("challenge", name, "refused" if says else "ok", comment, data, headers)
+
+
 def frames() -> Iterator[Vector]:
     one = encode_frame(b"\x01")
     full = encode_frame(bytes(64))
@@ -676,8 +797,8 @@ def peer_texts() -> Iterator[Vector]:
 def vectors() -> Iterator[Vector]:
     """Every vector, in a fixed order."""
     makers = [
-        good_records, good_messages, bad_shapes, bombs, bad_integers, bad_fields, bad_lists, signatures,
-        bad_envelopes, announcements, receipt_files, frames, peer_texts,
+        good_records, good_messages, bad_shapes, bombs, bad_integers, bad_fields, bad_lists, bad_challenges, signatures,
+        bad_envelopes, announcements, receipt_files, challenges, frames, peer_texts,
     ]  # fmt: skip
     for maker in makers:
         yield from maker()

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from coppermesh.agent.traces import open_recorded
 from coppermesh.p2p import messages, records
 from coppermesh.p2p.announcements import AnnouncementBook
 from coppermesh.p2p.encoding import decode, encode
@@ -129,6 +130,17 @@ def run_receipt_file(vector: Vector) -> str:
     return "ok"
 
 
+def run_challenge(vector: Vector) -> str:
+    receipt = open_record(records.Receipt, from_bytes(bytes.fromhex(vector.headers["receipt"])))
+    reply = decode(messages.ChallengeReply, vector.body, max_bytes=messages.MAX_FRAME_BYTES)
+    try:
+        open_recorded(reply, receipt)
+    except RemoteProtocolError as error:
+        assert_says(vector, error)
+        return "refused"
+    return "ok"
+
+
 def run_frames(vector: Vector) -> str:
     whole = cut(vector, step=max(1, len(vector.body)))
     assert cut(vector, step=1) == whole
@@ -167,6 +179,7 @@ RUNNERS: dict[str, Callable[[Vector], str]] = {
     "signed": run_signed,
     "announcement": run_announcement,
     "receipt-file": run_receipt_file,
+    "challenge": run_challenge,
     "frames": run_frames,
     "peer-text": run_peer_text,
 }
