@@ -1,26 +1,30 @@
-"""What CUDA source may reach the C++ compiler of a machine without a GPU: checked by name, before anything runs.
+"""What CUDA source may reach a compiler, on either side and for either kind of device: checked by name and line.
 
-Two purposes. Features that the CPU build does not have (shared memory, barriers, textures, ...) are refused with
-their name and line, instead of a page of compiler messages. And no source makes the compiler read a file of this
-machine: its error messages go back to a stranger, and `#include "/etc/shadow"` would print that file in them.
+Two purposes. Features that a device's runtime does not have (textures, cub, ...) are refused with their name and
+line, instead of a page of compiler messages; `cuda_features` is the table. And no source makes a compiler read a file
+of the machine it runs on: its error messages go back to a stranger, and `#include "/etc/shadow"` would print that
+file in them. `scan` finds everything; `check_cpu_source` is what stands before the C++ compiler of a CPU device, and
+`cuda_needs` what both sides ask before a program is sent or run.
 
 Theory. The second purpose holds only if this reader and the compiler see the same tokens, so everything that could
 make them differ is refused rather than understood: trigraphs, raw strings, literals without an end, stray
 backslashes and non-ASCII text outside comments and literals. Line splices are undone first, as a compiler does (GCC
 and Clang allow blanks between the backslash and the line's end). Directives are an allow-list. An #include names one
-of the shim's own headers, literally. `#line` makes a compiler quote lines of the file it names, so it may name only
+of the runtimes' own headers, literally. `#line` makes a compiler quote lines of the file it names, so it may name only
 the parts of generated elementwise kernels. What remains is a name put together by token pasting (`__has_##include`):
-where a source pastes tokens, no forbidden preprocessor word may be spellable from its tokens.
-Inline assembly made by pasting is caught by macros in coppermesh_cuda.h. Whatever passes is native code, and only
-the worker process it runs in contains it.
+where a source pastes tokens, no forbidden word may be spellable from its tokens.
+Attributes that change how a library is linked or loaded (`constructor`, `section`, `ifunc`, ...) are refused too; what
+comes out of the compiler is looked at once more in `library_check`. Whatever passes is native code, and only the
+worker process it runs in contains it.
 """
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from coppermesh.exec.cuda_features import CPU, Feature, feature_of_header, feature_of_word
 from coppermesh.exec.errors import ExecError
 
 SHIM = Path(__file__).with_name("shim")
@@ -40,7 +44,7 @@ HEADERS = frozenset(
         "vector_types.h",
     }
 )
-"""Names that a kernel may include: each exists in `SHIM`."""
+"""Names that a kernel may include on every device: each exists in `SHIM`. Others come with a feature."""
 
 _DIRECTIVES = frozenset(
     {
@@ -68,47 +72,37 @@ _INCLUDE = re.compile(
     r'\s*(?:<(?P<system>[\w.]+(?:/[\w.]+)*)>|"(?P<own>[\w.]+(?:/[\w.]+)*)")\s*(?://[^\n]*)?'
 )
 
-_ASSEMBLY = "inline assembly"
 _READS_HOST = "asking for headers of this machine"
-_FEATURES = {
-    "__shared__": "shared memory",
-    "__syncwarp": "warp synchronisation",
-    "__activemask": "warp votes",
-    "__managed__": "managed memory",
-    "__cluster_dims__": "thread block clusters",
-    "cooperative_groups": "cooperative groups",
-    "cudaTextureObject_t": "textures",
-    "cudaSurfaceObject_t": "surfaces",
-    "nvcuda": "tensor-core (wmma) operations",
-    "wmma": "tensor-core (wmma) operations",
-    "thrust": "thrust",
-    "cub": "cub",
-    "__half": "half precision",
-    "__half2": "half precision",
-    "__nv_bfloat16": "bfloat16",
-    "asm": _ASSEMBLY,
-    "__asm": _ASSEMBLY,
-    "__asm__": _ASSEMBLY,
+_FORBIDDEN = {
     "_Pragma": "_Pragma",
     "__pragma": "__pragma",
     "__has_include": _READS_HOST,
     "__has_include_next": _READS_HOST,
     "__has_embed": _READS_HOST,
 }
-_FEATURE_PATTERNS = (
-    (re.compile(r"__syncthreads(?:_and|_or|_count)?|__barrier_sync\w*"), "barriers"),
-    (re.compile(r"__shfl(?:_\w+)?"), "warp shuffles"),
-    (re.compile(r"__(?:any|all|ballot|uni)(?:_sync)?"), "warp votes"),
-    (re.compile(r"__(?:match|reduce)_\w+_sync"), "warp votes and reductions"),
-    (re.compile(r"tex(?:1D|2D|3D|Cubemap)\w*"), "textures"),
-    (re.compile(r"surf(?:1D|2D|3D|Cubemap)\w*"), "surfaces"),
-    (re.compile(r"curand\w*"), "curand"),
-    (re.compile(r"cudaLaunch\w*|cudaDeviceSynchronize|cudaGraph\w*"), "dynamic parallelism"),
-)
-_QUALIFIED_ONLY = frozenset({"thrust", "cub", "wmma"})
-"""Ordinary words: refused as namespaces (`cub::`) only."""
+_ATTRIBUTES = frozenset(
+    {
+        "aligned", "packed", "noinline", "always_inline", "unused", "may_alias", "const", "pure", "hot", "cold",
+        "maybe_unused", "nodiscard", "likely", "unlikely", "fallthrough", "noreturn", "deprecated",
+        "no_unique_address", "carries_dependency", "assume",
+    }
+)  # fmt: skip
+"""What may stand in `__attribute__((...))` and `[[...]]`: nothing that reaches the linker or the loader."""
+_LINKING = frozenset(
+    {
+        "constructor", "destructor", "ifunc", "weakref", "init_priority", "section", "alias", "symver", "naked",
+        "retain", "visibility", "code_seg", "init_seg", "target_clones", "no_split_stack", "patchable_function_entry",
+    }
+)  # fmt: skip
+"""Attributes that say how code is linked, loaded or entered. Ordinary words as well: see `_attribute_fault`."""
+_NEVER_NAMES = frozenset({"constructor", "destructor", "ifunc", "weakref", "init_priority", "naked"})
+_VENDORS = frozenset({"gnu", "__gnu__", "clang", "_Clang"})
+_WORD = re.compile(r"[A-Za-z_$][A-Za-z0-9_$]*")
+_OPENS_ATTRIBUTE = frozenset({"__attribute__", "__attribute", "__declspec"})
 
-_NOT_SPELLABLE = ("_Pragma", "__pragma", "__has_include", "__has_include_next", "__has_embed")
+_NOT_SPELLABLE = tuple(
+    sorted({*_FORBIDDEN, *_OPENS_ATTRIBUTE, *_LINKING, *(f"__{word}__" for word in _LINKING)})
+)
 
 _TRIGRAPH = re.compile(r"\?\?[=/'()!<>-]")
 _SPLICE = re.compile(r"\\[ \t\v\f]*\n")
@@ -128,11 +122,33 @@ _TOKEN = re.compile(
 _RAW_PREFIXES = frozenset({"R", "u8R", "uR", "UR", "LR"})
 
 
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something in a source that is refused (`feature` None), or that only some runtimes have."""
+
+    line: int
+    """From 1; 0 in a compiler option."""
+    column: int
+    """From 1."""
+    what: str
+    """`tex2D (textures)`, `#include <stdio.h>`."""
+    feature: Feature | None = None
+
+
 class SourceRefused(ExecError):
     """The source uses what this device cannot do. `code` is `unsupported-feature`; the sentence has name and line."""
 
-    def __init__(self, sentence: str, detail: str = "") -> None:
+    def __init__(self, sentence: str, detail: str = "", findings: Sequence[Finding] = ()) -> None:
         super().__init__("unsupported-feature", sentence, detail=detail)
+        self.findings = tuple(findings)
+
+
+class _Unreadable(Exception):
+    """The reader and a compiler could see different tokens."""
+
+    def __init__(self, line: int, column: int, what: str) -> None:
+        super().__init__(what)
+        self.finding = Finding(line, column, what)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +177,13 @@ class _Text:
         self.text = "".join(kept)
         self._newlines = [position for position, c in enumerate(self.text) if c == "\n"]
 
-    def line(self, offset: int) -> int:
-        """Line number, from 1, of the original source."""
-        return 1 + bisect_right(self._newlines, offset - 1) + bisect_right(self._splices, offset)
+    def place(self, offset: int) -> tuple[int, int]:
+        """Line and column, from 1, of the original source."""
+        newlines, splices = bisect_right(self._newlines, offset - 1), bisect_right(self._splices, offset)
+        begins = max(
+            self._newlines[newlines - 1] + 1 if newlines else 0, self._splices[splices - 1] if splices else 0
+        )
+        return 1 + newlines + splices, 1 + offset - begins
 
 
 def check_cpu_source(source: str, options: Sequence[str] = ()) -> None:
@@ -171,60 +191,86 @@ def check_cpu_source(source: str, options: Sequence[str] = ()) -> None:
 
     `options` are a program's compiler options: their macro values count as tokens of the source.
     """
-    _check_characters(source)
+    found = scan([source], options)
+    refused = [finding for finding in found if finding.feature is None or CPU not in finding.feature.runtimes]
+    if refused:
+        first = refused[0]
+        where = "on a CPU device" if first.feature and first.feature.runtimes else "in a kernel"
+        more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+        listed = "\n".join(f"kernel.cu:{finding.line}: {finding.what}" for finding in refused[:MAX_REPORTED])
+        raise SourceRefused(f"line {first.line}: {first.what} is not possible {where}{more}", listed, refused)
+
+
+def scan(texts: Sequence[str], options: Sequence[str] = ()) -> list[Finding]:
+    """Everything in a kernel's texts that is refused or that not every runtime has, in order; each thing once a line.
+
+    Lines count within each text. Where a text cannot be read safely, that is the last of its findings.
+    """
+    found: dict[tuple[int, str], Finding] = {}
+    read: list[Token] = []
+    pasted: Finding | None = None
+    for source in texts:
+        faults, tokens, place = _scan_one(source)
+        read += tokens
+        for fault in faults:
+            found.setdefault((fault.line, fault.what), fault)
+        pasting = next((token for token in tokens if token.text in ("##", "%:%:")), None)
+        if pasting is not None and pasted is None:
+            pasted = Finding(*place(pasting.start), "##")
+    for option in options:
+        faults, tokens, _ = _scan_one(option.partition("=")[2] if option.startswith("-D") else "")
+        read += tokens
+        named = [Finding(0, 0, f"{token.text} (an attribute)") for token in tokens if _links(token.text)]
+        for fault in [*faults, *named]:
+            found.setdefault((0, fault.what), Finding(0, 0, fault.what, fault.feature))
+    if pasted is not None and (word := _spellable(read)):
+        what = f"## where {word} could be spelled out of this source's tokens"
+        found.setdefault((pasted.line, what), Finding(pasted.line, pasted.column, what))
+    return sorted(found.values(), key=lambda finding: (finding.line, finding.what))
+
+
+Place = Callable[[int], tuple[int, int]]
+
+
+def _scan_one(source: str) -> tuple[list[Finding], list[Token], Place]:
     text = _Text(source.replace("\r\n", "\n"))
-    tokens = list(_tokens(text))
-    found = [*_check_directives(text, tokens), *_check_words(text, tokens)]
-    values = [option.partition("=")[2] for option in options if option.startswith("-D")]
-    option_tokens = [token for value in values for token in _tokens(_Text(value))]
-    found += [(0, what) for _, what in _check_words(_Text(""), option_tokens)]
-    pasted = next((token for token in tokens if token.text in ("##", "%:%:")), None)
-    if pasted is not None and (word := _spellable([*tokens, *option_tokens])):
-        found.append(
-            (text.line(pasted.start), f"## where {word} could be spelled out of this source's tokens")
-        )
-    if found:
-        _refuse(found)
-
-
-def _refuse(found: list[tuple[int, str]]) -> None:
-    found = sorted(set(found))
-    line, what = found[0]
-    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-    listed = "\n".join(f"kernel.cu:{number}: {what}" for number, what in found[:MAX_REPORTED])
-    raise SourceRefused(f"line {line}: {what} is not possible on a CPU device{more}", listed)
+    tokens: list[Token] = []
+    try:
+        _check_characters(source)
+        tokens.extend(_tokens(text))
+    except _Unreadable as error:
+        return [error.finding], [], text.place
+    return [*_check_directives(text, tokens), *_check_words(text, tokens)], tokens, text.place
 
 
 def _check_characters(source: str) -> None:
     for match in _TRIGRAPH.finditer(source):
-        raise SourceRefused(f"line {_line_of(source, match.start())}: trigraphs are not possible in a kernel")
+        raise _unreadable_at(source, match.start(), "trigraphs")
     for bad in ("\0", "\x1a"):
         if bad in source:
-            raise SourceRefused(f"line {_line_of(source, source.index(bad))}: a control character")
+            raise _unreadable_at(source, source.index(bad), "a control character")
     lone = re.search(r"\r(?!\n)", source)
     if lone:
-        raise SourceRefused(f"line {_line_of(source, lone.start())}: a carriage return without a line end")
+        raise _unreadable_at(source, lone.start(), "a carriage return without a line end")
 
 
-def _line_of(source: str, offset: int) -> int:
-    return 1 + source.count("\n", 0, offset)
+def _unreadable_at(source: str, offset: int, what: str) -> _Unreadable:
+    return _Unreadable(1 + source.count("\n", 0, offset), offset - source.rfind("\n", 0, offset), what)
 
 
 def _tokens(text: _Text) -> Iterator[Token]:
-    """Tokens and line ends, without blanks and comments. Raises SourceRefused at anything else."""
+    """Tokens and line ends, without blanks and comments. Raises _Unreadable at anything else."""
     position, length = 0, len(text.text)
     previous: Token | None = None
     while position < length:
         match = _TOKEN.match(text.text, position)
         if match is None or (text.text.startswith("/*", position) and match.lastgroup != "comment"):
-            raise SourceRefused(f"line {text.line(position)}: {_strange(text.text, position)}")
+            raise _Unreadable(*text.place(position), _strange(text.text, position))
         kind = match.lastgroup or "other"
         token = Token(kind, match.group(), match.start(), match.end())
         position = match.end()
         if kind == "string" and previous and previous.text in _RAW_PREFIXES and previous.end == token.start:
-            raise SourceRefused(
-                f"line {text.line(token.start)}: raw string literals are not possible in a kernel"
-            )
+            raise _Unreadable(*text.place(token.start), "raw string literals")
         if kind not in ("blank", "comment"):
             yield token
         previous = token
@@ -241,58 +287,110 @@ def _strange(text: str, position: int) -> str:
     return f"the character U+{ord(character):04X} outside comments and literals"
 
 
-def _check_directives(text: _Text, tokens: Sequence[Token]) -> Iterator[tuple[int, str]]:
-    """Line and name of every directive that is not allowed."""
+def _check_directives(text: _Text, tokens: Sequence[Token]) -> Iterator[Finding]:
+    """Every directive that is not allowed, and every #include that comes with a feature."""
     at_start = True
     for position, token in enumerate(tokens):
-        begins = at_start and token.text in ("#", "%:")
-        if begins and (what := _directive_fault(text, tokens[position + 1 : position + 3], token)):
-            yield text.line(token.start), what
+        if at_start and token.text in ("#", "%:"):
+            found = _read_directive(text, tokens[position + 1 : position + 3], token)
+            if found is not None:
+                yield Finding(*text.place(token.start), *found)
         at_start = token.kind == "newline"
 
 
-def _directive_fault(text: _Text, following: Sequence[Token], mark: Token) -> str | None:
+def _read_directive(
+    text: _Text, following: Sequence[Token], mark: Token
+) -> tuple[str, Feature | None] | None:
     first = following[0] if following else Token("newline", "\n", mark.end, mark.end)
     name = first.text if first.kind == "word" else ""
     if first.kind not in ("word", "newline") or name not in _DIRECTIVES:
-        return f"the directive #{first.text[:40]}"
+        return f"the directive #{first.text[:40]}", None
     line_end = text.text.find("\n", first.end)
     operand = text.text[first.end : line_end if line_end >= 0 else len(text.text)]
     if name == "include":
         match = _INCLUDE.fullmatch(operand)
-        header = match and (match["system"] or match["own"])
+        header = (match["system"] or match["own"]) if match else ""
+        feature = feature_of_header(header)
+        if feature is not None:
+            return f"#include {operand.strip()[:80]} ({feature.name})", feature
         if header not in HEADERS:
-            return f"#include {operand.strip()[:80]}"
+            return f"#include {operand.strip()[:80]}", None
     if name == "line" and not _GENERATED.fullmatch(operand):
-        return "#line"
-    if name == "pragma":
-        second = following[1] if len(following) > 1 else None
-        if second is None or second.text not in _PRAGMAS:
-            return f"#pragma {second.text[:40] if second and second.kind == 'word' else ''}".rstrip()
+        return "#line", None
+    second = following[1] if len(following) > 1 else None
+    if name == "pragma" and (second is None or second.text not in _PRAGMAS):
+        return f"#pragma {second.text[:40] if second and second.kind == 'word' else ''}".rstrip(), None
+    if name in ("define", "undef"):
+        words = _WORD.findall(operand)
+        if words and _plain(words[0]) in _ATTRIBUTES | _LINKING:
+            return f"#{name} {words[0]} (an attribute's name)", None
+        if linking := next((word for word in words if _links(word)), None):
+            return f"#{name} with {linking} (an attribute)", None
     return None
 
 
-def _check_words(text: _Text, tokens: Sequence[Token]) -> Iterator[tuple[int, str]]:
-    """Line and name of every feature that the CPU build does not have."""
+def _check_words(text: _Text, tokens: Sequence[Token]) -> Iterator[Finding]:
+    """Everything else that is refused, or that not every runtime has."""
+    attributes = _has_attributes(tokens)
     for position, token in enumerate(tokens):
-        if token.kind == "launch":
-            yield text.line(token.start), "dynamic parallelism (<<<)"
-        elif token.kind == "word":
+        if token.kind in ("launch", "word"):
             following = tokens[position + 1].text if position + 1 < len(tokens) else ""
-            if feature := _feature(token.text, following):
-                yield text.line(token.start), f"{token.text} ({feature})"
+            if feature := feature_of_word(token.text, following):
+                yield Finding(*text.place(token.start), f"{token.text} ({feature.name})", feature)
+            elif what := _FORBIDDEN.get(token.text):
+                yield Finding(*text.place(token.start), f"{token.text} ({what})")
+            elif token.text.lower().startswith("coppermesh"):
+                yield Finding(*text.place(token.start), f"{token.text} (a name of the build itself)")
+        if what := _attribute_fault(tokens, position, attributes):
+            yield Finding(*text.place(token.start), what)
 
 
-def _feature(word: str, following: str) -> str | None:
-    if word in _QUALIFIED_ONLY and following != ":":
+def _attribute_fault(tokens: Sequence[Token], position: int, attributes: bool) -> str | None:
+    """What is wrong with an attribute that begins at `position`; None where none does.
+
+    `attributes`: whether the source has any.
+    """
+    text = tokens[position].text
+    if text in _OPENS_ATTRIBUTE:
+        after = _next_words(tokens, position + 1, 3)
+        name = after[2] if after[:2] == ["(", "("] else after[1] if text == "__declspec" else ""
+    elif text == "[" and (after := _next_words(tokens, position + 1, 2))[0] == "[":
+        name = after[1]
+    elif _links(text):
+        # `section` may be somebody's variable: it is taken for an attribute where it is called, or spelled as one,
+        # or where the source has attributes at all.
+        certain = text.startswith("__") or text in _NEVER_NAMES
+        called = _next_words(tokens, position + 1, 1) == ["("]
+        return f"the attribute {text}" if certain or called or attributes else None
+    else:
         return None
-    if word == "std" and following == ":":
-        return "the C++ standard library"
-    if word in _FEATURES:
-        return _FEATURES[word]
-    if word.lower().startswith("coppermesh"):
-        return "a name of the build itself"
-    return next((feature for pattern, feature in _FEATURE_PATTERNS if pattern.fullmatch(word)), None)
+    return None if _plain(name) in _ATTRIBUTES else f"the attribute {name[:40]}".rstrip()
+
+
+def _has_attributes(tokens: Sequence[Token]) -> bool:
+    return any(token.text in _OPENS_ATTRIBUTE or token.text in _VENDORS for token in tokens) or any(
+        token.text == "[" and _next_words(tokens, position + 1, 1) == ["["]
+        for position, token in enumerate(tokens)
+    )
+
+
+def _next_words(tokens: Sequence[Token], start: int, count: int) -> list[str]:
+    """The texts of the `count` tokens from `start` on that are no line ends; empty ones where the source ends."""
+    words: list[str] = []
+    while start < len(tokens) and len(words) < count:
+        if tokens[start].kind != "newline":
+            words.append(tokens[start].text)
+        start += 1
+    return [*words, *[""] * count][:count]
+
+
+def _plain(attribute: str) -> str:
+    """`section` for `__section__`."""
+    return attribute.strip("_")
+
+
+def _links(word: str) -> bool:
+    return _plain(word) in _LINKING
 
 
 def _spellable(tokens: Sequence[Token]) -> str | None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coppermesh.exec.cuda_gate import HEADERS, SHIM, SourceRefused, check_cpu_source
+from coppermesh.exec.cuda_gate import HEADERS, SHIM, SourceRefused, check_cpu_source, scan
 from coppermesh.exec.cuda_toolchain import find_toolchain
 
 KERNEL = 'extern "C" __global__ void k(float* x) { x[threadIdx.x] = 1e-3f; }'
@@ -188,3 +188,68 @@ def test_what_the_gate_lets_through_never_makes_the_compiler_read_another_file(t
     opened = set(re.findall(r'^# \d+ "([^"]+)"', seen.stdout, re.MULTILINE))
     foreign = {name for name in opened if not name.startswith((str(SHIM), "module.cpp", "kernel.cu", "<"))}
     assert foreign <= {str(directory)}
+
+
+# --- what only some devices have
+
+FEATURES_USED = [
+    ('void f() { asm("mov.u32 %0, %%laneid;" : "=r"(x)); }', "cuda-inline-ptx", 1, 12),
+    ("#include <cuda_fp16.h>\n  __half h;", "cuda-half", 1, 1),
+    ("int a;\n\tfloat v = tex2D<float>(t, 1, 2);", "cuda-textures", 2, 12),
+    ("int a; \\\n  thrust::sort(a, b);", "cuda-thrust", 2, 3),
+]
+
+
+@pytest.mark.parametrize(("source", "code", "line", "column"), FEATURES_USED)
+def test_a_feature_is_found_with_its_line_and_column(source, code, line, column):
+    found = next(finding for finding in scan([source]) if finding.feature and finding.feature.code == code)
+    assert (found.line, found.column) == (line, column)
+
+
+def test_what_no_runtime_has_is_told_apart_from_what_a_cpu_lacks():
+    with pytest.raises(SourceRefused, match="not possible in a kernel"):
+        check_cpu_source("float v = tex2D<float>(t, 1, 2);")
+    with pytest.raises(SourceRefused, match="not possible on a CPU device"):
+        check_cpu_source('void f() { asm("nop"); }')
+
+
+ATTRIBUTES = [
+    "__attribute__((constructor)) void f() {}",
+    "__attribute__((unused, section(\".text\"))) const char x[] = {1};",
+    "__attribute__\n(\n(\nsection (\".text\"))) const char x[] = {1};",
+    "[[gnu::section(\".text\")]] const char x[] = {1};",
+    "[\n\n\n\n\n\n[gnu::constructor]] void f();",
+    "[[using gnu: alias(\"system\")]] int f();",
+    "#define unused constructor\n__attribute__((unused)) void f() {}",
+    "#define A(x) __attribute__((unused, x(\".text\")))\nA(section) int q;",
+    "#define A section(\".text\")\n__attribute__((unused, A)) int q;",
+    "#define P(a, b) a##b\n__attribute__((P(sec, tion)(\".text\"))) int q;",
+    "#define P(a, b) a##b\nP(__attri, bute__)((constructor)) void f();",
+    "int f() __attribute__((ifunc(\"g\")));",
+    "int f() __attribute__((alias(\"g\")));",
+    "__declspec(dllexport) int f();",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("source", ATTRIBUTES)
+def test_attributes_that_reach_the_linker_are_refused(source):
+    with pytest.raises(SourceRefused, match=r"attribute|constructor"):
+        check_cpu_source(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "struct __attribute__((aligned(16))) V { float x; };",
+        "[[maybe_unused]] static int q; [[nodiscard]] int f();",
+        "__attribute__((always_inline)) inline int f() { return a[b[0]]; }",
+        "int section = 1, alias = 2, retain = section + alias;",
+    ],
+)
+def test_ordinary_attributes_and_names_pass(source):
+    check_cpu_source(source)
+
+
+def test_an_attribute_in_an_option_is_refused():
+    with pytest.raises(SourceRefused, match="section"):
+        check_cpu_source(KERNEL, ("-DX=section",))
