@@ -21,7 +21,7 @@ worker process it runs in contains it.
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from coppermesh.exec.cuda_features import CPU, Feature, feature_of_header, feature_of_word
@@ -67,7 +67,9 @@ _DIRECTIVES = frozenset(
 _PRAGMAS = frozenset(
     {"unroll", "nounroll", "once", "pack", "nv_diag_suppress", "diag_suppress", "nv_exec_check_disable"}
 )
-_GENERATED = re.compile(r'\s*\d{1,6}\s*"(?:preamble|operation|generated)"\s*')
+_GENERATED = re.compile(
+    r'\s*\d{1,6}\s*"(?:preamble|operation|generated|loop_prep|after_loop|map|reduce|post_map)"\s*'
+)
 _INCLUDE = re.compile(
     r'\s*(?:<(?P<system>[\w.]+(?:/[\w.]+)*)>|"(?P<own>[\w.]+(?:/[\w.]+)*)")\s*(?://[^\n]*)?'
 )
@@ -133,6 +135,8 @@ class Finding:
     what: str
     """`tex2D (textures)`, `#include <stdio.h>`."""
     feature: Feature | None = None
+    text: int = 0
+    """Which of the kernel's texts it is in."""
 
 
 class SourceRefused(ExecError):
@@ -206,27 +210,27 @@ def scan(texts: Sequence[str], options: Sequence[str] = ()) -> list[Finding]:
 
     Lines count within each text. Where a text cannot be read safely, that is the last of its findings.
     """
-    found: dict[tuple[int, str], Finding] = {}
+    found: dict[tuple[int, int, str], Finding] = {}
     read: list[Token] = []
     pasted: Finding | None = None
-    for source in texts:
+    for number, source in enumerate(texts):
         faults, tokens, place = _scan_one(source)
         read += tokens
         for fault in faults:
-            found.setdefault((fault.line, fault.what), fault)
+            found.setdefault((number, fault.line, fault.what), replace(fault, text=number))
         pasting = next((token for token in tokens if token.text in ("##", "%:%:")), None)
         if pasting is not None and pasted is None:
-            pasted = Finding(*place(pasting.start), "##")
+            pasted = Finding(*place(pasting.start), "##", text=number)
     for option in options:
         faults, tokens, _ = _scan_one(option.partition("=")[2] if option.startswith("-D") else "")
         read += tokens
         named = [Finding(0, 0, f"{token.text} (an attribute)") for token in tokens if _links(token.text)]
         for fault in [*faults, *named]:
-            found.setdefault((0, fault.what), Finding(0, 0, fault.what, fault.feature))
+            found.setdefault((-1, 0, fault.what), Finding(0, 0, fault.what, fault.feature))
     if pasted is not None and (word := _spellable(read)):
         what = f"## where {word} could be spelled out of this source's tokens"
-        found.setdefault((pasted.line, what), Finding(pasted.line, pasted.column, what))
-    return sorted(found.values(), key=lambda finding: (finding.line, finding.what))
+        found.setdefault((pasted.text, pasted.line, what), replace(pasted, what=what))
+    return sorted(found.values(), key=lambda finding: (finding.text, finding.line, finding.what))
 
 
 Place = Callable[[int], tuple[int, int]]
