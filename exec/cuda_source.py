@@ -79,6 +79,17 @@ def read_signature(source: str, name: str) -> Signature:
     return Signature(True, parameters)
 
 
+def tokens_and_macros(source: str) -> tuple[list[str], dict[str, list[str]]]:
+    """The source's tokens without directives, and the tokens that each of its macros stands for."""
+    text = _plain_text(source, keep_directives=True)
+    macros: dict[str, list[str]] = {}
+    for match in _DIRECTIVE.finditer(text):
+        words = _TOKEN.findall(_LITERAL_OR_COMMENT.sub(_blank, match.group(2)))
+        if match.group(1) == "define" and words:
+            macros.setdefault(words[0], []).extend(words[1:])
+    return _TOKEN.findall(_plain_text(source)), macros
+
+
 def check_source(source: str) -> None:
     """Refuse source that reaches for files, whatever would compile it. Raises ProgramInvalid (`kernel-include`).
 

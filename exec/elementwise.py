@@ -35,10 +35,25 @@ _C_TYPES = {
     "uint64": "unsigned long long",
     "float32": "float",
     "float64": "double",
+    "complex64": "complex<float>",
+    "complex128": "complex<double>",
 }
-_ALIASES = {"float": "float64", "int": "int64", "bool_": "bool"}
+_ALIASES = {
+    "float": "float64",
+    "int": "int64",
+    "bool_": "bool",
+    "complex": "complex128",
+    "uint": "uint64",
+    "double": "float64",
+    "single": "float32",
+}
 _PARAMETER_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _RESERVED = frozenset({"i", "n", "_ind"})
+_REFUSED = {
+    "float16": "float16 is not among the element types; use float32",
+    "half": "float16 is not among the element types; use float32",
+    "cudaTextureObject_t": "textures are not possible",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +79,23 @@ class ResolvedLoop:
     placeholders: Mapping[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class ElementwiseTexts:
+    """The texts of a kernel of kind `elementwise`."""
+
+    in_params: str
+    out_params: str
+    operation: str
+    preamble: str
+    loop_prep: str = ""
+    after_loop: str = ""
+
+
+def texts_of(kernel: KernelSource) -> ElementwiseTexts:
+    """The texts by name."""
+    return ElementwiseTexts(*kernel.texts)
+
+
 def parse_parameters(text: str) -> tuple[ElementwiseParameter, ...]:
     """`'float32 x, raw T y'` as parameters. Raises ProgramInvalid (`kernel-parameters`)."""
     if not text.strip():
@@ -85,9 +117,8 @@ def _parse_parameter(text: str) -> ElementwiseParameter:
         return ElementwiseParameter(name, kind, raw)
     kind = _ALIASES.get(kind, kind)
     if kind not in NUMPY_DTYPES:
-        raise ProgramInvalid(
-            "kernel-parameters", f"parameter {name}: {kind!r} is neither a dtype nor one letter"
-        )
+        reason = _REFUSED.get(kind, f"{kind!r} is neither a dtype nor one letter")
+        raise ProgramInvalid("kernel-parameters", f"parameter {name}: {reason}")
     return ElementwiseParameter(name, kind, raw)
 
 
@@ -99,6 +130,10 @@ def parse_kernel(
     names = [parameter.name for parameter in inputs + outputs]
     if len(set(names)) != len(names):
         raise ProgramInvalid("kernel-parameters", "two parameters have the same name")
+    if len(kernel.texts) == 6 and not any(kernel.texts[4:]):
+        raise ProgramInvalid(
+            "kernel-parameters", "what comes before and after the loop is left out where empty"
+        )
     if not outputs:
         raise ProgramInvalid("kernel-parameters", "an elementwise kernel needs an output parameter")
     return inputs, outputs
@@ -115,14 +150,8 @@ def resolve(
     Raises ProgramInvalid: `bad-dtype`, `shape-mismatch` or `kernel-call`.
     """
     parameters = [*inputs, *outputs]
-    placeholders: dict[str, str] = {}
-    # Output arrays decide first, as in CuPy.
-    order = [*range(len(inputs), len(specs)), *range(len(inputs))]
-    for position in order:
-        spec = specs[position]
-        if spec is not None:
-            _decide(parameters[position], spec.dtype, placeholders)
     shape = _loop_shape(parameters, specs, size)
+    dtypes, placeholders = decide_types(inputs, outputs, specs)
     for position, parameter in enumerate(outputs, start=len(inputs)):
         given = specs[position] if position < len(specs) else None
         if given is not None and not parameter.raw and given.shape != shape:
@@ -131,8 +160,23 @@ def resolve(
             )
         if given is None and parameter.raw and size is None:
             raise ProgramInvalid("kernel-call", f"raw output {parameter.name}: pass the array or a size")
-    dtypes = tuple(_type_of(parameter, placeholders) for parameter in parameters)
     return ResolvedLoop(shape, dtypes, placeholders)
+
+
+def decide_types(
+    inputs: Sequence[ElementwiseParameter],
+    outputs: Sequence[ElementwiseParameter],
+    specs: Sequence[ArraySpec | None],
+) -> tuple[tuple[str, ...], Mapping[str, str]]:
+    """The dtype of each parameter, inputs first, and of each placeholder. Raises ProgramInvalid (`bad-dtype`)."""
+    parameters = [*inputs, *outputs]
+    placeholders: dict[str, str] = {}
+    # Output arrays decide first, as in CuPy.
+    for position in [*range(len(inputs), len(specs)), *range(len(inputs))]:
+        spec = specs[position]
+        if spec is not None:
+            _decide(parameters[position], spec.dtype, placeholders)
+    return tuple(_type_of(parameter, placeholders) for parameter in parameters), placeholders
 
 
 def _decide(parameter: ElementwiseParameter, dtype: str, placeholders: dict[str, str]) -> None:
@@ -173,63 +217,106 @@ def _loop_shape(
     return shape
 
 
-def generate_source(kernel: KernelSource, dtypes: Sequence[str], scalars: Sequence[bool]) -> str:
-    """The CUDA source of the loop: one pointer (scalar: value) per parameter, then sizes of raw ones, then `n`.
+def generate_source(kernel: KernelSource, loop: ResolvedLoop, scalars: Sequence[bool]) -> str:
+    """The CUDA source of the loop. `scalars` go with the parameters, inputs first.
 
-    `dtypes` and `scalars` go with the parameters, inputs first. The first line of the user's operation is line 1 of
-    "operation", so that a compiler's message points into what the user wrote.
+    Arguments: for each parameter its value (a scalar), or its pointer, and for raw ones their shape (a pointer to
+    int64) and size; then the loop's shape (a pointer to int64) and `n`. The first line of the user's operation is
+    line 1 of "operation", so that a compiler's message points into what the user wrote.
     """
+    texts = texts_of(kernel)
     inputs, outputs = parse_kernel(kernel)
-    parameters = [*inputs, *outputs]
     arguments: list[str] = []
     bindings: list[str] = []
     prologue: list[str] = []
-    placeholders: dict[str, str] = {}
-    for position, (parameter, dtype) in enumerate(zip(parameters, dtypes, strict=True)):
-        c_type = _c_type(dtype)
-        if parameter.is_placeholder:
-            placeholders[parameter.type] = c_type
-        const = "const " if position < len(inputs) else ""
+    for position, (parameter, dtype) in enumerate(zip((*inputs, *outputs), loop.dtypes, strict=True)):
+        element = ("const " if position < len(inputs) else "") + c_type(dtype)
         if scalars[position]:
-            arguments.append(f"{const}{c_type} {parameter.name}")
+            arguments.append(f"{element} {parameter.name}")
         elif parameter.raw:
-            arguments += [f"{const}{c_type} *_raw_{parameter.name}", f"long long _size_{parameter.name}"]
-            prologue.append(
-                f"_coppermesh_raw<{const}{c_type}> {parameter.name}{{_raw_{parameter.name}, _size_{parameter.name}}};"
-            )
+            declared, made = raw_argument(parameter, element)
+            arguments += declared
+            prologue.append(made)
         else:
-            arguments.append(f"{const}{c_type} *_raw_{parameter.name}")
-            bindings.append(f"{const}{c_type} &{parameter.name} = _raw_{parameter.name}[i];")
-    arguments.append("long long n")
+            arguments.append(f"{element} *_raw_{parameter.name}")
+            bindings.append(f"{element} &{parameter.name} = _raw_{parameter.name}[i];")
+    arguments += ["const long long *_loop_shape", "long long n"]
     return "\n".join(
         [
-            "template <typename E> struct _coppermesh_raw {",
-            "  E *data; long long count;",
-            "  __device__ E &operator[](long long k) const { return data[k]; }",
-            "  __device__ long long size() const { return count; }",
-            "};",
-            "struct _coppermesh_range { long long count; __device__ long long size() const { return count; } };",
-            *(f"typedef {c_type} {letter};" for letter, c_type in sorted(placeholders.items())),
-            '#line 1 "preamble"',
-            kernel.texts[3],
-            '#line 1 "generated"',
+            *prelude(kernel, loop.dtypes, loop.placeholders, texts.preamble),
             f'extern "C" __global__ void {kernel.name}({", ".join(arguments)}) {{',
-            "const _coppermesh_range _ind{n};",
+            f"_coppermesh_index<{max(1, len(loop.shape))}> _ind{{n, _loop_shape}};",
             *prologue,
             "(void)_ind;",
+            '#line 1 "loop_prep"',
+            f"{texts.loop_prep};",
+            '#line 1 "generated"',
             "const long long _step = (long long)gridDim.x * blockDim.x;",
             "for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += _step) {",
+            "_ind.at = i;",
             *bindings,
             '#line 1 "operation"',
-            f"{kernel.texts[2]};",
+            f"{texts.operation};",
             "}",
+            '#line 1 "after_loop"',
+            f"{texts.after_loop};",
             "}",
             "",
         ]
     )
 
 
-def _c_type(dtype: str) -> str:
-    if dtype not in _C_TYPES:
-        raise ProgramInvalid("kernel-feature", f"{dtype} is not possible in an elementwise kernel yet")
+def raw_argument(parameter: ElementwiseParameter, element: str) -> tuple[list[str], str]:
+    """How a raw parameter is declared, and how the array that the user's code sees is made of it."""
+    name = parameter.name
+    declared = [f"{element} *_raw_{name}", f"const long long *_shape_{name}", f"long long _size_{name}"]
+    return declared, f"_coppermesh_raw<{element}> {name}{{_raw_{name}, _shape_{name}, _size_{name}}};"
+
+
+def prelude(
+    kernel: KernelSource, dtypes: Sequence[str], placeholders: Mapping[str, str], preamble: str
+) -> list[str]:
+    """What comes before a generated kernel: helper types, the placeholders' types, the user's preamble."""
+    is_complex = any(dtype.startswith("complex") for dtype in dtypes) or any(
+        "complex" in text for text in kernel.texts
+    )
+    return [
+        *(["#include <cupy/complex.cuh>"] if is_complex else []),
+        *_HELPERS,
+        *(f"typedef {c_type(dtype)} {letter};" for letter, dtype in sorted(placeholders.items())),
+        '#line 1 "preamble"',
+        preamble,
+        '#line 1 "generated"',
+    ]
+
+
+_HELPERS = """
+template <typename E> struct _coppermesh_raw {
+  E *data; const long long *lengths; long long count;
+  __device__ E &operator[](long long k) const { return data[k]; }
+  template <typename I, int N> __device__ E &operator[](const I (&at)[N]) const {
+    long long k = 0;
+    for (int d = 0; d < N; d++) k = k * lengths[d] + (long long)at[d];
+    return data[k];
+  }
+  __device__ long long size() const { return count; }
+  __device__ const long long *shape() const { return lengths; }
+};
+struct _coppermesh_range { long long count; __device__ long long size() const { return count; } };
+template <int N> struct _coppermesh_index {
+  long long count; const long long *lengths; long long at; long long place[N];
+  __device__ _coppermesh_index(long long n, const long long *shape) : count(n), lengths(shape), at(0) {}
+  __device__ long long size() const { return count; }
+  __device__ const long long *get() {
+    long long left = at;
+    for (int d = N; d-- > 0; left /= lengths[d]) place[d] = left % lengths[d];
+    return place;
+  }
+};
+typedef ptrdiff_t IndexT;
+""".strip().split("\n")
+
+
+def c_type(dtype: str) -> str:
+    """The C++ type of an element."""
     return _C_TYPES[dtype]

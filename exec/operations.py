@@ -32,6 +32,8 @@ class Call:
     kernel: KernelSource | None = None
     body: "CheckedBody | None" = None
     """The checked program of a loop's body."""
+    chain: int | None = None
+    """For a node with a module's state: the number of the value that the state began as (`cuda_modules`)."""
 
     # The attributes by type: the attribute check ran before any rule, the asserts only tell the type checker.
 

@@ -102,7 +102,10 @@ class Scalar(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 class KernelSource(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """CUDA C++ source. `texts` depends on `kind`.
 
-    `raw`: the source. `elementwise`: input parameters, output parameters, operation, preamble.
+    `raw`: the source. `module`: the source, and lists of what of it is used (`cuda_modules`).
+    `elementwise`: input parameters, output parameters, operation, preamble, and where one of them is not empty, what
+    comes before the loop and what after. `reduction`: input parameters, output parameters, map, reduce and post-map
+    expressions, identity and type of the reduction (each may be empty), preamble.
     """
 
     kind: Annotated[str, Meta(max_length=16)]

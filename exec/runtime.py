@@ -11,9 +11,20 @@ from typing import Any, Protocol
 import numpy as np
 
 from coppermesh.exec.budget import RunLimits
+from coppermesh.exec.cuda_modules import ModuleParts
 from coppermesh.exec.schema import CheckedProgram
 
-__all__ = ["Dim3", "KernelArgument", "KernelBackend", "Launch", "RunLimits", "RunResult", "Runtime", "Watch"]
+__all__ = [
+    "Dim3",
+    "KernelArgument",
+    "KernelBackend",
+    "Launch",
+    "LoadedModule",
+    "RunLimits",
+    "RunResult",
+    "Runtime",
+    "Watch",
+]
 
 Dim3 = tuple[int, int, int]
 KernelArgument = np.ndarray[Any, Any] | np.generic
@@ -37,8 +48,29 @@ class RunResult:
     """Most bytes of arrays held at once."""
 
 
+class LoadedModule(Protocol):
+    """One copy of a module: its kernels, and variables of its own."""
+
+    def launch(
+        self, function: int, grid: Dim3, block: Dim3, shared_bytes: int, arguments: Sequence[KernelArgument]
+    ) -> None:
+        """Run kernel `function` (see `ModuleParts.kernels`) to its end. Written arrays change in place."""
+        ...
+
+    def symbol(self, symbol: int) -> np.ndarray[Any, Any]:
+        """The bytes of a variable (see `ModuleParts.symbols`), as uint8; writing there sets it."""
+        ...
+
+
 class KernelBackend(Protocol):
     """Turns CUDA C++ source into something that can be launched on this machine's own memory."""
+
+    def load_module(self, parts: ModuleParts, options: tuple[str, ...], *, fresh: bool) -> LoadedModule:
+        """Compile a module once, and give a copy of it: with `fresh` one whose variables are as initialised.
+
+        Raises as `load` does.
+        """
+        ...
 
     def load(self, source: str, name: str, options: tuple[str, ...]) -> Launch:
         """Compile `source` (or find it compiled) and return its kernel `name`.

@@ -15,11 +15,13 @@ from coppermesh.exec import (
     rules_arrangement,
     rules_elementwise,
     rules_linalg,
+    rules_modules,
     rules_products,
     rules_reductions,
     rules_scan,
     rules_windows,
 )
+from coppermesh.exec.cuda_needs import kernel_needs
 from coppermesh.exec.dtypes import ITEMSIZES, NUMPY_DTYPES
 from coppermesh.exec.errors import ProgramInvalid
 from coppermesh.exec.operations import OPERATIONS, Call, Operation
@@ -47,6 +49,7 @@ _RULES = (
     rules_arrangement,
     rules_elementwise,
     rules_linalg,
+    rules_modules,
     rules_products,
     rules_reductions,
     rules_scan,
@@ -112,8 +115,6 @@ def checked_body(data: bytes, depth: int = 0) -> CheckedBody:
     if depth >= MAX_BODY_DEPTH:
         raise ProgramInvalid("scan-depth", f"loops may be nested {MAX_BODY_DEPTH} deep")
     body = decode_program(data)
-    if body.kernels:
-        raise ProgramInvalid("scan-kernel", "the body of a loop holds a CUDA kernel")
     checked = check_program(body, depth + 1)
     return CheckedBody(checked, estimate(checked))
 
@@ -150,9 +151,10 @@ def check_program(program: Program, depth: int = 0) -> CheckedProgram:
     values = [_checked_input(number, spec) for number, spec in enumerate(program.inputs)]
     nodes: list[CheckedNode] = []
     used_kernels: set[int] = set()
+    states: dict[int, tuple[int, int]] = {}
     for number, node in enumerate(program.nodes):
         try:
-            checked = _check_node(node, values, program.kernels, depth)
+            checked = _check_node(node, values, program.kernels, depth, states)
         except ProgramInvalid as error:
             raise ProgramInvalid(
                 error.code, f"node {number} ({node.op[:32]}): {error.sentence}", number
@@ -166,6 +168,10 @@ def check_program(program: Program, depth: int = 0) -> CheckedProgram:
     if program.outputs and max(program.outputs) >= len(values):
         raise ProgramInvalid("bad-reference", f"output {max(program.outputs)} is no value of the program")
     features = {FEATURE_ARRAYS, FEATURE_CUDA_SOURCE} if program.kernels else {FEATURE_ARRAYS}
+    features.update(need.code for need in kernel_needs(program.kernels))
+    for checked in nodes:
+        if checked.call.body is not None:
+            features |= checked.call.body.checked.features
     outputs = [values[number] for number in program.outputs]
     return CheckedProgram(
         program, tuple(nodes), tuple(values), list(program.inputs), outputs, frozenset(features)
@@ -207,8 +213,13 @@ def _checked_input(number: int, spec: ArraySpec) -> ArraySpec:
 
 
 def _check_node(
-    node: Node, values: Sequence[ArraySpec], kernels: Sequence[KernelSource], depth: int
+    node: Node,
+    values: Sequence[ArraySpec],
+    kernels: Sequence[KernelSource],
+    depth: int,
+    states: dict[int, tuple[int, int]],
 ) -> CheckedNode:
+    """`states` holds each state that may still be used: the value that its chain began as, and its module."""
     specs: list[ArraySpec] = []
     scalars: list[Scalar | None] = []
     body = None
@@ -233,9 +244,30 @@ def _check_node(
         if not 0 <= number < len(kernels):
             raise ProgramInvalid("bad-reference", f"kernel {number} is not in the program")
         kernel = kernels[number]
-    call = Call(specs, node.attrs, scalars, kernel, body)
+    first = len(values)
+    chain = None
+    if kernel is not None and node.op in rules_modules.OPERATIONS and rules_modules.needs_state(kernel):
+        if depth:
+            raise ProgramInvalid(
+                "scan-kernel", "the body of a loop launches a kernel of a module with variables of its own"
+            )
+        chain = first if node.op == "module_state" else _take_state(node, states)
+    call = Call(specs, node.attrs, scalars, kernel, body, chain)
     results = infer(node.op, call)
-    return CheckedNode(node, OPERATIONS[node.op], len(values), call, results)
+    if chain is not None:
+        states[first] = chain, _kernel_number(node)
+    return CheckedNode(node, OPERATIONS[node.op], first, call, results)
+
+
+def _take_state(node: Node, states: dict[int, tuple[int, int]]) -> int:
+    """The value that the state used by `node` began as. Raises ProgramInvalid where that is not the latest state."""
+    state = node.args[0] if node.args else None
+    chain = states.pop(state, None) if isinstance(state, int) else None
+    if chain is None or chain[1] != _kernel_number(node):
+        raise ProgramInvalid(
+            "kernel-state", "the first argument is not the latest state of this module: each may be used once"
+        )
+    return chain[0]
 
 
 def _kernel_number(node: Node) -> int:

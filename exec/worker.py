@@ -24,11 +24,12 @@ from coppermesh.exec.builder import read_part
 from coppermesh.exec.cuda_build import BuildFailed, Kernel, scrub
 from coppermesh.exec.cuda_cpu import CudaCpu
 from coppermesh.exec.cuda_gate import SourceRefused
+from coppermesh.exec.cuda_needs import refuse_missing
 from coppermesh.exec.errors import ExecError, KernelCompileError, RunFailed, plain_sentence
 from coppermesh.exec.numpy_runtime import NumpyRuntime
 from coppermesh.exec.program import MAX_NODES, MAX_SOURCE_CHARACTERS, ArraySpec, decode_program
 from coppermesh.exec.runtime import Runtime
-from coppermesh.exec.schema import CheckedProgram, check_program
+from coppermesh.exec.schema import FEATURE_CUDA_SOURCE, CheckedProgram, check_program
 from coppermesh.exec.source_lines import with_node
 from coppermesh.exec.threads import find_blas_setter
 from coppermesh.exec.trace_digests import DIGEST_BYTES, TraceDigests, run_with_digests
@@ -142,8 +143,9 @@ class Worker:
 
     def _run_program(self, message: pipe.Run, descriptors: list[int], files: list[int]) -> pipe.Done:
         checked = _checked(read_part(message.parts[0], descriptors), self._limits)
-        if checked.program.kernels and not self._order.kernels:
+        if FEATURE_CUDA_SOURCE in checked.features and not self._order.kernels:
             raise RunFailed("this lease takes no programs with kernels", code="unsupported-feature")
+        refuse_missing(checked, self._runtime.kind)
         inputs = _map_inputs(checked.input_specs, message.parts[1:], descriptors)
         digests: TraceDigests | None = None
         try:

@@ -15,6 +15,7 @@ from coppermesh.exec.tracing import trace
 F8 = ["float64", [4, 4]]
 ONE = ["float64", np.float64(1).tobytes()]
 KERNEL = ["raw", "k", [], ['extern "C" __global__ void k(float* x) { x[0] = 1; }']]
+MODULE = ["module", "module", [], ["__device__ int n;", "k", "", ""]]
 LAUNCH = {"block": [32, 1, 1], "grid": [1, 1, 1], "kernel": 0, "shared_mem": 0}
 LOOP = ["elementwise", "loop", [], ["T x", "T y", "y = x", ""]]
 
@@ -103,8 +104,8 @@ HOSTILE = {
         loop(msgpack.packb([1, [F8], [], [["eval", [0], {}]], [1]])),
         "unknown-operation",
     ),
-    "body with a kernel": (
-        loop(msgpack.packb([1, [F8], [KERNEL], [["raw_kernel", [0], LAUNCH]], [1]])),
+    "body with a module's state": (
+        loop(msgpack.packb([1, [F8], [MODULE], [["module_state", [], {"kernel": 0}]], [0]])),
         "scan-kernel",
     ),
     "body too large": (loop(b"\0" * (2**20 + 1)), "program-malformed"),

@@ -179,11 +179,7 @@ K = RawKernel("__global__ void k(const float* x, float* y) {}", "k")
             ProgramInvalid,
             "shape",
         ),
-        (
-            lambda x: ElementwiseKernel("T x", "T y", "y = x")(x.astype("complex64")),
-            ProgramInvalid,
-            "complex64",
-        ),
+        (lambda x: ElementwiseKernel("float16 x", "T y", "y = x"), ProgramInvalid, "float16 is not among"),
     ],
 )
 def test_mistakes(mistake, error, words):
