@@ -58,6 +58,15 @@ COPPERMESH_UPDATE(unsigned int, atomicInc, old >= value ? 0u : old + 1u)
 COPPERMESH_UPDATE(unsigned int, atomicDec, old == 0u || old > value ? value : old - 1u)
 #undef COPPERMESH_UPDATE
 
+// Vectors of floats: each component by itself is one step, as in CUDA.
+#define COPPERMESH_ADD_PARTS(T, ...)                                                                       \
+    COPPERMESH_INLINE T coppermesh_add(T* address, T value) { return T{__VA_ARGS__}; }                     \
+    COPPERMESH_ATOMIC(T, atomicAdd, coppermesh_add(address, value))
+COPPERMESH_ADD_PARTS(float2, atomicAdd(&address->x, value.x), atomicAdd(&address->y, value.y))
+COPPERMESH_ADD_PARTS(float4, atomicAdd(&address->x, value.x), atomicAdd(&address->y, value.y),
+                     atomicAdd(&address->z, value.z), atomicAdd(&address->w, value.w))
+#undef COPPERMESH_ADD_PARTS
+
 #define COPPERMESH_EXCHANGE(T)                                                                             \
     COPPERMESH_ATOMIC(T, atomicExch, __atomic_exchange_n(address, value, __ATOMIC_RELAXED))
 COPPERMESH_EXCHANGE(int)

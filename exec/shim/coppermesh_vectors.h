@@ -1,4 +1,5 @@
 // CUDA's vector types (size and alignment as in CUDA's vector_types.h), make_* functions, dim3 and the indices.
+// CUDA defines no operators on them, and kernels bring their own: none may be defined here.
 #pragma once
 
 #define COPPERMESH_VECTOR(T, name, align2, align4)                                                         \
@@ -6,10 +7,10 @@
     struct __attribute__((aligned(align2))) name##2 { T x, y; };                                           \
     struct name##3 { T x, y, z; };                                                                         \
     struct __attribute__((aligned(align4))) name##4 { T x, y, z, w; };                                     \
-    COPPERMESH_INLINE name##1 make_##name##1(T x) { return name##1{x}; }                                   \
-    COPPERMESH_INLINE name##2 make_##name##2(T x, T y) { return name##2{x, y}; }                           \
-    COPPERMESH_INLINE name##3 make_##name##3(T x, T y, T z) { return name##3{x, y, z}; }                   \
-    COPPERMESH_INLINE name##4 make_##name##4(T x, T y, T z, T w) { return name##4{x, y, z, w}; }
+    COPPERMESH_INLINE constexpr name##1 make_##name##1(T x) { return name##1{x}; }                         \
+    COPPERMESH_INLINE constexpr name##2 make_##name##2(T x, T y) { return name##2{x, y}; }                 \
+    COPPERMESH_INLINE constexpr name##3 make_##name##3(T x, T y, T z) { return name##3{x, y, z}; }         \
+    COPPERMESH_INLINE constexpr name##4 make_##name##4(T x, T y, T z, T w) { return name##4{x, y, z, w}; }
 
 COPPERMESH_VECTOR(signed char, char, 2, 4)
 COPPERMESH_VECTOR(unsigned char, uchar, 2, 4)
@@ -24,6 +25,24 @@ COPPERMESH_VECTOR(unsigned long long, ulonglong, 16, 16)
 COPPERMESH_VECTOR(float, float, 8, 16)
 COPPERMESH_VECTOR(double, double, 16, 16)
 #undef COPPERMESH_VECTOR
+
+// Four elements of 8 bytes with their alignment in the name, as CUDA 13 has them.
+#define COPPERMESH_ALIGNED4(T, name, bytes)                                                                \
+    struct __attribute__((aligned(bytes))) name##4_##bytes##a { T x, y, z, w; };                           \
+    COPPERMESH_INLINE constexpr name##4_##bytes##a make_##name##4_##bytes##a(T x, T y, T z, T w) {         \
+        return name##4_##bytes##a{x, y, z, w};                                                             \
+    }
+COPPERMESH_ALIGNED4(long, long, 16)
+COPPERMESH_ALIGNED4(long, long, 32)
+COPPERMESH_ALIGNED4(unsigned long, ulong, 16)
+COPPERMESH_ALIGNED4(unsigned long, ulong, 32)
+COPPERMESH_ALIGNED4(long long, longlong, 16)
+COPPERMESH_ALIGNED4(long long, longlong, 32)
+COPPERMESH_ALIGNED4(unsigned long long, ulonglong, 16)
+COPPERMESH_ALIGNED4(unsigned long long, ulonglong, 32)
+COPPERMESH_ALIGNED4(double, double, 16)
+COPPERMESH_ALIGNED4(double, double, 32)
+#undef COPPERMESH_ALIGNED4
 
 struct dim3 {
     unsigned int x, y, z;
