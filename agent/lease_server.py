@@ -8,7 +8,7 @@ nothing besides.
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 
 import trio
@@ -22,6 +22,7 @@ from coppermesh.agent.result_outbox import PendingResult, ResultOutbox
 from coppermesh.exec.device import DeviceInfo
 from coppermesh.exec.errors import ExecError
 from coppermesh.exec.supervisor import InputBuffer, RunOutcome, Supervisor, Worker, WorkerLimits
+from coppermesh.exec.trace_digests import TraceDigests
 from coppermesh.p2p.blob_store import BlobMissing, BlobStore, Scope, StoreFull
 from coppermesh.p2p.blobs import LEAF_BYTES, digest_of
 from coppermesh.p2p.encoding import decode
@@ -29,7 +30,7 @@ from coppermesh.p2p.envelope import Opened, open_record, sign_record
 from coppermesh.p2p.errors import MeshError, Refused, RemoteProtocolError
 from coppermesh.p2p.ids import Digest, MeshId, PeerId
 from coppermesh.p2p.messages import TaskReply, TaskRequest
-from coppermesh.p2p.records import Lease, Receipt, Task
+from coppermesh.p2p.records import ZERO_HASH, Lease, Receipt, Task
 from coppermesh.p2p.signing import PeerKey
 
 SMALL_INPUT_BYTES = 16 * 1024
@@ -39,6 +40,9 @@ BLOBS_US = 60_000_000
 ISSUE_SECONDS = 60.0
 """Longest that hashing and storing outputs and committing a receipt may take."""
 HASH_IN_THREAD_BYTES = 4 * LEAF_BYTES
+NODES_IN_LOOP = 2000
+KeepDigests = Callable[[Opened[Receipt], RunOutcome, Sequence[bytes]], Awaitable[None]]
+"""Takes a receipt that was just issued, its run with the digests, and the roots of its outputs."""
 
 _log = logging.getLogger(__name__)
 
@@ -69,8 +73,10 @@ class LeaseServer:
         outbox: ResultOutbox,
         *,
         kernels: bool,
+        keep_digests: KeepDigests | None,
         now_us: Callable[[], int],
     ) -> None:
+        """`keep_digests`, where given, says that the order asked for digests of nodes, and takes them."""
         self.lease = lease
         self.requester = PeerId(lease.record.requester)
         self._device = device
@@ -80,6 +86,7 @@ class LeaseServer:
         self._store = store
         self._outbox = outbox
         self._kernels = kernels
+        self._keep_digests = keep_digests
         self._now_us = now_us
         self._scope: Scope = (mesh, self.requester)
         self._spent = SpentNumbers()
@@ -264,8 +271,7 @@ class LeaseServer:
                 _log.error("lease %s: a receipt could not be recorded: %s", self.lease.id.hex()[:8], error)
                 self.stop("provider-ledger", "the provider cannot record receipts")
             finally:
-                for output in outcome.outputs:
-                    output.close()
+                outcome.close()
         if issuing.cancelled_caught:
             self.stop(
                 "provider-store", f"the provider's disk did not take the outputs in {ISSUE_SECONDS:.0f} s"
@@ -281,7 +287,8 @@ class LeaseServer:
                 inputs = [
                     await self._input(stack, Digest(root), accepted.sizes[root]) for root in task.inputs
                 ]
-                return await worker.run(program, inputs, self.lease.record.wall_limit_us / 1e6)
+                wall_limit_s = self.lease.record.wall_limit_us / 1e6
+                return await worker.run(program, inputs, wall_limit_s, digests=self._keep_digests is not None)
         except BlobMissing as error:
             return _own_failure("blob-lost", str(error), started_us)
 
@@ -319,6 +326,7 @@ class LeaseServer:
             energy_mj=outcome.energy_mj,
             device_uuid=self._device.uuid,
             determinism=outcome.determinism,
+            trace=await _root_of(outcome.digests) if status == "ok" else ZERO_HASH,
         )
         return facts, outputs
 
@@ -335,6 +343,17 @@ class LeaseServer:
         self._outbox.send(
             PendingResult(self.requester, opened, tuple(outputs), sentence, outcome.detail, accepted.run)
         )
+        if self._keep_digests is not None and facts.status == "ok":
+            await self._keep_digests(opened, outcome, [root for root, _ in outputs])
+
+
+async def _root_of(digests: TraceDigests | None) -> bytes:
+    """What the receipt's `trace` holds; a long chain is computed in a thread."""
+    if digests is None:
+        return ZERO_HASH
+    if len(digests.nodes) <= NODES_IN_LOOP:
+        return digests.root()
+    return await trio.to_thread.run_sync(digests.root)
 
 
 def _own_failure(code: str, sentence: str, started_us: int) -> RunOutcome:

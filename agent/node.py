@@ -34,6 +34,7 @@ from coppermesh.agent.result_outbox import ResultOutbox
 from coppermesh.agent.screens import counted
 from coppermesh.agent.story import printable
 from coppermesh.agent.task_driver import TaskDriver
+from coppermesh.agent.traces import NODE_DIGESTS
 from coppermesh.exec.device import DeviceInfo, probe_devices
 from coppermesh.exec.supervisor import Supervisor, open_supervisor
 from coppermesh.p2p.announcements import AnnouncementBook
@@ -46,6 +47,7 @@ from coppermesh.p2p.libp2p_transport import open_libp2p_transport
 from coppermesh.p2p.messages import (
     AnnouncementReply,
     CancelRequest,
+    ChallengeRequest,
     LeaseRequest,
     Message,
     Nothing,
@@ -132,6 +134,7 @@ class Node:
             handlers["abandon"] = (OrderAbandoned, partial(self._ask_provider, "on_abandon"))
             handlers["lease"] = (LeaseRequest, partial(self._ask_provider, "on_lease"))
             handlers["task"] = (TaskRequest, partial(self._ask_provider, "on_task"))
+            handlers["challenge"] = (ChallengeRequest, partial(self._ask_provider, "on_challenge"))
         return handlers
 
     async def _ask_provider(self, method: str, peer: PeerId, request: Message) -> Message:
@@ -318,7 +321,7 @@ def _offer(info: DeviceInfo, config: Config) -> DeviceOffer:
         unit=config.unit,
         memory_bytes=memory,
         slots=config.slots,
-        features=sorted(info.features),
+        features=sorted({*info.features, NODE_DIGESTS} if info.features else ()),
         meter=info.meter,
         compute_capability=info.compute_capability,
         uuid=info.uuid,

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from coppermesh.agent.challenge_server import ChallengeServer
 from coppermesh.agent.lease_server import LeaseServer
 from coppermesh.agent.leases import check_lease
 from coppermesh.agent.ledger import LeaseAgreed
@@ -22,6 +23,7 @@ from coppermesh.agent.negotiation import Move, Negotiation, Role
 from coppermesh.agent.policy import BidTerms, DeclineReason, DeviceState, ProviderState, decide
 from coppermesh.agent.reservations import Reservations
 from coppermesh.agent.result_outbox import ResultOutbox
+from coppermesh.agent.traces import NODE_DIGESTS
 from coppermesh.exec.device import DeviceInfo
 from coppermesh.exec.supervisor import Supervisor
 from coppermesh.p2p.blob_store import BlobStore
@@ -31,6 +33,8 @@ from coppermesh.p2p.errors import MeshError, Refused
 from coppermesh.p2p.ids import Digest, MeshId, PeerId, short_peer
 from coppermesh.p2p.messages import (
     CancelRequest,
+    ChallengeReply,
+    ChallengeRequest,
     LeaseReply,
     LeaseRequest,
     Nothing,
@@ -116,6 +120,9 @@ class Provider:
         self.paused = False
         self._waiting: dict[PeerId, int] = {}
         """Requesters that were declined as busy a moment ago, and when: they will ask again."""
+        self.challenges = ChallengeServer(
+            key, mesh, ledger, store, self._devices, free=self._free_for_challenges, now_us=now_us
+        )
         self._last_served: PeerId | None = None
         """Whose lease ended last: of all who wait, it comes last."""
 
@@ -123,6 +130,7 @@ class Provider:
         """Serve leases until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            self.challenges.start(nursery)
             task_status.started()
             await trio.sleep_forever()
 
@@ -132,11 +140,13 @@ class Provider:
         return [device.offer for device in self._devices.values()]
 
     def admits_blob(self, peer: PeerId, root: Digest, size: int) -> Refused | None:
-        """Blobs are taken only from peers with a lease, and none larger than its memory."""
+        """Blobs are taken only from peers with a lease, none larger than its memory, and where one was asked for."""
         largest = max(
             (server.lease.record.memory_bytes for server in self.leases.values() if server.requester == peer),
             default=0,
         )
+        if self.challenges.awaits(peer, root, size):
+            return None
         if not largest:
             return Refused("not-admitted", "no lease with you: send blobs under a lease")
         if size > largest:
@@ -146,6 +156,7 @@ class Provider:
     def tidy(self) -> None:
         """Let go of what has expired. Call now and then."""
         now_us = self._now_us()
+        self.challenges.tidy()
         if self.reservations.expire(now_us):
             self._changed()
         for peer, times in list(self._order_times.items()):
@@ -228,6 +239,10 @@ class Provider:
         self._outbox.require_settled(peer)
         return await server.offer(request)
 
+    async def on_challenge(self, peer: PeerId, request: ChallengeRequest) -> ChallengeReply:
+        """The digests of nodes of a task that has its receipt. Raises Refused, RemoteProtocolError."""
+        return await self.challenges.on_challenge(peer, request)
+
     async def on_cancel(self, peer: PeerId, request: CancelRequest) -> None:
         """The requester ends one task or the whole lease."""
         server = self.leases.get(request.lease)
@@ -241,6 +256,7 @@ class Provider:
     def peer_lost(self, peer: PeerId) -> None:
         """A requester's connection is gone: its leases end, what was bid to it is free, its place in the line too."""
         self._waiting.pop(peer, None)
+        self.challenges.peer_lost(peer)
         for talk in self._talks.values():
             if talk.order.signer == peer and talk.lease_reply is None and not talk.signing.locked():
                 self.reservations.release_bid(talk.order.id)
@@ -249,6 +265,9 @@ class Provider:
                 server.stop("unreachable", "the requester's connection was lost", told=True)
 
     # Inside
+
+    def _free_for_challenges(self, device: str) -> int:
+        return 0 if self.paused else self.reservations.free(device)
 
     def _turn_of(self, peer: PeerId, now_us: int) -> DeclineReason | None:
         """Why it is not this requester's turn: it was just served, and the free slots are for those who wait."""
@@ -322,7 +341,8 @@ class Provider:
     def _serve(self, lease: Opened[Lease], talk: _Talk) -> None:
         assert self._nursery is not None
         device = self._devices[lease.record.device]
-        kernels = "cuda-source" in talk.order.record.features
+        features = talk.order.record.features
+        kernels = "cuda-source" in features
         server = LeaseServer(
             lease,
             device.info,
@@ -333,9 +353,11 @@ class Provider:
             self._store,
             self._outbox,
             kernels=kernels,
+            keep_digests=self.challenges.keep if NODE_DIGESTS in features else None,
             now_us=self._now_us,
         )
         self.leases[lease.id] = server
+        self.challenges.make_way()
         _log.info(
             "lease %s for %s on %s", lease.id.hex()[:8], short_peer(server.requester), lease.record.device
         )

@@ -93,7 +93,9 @@ class HeapOutput(OutputBuffer):
 class EchoWorker:
     """Returns its first input."""
 
-    async def run(self, program: bytes, inputs: Sequence[InputBuffer], wall_limit_s: float) -> RunOutcome:
+    async def run(
+        self, program: bytes, inputs: Sequence[InputBuffer], wall_limit_s: float, *, digests: bool = False
+    ) -> RunOutcome:
         data = inputs[0].data
         assert data is not None
         return RunOutcome(

@@ -70,7 +70,9 @@ class ScriptedWorker:
     def __init__(self, script: Script | None) -> None:
         self._script = script
 
-    async def run(self, program: bytes, inputs: Sequence[InputBuffer], wall_limit_s: float) -> RunOutcome:
+    async def run(
+        self, program: bytes, inputs: Sequence[InputBuffer], wall_limit_s: float, *, digests: bool = False
+    ) -> RunOutcome:
         if self._script is None:
             await trio.sleep_forever()
         data = self._script(inputs)

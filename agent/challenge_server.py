@@ -1,0 +1,405 @@
+"""The provider's side of a challenge: run a task of an old receipt again, record digests, sign what they lead to.
+
+Theory of operation. A re-run is work that nobody pays, so it is bounded on every side: only for a receipt of this
+provider that its requester has countersigned, for a day (`CHALLENGE_FOR_US`); one at a time, a few per requester and
+ten minutes, each no longer than some multiple of what the first run took; only while a slot of its device is free, and
+it is given up when a lease takes the last one. All of that is `busy` with a time to come back, and never a refusal:
+an honest requester loses patience, not the answer. The request is repeated by whoever waits, so an answer survives a
+lost connection and a handler never holds longer than `ANSWER_SECONDS`.
+
+Blobs of the task may have been evicted since. What is missing is asked for (`need`) and taken without a lease, but
+only those very blobs, at the sizes that the requester stated, within the lease's memory.
+
+A run that recorded at once (an order with `node-digests`) is answered from what it left, so that a program whose bits
+vary from run to run can still be held against its receipt.
+"""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import trio
+
+from coppermesh.agent.ledger import StoredLease
+from coppermesh.agent.ledger_store import LedgerStore
+from coppermesh.agent.traces import CHALLENGE_FOR_US, build_trace
+from coppermesh.exec.errors import ExecError
+from coppermesh.exec.runs import InputBuffer, RunOutcome, WorkerLimits
+from coppermesh.exec.supervisor import Supervisor
+from coppermesh.exec.trace_digests import TraceDigests
+from coppermesh.p2p.blob_store import BlobMissing, BlobStore, Scope, StoreFull
+from coppermesh.p2p.blobs import digest_of
+from coppermesh.p2p.envelope import Opened, open_verified, sign_record
+from coppermesh.p2p.errors import MeshError, Refused, RemoteProtocolError
+from coppermesh.p2p.ids import Digest, MeshId, PeerId, short_peer
+from coppermesh.p2p.messages import INLINE_BYTES, ChallengeReply, ChallengeRequest
+from coppermesh.p2p.records import Order, Receipt, SignedRecord, Task, Trace
+from coppermesh.p2p.signing import PeerKey
+
+ANSWER_SECONDS = 20.0
+"""How long a request waits for the end of a run before it is told `running`."""
+MAX_RUNS = 4
+"""Runs for one requester within `WINDOW_US`."""
+WINDOW_US = 600_000_000
+RUN_FACTOR = 4
+"""A run that records may take so many times what the first one took, and `RUN_SPARE_US`: hashing costs time too."""
+RUN_SPARE_US = 10_000_000
+MAX_RUN_US = 600_000_000
+RETRY_US = 5_000_000
+"""When to come back where a slot is what is missing."""
+BLOBS_US = 120_000_000
+"""For so long blobs that were asked for are taken."""
+MAX_ENDED = 256
+"""Answers that are remembered; the oldest are run again when asked for."""
+MAX_PEERS = 1024
+SMALL_INPUT_BYTES = 16 * 1024
+
+_log = logging.getLogger(__name__)
+
+
+class ChallengedDevice(Protocol):
+    """What is needed of a device on offer."""
+
+    @property
+    def supervisor(self) -> Supervisor:
+        """What runs its workers."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """A receipt that may be challenged, and what it takes to run its task again."""
+
+    peer: PeerId
+    receipt: Opened[Receipt]
+    task: Task
+    lease: StoredLease
+
+    @property
+    def roots(self) -> dict[bytes, None]:
+        """Every blob of the task, once."""
+        return dict.fromkeys([self.task.program, *self.task.inputs])
+
+
+_Answer = Opened[Trace] | Refused
+"""A signed Trace, whose chain is a blob in the requester's scope; or why the run failed."""
+
+
+@dataclass(slots=True)
+class _Run:
+    """A run under way."""
+
+    case: _Case
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    ended: trio.Event = field(default_factory=trio.Event)
+    outcome: _Answer | None = None
+    """None after its end: it made way for a lease."""
+
+
+@dataclass(slots=True)
+class _Expected:
+    """Blobs that were asked for."""
+
+    sizes: dict[bytes, int]
+    until_us: int
+
+
+class ChallengeServer:
+    """Answers challenges to this provider's receipts. `start` before the first."""
+
+    def __init__(
+        self,
+        key: PeerKey,
+        mesh: MeshId,
+        ledger: LedgerStore,
+        store: BlobStore,
+        devices: Mapping[str, ChallengedDevice],
+        *,
+        free: Callable[[str], int],
+        now_us: Callable[[], int],
+    ) -> None:
+        """`free`: how many slots of a device nobody has or was offered; 0 while the provider is paused."""
+        self._key = key
+        self._mesh = mesh
+        self._ledger = ledger
+        self._store = store
+        self._devices = devices
+        self._free = free
+        self._now_us = now_us
+        self._nursery: trio.Nursery | None = None
+        self._running: dict[Digest, _Run] = {}
+        self._ended: OrderedDict[Digest, tuple[PeerId, _Answer]] = OrderedDict()
+        self._started: OrderedDict[PeerId, list[int]] = OrderedDict()
+        self._expected: dict[PeerId, _Expected] = {}
+
+    def start(self, nursery: trio.Nursery) -> None:
+        """Where runs live from now on."""
+        self._nursery = nursery
+
+    def awaits(self, peer: PeerId, root: Digest, size: int) -> bool:
+        """May `peer` send this blob without a lease? It was asked for."""
+        expected = self._expected.get(peer)
+        if expected is None or expected.until_us < self._now_us():
+            return False
+        return expected.sizes.get(root) == size
+
+    def make_way(self) -> None:
+        """A lease begins: give up runs on devices without a free slot."""
+        for run in self._running.values():
+            if not self._free(run.case.receipt.record.device):
+                run.scope.cancel()
+
+    def peer_lost(self, peer: PeerId) -> None:
+        """Nobody waits any more."""
+        self._expected.pop(peer, None)
+        for run in self._running.values():
+            if run.case.peer == peer:
+                run.scope.cancel()
+
+    def tidy(self) -> None:
+        """Let go of what has expired. Call now and then."""
+        now_us = self._now_us()
+        for peer, expected in list(self._expected.items()):
+            if expected.until_us < now_us:
+                del self._expected[peer]
+        for peer, times in list(self._started.items()):
+            if times[-1] <= now_us - WINDOW_US:
+                del self._started[peer]
+
+    async def keep(self, receipt: Opened[Receipt], outcome: RunOutcome, outputs: Sequence[bytes]) -> None:
+        """The run of `receipt` recorded at once: what it left answers a challenge. Never raises MeshError."""
+        if outcome.digests is None:
+            return
+        peer = PeerId(receipt.record.requester)
+        try:
+            trace = await self._sign(
+                receipt, outcome.digests, list(outputs), receipt.record.determinism, first_run=True
+            )
+        except (MeshError, OSError) as error:
+            _log.info("digests of receipt %s were not kept: %s", receipt.id.hex()[:12], error)
+        else:
+            self._remember(peer, receipt.id, trace)
+
+    async def on_challenge(self, peer: PeerId, request: ChallengeRequest) -> ChallengeReply:
+        """Answer, ask for blobs, or put off. Raises Refused, RemoteProtocolError."""
+        receipt_id = Digest(request.receipt)
+        run = self._running.get(receipt_id)
+        if run is None:
+            reply = await self._recorded(peer, receipt_id)
+            if reply is not None:
+                return reply
+            case = await self._case(peer, receipt_id)
+            if (busy := self._busy(case)) is not None:
+                return busy
+            missing = await self._missing(case, request)
+            if missing:
+                return _reply("need", need=missing)
+            if (busy := self._busy(case)) is not None and receipt_id not in self._running:
+                return busy
+            run = self._running.get(receipt_id) or self._begin(case)
+        if run.case.peer != peer:
+            raise _unknown()
+        with trio.move_on_after(ANSWER_SECONDS):
+            await run.ended.wait()
+            reply = await self._recorded(peer, receipt_id)
+            return reply or _busy("work that is paid came first", RETRY_US)
+        return _reply("running")
+
+    async def _recorded(self, peer: PeerId, receipt_id: Digest) -> ChallengeReply | None:
+        """The answer where there is one. Raises Refused where the run failed, once."""
+        owner, answer = self._ended.get(receipt_id, (peer, None))
+        if owner != peer:
+            raise _unknown()
+        if answer is None:
+            return None
+        if isinstance(answer, Refused):
+            del self._ended[receipt_id]
+            raise answer
+        trace, scope = answer.record, (self._mesh, peer)
+        chain: bytes | None = None
+        try:
+            if 32 * trace.nodes <= INLINE_BYTES:
+                chain = await self._store.read(scope, Digest(trace.chain))
+            elif not await self._store.ensure(scope, Digest(trace.chain)):
+                raise BlobMissing("the chain was evicted")
+        except BlobMissing:
+            self._ended.pop(receipt_id, None)
+            return None
+        return _reply("recorded", trace=answer.signed, chain=chain)
+
+    async def _case(self, peer: PeerId, receipt_id: Digest) -> _Case:
+        """What is challenged. Raises Refused with why it cannot be."""
+        stored = await self._ledger.receipt(receipt_id)
+        if stored is None or stored.opened.record.requester != peer:
+            raise _unknown()
+        receipt = stored.opened.record
+        lease = await self._ledger.lease(Digest(receipt.lease))
+        task = await self._ledger.task(Digest(receipt.task_id))
+        if lease is None or task is None or lease.role != "provider":
+            raise _unknown()
+        if receipt.status != "ok":
+            raise Refused("not-ok", f"that run failed ({receipt.code}): there are no digests of it")
+        if receipt.ended_us < self._now_us() - CHALLENGE_FOR_US:
+            hours = CHALLENGE_FOR_US // 3_600_000_000
+            raise Refused("too-old", f"receipts can be challenged for {hours} hours after their run")
+        if await self._ledger.countersignature_of(receipt_id) is None:
+            raise Refused("unsettled", "the receipt is not countersigned yet: answer it first")
+        if receipt.device not in self._devices:
+            raise Refused("no-device", f"{receipt.device} is not on offer here any more")
+        return _Case(peer, stored.opened, task.record, lease)
+
+    def _busy(self, case: _Case) -> ChallengeReply | None:
+        """Why not now."""
+        now_us = self._now_us()
+        if self._running:
+            return _busy("another challenge is being answered", RETRY_US)
+        if self._free(case.receipt.record.device) < 1:
+            return _busy("every slot is taken or paused: work that is paid goes first", RETRY_US)
+        times = [at_us for at_us in self._started.get(case.peer, []) if at_us > now_us - WINDOW_US]
+        if len(times) >= MAX_RUNS:
+            sentence = f"{MAX_RUNS} challenges of yours were run within {WINDOW_US // 60_000_000} min"
+            return _busy(sentence, times[-MAX_RUNS] + WINDOW_US - now_us)
+        return None
+
+    async def _missing(self, case: _Case, request: ChallengeRequest) -> list[bytes]:
+        """Keep what came along; the roots that are still missing, which are waited for from now on.
+
+        Raises Refused: `blobs-gone` where the requester has not said that it has them, `memory`, `store-full`.
+        """
+        declared = {blob.root: blob.size for blob in request.blobs if blob.root in case.roots}
+        for blob in request.inline:
+            if declared.get(blob.root) != len(blob.data):
+                raise RemoteProtocolError("an inline blob is not one of the task's, or has another size")
+        scope, limit = (self._mesh, case.peer), case.lease.opened.record.memory_bytes
+        if sum(declared.values()) > limit:
+            raise Refused("memory", f"the blobs of that task are more than its lease's {limit} bytes")
+        try:
+            await self._store.put_many(scope, [(Digest(blob.root), blob.data) for blob in request.inline])
+        except StoreFull as error:
+            raise Refused("store-full", str(error)) from error
+        missing = [root for root in case.roots if not await self._store.ensure(scope, Digest(root))]
+        gone = [root.hex()[:12] for root in missing if root not in declared]
+        if gone:
+            names = ", ".join(gone[:4]) + (", ..." if len(gone) > 4 else "")
+            raise Refused("blobs-gone", f"{len(gone)} blobs of the task are gone on both sides: {names}")
+        if missing and (case.peer in self._expected or len(self._expected) < MAX_PEERS):
+            sizes = {root: declared[root] for root in missing}
+            self._expected[case.peer] = _Expected(sizes, self._now_us() + BLOBS_US)
+        return missing
+
+    def _begin(self, case: _Case) -> _Run:
+        assert self._nursery is not None
+        now_us = self._now_us()
+        times = [at_us for at_us in self._started.pop(case.peer, []) if at_us > now_us - WINDOW_US]
+        self._started[case.peer] = [*times, now_us]
+        while len(self._started) > MAX_PEERS:
+            self._started.popitem(last=False)
+        run = self._running[case.receipt.id] = _Run(case)
+        for root in case.roots:
+            self._store.pin(Digest(root))
+        _log.info("%s challenges receipt %s", short_peer(case.peer), case.receipt.id.hex()[:12])
+        self._nursery.start_soon(self._run, run)
+        return run
+
+    async def _run(self, run: _Run) -> None:
+        receipt_id = run.case.receipt.id
+        try:
+            with run.scope:
+                run.outcome = await self._record(run.case)
+        except Refused as refusal:
+            run.outcome = refusal
+        except (MeshError, ExecError, OSError) as error:
+            run.outcome = Refused("rerun-failed", f"the task could not be run again: {error}"[:400])
+        except Exception as error:  # noqa: BLE001 - a bug in answering one challenge must not end the agent
+            _log.error("challenge of receipt %s failed", receipt_id.hex()[:12], exc_info=error)
+            run.outcome = Refused("internal", "the provider failed to answer; its log says why")
+        finally:
+            del self._running[receipt_id]
+            for root in run.case.roots:
+                self._store.unpin(Digest(root))
+            if run.outcome is not None:
+                self._remember(run.case.peer, receipt_id, run.outcome)
+            run.ended.set()
+
+    def _remember(self, peer: PeerId, receipt_id: Digest, answer: _Answer) -> None:
+        self._ended.pop(receipt_id, None)
+        self._ended[receipt_id] = (peer, answer)
+        while len(self._ended) > MAX_ENDED:
+            self._ended.popitem(last=False)
+
+    async def _record(self, case: _Case) -> Opened[Trace]:
+        """Run the task again and sign what it left. Raises Refused, MeshError, ExecError, OSError."""
+        outcome = await self._execute(case)
+        try:
+            if outcome.status != "ok" or outcome.digests is None:
+                sentence = f"the task failed when it was run again: {outcome.code}: {outcome.sentence}"
+                raise Refused("rerun-failed", sentence[:400])
+            outputs: list[bytes] = [
+                await trio.to_thread.run_sync(digest_of, output.view) for output in outcome.outputs
+            ]
+        finally:
+            outcome.close()
+        return await self._sign(case.receipt, outcome.digests, outputs, outcome.determinism, first_run=False)
+
+    async def _execute(self, case: _Case) -> RunOutcome:
+        lease, receipt = case.lease.opened.record, case.receipt.record
+        kernels = "cuda-source" in open_verified(Order, case.lease.order).record.features
+        limits = WorkerLimits(memory_bytes=lease.memory_bytes, output_bytes=lease.memory_bytes)
+        took_us = max(0, receipt.ended_us - receipt.started_us)
+        wall_us = min(lease.wall_limit_us, RUN_FACTOR * took_us + RUN_SPARE_US, MAX_RUN_US)
+        scope = (self._mesh, case.peer)
+        program = await self._store.read(scope, Digest(case.task.program))
+        async with AsyncExitStack() as stack:
+            inputs = [await self._input(stack, scope, Digest(root)) for root in case.task.inputs]
+            supervisor = self._devices[receipt.device].supervisor
+            worker = await stack.enter_async_context(supervisor.worker(limits, kernels=kernels))
+            return await worker.run(program, inputs, wall_us / 1e6, digests=True)
+
+    async def _input(self, stack: AsyncExitStack, scope: Scope, root: Digest) -> InputBuffer:
+        if self._store.size_of(scope, root) <= SMALL_INPUT_BYTES:
+            data = await self._store.read(scope, root)
+            return InputBuffer(len(data), data=data)
+        opened = stack.enter_context(await self._store.open(scope, root))
+        return InputBuffer(opened.size, fd=opened.fd)
+
+    async def _sign(
+        self,
+        receipt: Opened[Receipt],
+        digests: TraceDigests,
+        outputs: list[bytes],
+        determinism: str,
+        *,
+        first_run: bool,
+    ) -> Opened[Trace]:
+        """Put the chain where the requester can get it, and sign. Raises StoreFull, OSError."""
+
+        def build() -> Trace:
+            return build_trace(
+                receipt, digests, outputs, determinism, first_run=first_run, now_us=self._now_us()
+            )
+
+        trace = await trio.to_thread.run_sync(build)
+        scope = (self._mesh, PeerId(receipt.record.requester))
+        await self._store.put(scope, Digest(trace.chain), digests.to_bytes())
+        return open_verified(Trace, sign_record(self._key, trace))
+
+
+def _unknown() -> Refused:
+    return Refused("unknown-receipt", "there is no such receipt of ours for you here")
+
+
+def _busy(sentence: str, retry_us: int) -> ChallengeReply:
+    return ChallengeReply("busy", [], max(0, retry_us), None, None, sentence)
+
+
+def _reply(
+    state: str,
+    *,
+    need: Sequence[bytes] = (),
+    trace: SignedRecord | None = None,
+    chain: bytes | None = None,
+) -> ChallengeReply:
+    return ChallengeReply(state, list(need), 0, trace, chain, "")
