@@ -34,6 +34,13 @@ def prctl(option: int, argument: int) -> None:
         raise OSError(code, f"prctl({option}): {os.strerror(code)}")
 
 
+def prctl2(option: int, first: int, second: int) -> None:
+    """Linux' prctl with two arguments. Raises OSError."""
+    if _prctl(option, first, second, 0, 0) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"prctl({option}, {first}): {os.strerror(code)}")
+
+
 def die_with_parent(parent: int) -> None:
     """SIGKILL for this process when the thread that forked it ends. `parent` is that process.
 

@@ -1,0 +1,60 @@
+"""Who a worker is: another user where the agent is root, and without any privilege, now and later.
+
+Theory. Root's power on Linux is a set of capabilities, and each process has five sets of them. Effective and permitted
+are what it can use, inheritable and ambient what a program that it starts would get, and the bounding set what any
+program could ever give it. All five are emptied. `no_new_privs` makes set-uid programs run without their privilege,
+and is needed by Landlock and seccomp.
+
+A process that was root is moved to a user and group that nobody else has. Without user namespaces this is all there
+is between its files and root's; the numbers come from a range that Linux distributions leave unused (systemd's
+documentation lists 65520 to 65533 so), and fit into a container that maps only 65,536 ids.
+
+Changing the user makes a process "not dumpable": its /proc entries belong to root, so no other process of the same
+user can read its memory, environment or descriptors. A worker is left so whoever the agent is.
+"""
+
+import os
+import struct
+
+from coppermesh.exec import linux
+from coppermesh.exec.sandbox import kernel_calls
+
+SANDBOX_ID = 65533
+"""User and group id of workers where the agent runs as root."""
+
+_LAST_CAPABILITY = 63
+_PR_SET_DUMPABLE = 4
+_PR_CAPBSET_DROP = 24
+_PR_CAP_AMBIENT = 47
+_PR_CAP_AMBIENT_CLEAR_ALL = 4
+_CAPABILITY_VERSION_3 = 0x20080522
+
+
+def drop_root(identity: int = SANDBOX_ID) -> bool:
+    """Become the user and group `identity`, in no other group, where this process is root; True when it was.
+
+    Clears the death signal: set it again afterwards. Raises OSError where root may not (a container without SETUID).
+    """
+    if os.geteuid() != 0 and os.getuid() != 0:
+        return False
+    os.setgroups([])
+    os.setresgid(identity, identity, identity)
+    os.setresuid(identity, identity, identity)
+    return True
+
+
+def drop_capabilities() -> None:
+    """Empty all five capability sets, and forbid new privileges. Raises OSError where one stays."""
+    for capability in range(_LAST_CAPABILITY + 1):
+        try:
+            linux.prctl(_PR_CAPBSET_DROP, capability)
+        except OSError:
+            break  # not root, or past the last one that this kernel has: no_new_privs does the rest
+    linux.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
+    kernel_calls.capset(struct.pack("Ii", _CAPABILITY_VERSION_3, 0), bytes(24))
+    linux.forbid_new_privileges()
+
+
+def hide_from_siblings() -> None:
+    """Other processes of this user can no longer trace this one or read its memory, and it leaves no core file."""
+    linux.prctl(_PR_SET_DUMPABLE, 0)

@@ -1,0 +1,120 @@
+"""The seccomp filters as programs, run by an interpreter here: what each call gets, without a kernel."""
+
+import errno
+import struct
+
+import pytest
+
+from coppermesh.exec.sandbox import filters
+from coppermesh.exec.sandbox.seccomp import ALLOW, KILL_PROCESS, Bits, Filter, In, When, assemble, refuse
+from coppermesh.exec.sandbox.syscall_numbers import NEWEST, NUMBERS
+
+PID = 4711
+X86_64 = 0xC000003E
+EPERM = refuse(errno.EPERM)
+
+
+def run(filter_: Filter, number: int, *arguments: int, architecture: int = X86_64) -> int:
+    """What the kernel would answer: the classic BPF machine, of which the filters use six instructions."""
+    words = [argument & (1 << 64) - 1 for argument in (*arguments, 0, 0, 0, 0, 0, 0)[:6]]
+    data = struct.pack("=IIQ6Q", number, architecture, 0, *words)
+    code = [
+        struct.unpack("HBBI", assemble(filter_, PID)[at : at + 8])
+        for at in range(0, len(assemble(filter_, PID)), 8)
+    ]
+    accumulator = place = 0
+    while True:
+        operation, yes, no, operand = code[place]
+        place += 1
+        match operation:
+            case 0x20:
+                (accumulator,) = struct.unpack_from("=I", data, operand)
+            case 0x15:
+                place += yes if accumulator == operand else no
+            case 0x35:
+                place += yes if accumulator >= operand else no
+            case 0x05:
+                place += operand
+            case 0x54:
+                accumulator &= operand
+            case 0x06:
+                return operand
+            case _:
+                pytest.fail(f"instruction {operation:#x}")
+
+
+def call(filter_: Filter, name: str, *arguments: int) -> int:
+    return run(filter_, NUMBERS[name], *arguments)
+
+
+ALL = [filters.CPU_WORKER, filters.GPU_WORKER, filters.COMPILER]
+
+
+@pytest.mark.parametrize("filter_", ALL, ids=lambda filter_: filter_.name)
+def test_every_number_gets_the_action_of_the_data(filter_):
+    for name, number in NUMBERS.items():
+        action = filter_.actions.get(name, filter_.default)
+        if isinstance(action, int):
+            assert run(filter_, number) == action, name
+    for number in (NEWEST + 1, NEWEST + 100, 0x3FFFFFFF):
+        assert run(filter_, number) == refuse(errno.ENOSYS)
+    assert run(filter_, 0x40000000 | NUMBERS["getpid"]) == KILL_PROCESS
+    assert run(filter_, NUMBERS["read"], architecture=0x40000003) == KILL_PROCESS
+
+
+@pytest.mark.parametrize("filter_", ALL, ids=lambda filter_: filter_.name)
+def test_no_filter_lets_a_namespace_or_a_kernel_interface_through(filter_):
+    for name in (
+        "ptrace",
+        "bpf",
+        "io_uring_setup",
+        "userfaultfd",
+        "keyctl",
+        "unshare",
+        "setns",
+        "mount",
+        "seccomp",
+    ):
+        assert call(filter_, name) not in (ALLOW, KILL_PROCESS), name
+    assert call(filter_, "clone3") == refuse(errno.ENOSYS)
+    assert call(filter_, "clone", 0x10000000) != ALLOW
+    assert call(filter_, "clone", 0x3D0F00 | 0x40000000) != ALLOW
+    assert call(filter_, "clone", 0x3D0F00) == ALLOW, "a thread"
+    for family, kind in ((1, 2), (1, 3), (1, 4), (2, 1), (16, 3), (40, 1)):
+        assert call(filter_, "socket", family, kind) != ALLOW
+        assert call(filter_, "socketpair", family, kind) != ALLOW
+    assert call(filter_, "memfd_create", 0, 0x4) != ALLOW, "huge pages"
+
+
+def test_a_cpu_worker_signals_only_itself():
+    for name in ("kill", "tgkill"):
+        assert call(filters.CPU_WORKER, name, PID) == ALLOW
+        for other in (PID + 1, 1, 0, -1, -PID):
+            assert call(filters.CPU_WORKER, name, other) == EPERM
+    assert call(filters.CPU_WORKER, "prlimit64", 0) == ALLOW
+    assert call(filters.CPU_WORKER, "prlimit64", PID + 1) == EPERM
+
+
+def test_a_cpu_worker_has_no_names_of_files():
+    assert call(filters.CPU_WORKER, "newfstatat", 5, 1, 2, 0x1000) == ALLOW
+    for flags in (0, 0x100, 0x1100):
+        assert call(filters.CPU_WORKER, "newfstatat", -100, 1, 2, flags) == EPERM
+    for name in ("stat", "readlink", "access", "getdents64", "unlink", "rename", "chmod", "execve", "fork"):
+        assert call(filters.CPU_WORKER, name) == EPERM
+
+
+def test_a_gpu_worker_has_local_streams_and_connects_to_nobody():
+    for kind in (1, 5, 1 | 0x80000, 5 | 0x800):
+        assert call(filters.GPU_WORKER, "socket", 1, kind) == ALLOW
+    assert call(filters.GPU_WORKER, "connect") == EPERM
+    assert call(filters.GPU_WORKER, "accept4") == EPERM
+
+
+def test_conditions_must_all_hold_and_bodies_may_be_long():
+    both = When((In(0, tuple(range(100))), Bits(1, 0xF0, 0x30)), errno.EACCES)
+    filter_ = Filter("test", EPERM, {"read": both, "write": both, "close": ALLOW})
+    assert call(filter_, "read", 99, 0x3F) == ALLOW
+    assert call(filter_, "read", 100, 0x3F) == refuse(errno.EACCES)
+    assert call(filter_, "write", 0, 0x4F) == refuse(errno.EACCES)
+    assert call(filter_, "close") == ALLOW
+    assert call(filter_, "open") == EPERM
