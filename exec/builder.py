@@ -27,7 +27,10 @@ def main(sock: socket.socket, box: BlackBox, order: pipe.Fork, start: pipe.Start
         return
     request = pipe.decode_build(data)
     source = read_part(request.source, descriptors).decode(errors="strict")
-    answer, library = _build(Kernel(source, request.name, request.options), start)
+    kernel = Kernel(
+        source, request.name, request.options, request.functions, request.expressions, request.symbols
+    )
+    answer, library = _build(kernel, start)
     sockets.send(sock, pipe.encode(answer), [] if library is None else [library])
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from coppermesh.exec import linux
+from coppermesh.exec import linux, name_expressions
 from coppermesh.exec.cuda_gate import SHIM, SourceRefused, check_cpu_source
 from coppermesh.exec.cuda_toolchain import Toolchain
 from coppermesh.exec.errors import ExecError, KernelCompileError
@@ -42,11 +42,30 @@ class BuildFailed(ExecError):
 
 @dataclass(frozen=True)
 class Kernel:
-    """What to build."""
+    """What to build: the kernel `name`, or where there are other names, all kernels and variables that they name.
+
+    A module's `name` only stands in messages.
+    """
 
     source: str
     name: str
     options: tuple[str, ...]
+    functions: tuple[str, ...] = ()
+    """Kernels declared `extern "C"`."""
+    expressions: tuple[str, ...] = ()
+    """Kernels by name expression, each checked by `name_expressions`."""
+    symbols: tuple[str, ...] = ()
+    """Variables."""
+
+    @property
+    def plain_names(self) -> tuple[str, ...]:
+        """Kernels that must be declared `extern "C"`."""
+        return self.functions if self.functions or self.expressions or self.symbols else (self.name,)
+
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """All kernels, in the order of their numbers in the library."""
+        return self.plain_names + self.expressions
 
 
 def build_kernel(kernel: Kernel, toolchain: Toolchain, directory: Path, cache: Path) -> int:
@@ -56,14 +75,21 @@ def build_kernel(kernel: Kernel, toolchain: Toolchain, directory: Path, cache: P
     (`kernel-build-limit`, `compiler-missing`). Blocks for up to `BUILD_SECONDS`.
     """
     check_cpu_source(kernel.source, kernel.options)
-    if not re.search(rf"\b{re.escape(kernel.name)}\b", kernel.source):
-        raise KernelCompileError(kernel.name, f"kernel.cu: error: there is no function '{kernel.name}'")
+    for expression in kernel.expressions:
+        if name_expressions.canonical(expression) != expression:  # it is pasted into source below
+            raise SourceRefused(f"the name expression {expression[:80]!r} is not in its one spelling")
+    for name in kernel.plain_names + kernel.symbols:
+        if not name_expressions.is_plain(name) or not re.search(rf"\b{re.escape(name)}\b", kernel.source):
+            what = "variable" if name in kernel.symbols else "function"
+            raise KernelCompileError(kernel.name, f"kernel.cu: error: there is no {what} '{name}'")
     standard, defines = _read_options(kernel.options)
     (directory / "kernel.cu").write_text(kernel.source)
     (directory / "module.cpp").write_text(
         '#include "coppermesh_cuda.h"\n'
         + defines
-        + f'#include "kernel.cu"\nCOPPERMESH_EXPORT({kernel.name})\n'
+        + '#include "kernel.cu"\n'
+        + "".join(f"COPPERMESH_EXPORT({number}, {name})\n" for number, name in enumerate(kernel.kernels))
+        + "".join(f"COPPERMESH_SYMBOL({number}, {name})\n" for number, name in enumerate(kernel.symbols))
     )
     command = toolchain.arguments(standard, SHIM, "module.cpp", "module.so")
     status, log = _run_compiler(command, toolchain.environment(str(cache)), directory)

@@ -2,7 +2,8 @@
 
 Theory. A kernel without barriers is a function of its arguments and indices, so a launch is a loop. The source is
 compiled as host C++ against the headers in `shim` (their theory is in coppermesh_cuda.h) into a library that exports
-`coppermesh_run`, which takes blocks from a shared counter until none is left and runs the threads of each in turn.
+`coppermesh_run_0` (and so on, for the further kernels of a module), which takes blocks from a shared counter until
+none is left and runs the threads of each in turn.
 A launch calls it from a few operating-system threads at once; ctypes lets go of Python's lock meanwhile.
 
 The library also tells the kernel's parameters, so wrong arguments are an error here and not a wild read: their
@@ -15,14 +16,18 @@ A library is loaded from a sealed memory file, and stays loaded while a launch o
 import _ctypes
 import ctypes
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from coppermesh.exec import linux
 from coppermesh.exec.cuda_build import Kernel
 from coppermesh.exec.cuda_gate import check_cpu_source
+from coppermesh.exec.cuda_modules import ModuleParts
 from coppermesh.exec.errors import KernelCompileError, RunFailed
 from coppermesh.exec.runtime import Dim3, KernelArgument, Launch
 from coppermesh.exec.threads import ThreadTeam
@@ -65,12 +70,18 @@ class _Parameter(ctypes.Structure):
     ]
 
 
-class _Library:
-    """One loaded kernel. Unloaded when nothing refers to it any more."""
+class _Symbol(ctypes.Structure):
+    """`coppermesh::Symbol` of coppermesh_launch.h."""
 
-    def __init__(self, name: str, descriptor: int) -> None:
+    _fields_ = [("address", ctypes.c_void_p), ("bytes", ctypes.c_ulonglong), ("writable", ctypes.c_uint)]
+
+
+class _Library:
+    """One loaded copy of a module. Unloaded when nothing refers to it any more."""
+
+    def __init__(self, kernel: Kernel, descriptor: int) -> None:
         """Load the library in the memory file `descriptor`, which is closed with it."""
-        self.name = name
+        self.kernel = kernel
         self._descriptor = descriptor
         self._handle: int | None = None
         try:
@@ -78,26 +89,52 @@ class _Library:
             # used again while this one is loaded.
             self._library = ctypes.CDLL(f"/proc/self/fd/{descriptor}", mode=os.RTLD_NOW | os.RTLD_LOCAL)
         except OSError as error:
-            raise KernelCompileError(name, f"the library does not load: {_reason(error)}") from error
+            raise KernelCompileError(kernel.name, f"the library does not load: {_reason(error)}") from error
         self._handle = self._library._handle  # noqa: SLF001 - ctypes documents it for dlclose
-        if not hasattr(self._library, name):
-            raise KernelCompileError(name, f"kernel.cu: error: kernel '{name}' must be declared extern \"C\"")
-        self.run = self._library.coppermesh_run
-        self.run.argtypes = [ctypes.POINTER(_LaunchState), ctypes.c_void_p]
-        self.run.restype = None
-        self.parameters = self._read_parameters()
+        for name in kernel.plain_names:
+            if not hasattr(self._library, name):
+                raise KernelCompileError(
+                    name, f"kernel.cu: error: kernel '{name}' must be declared extern \"C\""
+                )
+        self.functions = [
+            _Function(self._library, number, name) for number, name in enumerate(kernel.kernels)
+        ]
 
-    def _read_parameters(self) -> list[_Parameter]:
-        count = ctypes.c_uint.in_dll(self._library, "coppermesh_parameter_count").value
-        read = self._library.coppermesh_parameters
-        read.restype = ctypes.POINTER(_Parameter * count)
-        table = read().contents
-        return [table[position] for position in range(count)]
+    def copy(self) -> "_Library":
+        """Another copy, whose variables are as the source initialises them."""
+        size = os.fstat(self._descriptor).st_size
+        return _Library(
+            self.kernel, linux.sealed_file("coppermesh-kernel", os.pread(self._descriptor, size, 0))
+        )
+
+    def symbol(self, number: int) -> np.ndarray[Any, Any]:
+        """The bytes of a variable; read-only where it is const. They live as long as this library."""
+        read = self._library[f"coppermesh_symbol_{number}"]
+        read.restype = ctypes.POINTER(_Symbol)
+        symbol = read().contents
+        memory = np.ctypeslib.as_array((ctypes.c_ubyte * symbol.bytes).from_address(symbol.address))
+        memory.flags.writeable = bool(symbol.writable)
+        return memory
 
     def __del__(self) -> None:
         if self._handle is not None:
             _ctypes.dlclose(self._handle)
         os.close(self._descriptor)
+
+
+class _Function:
+    """One kernel of a loaded library, which must outlive it."""
+
+    def __init__(self, library: ctypes.CDLL, number: int, name: str) -> None:
+        self.name = name
+        self.run = library[f"coppermesh_run_{number}"]
+        self.run.argtypes = [ctypes.POINTER(_LaunchState), ctypes.c_void_p]
+        self.run.restype = None
+        count = ctypes.c_uint.in_dll(library, f"coppermesh_parameter_count_{number}").value
+        read = library[f"coppermesh_parameters_{number}"]
+        read.restype = ctypes.POINTER(_Parameter * count)
+        table = read().contents
+        self.parameters = [table[position] for position in range(count)]
 
 
 class CudaCpu:
@@ -118,38 +155,46 @@ class CudaCpu:
 
         Raises SourceRefused (`unsupported-feature`), KernelCompileError, or what the builder raises.
         """
-        kernel = Kernel(source, name, tuple(options))
+        module = _Module(self, self._library(Kernel(source, name, tuple(options))))
+        return partial(module.launch, 0)
+
+    def load_module(self, parts: ModuleParts, options: tuple[str, ...], *, fresh: bool) -> "_Module":
+        """A copy of a module; with `fresh` one whose variables are as initialised. Raises as `load` does."""
+        kernel = Kernel(
+            parts.source, _label(parts), tuple(options), parts.functions, parts.expressions, parts.symbols
+        )
+        library = self._library(kernel)
+        return _Module(self, library.copy() if fresh else library)
+
+    def _library(self, kernel: Kernel) -> _Library:
+        """The library of this kernel, built where it is not known."""
         library = self._libraries.get(kernel)
         if library is None:
-            check_cpu_source(source, options)
-            self._note(f"compiling kernel {name}")
-            library = _Library(name, self._builder(kernel))
+            check_cpu_source(kernel.source, kernel.options)
+            self._note(f"compiling kernel {kernel.name}")
+            library = _Library(kernel, self._builder(kernel))
             self._note("")
             self._libraries[kernel] = library
             while len(self._libraries) > MAX_LOADED:
                 self._libraries.popitem(last=False)
         self._libraries.move_to_end(kernel)
-        found = library
+        return library
 
-        def launch(grid: Dim3, block: Dim3, shared_bytes: int, arguments: Sequence[KernelArgument]) -> None:
-            self._launch(found, grid, block, shared_bytes, arguments)
-
-        return launch
-
-    def _launch(
+    def run_function(
         self,
-        library: _Library,
+        function: _Function,
         grid: Dim3,
         block: Dim3,
         shared_bytes: int,
         arguments: Sequence[KernelArgument],
     ) -> None:
+        """Run one kernel to its end. Raises RunFailed where the arguments are not what it takes."""
         if shared_bytes:
             raise RunFailed(
-                f"kernel {library.name}: shared memory is not possible on a CPU device",
+                f"kernel {function.name}: shared memory is not possible on a CPU device",
                 code="unsupported-feature",
             )
-        _check_arguments(library, arguments)
+        _check_arguments(function, arguments)
         pointers, kept = _pass_arguments(arguments)
         blocks = grid[0] * grid[1] * grid[2]
         wanted = (
@@ -159,18 +204,42 @@ class CudaCpu:
         )
         chunk = max(1, blocks // (wanted * CHUNKS_PER_THREAD))
         state = _LaunchState(tuple(grid), tuple(block), blocks, chunk, 0)
-        self._note(f"kernel {library.name}")
-        self._team.run(wanted, lambda: library.run(ctypes.byref(state), pointers))
+        self._note(f"kernel {function.name}")
+        self._team.run(wanted, lambda: function.run(ctypes.byref(state), pointers))
         self._note("")
         del kept
 
 
-def _check_arguments(library: _Library, arguments: Sequence[KernelArgument]) -> None:
-    if len(arguments) != len(library.parameters):
-        raise _wrong(library, f"takes {len(library.parameters)} arguments, {len(arguments)} were given")
-    for position, (argument, parameter) in enumerate(zip(arguments, library.parameters, strict=True)):
+class _Module:
+    """A copy of a module, and who runs its kernels: the `LoadedModule` of this backend."""
+
+    def __init__(self, owner: CudaCpu, library: _Library) -> None:
+        self._owner = owner
+        self._library = library
+
+    def launch(
+        self, function: int, grid: Dim3, block: Dim3, shared_bytes: int, arguments: Sequence[KernelArgument]
+    ) -> None:
+        """Run kernel `function` to its end."""
+        self._owner.run_function(self._library.functions[function], grid, block, shared_bytes, arguments)
+
+    def symbol(self, symbol: int) -> np.ndarray[Any, Any]:
+        """The bytes of variable `symbol`, while this copy exists. Raises RunFailed where there is no such."""
+        return self._library.symbol(symbol)
+
+
+def _label(parts: ModuleParts) -> str:
+    """A word for messages: the module's first kernel."""
+    first = (parts.kernels or ("module",))[0]
+    return re.findall(r"[A-Za-z_]\w*", first.partition("<")[0])[-1][:128]
+
+
+def _check_arguments(function: _Function, arguments: Sequence[KernelArgument]) -> None:
+    if len(arguments) != len(function.parameters):
+        raise _wrong(function, f"takes {len(function.parameters)} arguments, {len(arguments)} were given")
+    for position, (argument, parameter) in enumerate(zip(arguments, function.parameters, strict=True)):
         if fault := _argument_fault(argument, parameter):
-            raise _wrong(library, f"argument {position}: {fault}")
+            raise _wrong(function, f"argument {position}: {fault}")
 
 
 def _argument_fault(argument: KernelArgument, parameter: _Parameter) -> str | None:
@@ -202,8 +271,8 @@ def _narrowing_fault(value: int, width: int) -> str | None:
     return f"{value} does not fit the kernel's integer of {width} bytes"
 
 
-def _wrong(library: _Library, text: str) -> RunFailed:
-    return RunFailed(f"kernel {library.name}: {text}", code="kernel-arguments")
+def _wrong(function: _Function, text: str) -> RunFailed:
+    return RunFailed(f"kernel {function.name}: {text}", code="kernel-arguments")
 
 
 def _pass_arguments(arguments: Sequence[KernelArgument]) -> tuple[Any, list[Any]]:

@@ -35,6 +35,7 @@ Detail = Annotated[str, Meta(max_length=MAX_DETAIL, pattern=r"^[\x20-\x7e\n\t]*\
 Label = Annotated[str, Meta(max_length=128, pattern=r"^[\x20-\x7e]*\Z")]
 Size = Annotated[int, Meta(ge=0, lt=1 << 62)]
 Part = Annotated[bytes, Meta(max_length=MAX_INLINE_BYTES)] | Size
+Names = Annotated[tuple[Annotated[str, Meta(max_length=256)], ...], Meta(max_length=128)]
 Options = Annotated[tuple[Annotated[str, Meta(max_length=256)], ...], Meta(max_length=16)]
 
 
@@ -147,6 +148,10 @@ class Build(PipeMessage, frozen=True, tag="build"):
     source: Part
     name: Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}\Z")]
     options: Options
+    functions: Names = ()
+    """A module's kernels, name expressions and variables: checked by the builder."""
+    expressions: Names = ()
+    symbols: Names = ()
 
 
 class Built(PipeMessage, frozen=True, tag="built"):

@@ -41,7 +41,16 @@ LARGEST_SOURCE = 4 * MAX_SOURCE_CHARACTERS
 """Bytes of a kernel's source that must fit into a file whatever the limit on outputs is."""
 REMEMBERED_BYTES = 256 * 1024
 """Programs up to this size are remembered as checked, for the tiles of one picture."""
-PROVIDER_CODES = frozenset({"device-error", "no-kernel-backend", "compiler-missing", "worker-unavailable"})
+PROVIDER_CODES = frozenset(
+    {
+        "device-error",
+        "device-lost",
+        "device-memory",
+        "no-kernel-backend",
+        "compiler-missing",
+        "worker-unavailable",
+    }
+)
 """Failures that are this machine's doing; every other one is the program's."""
 
 set_blas_threads = find_blas_setter()
@@ -56,6 +65,8 @@ class _Inputs:
 
     arrays: list[Array]
     mappings: list[mmap.mmap]
+    files: list[int | None]
+    """The descriptor of the file that each lies in, None where it came in place."""
 
 
 def main(sock: socket.socket, box: BlackBox, order: pipe.Fork, start: pipe.Start) -> None:
@@ -98,9 +109,15 @@ class Worker:
 
     def _make_runtime(self, start: pipe.Start) -> Runtime:
         if start.kind == "cuda":
-            from coppermesh.exec.cupy_runtime import CupyRuntime  # only here: it starts the driver
+            from coppermesh.exec.cupy_runtime import (
+                CupyRuntime,
+                LostRuntime,
+            )  # only here: it starts the driver
 
-            return CupyRuntime(memory_limit=self._order.memory_bytes)
+            try:
+                return CupyRuntime(memory_limit=self._order.memory_bytes, note=self._box.note)
+            except ExecError as error:
+                return LostRuntime(error)
         if not self._order.kernels or not start.compiler:
             return NumpyRuntime()
         backend = CudaCpu(
@@ -152,7 +169,7 @@ class Worker:
             if message.digests:
                 result, digests = run_with_digests(self._runtime, checked, inputs.arrays, self._limits)
             else:
-                result = self._runtime.run(checked, inputs.arrays, self._limits)
+                result = self._runtime.run(checked, inputs.arrays, self._limits, files=inputs.files)
             for number, output in enumerate(result.outputs):
                 files.append(_hand_over(number, output))
         finally:
@@ -192,8 +209,11 @@ class Worker:
             [] if len(source) <= pipe.MAX_INLINE_BYTES else [linux.sealed_file("coppermesh-source", source)]
         )
         part = len(source) if files else source
+        request = pipe.Build(
+            part, kernel.name, kernel.options, kernel.functions, kernel.expressions, kernel.symbols
+        )
         try:
-            sockets.send(self._sock, pipe.encode(pipe.Build(part, kernel.name, kernel.options)), files)
+            sockets.send(self._sock, pipe.encode(request), files)
         finally:
             sockets.close_all(files)
         data, descriptors = sockets.receive(self._sock, 1)
@@ -231,11 +251,16 @@ _check_small = lru_cache(maxsize=16)(_check)
 
 
 def _map_inputs(specs: Sequence[ArraySpec], parts: Sequence[bytes | int], descriptors: list[int]) -> _Inputs:
-    """The inputs as read-only arrays, in place where they came in place, else mapped from their files."""
+    """The inputs as read-only arrays, in place where they came in place, else mapped from their files.
+
+    The descriptors stay the caller's.
+    """
     if len(parts) != len(specs):
         raise RunFailed(f"the program has {len(specs)} inputs, {len(parts)} were given", code="bad-input")
     arrays: list[Array] = []
     mappings: list[mmap.mmap] = []
+    files: list[int | None] = []
+    taken = 0
     for number, (spec, part) in enumerate(zip(specs, parts, strict=True)):
         size = part if isinstance(part, int) else len(part)
         if size != spec.nbytes:
@@ -243,16 +268,16 @@ def _map_inputs(specs: Sequence[ArraySpec], parts: Sequence[bytes | int], descri
         buffer: bytes | mmap.mmap
         if isinstance(part, bytes):
             buffer = part
+            files.append(None)
         else:
-            descriptor = descriptors.pop(0)
-            try:
-                buffer = mmap.mmap(descriptor, size, mmap.MAP_SHARED, mmap.PROT_READ) if size else b""
-            finally:
-                os.close(descriptor)
+            descriptor = descriptors[taken]
+            taken += 1
+            files.append(descriptor)
+            buffer = mmap.mmap(descriptor, size, mmap.MAP_SHARED, mmap.PROT_READ) if size else b""
             if isinstance(buffer, mmap.mmap):
                 mappings.append(buffer)
         arrays.append(np.frombuffer(buffer, spec.numpy_dtype).reshape(spec.shape))
-    return _Inputs(arrays, mappings)
+    return _Inputs(arrays, mappings, files)
 
 
 def _unmap(inputs: _Inputs) -> None:

@@ -77,20 +77,38 @@ template <auto kernel, class... A> struct entry<kernel, void (*)(A...)> {
     }
 };
 
+// A variable of a module, as its host sees it.
+struct Symbol {
+    void* address;
+    unsigned long long bytes;
+    unsigned int writable;
+};
+template <class T> struct is_writable { static constexpr unsigned int value = 1; };
+template <class T> struct is_writable<const T> { static constexpr unsigned int value = 0; };
+
 }  // namespace coppermesh
 
-// What a module exports. Comes after the kernel's source, so it uses no name that a kernel may have made a macro.
-#define COPPERMESH_EXPORT(kernel)                                                                          \
+// What a module exports for its kernel `number`. `...` names it, and may be a template with its arguments. Comes after
+// the kernel's source, so it uses no name that a kernel may have made a macro.
+#define COPPERMESH_EXPORT(number, ...)                                                                     \
     extern "C" {                                                                                           \
-    __attribute__((visibility("default"))) extern const unsigned int coppermesh_parameter_count =          \
-        coppermesh::entry<&kernel, decltype(&kernel)>::count;                                              \
-    __attribute__((visibility("default"))) const coppermesh::Parameter* coppermesh_parameters() {          \
-        return coppermesh::entry<&kernel, decltype(&kernel)>::parameters;                                  \
+    __attribute__((visibility("default"))) extern const unsigned int coppermesh_parameter_count_##number = \
+        coppermesh::entry<& __VA_ARGS__, decltype(& __VA_ARGS__)>::count;                                  \
+    __attribute__((visibility("default"))) const coppermesh::Parameter* coppermesh_parameters_##number() { \
+        return coppermesh::entry<& __VA_ARGS__, decltype(& __VA_ARGS__)>::parameters;                      \
     }                                                                                                      \
-    __attribute__((visibility("default"))) void coppermesh_run(                                            \
+    __attribute__((visibility("default"))) void coppermesh_run_##number(                                   \
         coppermesh::Launch* coppermesh_launch, void* const* coppermesh_arguments) {                        \
-        coppermesh::entry<&kernel, decltype(&kernel)>::run(                                                \
+        coppermesh::entry<& __VA_ARGS__, decltype(& __VA_ARGS__)>::run(                                    \
             *coppermesh_launch, coppermesh_arguments,                                                      \
-            coppermesh::entry<&kernel, decltype(&kernel)>::Indices());                                     \
+            coppermesh::entry<& __VA_ARGS__, decltype(& __VA_ARGS__)>::Indices());                         \
     }                                                                                                      \
+    }
+
+// What it exports for a variable that is set or read from outside.
+#define COPPERMESH_SYMBOL(number, name)                                                                    \
+    extern "C" __attribute__((visibility("default"))) const coppermesh::Symbol* coppermesh_symbol_##number() { \
+        static const coppermesh::Symbol symbol = {                                                         \
+            (void*)& ::name, sizeof(::name), coppermesh::is_writable<decltype(::name)>::value};            \
+        return &symbol;                                                                                    \
     }
