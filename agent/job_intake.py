@@ -16,9 +16,10 @@ from coppermesh.agent.jobs import JobState, JobTable, ProgramFacts
 from coppermesh.agent.local_messages import SubmitCall, TaskSpec
 from coppermesh.agent.matching import MAX_LEASES, Requirement
 from coppermesh.exec.budget import RunLimits, check_budget, estimate
+from coppermesh.exec.cuda_needs import program_needs
 from coppermesh.exec.errors import ExecError
 from coppermesh.exec.program import ArraySpec, decode_program
-from coppermesh.exec.schema import check_program
+from coppermesh.exec.schema import CheckedProgram, check_program
 from coppermesh.p2p.blob_store import BlobStore, Scope
 from coppermesh.p2p.errors import Refused
 from coppermesh.p2p.ids import Digest
@@ -139,9 +140,17 @@ def _inspect(data: bytes) -> ProgramFacts:
         inputs=tuple(checked.input_specs),
         outputs=tuple(checked.output_specs),
         features=checked.features,
+        needs=_where_needed(checked),
         peak_bytes=cost.peak_bytes,
         size=len(data),
     )
+
+
+def _where_needed(checked: CheckedProgram) -> dict[str, str]:
+    where: dict[str, str] = {}
+    for need in program_needs(checked):
+        where.setdefault(need.code, str(need))
+    return where
 
 
 def _named(tasks: Sequence[TaskSpec]) -> dict[bytes, None]:

@@ -5,6 +5,7 @@ them, larger ones stay in the blob store, pinned as long as the job is kept.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,8 @@ KEEP_SECONDS = 600.0
 """How long an ended job can still be asked about."""
 MAX_REFUSALS = 256
 """Refusals of one job that are kept and told; peers that announce ever new reasons cannot grow it further."""
+MAX_PLACES = 8
+"""Places in the user's kernels told with one refusal."""
 INLINE_TASK_BYTES = 64 * 1024
 """Outputs of one task up to this size ride in its event."""
 INLINE_TOTAL_BYTES = 64 * 1024 * 1024
@@ -40,6 +43,8 @@ class ProgramFacts:
     inputs: tuple[ArraySpec, ...]
     outputs: tuple[ArraySpec, ...]
     features: frozenset[str]
+    needs: Mapping[str, str]
+    """Where each feature of CUDA that its kernels need is used: `kernel blur, line 12: asm (inline assembly)`."""
     peak_bytes: int
     size: int
 
@@ -93,12 +98,23 @@ class JobState:
 
     def refused_by(self, peer: PeerId, reason: str) -> None:
         """A provider does not take the job. The client is told, once for each provider and reason."""
-        reason = printable(reason)
+        reason = printable(reason + self._needed_by(reason))
         if peer in self.refusals or len(self.refusals) < MAX_REFUSALS:
             self.refusals[peer] = reason
         if (peer, reason) not in self.refusals_told and len(self.refusals_told) < MAX_REFUSALS:
             self.refusals_told.add((peer, reason))
             self.tell("progress", {"text": f"{short_peer(peer)}: {reason}", "cause": "refusal"})
+
+    def _needed_by(self, reason: str) -> str:
+        """Where the job needs the features that `reason` names, for its user to find."""
+        named = {
+            place
+            for facts in self.programs.values()
+            for code, place in facts.needs.items()
+            if re.search(rf"(?<![a-z0-9-]){re.escape(code)}(?![a-z0-9-])", reason)
+        }
+        places = sorted(named)[:MAX_PLACES]
+        return f" (needed: {'; '.join(places)})" if places else ""
 
     async def wait_after(self, number: int, seconds: float) -> list[JobEvent]:
         """Events after `number`, as soon as there is one; an empty list after `seconds`."""

@@ -4,7 +4,8 @@ A CPU is described by its own model name and never fills a field that belongs to
 each of them optional (`NotSupported` is normal on consumer cards); they are read in a throw-away child process, so
 that a driver that hangs or crashes costs a deadline and not the agent. No driver: no GPUs, and no complaint.
 
-`features` says which programs the device takes: `array-programs`, and `cuda-source` where kernels can be built.
+`features` says which programs the device takes: `array-programs`; `cuda-source` where kernels can be built, and with it
+the codes of what its runtime can do beyond plain kernels (`cuda_features`).
 A GPU whose runtime is not installed has none, and should not be announced.
 """
 
@@ -18,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from coppermesh.exec.cuda_features import CPU, CUDA, runtime_features
 from coppermesh.exec.meter import RaplMeter
 
 PROBE_SECONDS = 20.0
@@ -70,7 +72,7 @@ def probe_cpu(compiler: str | None = None) -> DeviceInfo:
 
     features = [ARRAY_PROGRAMS]
     if find_toolchain(compiler) is not None:
-        features.append(CUDA_SOURCE)
+        features += [CUDA_SOURCE, *sorted(runtime_features(CPU))]
     return DeviceInfo(
         device="cpu",
         kind="cpu",
@@ -177,9 +179,15 @@ def _read_gpu(index: int, driver: str | None) -> DeviceInfo | None:
         uuid=printable(uuid) if uuid else None,
         driver=printable(driver) if driver else None,
         meter="nvml" if energy is not None and uuid else "none",
-        features=(ARRAY_PROGRAMS, CUDA_SOURCE) if find_spec("cupy") is not None else (),
+        features=_gpu_features(),
         cores=None,
     )
+
+
+def _gpu_features() -> tuple[str, ...]:
+    if find_spec("cupy") is None:
+        return ()
+    return (ARRAY_PROGRAMS, CUDA_SOURCE, *sorted(runtime_features(CUDA)))
 
 
 def _optional(call: Any, *arguments: Any) -> Any:
