@@ -32,18 +32,14 @@ SHIM = Path(__file__).with_name("shim")
 
 MAX_REPORTED = 5
 
-HEADERS = frozenset(
-    {
-        "cuda.h",
-        "cuda_runtime.h",
-        "cuda_runtime_api.h",
-        "device_launch_parameters.h",
-        "math_constants.h",
-        "math_functions.h",
-        "vector_functions.h",
-        "vector_types.h",
-    }
-)
+_OF_CUDA = """builtin_types.h cuda.h cuda_runtime.h cuda_runtime_api.h device_atomic_functions.h
+device_double_functions.h device_functions.h device_launch_parameters.h host_defines.h math_constants.h
+math_functions.h sm_20_atomic_functions.h sm_20_intrinsics.h sm_30_intrinsics.h sm_32_atomic_functions.h
+sm_32_intrinsics.h sm_35_atomic_functions.h sm_35_intrinsics.h sm_60_atomic_functions.h sm_61_intrinsics.h
+vector_functions.h vector_types.h"""
+_OF_LIBCUDACXX = "array bit cassert climits cmath cstddef cstdint cstring limits type_traits utility"
+
+HEADERS = frozenset(_OF_CUDA.split()) | {f"cuda/std/{name}" for name in _OF_LIBCUDACXX.split()}
 """Names that a kernel may include on every device: each exists in `SHIM`. Others come with a feature."""
 
 _DIRECTIVES = frozenset(
@@ -314,11 +310,10 @@ def _read_directive(
     if name == "include":
         match = _INCLUDE.fullmatch(operand)
         header = (match["system"] or match["own"]) if match else ""
-        feature = feature_of_header(header)
-        if feature is not None:
-            return f"#include {operand.strip()[:80]} ({feature.name})", feature
         if header not in HEADERS:
-            return f"#include {operand.strip()[:80]}", None
+            feature = feature_of_header(header)
+            suffix = "" if feature is None else f" ({feature.name})"
+            return f"#include {operand.strip()[:80]}{suffix}", feature
     if name == "line" and not _GENERATED.fullmatch(operand):
         return "#line", None
     second = following[1] if len(following) > 1 else None
@@ -339,6 +334,8 @@ def _check_words(text: _Text, tokens: Sequence[Token]) -> Iterator[Finding]:
     for position, token in enumerate(tokens):
         if token.kind in ("launch", "word"):
             following = tokens[position + 1].text if position + 1 < len(tokens) else ""
+            if token.text == "std" and _std_is_there(tokens, position):
+                continue
             if feature := feature_of_word(token.text, following):
                 yield Finding(*text.place(token.start), f"{token.text} ({feature.name})", feature)
             elif what := _FORBIDDEN.get(token.text):
@@ -347,6 +344,17 @@ def _check_words(text: _Text, tokens: Sequence[Token]) -> Iterator[Finding]:
                 yield Finding(*text.place(token.start), f"{token.text} (a name of the build itself)")
         if what := _attribute_fault(tokens, position, attributes):
             yield Finding(*text.place(token.start), what)
+
+
+def _std_is_there(tokens: Sequence[Token], position: int) -> bool:
+    """Whether the `std` at `position` is libcu++'s (`cuda::std`) or names one of the three that NVRTC has built in."""
+    before = [token.text for token in tokens[max(0, position - 3) : position]]
+    after = [token.text for token in tokens[position + 1 : position + 4]]
+    return before == ["cuda", ":", ":"] or after in (
+        [":", ":", "move"],
+        [":", ":", "forward"],
+        [":", ":", "initializer_list"],
+    )
 
 
 def _attribute_fault(tokens: Sequence[Token], position: int, attributes: bool) -> str | None:
