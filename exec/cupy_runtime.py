@@ -1,48 +1,80 @@
-"""Programs on an NVIDIA GPU, through CuPy. Never run on a GPU so far: written from CuPy's documentation, type-checked.
+"""Programs on an NVIDIA GPU, through CuPy. Never run on a GPU so far: see tests/gpu/RESULTS.md.
 
-CuPy is imported when a runtime is made, never before: it starts the CUDA driver, which must not happen in a process
-that forks. Everything runs on one non-blocking stream; device time is measured by two events around the program.
-CuPy's own RawKernel and ElementwiseKernel run the kernels. The memory pool's limit bounds arrays only: the CUDA
-context and the workspaces of its libraries come on top.
+Theory of operation. CuPy is imported when a runtime is made, never before, since its first use of the device starts
+the CUDA driver, which does not survive a fork. Everything runs on one non-blocking stream of one device, so memory
+that was freed is used again in the stream's order; device time is measured by two events around the program.
+
+Memory. CuPy's pool has the lease's limit and some slack for working memory of libraries; the interpreter frees by
+liveness. Inputs belong to the run and may be written over after their last use, but for those that are kept for the
+lease's next tasks (`cupy_inputs`). The CUDA context and what cuBLAS and cuFFT allocate by themselves come on top.
+
+Errors. CuPy's exceptions become ours in `cupy_errors`. After a sticky one the process's context is ruined, so the
+runtime refuses to run again and the agent replaces the worker. A kernel that does not end is ended with its process,
+by the agent's clock.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 
-from coppermesh.exec.array_operations import make_table
 from coppermesh.exec.budget import check_budget, estimate
-from coppermesh.exec.errors import ExecError, KernelCompileError, RunFailed, plain_sentence
-from coppermesh.exec.interpreter import Interpreter, writable_copy
-from coppermesh.exec.kernel_rules import written_arguments
+from coppermesh.exec.cupy_errors import DEVICE_ERROR, DEVICE_LOST, explain, is_sticky
+from coppermesh.exec.cupy_inputs import InputCache
+from coppermesh.exec.cupy_kernels import CupyKernels
+from coppermesh.exec.cupy_operations import IndexGuard, make_cupy_table, make_scatter
+from coppermesh.exec.errors import ExecError, RunFailed, plain_sentence
+from coppermesh.exec.interpreter import Interpreter
 from coppermesh.exec.numpy_runtime import check_inputs
-from coppermesh.exec.program import KernelSource
 from coppermesh.exec.runtime import RunLimits, RunResult, Watch
-from coppermesh.exec.schema import CheckedNode, CheckedProgram
+from coppermesh.exec.schema import CheckedProgram
+
+POOL_SLACK_BYTES = 128 * 1024 * 1024
+"""Over the lease's memory: working memory of sorts, reductions and transforms, and what the pool loses to rounding."""
+IDLE_POOL_BYTES = 256 * 1024 * 1024
+"""Free memory that the pool keeps between tasks; giving it back and asking again costs more than a small task."""
 
 
 class CupyRuntime:
-    """The `Runtime` of one GPU. `memory_limit` is in bytes, 0 for none."""
+    """The `Runtime` of one GPU, for one lease. `memory_limit` is in bytes, 0 for none.
+
+    `note` is told what runs next. Raises RunFailed (`device-lost`) where the GPU cannot be used, ModuleNotFoundError
+    where CuPy is not installed.
+    """
 
     kind = "cuda"
 
-    def __init__(self, device_index: int = 0, memory_limit: int = 0) -> None:
+    def __init__(
+        self, device_index: int = 0, memory_limit: int = 0, note: Callable[[str], None] = lambda _: None
+    ) -> None:
         self._cupy: Any = import_module("cupy")
-        self._device = self._cupy.cuda.Device(device_index)
-        self._kernels: dict[KernelSource, Any] = {}
-        self._interpreter = Interpreter(self._cupy, make_table(self._cupy), self._run_kernel)
-        with self._device:
-            self._cupy.get_default_memory_pool().set_limit(size=memory_limit)
-            self._stream = self._cupy.cuda.Stream(non_blocking=True)
+        self._cupyx: Any = import_module("cupyx")
+        self._limit = memory_limit
+        self._lost = False
+        try:
+            self._open(device_index, note)
+        except Exception as error:
+            raise RunFailed(f"the GPU cannot be used: {error}", code=DEVICE_LOST) from error
 
-    @property
-    def determinism(self) -> str:
-        """CuPy's version, the CUDA runtime's, and the device's compute capability."""
-        runtime = self._cupy.cuda.runtime.runtimeGetVersion()
-        capability = self._device.compute_capability
-        return plain_sentence(f"cupy/{self._cupy.__version__} cuda/{runtime} sm_{capability}")[:128]
+    def _open(self, device_index: int, note: Callable[[str], None]) -> None:
+        cupy = self._cupy
+        self._device = cupy.cuda.Device(device_index)
+        with self._device:
+            self._pool = cupy.get_default_memory_pool()
+            self._pool.set_limit(size=self._limit + POOL_SLACK_BYTES if self._limit else 0)
+            self._stream = cupy.cuda.Stream(non_blocking=True)
+            self.determinism = _describe(cupy, self._device)
+            attributes = dict(self._device.attributes)
+        self._guard = IndexGuard(cupy)
+        self._kernels = CupyKernels(cupy, attributes, self._stream.synchronize, note)
+        self._inputs = InputCache(cupy)
+        self._interpreter = Interpreter(
+            cupy,
+            make_cupy_table(cupy, self._guard),
+            self._kernels.run,
+            make_scatter(cupy, self._guard),
+        )
 
     def run(
         self,
@@ -50,33 +82,51 @@ class CupyRuntime:
         inputs: Sequence[np.ndarray[Any, Any]],
         limits: RunLimits,
         watch: Watch | None = None,
+        files: Sequence[int | None] = (),
     ) -> RunResult:
         """Run to the end. For `watch` each node's results are copied to the host.
 
-        Raises OverBudget before anything runs; RunFailed, KernelCompileError.
+        `files[n]` is an open descriptor of the file that input n lies in, None where it came in place. Raises
+        OverBudget before anything runs; RunFailed, KernelCompileError, KernelCrashed.
         """
+        if self._lost:
+            raise RunFailed("the GPU was lost in an earlier run of this worker", code=DEVICE_LOST)
         check_inputs(checked, inputs)
         check_budget(estimate(checked), limits, checked)
-        cuda = self._cupy.cuda
-        with self._device, self._stream:
-            begin, end = cuda.Event(), cuda.Event()
-            try:
-                arrays = [self._cupy.asarray(array) for array in inputs]
-                begin.record()
-                outputs, peak = self._interpreter.run(checked, arrays, watch=self._on_host(watch))
-                end.record()
-                results = [np.ascontiguousarray(self._cupy.asnumpy(array)) for array in outputs]
-                end.synchronize()
-            except ExecError:
+        try:
+            with self._device, self._stream, self._cupyx.errstate(linalg="raise"):
+                return self._run_on_stream(checked, inputs, watch, files)
+        except Exception as error:
+            failure = _explain(error)
+            self._lose(failure)
+            if failure is error:
                 raise
-            except RuntimeError as error:
-                # CuPy raises subclasses of RuntimeError for driver, runtime and library errors.
-                raise RunFailed(f"the GPU reported: {error}", code="device-error") from error
-            device_us = int(1000 * cuda.get_elapsed_time(begin, end))
-        shaped = [
-            array.reshape(spec.shape) for array, spec in zip(results, checked.output_specs, strict=True)
+            raise failure from error
+        finally:
+            self._tidy()
+
+    def _run_on_stream(
+        self,
+        checked: CheckedProgram,
+        inputs: Sequence[np.ndarray[Any, Any]],
+        watch: Watch | None,
+        files: Sequence[int | None],
+    ) -> RunResult:
+        cuda = self._cupy.cuda
+        begin, end = cuda.Event(), cuda.Event()
+        spare = max(0, self._limit - estimate(checked).peak_bytes) if self._limit else 0
+        arrays, given = self._inputs.place(inputs, files, spare)
+        begin.record()
+        # An iterator, so that this frame holds none of the arrays while the interpreter frees them one by one.
+        outputs, peak = self._interpreter.run(checked, _emptying(arrays), given, self._on_host(watch))
+        end.record()
+        self._guard.finish()
+        results = [
+            np.ascontiguousarray(self._cupy.asnumpy(array)).reshape(spec.shape)
+            for array, spec in zip(outputs, checked.output_specs, strict=True)
         ]
-        return RunResult(shaped, device_us, peak)
+        end.synchronize()
+        return RunResult(results, round(1000 * cuda.get_elapsed_time(begin, end)), peak)
 
     def _on_host(self, watch: Watch | None) -> Watch | None:
         """`watch`, shown NumPy arrays."""
@@ -84,54 +134,74 @@ class CupyRuntime:
             return None
         return lambda number, results: watch(number, [self._cupy.asnumpy(array) for array in results])
 
-    def _run_kernel(
-        self, checked_node: CheckedNode, arrays: Sequence[Any], writable: Sequence[bool]
-    ) -> list[Any]:
-        kernel = checked_node.call.kernel
-        assert kernel is not None  # the checker put it there
-        try:
-            if kernel.kind == "raw":
-                return self._run_raw(kernel, checked_node, arrays, writable)
-            return self._run_elementwise(kernel, checked_node, arrays, writable)
-        except self._cupy.cuda.compiler.CompileException as error:
-            raise KernelCompileError(kernel.name, str(error)) from error
+    def _lose(self, failure: ExecError) -> None:
+        if is_sticky(failure):
+            self._lost = True
+        elif failure.code == "memory-limit":
+            self._inputs.close()
 
-    def _run_raw(
-        self, kernel: KernelSource, checked_node: CheckedNode, arrays: Sequence[Any], writable: Sequence[bool]
-    ) -> list[Any]:
-        attrs: dict[str, Any] = dict(checked_node.node.attrs)
-        is_array = [scalar is None for scalar in checked_node.call.scalars]
-        written = written_arguments(kernel, is_array)
-        arguments = []
-        for position, item in enumerate(arrays):
-            if position in written:
-                arguments.append(writable_copy(self._cupy, item, writable[position]))
-            else:
-                arguments.append(self._cupy.ascontiguousarray(item) if is_array[position] else item)
-        compiled = self._kernels.get(kernel)
-        if compiled is None:
-            compiled = self._cupy.RawKernel(kernel.texts[0], kernel.name, options=kernel.options)
-            self._kernels[kernel] = compiled
-        compiled(attrs["grid"], attrs["block"], tuple(arguments), shared_mem=attrs["shared_mem"])
-        return [arguments[position] for position in written]
+    def _tidy(self) -> None:
+        """Between tasks: no marks, no modules' variables, no large free blocks that another process could use."""
+        self._kernels.end_run()
+        self._guard.forget()
+        if not self._lost and self._pool.free_bytes() > IDLE_POOL_BYTES:
+            with self._device:
+                self._pool.free_all_blocks()
+                self._cupy.get_default_pinned_memory_pool().free_all_blocks()
 
-    def _run_elementwise(
-        self, kernel: KernelSource, checked_node: CheckedNode, arrays: Sequence[Any], writable: Sequence[bool]
-    ) -> list[Any]:
-        inputs, outputs, operation, preamble = kernel.texts
-        compiled = self._kernels.get(kernel)
-        if compiled is None:
-            compiled = self._cupy.ElementwiseKernel(
-                inputs, outputs, operation, kernel.name, preamble=preamble, options=kernel.options
-            )
-            self._kernels[kernel] = compiled
-        count = compiled.nin
-        given = [
-            writable_copy(self._cupy, array, may)
-            for array, may in zip(arrays[count:], writable[count:], strict=True)
-        ]
-        results = given or [self._cupy.zeros(spec.shape, spec.numpy_dtype) for spec in checked_node.results]
-        size = checked_node.node.attrs["size"]
-        options = {} if size is None else {"size": size}
-        compiled(*arrays[:count], *results, **options)
-        return results
+
+class LostRuntime:
+    """Stands where a GPU's runtime could not be made: every run fails, by this provider's fault."""
+
+    kind = "cuda"
+    determinism = ""
+
+    def __init__(self, error: ExecError) -> None:
+        self._error = error
+
+    def run(
+        self,
+        checked: CheckedProgram,
+        inputs: Sequence[np.ndarray[Any, Any]],
+        limits: RunLimits,
+        watch: Watch | None = None,
+        files: Sequence[int | None] = (),
+    ) -> RunResult:
+        """Raises the error that there was."""
+        raise RunFailed(self._error.sentence, code=self._error.code, detail=self._error.detail)
+
+
+def _describe(cupy: Any, device: Any) -> str:
+    """What two runs must have in common to agree bit for bit: CuPy, CUDA, NVRTC, driver, architecture, model."""
+    runtime = cupy.cuda.runtime
+    name = runtime.getDeviceProperties(device.id)["name"]
+    words = (
+        f"cupy/{cupy.__version__}",
+        f"cuda/{runtime.runtimeGetVersion()}",
+        f"nvrtc/{'.'.join(map(str, cupy.cuda.nvrtc.getVersion()))}",
+        f"driver/{runtime.driverGetVersion()}",
+        f"sm_{device.compute_capability}",
+        name.decode("ascii", "replace") if isinstance(name, bytes) else str(name),
+    )
+    return plain_sentence(" ".join(words))[:128]
+
+
+def _explain(error: Exception) -> ExecError:
+    if isinstance(error, ExecError):
+        cause = error.__cause__
+        # The interpreter has wrapped CuPy's OutOfMemoryError, for it is a MemoryError: say whose limit it was.
+        if type(cause).__name__ == "OutOfMemoryError" and error.code == "memory-limit":
+            better = explain(cause)  # type: ignore[arg-type]  # not None: its type has a name
+            better.node = error.node
+            return better
+        return error
+    if type(error).__name__ == "CompileException":
+        return RunFailed("CuPy's own kernel does not compile here", code=DEVICE_ERROR, detail=str(error))
+    return explain(error)
+
+
+def _emptying(arrays: list[Any]) -> Any:
+    """The arrays in order, each let go of as it is handed out."""
+    arrays.reverse()
+    while arrays:
+        yield arrays.pop()

@@ -18,6 +18,10 @@ _CAUSES = {
 }
 
 
+SPOILING_CODES = frozenset({"device-lost", "kernel-crashed"})
+"""Failures after which a worker, though it has answered, cannot run anything more: its GPU's context is ruined."""
+
+
 @dataclass
 class Answer:
     """How one run ended, before it is timed."""

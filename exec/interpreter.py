@@ -9,7 +9,7 @@ What the checker promised of each result is verified: a library that answers wit
 report, not an answer to sign.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,9 @@ from coppermesh.exec.shapes import as_python_index
 KernelRunner = Callable[[CheckedNode, Sequence[Any], Sequence[bool]], Sequence[Any]]
 """Runs a kernel node on its arguments; for each argument whether its memory may be written. Gives the results."""
 
+
+Scatter = Callable[[str, Any, int, Any, Any], None]
+"""Writes `put` or `add_at` into an array in place: (operation, target, axis, int64 indices, values)."""
 
 _ASSIGNMENTS = frozenset(("setitem", "put", "add_at"))
 
@@ -102,6 +105,8 @@ class _Step:
     dues: tuple[tuple[tuple[int, ...], Any], ...]
     """Shape and dtype of each result."""
     released: tuple[int, ...]
+    last_of_inputs: tuple[int, ...]
+    """Inputs that nothing needs after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +120,15 @@ class _Plan:
 class Interpreter:
     """Runs checked programs with one library's functions and one way to run kernels."""
 
-    def __init__(self, library: Any, table: dict[str, ArrayFunction], run_kernel: KernelRunner) -> None:
+    def __init__(
+        self,
+        library: Any,
+        table: dict[str, ArrayFunction],
+        run_kernel: KernelRunner,
+        scatter: Scatter | None = None,
+    ) -> None:
         self._library = library
+        self._scatter = self._scatter_plainly if scatter is None else scatter
         self._table = table
         self._run_kernel = run_kernel
         self._plan_name = f"plan {library.__name__}"
@@ -124,19 +136,21 @@ class Interpreter:
     def run(
         self,
         checked: CheckedProgram,
-        inputs: Sequence[Any],
+        inputs: Iterable[Any],
         given: Sequence[int] = (),
         watch: Watch | None = None,
     ) -> tuple[list[Any], int]:
         """The outputs (as they come: views, any layout) and the peak of held bytes.
 
-        Inputs are not written, but for those whose number is in `given`. `watch` sees each node's results before a
+        Inputs are not written, but for those whose number is in `given`, which are also let go of after their last use
+        (pass an iterator where nobody else is to hold them). `watch` sees each node's results before a
         later node may write into their memory. Raises RunFailed, ExecError.
         """
         plan = self._plan(checked)
         holdings = Holdings(len(checked.values), plan.constants)
         for number, array in enumerate(inputs):
             holdings.put(number, array, pinned=number not in given)
+        array = None
         for step in plan.steps:
             results = self._results(step, checked, holdings)
             if watch is not None:
@@ -145,6 +159,9 @@ class Interpreter:
                 holdings.put(value, array)
             for value in step.released:
                 holdings.drop(value)
+            for value in step.last_of_inputs:
+                if value in given:
+                    holdings.drop(value)
         return [holdings.arrays[number] for number in checked.program.outputs], holdings.peak_bytes
 
     def _plan(self, checked: CheckedProgram) -> _Plan:
@@ -153,6 +170,9 @@ class Interpreter:
             return known
         constants: list[Any] = []
         steps = []
+        ending: dict[int, list[int]] = {}
+        for value, last in enumerate(last_uses(checked)[: len(checked.input_specs)]):
+            ending.setdefault(last, []).append(value)
         for number, (checked_node, released) in enumerate(zip(checked.nodes, releases(checked), strict=True)):
             node = checked_node.node
             slots = []
@@ -164,7 +184,10 @@ class Interpreter:
                     slots.append(argument)
             dues = tuple((spec.shape, spec.numpy_dtype) for spec in checked_node.results)
             function = self._table.get(node.op)
-            steps.append(_Step(number, checked_node, function, tuple(slots), node.attrs, dues, released))
+            inputs = tuple(ending.get(number, ()))
+            steps.append(
+                _Step(number, checked_node, function, tuple(slots), node.attrs, dues, released, inputs)
+            )
         plan = checked.memo[self._plan_name] = _Plan(tuple(steps), tuple(constants))
         return plan
 
@@ -243,12 +266,15 @@ class Interpreter:
             target[as_python_index(attrs["index"])] = arrays[1]
             return target
         indices = self._library.asarray(arrays[1]).astype("int64", copy=False)
-        index = (slice(None),) * attrs["axis"] + (indices,)
-        if op == "put":
-            target[index] = arrays[2]
-        else:
-            self._library.add.at(target, index, arrays[2])
+        self._scatter(op, target, attrs["axis"], indices, arrays[2])
         return target
+
+    def _scatter_plainly(self, op: str, target: Any, axis: int, indices: Any, values: Any) -> None:
+        index = (slice(None),) * axis + (indices,)
+        if op == "put":
+            target[index] = values
+        else:
+            self._library.add.at(target, index, values)
 
 
 def _check_result(step: _Step, array: Any, due: tuple[tuple[int, ...], Any]) -> None:

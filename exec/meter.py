@@ -7,9 +7,11 @@ a package-wide counter for a per-task measurement:
 - `nvml`  the GPU's own counter (millijoules since the driver was loaded; Volta and later)
 - `rapl`  the processor package's counter through Linux' powercap files, where this user may read them
 - `none`  no meter; every reading is None
+- `simulated`  a stand-in for NVML that tests build; the library itself says so, and no figure of it is a measurement
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -21,7 +23,12 @@ class Meter(Protocol):
 
     @property
     def kind(self) -> str:
-        """`nvml`, `rapl`, `none` (or `simulated` in a test)."""
+        """`nvml`, `rapl`, `none`, or `simulated` where NVML is a stand-in."""
+        ...
+
+    @property
+    def may_hang(self) -> bool:
+        """Whether a reading goes through a driver, which can hang: read it in a thread, with a deadline."""
         ...
 
     def read_mj(self) -> int | None:
@@ -37,6 +44,7 @@ class NoMeter:
     """The meter of a device that has none."""
 
     kind = "none"
+    may_hang = False
 
     def read_mj(self) -> int | None:
         """Nothing to read."""
@@ -54,6 +62,7 @@ class RaplMeter:
     """
 
     kind = "rapl"
+    may_hang = False
 
     def __init__(self, packages: Sequence[Path]) -> None:
         self._packages = list(packages)
@@ -89,46 +98,56 @@ class RaplMeter:
 
 
 class NvmlMeter:
-    """One GPU's energy counter by NVML. Holds NVML open until `close`."""
+    """One GPU's energy counter by NVML. Holds NVML open until `close`.
 
-    kind = "nvml"
+    The counter is 64 bits of millijoules and cannot wrap in practice, but begins anew when the driver is loaded again:
+    a reading below the one before gives None once, so that no difference is taken across the gap.
+    """
+
+    kind: str
+    may_hang = True
 
     def __init__(self, uuid: str) -> None:
         """Open the GPU with this uuid. Raises `OSError` where NVML or its counter is missing."""
-        import pynvml  # here, so that a machine without NVIDIA's library pays nothing
+        from coppermesh.exec import nvml  # here, so that a machine without NVIDIA's library pays nothing
 
-        self._nvml = pynvml
+        self._nvml = nvml.binding()
+        self._open = False
         try:
-            pynvml.nvmlInit()
-        except pynvml.NVMLError as error:
+            self._nvml.nvmlInit()
+        except self._nvml.NVMLError as error:
             raise OSError(f"no NVML on this machine: {error}") from error
         try:
-            self._handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-            pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)
-        except pynvml.NVMLError as error:
-            pynvml.nvmlShutdown()
+            self.kind = "simulated" if nvml.is_simulated() else "nvml"
+            self._handle = self._nvml.nvmlDeviceGetHandleByUUID(uuid)
+            self._last = int(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle))
+        except self._nvml.NVMLError as error:
+            self._nvml.nvmlShutdown()
             raise OSError(f"GPU {uuid} has no energy counter: {error}") from error
         self._open = True
 
     def read_mj(self) -> int | None:
-        """Millijoules since the driver was loaded."""
+        """Millijoules since the driver was loaded. May hang for as long as the driver does."""
         if not self._open:
             return None
         try:
-            return int(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle))
+            now = int(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle))
         except self._nvml.NVMLError:
             return None
+        before, self._last = self._last, now
+        return now if now >= before else None
 
     def close(self) -> None:
         """Give NVML back."""
         if self._open:
             self._open = False
-            self._nvml.nvmlShutdown()
+            with suppress(self._nvml.NVMLError):
+                self._nvml.nvmlShutdown()
 
 
 def open_meter(kind: str, uuid: str | None = None) -> Meter:
     """The meter that a device's `meter` field names; `NoMeter` where it can no longer be read."""
-    if kind == "nvml" and uuid is not None:
+    if kind in ("nvml", "simulated") and uuid is not None:
         try:
             return NvmlMeter(uuid)
         except OSError:

@@ -42,6 +42,7 @@ class NumpyRuntime:
         inputs: Sequence[NumpyArray],
         limits: RunLimits,
         watch: Watch | None = None,
+        files: Sequence[int | None] = (),
     ) -> RunResult:
         """Run to the end. Raises OverBudget before anything runs; RunFailed, KernelCompileError."""
         check_inputs(checked, inputs)

@@ -99,8 +99,12 @@ class Runtime(Protocol):
         inputs: Sequence[np.ndarray[Any, Any]],
         limits: RunLimits,
         watch: Watch | None = None,
+        files: Sequence[int | None] = (),
     ) -> RunResult:
         """Run to the end. `inputs` are never written. `watch` is shown each node's results, in this process' memory.
+
+        `files[n]` is an open descriptor of the file that input n lies in, None where it lies in none; a runtime may
+        keep what it made of that file for later runs.
 
         Raises RunFailed, KernelCompileError, OverBudget; a kernel may also end the process.
         """

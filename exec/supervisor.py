@@ -22,7 +22,8 @@ from coppermesh.exec.cuda_build import BUILD_SECONDS
 from coppermesh.exec.cuda_toolchain import SYSTEM_PATH, find_toolchain
 from coppermesh.exec.device import DeviceInfo, usable_cores
 from coppermesh.exec.keeper import Child, Keeper, WorkerUnavailable
-from coppermesh.exec.meter import Meter, open_meter
+from coppermesh.exec.meter import Meter
+from coppermesh.exec.metering import close_meter, open_meter_in_time
 from coppermesh.exec.runs import InputBuffer, OutputBuffer, RunOutcome, WorkerLimits
 from coppermesh.exec.scratch import make_directory, remove_tree
 from coppermesh.exec.sockets import close_all
@@ -43,6 +44,8 @@ BUILD_GRACE_SECONDS = 5.0
 """Over the builder's own deadline, before it is killed from outside."""
 WORKER_CORES = 2
 """Processor cores a worker uses, where there are so many."""
+CUDA_PLACES = ("LD_LIBRARY_PATH", "CUDA_PATH", "CUDA_HOME")
+"""Of the agent's own environment, what workers on a GPU get as well."""
 CACHE = "compiler"
 """Sub-directory that compilers may keep between builds; everything else in scratch is somebody's and temporary."""
 
@@ -206,7 +209,7 @@ async def open_supervisor(
     await trio.to_thread.run_sync(_prepare_scratch, scratch)
     start = await trio.to_thread.run_sync(_make_start, device, scratch, compiler)
     keeper = Keeper(start, scratch, _environment(device))
-    meter = open_meter(device.meter, device.uuid)
+    meter = await open_meter_in_time(device.meter, device.uuid)
     try:
         async with _keep(keeper):
             supervisor = Supervisor(keeper, scratch, meter)
@@ -214,7 +217,7 @@ async def open_supervisor(
                 await supervisor.warm_compiler()
             yield supervisor
     finally:
-        meter.close()
+        await close_meter(meter)
 
 
 @asynccontextmanager
@@ -266,7 +269,10 @@ def _environment(device: DeviceInfo) -> dict[str, str]:
     if device.kind == "cuda":
         environment |= {
             "CUDA_VISIBLE_DEVICES": device.uuid or device.device.removeprefix("gpu"),
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # NVML's order, where there is no uuid to go by
             "CUPY_CACHE_IN_MEMORY": "1",
             "CUDA_CACHE_DISABLE": "1",
         }
+        # Where the driver's and the toolkit's libraries lie; containers say it in these.
+        environment |= {name: os.environ[name] for name in CUDA_PLACES if name in os.environ}
     return environment

@@ -21,6 +21,7 @@ from coppermesh.exec.buffers import adopt_outputs, prepare_parts
 from coppermesh.exec.channel import Channel
 from coppermesh.exec.cuda_build import scrub
 from coppermesh.exec.endings import (
+    SPOILING_CODES,
     Answer,
     explain_exit,
     explain_nonsense,
@@ -30,6 +31,7 @@ from coppermesh.exec.endings import (
 from coppermesh.exec.errors import plain_sentence
 from coppermesh.exec.keeper import Child, WorkerUnavailable
 from coppermesh.exec.meter import Meter
+from coppermesh.exec.metering import read_energy
 from coppermesh.exec.runs import InputBuffer, RunOutcome, WorkerLimits
 from coppermesh.exec.sockets import close_all
 from coppermesh.exec.trace_digests import DIGEST_BYTES, TraceDigests
@@ -144,7 +146,7 @@ class Worker:
                 close_all(files)
 
     async def _timed_run(self, process: Process, run: _Run, wall_limit_s: float) -> RunOutcome:
-        before_mj = self._workshop.meter.read_mj()
+        before_mj = await read_energy(self._workshop.meter)
         started_us, began = time.time_ns() // 1000, time.perf_counter_ns()
         process.spoiled = True  # until it has answered: nobody may find it in the middle of a program
         try:
@@ -153,8 +155,10 @@ class Worker:
         finally:
             if process.spoiled:  # also when cancelled from outside
                 await self._discard()
-        after_mj = self._workshop.meter.read_mj()
+        after_mj = await read_energy(self._workshop.meter)
         used_mj = after_mj - before_mj if after_mj is not None and before_mj is not None else None
+        if used_mj is not None and used_mj < 0:  # a counter that began anew says nothing
+            used_mj = None
         return self._outcome(answer, started_us, wall_us, used_mj, process)
 
     async def _bounded(self, process: Process, run: _Run, wall_limit_s: float) -> Answer:
@@ -196,7 +200,7 @@ class Worker:
                 answer = Answer(f"{message.fault}-failed", message.code, message.sentence, message.detail)
             else:
                 answer = self._take_outputs(message, descriptors, run)
-            process.spoiled = False
+            process.spoiled = answer.code in SPOILING_CODES
             return answer
         finally:
             close_all(descriptors)

@@ -20,6 +20,7 @@ class StepMeter:
     """A meter that has used 5 mJ more at each reading."""
 
     kind = "simulated"
+    may_hang = False
 
     def __init__(self) -> None:
         self._reading = 0
