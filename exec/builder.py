@@ -5,22 +5,25 @@ count against a job's. Its limits bound processor time, memory and file sizes; t
 """
 
 import os
-import resource
 import socket
 from pathlib import Path
 
-from coppermesh.exec import linux, pipe, sockets
+from coppermesh.exec import pipe, sockets
 from coppermesh.exec.blackbox import BlackBox
 from coppermesh.exec.cuda_build import BUILD_SECONDS, Kernel, build_kernel
+from coppermesh.exec.cuda_gate import SHIM
 from coppermesh.exec.cuda_toolchain import Toolchain
 from coppermesh.exec.errors import ExecError, plain_sentence
+from coppermesh.exec.sandbox import layers, limits
+from coppermesh.exec.sandbox.apply import enter_worker
+from coppermesh.exec.sandbox.compilers import compiler_files
 
 BUILD_MEMORY_BYTES = 2 * 1024 * 1024 * 1024
 
 
 def main(sock: socket.socket, box: BlackBox, order: pipe.Fork, start: pipe.Start) -> None:
     """Serve one request and return."""
-    confine(order)
+    confine(order, start)
     box.clear()
     data, descriptors = sockets.receive(sock, 1)
     if not data:
@@ -35,8 +38,12 @@ def main(sock: socket.socket, box: BlackBox, order: pipe.Fork, start: pipe.Start
 
 
 def _build(kernel: Kernel, start: pipe.Start) -> tuple[pipe.Built, int | None]:
+    # By its own name the directory may lie behind one that only root can enter.
+    here = Path.cwd() if os.access(Path.cwd(), os.W_OK) else Path()
+    # Only zig keeps parts of itself from build to build; what others call temporary is this build's alone.
+    cache = Path(start.cache) if start.family == "zig" else here
     try:
-        library = build_kernel(kernel, Toolchain(start.compiler, start.family), Path.cwd(), Path(start.cache))
+        library = build_kernel(kernel, Toolchain(start.compiler, start.family), here, cache)
     except ExecError as error:
         return pipe.Built(error.code, error.sentence, pipe.plain_detail(error.detail)), None
     except OSError as error:
@@ -45,21 +52,21 @@ def _build(kernel: Kernel, start: pipe.Start) -> tuple[pipe.Built, int | None]:
     return pipe.Built("ok", "", ""), library
 
 
-def confine(order: pipe.Fork) -> None:
-    """Limits of this process and of the compiler that it starts."""
-    linux.offer_to_oom_killer()
-    linux.forbid_new_privileges()
-    limits = {
-        resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_CPU: int(2 * BUILD_SECONDS),
-        resource.RLIMIT_FSIZE: order.scratch_bytes,
-        resource.RLIMIT_NOFILE: 256,
-        resource.RLIMIT_DATA: BUILD_MEMORY_BYTES,
-    }
-    if os.geteuid() != 0:
-        limits[resource.RLIMIT_NPROC] = order.processes
-    linux.set_limits(limits)
-    os.chdir(order.directory)
+def confine(order: pipe.Fork, start: pipe.Start) -> None:
+    """Confine this process and the compiler that it starts: which programs, which files, how much."""
+    compiler_limits = limits.compiler_limits(
+        data_bytes=BUILD_MEMORY_BYTES,
+        file_bytes=order.scratch_bytes,
+        processes=order.processes,
+        cpu_seconds=int(2 * BUILD_SECONDS),
+    )
+    files = compiler_files(start.compiler, start.family)
+    scratch = (".", start.cache) if start.family == "zig" else (".",)
+    enter_worker(
+        layers.compiler(
+            compiler_limits, programs=files.programs, reads=(*files.reads, str(SHIM)), scratch=scratch
+        )
+    )
 
 
 def read_part(part: bytes | int, descriptors: list[int]) -> bytes:

@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,7 +102,8 @@ class _Session:
 
     def _take(self, message: pipe.FromZygote, descriptors: list[int]) -> None:
         if isinstance(message, pipe.Forked) and len(descriptors) == 1:
-            child = Child(message.serial, message.pid, descriptors.pop())
+            pidfd = descriptors.pop()
+            child = Child(message.serial, _pid_here(pidfd) or message.pid, pidfd)
             self.children[message.serial] = child
             pending = self.pending.pop(message.serial, None)
             if pending is None or pending.abandoned:
@@ -141,6 +142,16 @@ class _Session:
             self.children.clear()
 
 
+def _pid_here(pidfd: int) -> int | None:
+    """The process's number in our own process namespace; the zygote may live in another. None once it has ended."""
+    try:
+        lines = Path(f"/proc/self/fdinfo/{pidfd}").read_text().splitlines()
+    except OSError:
+        return None
+    numbers = [int(line.split()[1]) for line in lines if line.startswith("Pid:")]
+    return numbers[0] if numbers and numbers[0] > 0 else None
+
+
 def _end(child: Child, code: int | None) -> None:
     child.exit_code = code
     child.ended.set()
@@ -150,10 +161,20 @@ def _end(child: Child, code: int | None) -> None:
 class Keeper:
     """Keeps one zygote alive and forks from it."""
 
-    def __init__(self, start: pipe.Start, directory: Path, environment: dict[str, str]) -> None:
+    def __init__(
+        self,
+        start: pipe.Start,
+        directory: Path,
+        environment: dict[str, str],
+        prefix: Sequence[str] = (),
+    ) -> None:
+        """`prefix` is a command to start the zygote under (bubblewrap)."""
         self._start = start
         self._directory = directory
         self._environment = environment
+        self._prefix = list(prefix)
+        self.layers: tuple[str, ...] = ()
+        """The sandbox's layers that the zygote is in or puts on its children, in its own words."""
         self._session: _Session | None = None
         self._changed = trio.Event()
         self._last_log = ""
@@ -198,13 +219,24 @@ class Keeper:
 
     async def _spawn(self) -> _Session:
         log = self._directory / "zygote.log"
+        parent = (
+            "0" if self._prefix else str(os.getpid())
+        )  # from a process namespace, nobody outside has a number
         channel, theirs = channel_pair()
         try:
             with open(log, "wb") as errors:  # noqa: ASYNC230 - one empty file
                 # Here and not in a thread: the zygote's death signal follows the thread that started it, and trio's
                 # threads end after some idle seconds.
                 process = subprocess.Popen(  # noqa: ASYNC220, S603 - see above; ourselves, without a shell
-                    [sys.executable, "-I", "-m", "coppermesh.exec.zygote", str(theirs), str(os.getpid())],
+                    [
+                        *self._prefix,
+                        sys.executable,
+                        "-I",
+                        "-m",
+                        "coppermesh.exec.zygote",
+                        str(theirs),
+                        parent,
+                    ],
                     cwd="/",
                     env=self._environment,
                     stdin=subprocess.DEVNULL,
@@ -228,6 +260,7 @@ class Keeper:
         if data:
             ready = pipe.decode_from_zygote(data)
             if isinstance(ready, pipe.Ready) and ready.threads == 1:
+                self.layers = ready.layers
                 return
             raise WorkerUnavailable(f"the process for workers is not fit to be forked: {ready}")
         said = session.log.read_bytes()[-2000:].decode(errors="replace")

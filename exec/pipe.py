@@ -61,6 +61,10 @@ class Start(PipeMessage, frozen=True, tag="start"):
     """The compiler's, for receipts."""
     cache: str
     """Where the compiler may keep parts of itself."""
+    scratch: str = ""
+    """The directory that holds every child's own one."""
+    namespaces: Annotated[str, Meta(pattern=r"^(none|own|bubblewrap)\Z")] = "none"
+    """`own`: the zygote is to make them; `bubblewrap`: it was started in them."""
 
 
 class Fork(PipeMessage, frozen=True, tag="fork"):
@@ -79,9 +83,11 @@ class Fork(PipeMessage, frozen=True, tag="fork"):
 
 
 class Ready(PipeMessage, frozen=True, tag="ready"):
-    """The zygote has loaded everything; `threads` must be 1."""
+    """The zygote has loaded everything. `layers` are those it is in and those its children put on."""
 
     threads: int
+    """Must be 1."""
+    layers: tuple[Label, ...] = ()
 
 
 class Forked(PipeMessage, frozen=True, tag="forked"):

@@ -5,12 +5,21 @@ import shutil
 import stat
 from pathlib import Path
 
+from coppermesh.exec.sandbox.capabilities import SANDBOX_ID
+
 
 def make_directory(parent: Path, name: str) -> Path:
     """A new, empty directory that only this user may enter."""
     directory = parent / name
     directory.mkdir(mode=0o700)
+    give_to_sandbox(directory)
     return directory
+
+
+def give_to_sandbox(directory: Path) -> None:
+    """Where this is root, whose workers become another user, the directory is that user's."""
+    if os.geteuid() == 0:
+        os.chown(directory, SANDBOX_ID, SANDBOX_ID, follow_symlinks=False)
 
 
 def remove_tree(directory: Path) -> None:

@@ -25,7 +25,7 @@ from coppermesh.exec.keeper import Child, Keeper, WorkerUnavailable
 from coppermesh.exec.meter import Meter
 from coppermesh.exec.metering import close_meter, open_meter_in_time
 from coppermesh.exec.runs import InputBuffer, OutputBuffer, RunOutcome, WorkerLimits
-from coppermesh.exec.scratch import make_directory, remove_tree
+from coppermesh.exec.scratch import give_to_sandbox, make_directory, remove_tree
 from coppermesh.exec.sockets import close_all
 from coppermesh.exec.worker_handle import Process, Worker
 
@@ -58,6 +58,11 @@ class Supervisor:
         self._scratch = scratch
         self._made = 0
         self.meter = meter
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The sandbox's layers around every worker, by the names of `sandbox.layers`; not yet witnessed."""
+        return self._keeper.layers
 
     @property
     def zygote_pid(self) -> int | None:
@@ -240,6 +245,8 @@ def _prepare_scratch(scratch: Path) -> None:
         if path.name.startswith(("worker-", "builder-")):
             _remove_quietly(path)
     (scratch / CACHE).mkdir(mode=0o700, exist_ok=True)
+    for directory in (scratch, scratch / CACHE):
+        give_to_sandbox(directory)
 
 
 def _make_start(device: DeviceInfo, scratch: Path, compiler: str | None) -> pipe.Start:
@@ -251,6 +258,8 @@ def _make_start(device: DeviceInfo, scratch: Path, compiler: str | None) -> pipe
         family=toolchain.family if toolchain else "",
         version=toolchain.version() if toolchain else "",
         cache=str(scratch / CACHE),
+        scratch=str(scratch),
+        namespaces="own",
     )
 
 

@@ -29,6 +29,8 @@ from coppermesh.exec.errors import ExecError, KernelCompileError, RunFailed, pla
 from coppermesh.exec.numpy_runtime import NumpyRuntime
 from coppermesh.exec.program import MAX_NODES, MAX_SOURCE_CHARACTERS, ArraySpec, decode_program
 from coppermesh.exec.runtime import Runtime
+from coppermesh.exec.sandbox import layers, limits, namespaces
+from coppermesh.exec.sandbox.apply import enter_worker
 from coppermesh.exec.schema import FEATURE_CUDA_SOURCE, CheckedProgram, check_program
 from coppermesh.exec.source_lines import with_node
 from coppermesh.exec.threads import find_blas_setter
@@ -80,21 +82,20 @@ def main(sock: socket.socket, box: BlackBox, order: pipe.Fork, start: pipe.Start
 
 
 def confine(order: pipe.Fork, kind: str) -> None:
-    """Give up what a job does not need. Before the first byte of a job, and before the first thread."""
-    linux.offer_to_oom_killer()
-    linux.forbid_new_privileges()
-    limits = {
-        resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_CPU: order.cpu_seconds,
-        resource.RLIMIT_FSIZE: max(order.output_bytes, LARGEST_SOURCE, DIGEST_BYTES * MAX_NODES),
-        resource.RLIMIT_NOFILE: OPEN_FILES,
-    }
-    if kind == "cpu":  # CUDA reserves address space and private memory by the device's size
-        limits[resource.RLIMIT_DATA] = linux.private_memory_bytes() + order.memory_bytes + SLACK_BYTES
-    if os.geteuid() != 0:
-        limits[resource.RLIMIT_NPROC] = order.processes
-    linux.set_limits(limits)
-    os.chdir(order.directory)
+    """Give up all that a job does not need. Before the first byte of a job, and before the first thread."""
+    worker_limits = limits.worker_limits(
+        kind=kind,
+        data_bytes=linux.private_memory_bytes() + order.memory_bytes + SLACK_BYTES,
+        file_bytes=max(order.output_bytes, LARGEST_SOURCE),
+        open_files=OPEN_FILES,
+        processes=order.processes,
+        cpu_seconds=order.cpu_seconds,
+    )
+    if kind == "cpu":
+        enter_worker(layers.cpu_worker(worker_limits))
+    else:
+        view = namespaces.view_of_python([], gpu=True)
+        enter_worker(layers.gpu_worker(worker_limits, view.read_only, tuple(namespaces.gpu_devices())))
 
 
 class Worker:

@@ -4,7 +4,8 @@ Importing NumPy takes 150 to 400 ms; forking a process that has it takes one or 
 executing Python afresh (`python -I -m coppermesh.exec.zygote`), so it holds none of the agent's memory, keys or
 descriptors, gets an environment of a few fixed words, and never imports the network side. It stays single-threaded,
 because only such a process may be forked safely, and never touches a GPU, because a GPU's driver does not survive a
-fork. It reads orders from its only socket and forks; it never reads anything that a worker wrote.
+fork. It reads orders from its only socket and forks; it never reads anything that a worker wrote. Where it can, it
+leaves the machine's files, network and processes behind before it forks (`sandbox.apply.enter_zygote`).
 
 It dies with the agent (by signal, and by its socket closing), and its children die with it.
 
@@ -25,6 +26,7 @@ from typing import NoReturn
 
 from coppermesh.exec import linux, pipe, sockets
 from coppermesh.exec.blackbox import BlackBox
+from coppermesh.exec.sandbox import apply, namespaces
 
 PRELOAD = (
     "numpy",
@@ -44,9 +46,11 @@ _BOX = 4
 class Zygote:
     """The loop that forks and reaps."""
 
-    def __init__(self, control: socket.socket, start: pipe.Start) -> None:
+    def __init__(self, control: socket.socket, start: pipe.Start, scratch: int | None = None) -> None:
+        """`scratch` is a descriptor of the directory that children's own ones lie in."""
         self._control = control
         self._start = start
+        self._scratch = scratch
         self._serials: dict[int, int] = {}  # by pid, until reaped
 
     def serve(self) -> None:
@@ -107,6 +111,9 @@ class Zygote:
             os.setsid()
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            if self._scratch is not None:
+                os.fchdir(self._scratch)
+            os.chdir(os.path.basename(order.directory) if self._scratch is not None else order.directory)
             sock, box = take_descriptors(descriptors)
             serve = importlib.import_module(f"coppermesh.exec.{order.role}")  # loaded already, by `preload`
             serve.main(sock, box, order, self._start)
@@ -177,11 +184,30 @@ def main() -> None:
         return
     start = pipe.decode_start(data)
     preload(start.kind)
+    apply.prepare(start.compiler, start.family)
     os.umask(0o077)
+    layers, scratch = _seclude(start)
     gc.collect()
     gc.freeze()  # what is loaded is garbage to nobody; a child that collects must not touch, and so copy, its pages
-    sockets.send(control, pipe.encode(pipe.Ready(count_threads())))
-    Zygote(control, start).serve()
+    sockets.send(control, pipe.encode(pipe.Ready(count_threads(), layers)))
+    Zygote(control, start, scratch).serve()
+
+
+def _seclude(start: pipe.Start) -> tuple[tuple[str, ...], int | None]:
+    """Leave the machine's namespaces and its root user, as far as possible: the layers, and the scratch directory.
+
+    That is opened in between: its path may lead through directories that only root can enter.
+    """
+    layers: tuple[str, ...] = ()
+    if start.namespaces == "own":
+        extra = apply.compiler_homes(start.compiler)
+        view = namespaces.view_of_python([start.scratch], extra, gpu=start.kind == "cuda")
+        layers = tuple(namespaces.enter(view).layers)
+    elif start.namespaces == "bubblewrap":
+        layers = namespaces.LAYERS
+    scratch = os.open(start.scratch, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) if start.scratch else None
+    apply.leave_root()
+    return (*layers, *apply.available()), scratch
 
 
 if __name__ == "__main__":

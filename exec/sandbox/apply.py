@@ -9,10 +9,15 @@ A layer that this kernel does not have is left out, and not listed in the answer
 an error: the process must end.
 """
 
+import contextlib
+import ctypes
 import os
+from pathlib import Path
 
 from coppermesh.exec import linux
 from coppermesh.exec.sandbox import capabilities, landlock, limits, seccomp
+from coppermesh.exec.sandbox.compilers import compiler_files
+from coppermesh.exec.sandbox.filters import COMPILER, CPU_WORKER, GPU_WORKER
 from coppermesh.exec.sandbox.layers import Profile
 
 _PR_SET_DUMPABLE = 4
@@ -42,6 +47,36 @@ def enter_worker(profile: Profile) -> tuple[str, ...]:
 
 SECCOMP = seccomp.supported()
 """Asked once, in the zygote."""
+
+
+def prepare(compiler: tuple[str, ...], family: str) -> None:
+    """Do in the zygote what every child would do again: ask the compiler for its parts, load what kernels link to."""
+    for name in _LINKED:
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(name)
+    if compiler:
+        compiler_files(compiler, family)
+    for filter_ in (CPU_WORKER, GPU_WORKER, COMPILER):
+        seccomp.assemble(filter_, 0)
+
+
+_LINKED = ("libm.so.6", "libgcc_s.so.1", "libstdc++.so.6")
+"""A worker can load a library from memory, but none that this needs from a file."""
+
+
+def compiler_homes(compiler: tuple[str, ...]) -> list[str]:
+    """Directories outside the system's own that a compiler lies in (zig's wheel, a private installation)."""
+    if not compiler:
+        return []
+    return [str(Path(path).parent) for path in (compiler[0], os.path.realpath(compiler[0]))]
+
+
+def leave_root() -> None:
+    """For the zygote: no user of its own and no capability, once nothing needs them. Its death signal stays set."""
+    parent = os.getppid()
+    if capabilities.drop_root():
+        linux.die_with_parent(parent)
+    capabilities.drop_capabilities()
 
 
 def available() -> tuple[str, ...]:

@@ -26,7 +26,8 @@ _AF_UNIX = 1
 _STREAM, _SEQPACKET = 1, 5
 _SOCKET_TYPE = 0xF
 
-_MEMORY = "mmap munmap mremap madvise mincore msync brk mprotect pkey_alloc pkey_free pkey_mprotect map_shadow_stack mseal"
+_MEMORY = """mmap munmap mremap madvise mincore msync brk mprotect pkey_alloc pkey_free pkey_mprotect
+map_shadow_stack mseal"""
 _OPEN_FILES = """read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 close close_range
 dup dup2 dup3 lseek fstat ftruncate fallocate fsync fdatasync fadvise64 poll ppoll select pselect6"""
 _THREADS = """futex futex_waitv futex_wake futex_wait futex_requeue set_robust_list get_robust_list

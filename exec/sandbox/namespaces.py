@@ -193,6 +193,7 @@ def _make_root(view: View) -> None:
     ]
     # Opened in the old root: a path with a link in it would be followed in the new one.
     opened = [(path, os.open(path, os.O_PATH | os.O_CLOEXEC), flags) for path, flags in sources]
+    before = os.umask(0o022)  # what is made here is for whoever the process becomes
     try:
         kernel_calls.mount("none", "/", None, _RECURSIVE | _PRIVATE)
         kernel_calls.mount("coppermesh", _MOUNT_POINT, "tmpfs", _NO_SUID | _NO_DEVICES, _ROOT_OPTIONS)
@@ -210,6 +211,7 @@ def _make_root(view: View) -> None:
         os.rmdir(_OLD_ROOT)
         _set_flags("/", _READ_ONLY | _NO_SUID | _NO_DEVICES, 0)
     finally:
+        os.umask(before)
         for _, descriptor, _ in opened:
             os.close(descriptor)
 

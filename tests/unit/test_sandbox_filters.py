@@ -2,6 +2,7 @@
 
 import errno
 import struct
+from functools import cache
 
 import pytest
 
@@ -14,14 +15,16 @@ X86_64 = 0xC000003E
 EPERM = refuse(errno.EPERM)
 
 
+@cache
+def program(filter_: Filter) -> list[tuple[int, int, int, int]]:
+    return list(struct.iter_unpack("HBBI", assemble(filter_, PID)))
+
+
 def run(filter_: Filter, number: int, *arguments: int, architecture: int = X86_64) -> int:
     """What the kernel would answer: the classic BPF machine, of which the filters use six instructions."""
     words = [argument & (1 << 64) - 1 for argument in (*arguments, 0, 0, 0, 0, 0, 0)[:6]]
     data = struct.pack("=IIQ6Q", number, architecture, 0, *words)
-    code = [
-        struct.unpack("HBBI", assemble(filter_, PID)[at : at + 8])
-        for at in range(0, len(assemble(filter_, PID)), 8)
-    ]
+    code = program(filter_)
     accumulator = place = 0
     while True:
         operation, yes, no, operand = code[place]
