@@ -1,147 +1,42 @@
 """`coppermesh.compare(a, b, program)`: are two results of one program the same, as far as arithmetic allows?
 
-Theory of operation. Two runs of one determinism class agree bit for bit (`same_class=True`). Others may differ, by
-how much is accumulated over the program, node by node, as a relative error in units of `u`, half the spacing of
-floats at 1:
+Theory of operation. Two runs of one determinism class agree bit for bit (`same_class=True`). Others may differ, by what
+the program allows:
 
-- rearranging, choosing and comparing add nothing;
-- operations that IEEE 754 rounds correctly add 1 on each side: `+ - * /`, `sqrt`;
-- library functions add 4 ulp on each side: NumPy's own limit for its vector code, and not below what CUDA's Programming
-  Guide tabulates (maximum ulp error of the mathematical functions) for nearly all of them;
-- sums and products of n terms, in any order, add n: Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed.,
-  section 4.2 for sums, 3.1 for inner products; a Fourier transform of n points adds 4 log2 n (chapter 24);
-- factorisations add 10 n for matrices of n rows: backward stable, so good where the matrix is well conditioned.
+- From the program alone (`tolerance_bounds`): by a fraction of the element's own magnitude, where it was made by
+  products, quotients, roots, functions and sums that cannot cancel; behind a logarithm, by a number; by a fraction of
+  the largest magnitude in its array, where inexact terms may have cancelled, and behind products of matrices,
+  transforms and factorisations.
+- From the program and its inputs (`running_errors`, by a run on this machine): by what the very numbers that went into
+  the element allow.
 
-Errors of factors add up; of terms the larger counts. `ALLOWANCE` is room for moderate cancellation and conditioning,
-which no rule sees that does not look at values: the bound is a criterion, not a theorem. An element may differ by that
-relative bound times the largest magnitude in its array.
+The first is a criterion, not a proof: where the array's largest magnitude is the scale, small elements of an array with
+large ones may be anything. Give the inputs where that matters.
 
 Integers and booleans are exact. Where they, or a choice, come from inexact numbers (`x > 0`, `floor`, `argmax`), single
-elements may fall on the other side: a small fraction may then differ by anything. Loops and kernels, whose steps can
-feed back into themselves, get a larger one.
+elements may fall on the other side: without inputs a small fraction may then differ by anything, with inputs only
+elements where both sides are possible. Loops and kernels, whose steps can feed back into themselves, get a larger
+fraction, with or without inputs.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Literal
 
 import numpy as np
 
-from coppermesh.exec.dtypes import FLOATING
+from coppermesh.exec.error_rules import Errors
 from coppermesh.exec.graph import Handle
+from coppermesh.exec.numpy_runtime import check_inputs
 from coppermesh.exec.program import ArraySpec, decode_program
-from coppermesh.exec.schema import CheckedNode, CheckedProgram, check_program
+from coppermesh.exec.running_errors import output_errors
+from coppermesh.exec.schema import CheckedProgram, check_program
+from coppermesh.exec.tolerance_bounds import Bound, output_bounds
 from coppermesh.exec.tracing import Recording, trace
 
-ALLOWANCE: Final = 16.0
-LARGEST_RELATIVE: Final = 1e-2
-"""No bound is wider than this: a program whose errors may grow beyond is judged like a loop."""
-EDGE_FRACTION: Final = 1e-3
-"""Of elements that come from a choice on inexact numbers."""
-CHAOTIC_FRACTION: Final = 1e-2
-"""Of elements that come from a loop or a kernel."""
-LIBRARY_STEPS: Final = 16.0
-KERNEL_STEPS: Final = 256.0
-
-_ROUNDED = frozenset(("add", "subtract", "multiply", "divide", "sqrt", "square", "reciprocal", "mean"))
-_LIBRARY = frozenset(
-    [
-        "acos",
-        "acosh",
-        "asin",
-        "asinh",
-        "atan",
-        "atan2",
-        "atanh",
-        "cos",
-        "cosh",
-        "erf",
-        "exp",
-        "expm1",
-        "hypot",
-        "log",
-        "log10",
-        "log1p",
-        "log2",
-        "logaddexp",
-        "ndtri",
-        "pow",
-        "sin",
-        "sinh",
-        "tan",
-        "tanh",
-        "linspace",
-    ]
-)
-_SUMMING = frozenset(
-    [
-        "sum",
-        "prod",
-        "mean",
-        "std",
-        "var",
-        "matmul",
-        "conv",
-        "pool",
-        "add_at",
-        "cumulative_sum",
-        "cumulative_prod",
-    ]
-)
-_FOURIER = frozenset(("fft", "ifft", "rfft", "irfft", "fftn", "ifftn", "rfftn", "irfftn"))
-_FACTORING = frozenset(
-    ["cholesky", "det", "eigh", "eigvalsh", "inv", "qr", "slogdet", "solve", "svd", "svdvals"]
-)
-_FACTORS = frozenset(("multiply", "divide", "matmul", "conv", "prod", "cumulative_prod", "pow"))
-_CHOOSING = frozenset(
-    [
-        "equal",
-        "not_equal",
-        "less",
-        "less_equal",
-        "greater",
-        "greater_equal",
-        "ceil",
-        "floor",
-        "round",
-        "trunc",
-        "sign",
-        "signbit",
-        "floor_divide",
-        "remainder",
-        "argmax",
-        "argmin",
-        "argsort",
-        "searchsorted",
-        "all",
-        "any",
-        "logical_and",
-        "logical_or",
-        "logical_not",
-        "logical_xor",
-        "isfinite",
-        "isinf",
-        "isnan",
-        "nextafter",
-        "eigh",
-        "qr",
-        "svd",
-    ]
-)
-_CHAOTIC = frozenset(("raw_kernel", "elementwise_kernel", "scan"))
-
 NumpyArray = np.ndarray[Any, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """How far elements of one value may lie apart."""
-
-    relative: float = 0.0
-    """Of the largest magnitude in the array; 0 is bit for bit."""
-    fraction: float = 0.0
-    """Of the elements that may differ by more."""
+ProgramLike = Handle | Recording | CheckedProgram | bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,12 +67,24 @@ class Verdict:
 
 
 def compare(
-    a: Any, b: Any, program: Handle | Recording | CheckedProgram | bytes, *, same_class: bool = False
+    a: Any,
+    b: Any,
+    program: ProgramLike,
+    inputs: Sequence[Any] | Literal[True] | None = None,
+    *,
+    same_class: bool = False,
 ) -> Verdict:
     """Whether `a` and `b`, results of two runs of `program`, agree: an array each, or a tuple for several outputs.
 
-    `program` is the lazy array, a recording, or the program's bytes. `same_class` says that both runs name the same
-    determinism class: then only equal bits agree. Raises ValueError where `a` and `b` are not that many arrays.
+    `program` is the lazy array, a recording, or the program's bytes. `inputs` are what it ran on, in its order; True
+    takes what the lazy array or recording holds. They make the answer sharper: without them, elements that were summed
+    from inexact terms are held to the largest magnitude in their array, since what they were summed from is not known;
+    with them, to their own terms. It costs a few runs of the program in this process (kernels and loops excepted, whose
+    results are judged without inputs). `same_class` says that both runs name the same determinism class: then only
+    equal bits agree.
+
+    Raises ValueError where `a` and `b` are not as many arrays as the program has outputs, RunFailed (`bad-input`)
+    where the inputs are not those that it takes.
     """
     checked = _checked(program)
     first, second = _as_arrays(a), _as_arrays(b)
@@ -186,13 +93,29 @@ def compare(
             f"the program has {len(checked.output_specs)} outputs; {len(first)} and {len(second)} were given"
         )
     bounds = [Bound()] * len(first) if same_class else output_bounds(checked)
+    errors: list[Errors | None] = [None] * len(first)
+    if inputs is not None and not same_class:
+        errors = output_errors(checked, _input_arrays(program, checked, inputs))
     verdicts = [
-        _compare_one(number, left, right, bound, spec)
-        for number, (left, right, bound, spec) in enumerate(
-            zip(first, second, bounds, checked.output_specs, strict=True)
+        _compare_one(number, left, right, spec, _Allowance(bound, error))
+        for number, (left, right, spec, bound, error) in enumerate(
+            zip(first, second, checked.output_specs, bounds, errors, strict=True)
         )
     ]
     return min(verdicts, key=_standing)
+
+
+def _input_arrays(
+    program: ProgramLike, checked: CheckedProgram, inputs: Sequence[Any] | Literal[True]
+) -> list[NumpyArray]:
+    if inputs is True:
+        if not isinstance(program, Handle | Recording):
+            raise ValueError("inputs=True: a program's bytes hold no inputs; give them, or the lazy array")
+        recording = trace(program) if isinstance(program, Handle) else program
+        return recording.inputs
+    arrays = [np.asarray(item) for item in inputs]
+    check_inputs(checked, arrays)
+    return arrays
 
 
 def _standing(verdict: Verdict) -> tuple[bool, float]:
@@ -201,7 +124,7 @@ def _standing(verdict: Verdict) -> tuple[bool, float]:
     return verdict.agree, -excess if not math.isnan(excess) else -math.inf
 
 
-def _checked(program: Handle | Recording | CheckedProgram | bytes) -> CheckedProgram:
+def _checked(program: ProgramLike) -> CheckedProgram:
     if isinstance(program, Handle):
         return trace(program).checked
     if isinstance(program, Recording):
@@ -215,132 +138,92 @@ def _as_arrays(result: Any) -> list[NumpyArray]:
     return [np.asarray(item) for item in result] if isinstance(result, tuple | list) else [np.asarray(result)]
 
 
-# What a program allows.
-
-
-def output_bounds(checked: CheckedProgram) -> list[Bound]:
-    """The bound of each output. One pass over the nodes."""
-    bounds = [Bound()] * len(checked.values)
-    for node in checked.nodes:
-        given = [bounds[item] for item in node.node.args if isinstance(item, int)]
-        for position, spec in enumerate(node.results):
-            bounds[node.first + position] = _node_bound(node, given, spec)
-    return [_capped(bounds[number]) for number in checked.program.outputs]
-
-
-def _node_bound(node: CheckedNode, given: Sequence[Bound], spec: ArraySpec) -> Bound:
-    op = node.node.op
-    relative = [bound.relative for bound in given]
-    fraction = max((bound.fraction for bound in given), default=0.0)
-    inexact = any(relative)
-    if op in _CHAOTIC:
-        fraction = max(fraction, CHAOTIC_FRACTION)
-    elif inexact and (op in _CHOOSING or _loses_fraction(node, spec)):
-        fraction = max(fraction, EDGE_FRACTION)
-    if spec.dtype not in FLOATING:
-        # Exact where what it comes from is; else right but for single elements, and inexact for what follows.
-        return Bound(math.ulp(0.0) if inexact or op in _CHAOTIC else 0.0, fraction)
-    carried = sum(relative) if op in _FACTORS else max(relative, default=0.0)
-    return Bound(carried + _steps(node, spec) * _unit(spec.dtype), fraction)
-
-
-def _loses_fraction(node: CheckedNode, spec: ArraySpec) -> bool:
-    return node.node.op == "astype" and spec.dtype not in FLOATING
-
-
-def _unit(dtype: str) -> float:
-    return float(np.finfo(dtype).eps) / 2
-
-
-def _steps(node: CheckedNode, spec: ArraySpec) -> float:
-    """Rounding errors of one node, for both sides together."""
-    op, specs = node.node.op, node.call.specs
-    if op in _CHAOTIC:
-        return KERNEL_STEPS
-    if op in _FACTORING:
-        return 20.0 * max(specs[0].shape[-1:] or (1,))
-    if op in _FOURIER:
-        return 8.0 * math.log2(max(2, specs[0].size))
-    steps = 0.0
-    if op in _SUMMING:
-        steps += 2.0 * _terms(node, spec)
-    if op in _LIBRARY:
-        steps += LIBRARY_STEPS
-    if op in _ROUNDED or (op == "astype" and specs[0].dtype != spec.dtype):
-        steps += 2.0
-    return steps
-
-
-def _terms(node: CheckedNode, spec: ArraySpec) -> float:
-    """How many numbers one element of the result is summed from, at most."""
-    specs = node.call.specs
-    if node.node.op == "matmul":
-        return float(specs[0].shape[-1])
-    if node.node.op == "conv":
-        return specs[1].size / max(1, specs[1].shape[0])
-    if node.node.op in ("cumulative_sum", "cumulative_prod", "add_at"):
-        return float(max(specs[-1].shape, default=1))
-    return specs[0].size / max(1, spec.size)
-
-
-def _capped(bound: Bound) -> Bound:
-    relative = ALLOWANCE * bound.relative
-    if relative <= LARGEST_RELATIVE:
-        return Bound(relative, bound.fraction)
-    return Bound(LARGEST_RELATIVE, max(bound.fraction, CHAOTIC_FRACTION))
-
-
 # Holding two arrays against each other.
 
 
-def _compare_one(number: int, a: NumpyArray, b: NumpyArray, bound: Bound, spec: ArraySpec) -> Verdict:
+@dataclass(frozen=True, slots=True)
+class _Allowance:
+    """What one output may differ by."""
+
+    bound: Bound
+    errors: Errors | None
+    """Element by element, where the inputs were given and say it."""
+
+    @property
+    def fraction(self) -> float:
+        """Of elements that may differ by more."""
+        return self.bound.fraction if self.errors is None else 0.0
+
+    def of(self, a: NumpyArray, b: NumpyArray) -> NumpyArray:
+        """For each element how far apart it may be."""
+        if self.errors is not None:
+            return np.broadcast_to(np.asarray(self.errors, dtype=np.float64), a.shape)
+        if a.dtype.kind not in "fc" or not a.size or self.bound.exact:
+            return np.zeros(a.shape)
+        sizes = np.maximum(_magnitudes(a), _magnitudes(b))
+        # Where two numbers are that small, one side may have rounded them to zero.
+        smallest = self.bound.absolute + float(np.finfo(a.dtype).tiny)
+        return self.bound.relative * sizes + smallest + self.bound.wide * float(sizes.max())
+
+
+def _magnitudes(x: NumpyArray) -> NumpyArray:
+    sizes = np.abs(x.astype(np.complex128 if x.dtype.kind == "c" else np.float64))
+    return np.where(np.isfinite(sizes), sizes, 0.0)
+
+
+def _compare_one(
+    number: int, a: NumpyArray, b: NumpyArray, spec: ArraySpec, allowance: _Allowance
+) -> Verdict:
     for array in (a, b):
         if (array.shape, array.dtype) != (spec.shape, spec.numpy_dtype):
             sentence = f"output {number}: {array.dtype}{list(array.shape)} where the program gives {spec}"
             return Verdict(False, number, None, None, None, math.inf, 0.0, 1.0, 0.0, sentence)
     differences = _differences(a, b)
-    allowed = _allowed(a, b, bound)
-    beyond = float(np.mean(differences > allowed)) if a.size else 0.0
-    agree = beyond <= bound.fraction
+    fraction = allowance.fraction
     if not differences.any():
-        return Verdict(
-            True,
-            number,
-            None,
-            None,
-            None,
-            0.0,
-            allowed,
-            0.0,
-            bound.fraction,
-            f"output {number}: no difference",
-        )
-    index = tuple(int(axis) for axis in np.unravel_index(int(np.argmax(differences)), a.shape))
-    worst = float(differences[index])
+        sentence = f"output {number}: no difference"
+        return Verdict(True, number, None, None, None, 0.0, 0.0, 0.0, fraction, sentence)
+    allowed = allowance.of(a, b)
+    beyond = float(np.mean(differences > allowed))
+    agree = beyond <= fraction
+    index = _worst(differences, allowed)
+    worst, here = float(differences[index]), float(allowed[index])
     sentence = (
         f"output {number}: {'agrees' if agree else 'DIFFERS'}; worst at {list(index)}: {a[index]} and {b[index]}, "
-        f"apart by {worst:.3g} where {allowed:.3g} is allowed; {beyond:.2%} of the elements are beyond that, "
-        f"{bound.fraction:.2%} may be"
+        f"apart by {worst:.3g} where {here:.3g} is allowed; {beyond:.2%} of the elements are beyond what they may be, "
+        f"{fraction:.2%} may be"
     )
-    return Verdict(agree, number, index, a[index], b[index], worst, allowed, beyond, bound.fraction, sentence)
+    return Verdict(agree, number, index, a[index], b[index], worst, here, beyond, fraction, sentence)
+
+
+def _worst(differences: NumpyArray, allowed: NumpyArray) -> tuple[int, ...]:
+    """The element furthest beyond what it may be, in proportion; of several the one with the largest difference."""
+    with np.errstate(all="ignore"):
+        excess = np.where(differences > 0, differences / allowed, 0.0)
+    excess = np.where(np.isnan(excess), 1.0, excess)
+    furthest = np.where(excess == excess.max(), differences, -1.0)
+    return tuple(int(axis) for axis in np.unravel_index(int(np.argmax(furthest)), differences.shape))
 
 
 def _differences(a: NumpyArray, b: NumpyArray) -> NumpyArray:
-    """Absolute differences as float64: 0 for equal elements and for two NaNs, infinite where only one is finite."""
+    """Absolute differences as float64: 0 for equal elements and for two NaNs, infinite where only one is a number.
+
+    Infinity counts as the largest number of the dtype: beside that one, it is only its rounding.
+    """
     if a.dtype.kind not in "fc":
         # Not by subtraction, which can wrap around; how far apart integers are is for the reader only.
         apart = np.abs(a.astype(np.float64) - b.astype(np.float64))
         return np.where(a == b, 0.0, np.maximum(apart, 1.0))
-    with np.errstate(all="ignore"):
-        apart = np.abs(a.astype(np.complex128) - b.astype(np.complex128))
     same = (a == b) | (np.isnan(a) & np.isnan(b))
-    finite = np.isfinite(a) & np.isfinite(b)
-    return np.where(same, 0.0, np.where(finite, apart, np.inf))
+    largest = float(np.finfo(a.dtype).max)
+    with np.errstate(all="ignore"):
+        if a.dtype.kind == "c":
+            apart = np.abs(a.astype(np.complex128) - b.astype(np.complex128))
+        else:
+            apart = np.abs(_bounded(a, largest) - _bounded(b, largest))
+            apart = np.where(np.isinf(a) & np.isinf(b), np.inf, apart)
+    return np.where(same, 0.0, np.where(np.isnan(apart), np.inf, apart))
 
 
-def _allowed(a: NumpyArray, b: NumpyArray, bound: Bound) -> float:
-    if a.dtype.kind not in "fc" or not a.size or not bound.relative:
-        return 0.0
-    magnitudes = np.maximum(np.abs(a), np.abs(b))
-    finite = magnitudes[np.isfinite(magnitudes)]
-    return bound.relative * float(finite.max()) if finite.size else 0.0
+def _bounded(x: NumpyArray, largest: float) -> NumpyArray:
+    return np.clip(x.astype(np.float64), -largest, largest)
