@@ -5,9 +5,11 @@ What kernel nodes need is in `numpy_kernels`.
 
 import platform
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
+from blake3 import blake3
 
 from coppermesh.exec.array_operations import make_table
 from coppermesh.exec.budget import check_budget, estimate
@@ -25,15 +27,18 @@ class NumpyRuntime:
 
     kind = "cpu"
 
-    def __init__(self, kernels: KernelBackend | None = None) -> None:
+    def __init__(self, kernels: KernelBackend | None = None, threads: int = 1) -> None:
+        """`threads`: how many the libraries use; how sums are split, and so their last bits, may depend on it."""
+        self._threads = threads
         self._kernels = None if kernels is None else NumpyKernels(kernels)
         self._backend_word = str(getattr(kernels, "determinism", ""))
         self._interpreter = Interpreter(np, make_table(np), self._run_kernel)
 
     @property
     def determinism(self) -> str:
-        """NumPy's version and the machine's architecture, and the kernel backend's own word where it has one."""
-        words = [f"numpy/{np.__version__}", platform.machine(), self._backend_word]
+        """NumPy's version, the processor's architecture and vector instructions, threads, the kernel backend's word."""
+        processor = f"{platform.machine()} simd/{_vector_instructions()} threads/{self._threads}"
+        words = [f"numpy/{np.__version__}", processor, self._backend_word]
         return plain_sentence(" ".join(word for word in words if word))[:128]
 
     def run(
@@ -59,6 +64,13 @@ class NumpyRuntime:
         if self._kernels is None:
             raise RunFailed("this runtime has no way to run CUDA source", code="no-kernel-backend")
         return self._kernels.run(checked_node, arrays, writable)
+
+
+@cache
+def _vector_instructions() -> str:
+    """A short name for the instruction sets that NumPy found: its loops, and those of BLAS, differ by them."""
+    found = np.show_config(mode="dicts")["SIMD Extensions"]["found"]  # type: ignore[index]  # a dictionary, by mode
+    return blake3(" ".join(sorted(found)).encode()).hexdigest(4)
 
 
 def check_inputs(checked: CheckedProgram, inputs: Sequence[Any]) -> None:

@@ -86,7 +86,7 @@ def confine(order: pipe.Fork, kind: str) -> None:
     worker_limits = limits.worker_limits(
         kind=kind,
         data_bytes=linux.private_memory_bytes() + order.memory_bytes + SLACK_BYTES,
-        file_bytes=max(order.output_bytes, LARGEST_SOURCE),
+        file_bytes=max(order.output_bytes, LARGEST_SOURCE, DIGEST_BYTES * MAX_NODES),
         open_files=OPEN_FILES,
         processes=order.processes,
         cpu_seconds=order.cpu_seconds,
@@ -120,11 +120,11 @@ class Worker:
             except ExecError as error:
                 return LostRuntime(error)
         if not self._order.kernels or not start.compiler:
-            return NumpyRuntime()
+            return NumpyRuntime(threads=start.threads)
         backend = CudaCpu(
             self._build_elsewhere, threads=start.threads, note=self._box.note, compiler=start.version
         )
-        return NumpyRuntime(backend)
+        return NumpyRuntime(backend, start.threads)
 
     def serve_one(self) -> bool:
         """Answer one message; False when the agent has closed."""
