@@ -2,10 +2,10 @@
 
 Theory of operation. A re-run is work that nobody pays, so it is bounded on every side: only for a receipt of this
 provider that its requester has countersigned, for a day (`CHALLENGE_FOR_US`); one at a time, a few per requester and
-ten minutes, each no longer than some multiple of what the first run took; only while a slot of its device is free, and
-it is given up when a lease takes the last one. All of that is `busy` with a time to come back, and never a refusal:
-an honest requester loses patience, not the answer. The request is repeated by whoever waits, so an answer survives a
-lost connection and a handler never holds longer than `ANSWER_SECONDS`.
+ten minutes, each no longer than some multiple of what the first run took; only while a slot of its device has nothing
+to do, and it is given up when a task takes the last one. All of that is `busy` with a time to come back, and never a
+refusal: an honest requester loses patience, not the answer. The request is repeated by whoever waits, so an answer
+survives a lost connection and a handler never holds longer than `ANSWER_SECONDS`.
 
 Blobs of the task may have been evicted since. What is missing is asked for (`need`) and taken without a lease, but
 only those very blobs, at the sizes that the requester stated, within the lease's memory.
@@ -50,6 +50,8 @@ RUN_SPARE_US = 10_000_000
 MAX_RUN_US = 600_000_000
 RETRY_US = 5_000_000
 """When to come back where a slot is what is missing."""
+SOON_US = 500_000
+"""When to come back where a countersignature is on its way."""
 BLOBS_US = 120_000_000
 """For so long blobs that were asked for are taken."""
 MAX_ENDED = 256
@@ -121,7 +123,7 @@ class ChallengeServer:
         free: Callable[[str], int],
         now_us: Callable[[], int],
     ) -> None:
-        """`free`: how many slots of a device nobody has or was offered; 0 while the provider is paused."""
+        """`free`: how many slots of a device have no task and are promised to nobody; 0 while paused."""
         self._key = key
         self._mesh = mesh
         self._ledger = ledger
@@ -147,7 +149,7 @@ class ChallengeServer:
         return expected.sizes.get(root) == size
 
     def make_way(self) -> None:
-        """A lease begins: give up runs on devices without a free slot."""
+        """A task was taken: give up runs on devices without a free slot."""
         for run in self._running.values():
             if not self._free(run.case.receipt.record.device):
                 run.scope.cancel()
@@ -192,14 +194,15 @@ class ChallengeServer:
             if reply is not None:
                 return reply
             case = await self._case(peer, receipt_id)
-            if (busy := self._busy(case)) is not None:
+            if (busy := await self._busy(case)) is not None:
                 return busy
             missing = await self._missing(case, request)
             if missing:
                 return _reply("need", need=missing)
-            if (busy := self._busy(case)) is not None and receipt_id not in self._running:
+            run = self._running.get(receipt_id)
+            if run is None and (busy := self._why_not(case)) is not None:
                 return busy
-            run = self._running.get(receipt_id) or self._begin(case)
+            run = run or self._begin(case)
         if run.case.peer != peer:
             raise _unknown()
         with trio.move_on_after(ANSWER_SECONDS):
@@ -245,14 +248,18 @@ class ChallengeServer:
         if receipt.ended_us < self._now_us() - CHALLENGE_FOR_US:
             hours = CHALLENGE_FOR_US // 3_600_000_000
             raise Refused("too-old", f"receipts can be challenged for {hours} hours after their run")
-        if await self._ledger.countersignature_of(receipt_id) is None:
-            raise Refused("unsettled", "the receipt is not countersigned yet: answer it first")
         if receipt.device not in self._devices:
             raise Refused("no-device", f"{receipt.device} is not on offer here any more")
         return _Case(peer, stored.opened, task.record, lease)
 
-    def _busy(self, case: _Case) -> ChallengeReply | None:
+    async def _busy(self, case: _Case) -> ChallengeReply | None:
         """Why not now."""
+        if await self._ledger.countersignature_of(case.receipt.id) is None:
+            return _busy("the receipt is not countersigned yet: answer it first", SOON_US)
+        return self._why_not(case)
+
+    def _why_not(self, case: _Case) -> ChallengeReply | None:
+        """Why a run cannot begin at this moment."""
         now_us = self._now_us()
         if self._running:
             return _busy("another challenge is being answered", RETRY_US)
@@ -322,7 +329,15 @@ class ChallengeServer:
                 self._store.unpin(Digest(root))
             if run.outcome is not None:
                 self._remember(run.case.peer, receipt_id, run.outcome)
+            else:
+                self._give_back(run.case.peer)
             run.ended.set()
+
+    def _give_back(self, peer: PeerId) -> None:
+        """A run that made way does not count."""
+        times = self._started.pop(peer, [])[:-1]
+        if times:
+            self._started[peer] = times
 
     def _remember(self, peer: PeerId, receipt_id: Digest, answer: _Answer) -> None:
         self._ended.pop(receipt_id, None)

@@ -25,6 +25,7 @@ EXIT_USAGE = 2
 EXIT_NO_AGENT = 3
 EXIT_LOCKED = 4
 EXIT_CONFIG = 5
+EXIT_NO_VERDICT = 6
 EXIT_INTERRUPTED = 130
 MAX_ROWS = 10_000
 """Most that a list prints; the agent's own limit."""
@@ -32,6 +33,7 @@ MAX_ROWS = 10_000
 _EPILOG = """\
 exit codes: 0 done; 1 the job, the check or the request failed; 2 wrong usage; 3 no agent answers;
             4 the home is in use by another agent; 5 settings, key or home cannot be used;
+            6 a challenge was not decided;
             130 interrupted (the agent, which is meant to be ended so: 0)
 
 COPPERMESH_HOME moves everything an agent keeps (keys, config, ledger, store, socket).
@@ -97,6 +99,7 @@ def _build_parser() -> argparse.ArgumentParser:
     explain = _add_verb(verbs, "explain", "tell the story of a job", _explain)
     explain.add_argument("job", type=option_types.id_prefix, help=_JOB)
     explain.add_argument("--json", action="store_true", help=_JSON)
+    _add_challenge(verbs)
     _add_demo(verbs)
     bench = _add_verb(verbs, "bench", "measure this machine with agents on loopback", _bench, home=False)
     bench.add_argument("--json", action="store_true", help="print one line of JSON on stdout")
@@ -249,6 +252,28 @@ def _add_receipts(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         action.add_argument("--json", action="store_true", default=argparse.SUPPRESS)
         action.set_defaults(action=name)
     receipts.set_defaults(action="list")
+
+
+def _add_challenge(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    text = "have a finished task's provider show what every node gave, and find where two runs part"
+    parser = _add_verb(verbs, "challenge", text, _challenge)
+    parser.add_argument("job", type=option_types.id_prefix, help=_JOB)
+    parser.add_argument(
+        "task",
+        type=option_types.whole(0, 99_999),
+        nargs="?",
+        default=0,
+        help="which of its tasks (default 0)",
+    )
+    parser.add_argument("--local", action="store_true", help="run it on this machine too, and compare")
+    parser.add_argument(
+        "--timeout",
+        type=option_types.deadline,
+        default=120.0,
+        metavar="SECONDS",
+        help="how long to wait for providers, which let paid work go first (default 120)",
+    )
+    parser.add_argument("--json", action="store_true", help=_JSON)
 
 
 def _add_demo(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -422,6 +447,27 @@ def _explain(options: argparse.Namespace) -> int:
     story = commands.explain(_home(options), options.job)
     print(json.dumps(story) if options.json else "\n".join(screens.printable(line) for line in story["text"]))
     return EXIT_OK
+
+
+def _challenge(options: argparse.Namespace) -> int:
+    from coppermesh.agent.challenge_report import NoVerdict, challenge
+    from coppermesh.agent.local_link import LocalLink
+    from coppermesh.exec.errors import ExecError
+    from coppermesh.p2p.errors import Refused
+
+    path = _home(options).socket_path
+    try:
+        report = challenge(
+            lambda seconds: LocalLink(path, timeout_s=seconds),
+            options.job,
+            options.task,
+            local=options.local,
+            timeout=options.timeout,
+        )
+    except (NoVerdict, Refused, ExecError) as error:
+        return _say(error, EXIT_NO_VERDICT)
+    print(json.dumps(report.as_dict()) if options.json else screens.printable(str(report)))
+    return EXIT_FAILED if report.fault else EXIT_OK
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
@@ -44,6 +44,9 @@ from coppermesh.exec.source_lines import describe_line, failed_node
 from coppermesh.p2p.errors import MeshError, Refused
 from coppermesh.p2p.messages import BlobInfo
 
+if TYPE_CHECKING:
+    from coppermesh.agent.challenge_report import ChallengeReport
+
 _open_jobs: "dict[bytes, Mesh]" = {}
 """Jobs that this process submitted and has not seen the end of, oldest first."""
 MAX_OPEN_JOBS = 10_000
@@ -65,6 +68,7 @@ class JobOptions:
     providers: int = 1
     fresh: bool = False
     isolation: tuple[str, ...] = ()
+    trace: bool = False
 
 
 class JobFailed(MeshError):
@@ -186,6 +190,35 @@ class Job:
         count = len(self._specs)
         return f"{len(self._receipts)} of {count} task{'s' if count != 1 else ''} done"
 
+    def challenge(self, task: int = 0, *, local: bool = False, timeout: float = 120.0) -> "ChallengeReport":
+        """Have the provider of a finished task show what every node of it gave, and find where two runs part.
+
+        The provider runs the task again, where it did not record at once (`trace=True`), and signs a digest for each
+        node. It is compared with its receipt, with other providers that ran the same program on the same inputs, and,
+        where `local`, with a run on this machine. `report.fault` says whether somebody is wrong, `report.node` which
+        node is the first that differs; `str(report)` shows your own line behind it. Waits at most `timeout` seconds
+        for providers, which let paid work go first, and as long for the run here.
+
+        Raises NoVerdict where nobody can say now, Refused with the provider's reason, RunFailed.
+        """
+        if not 0 <= task < len(self._specs):
+            raise IndexError(f"job {self.id[:8]} has {len(self._specs)} tasks, numbered from 0")
+        from coppermesh.agent.challenge_report import (
+            challenge,  # worker processes are for who runs something here
+        )
+
+        sources, results = self._programs[task].sources, self._results.get(task)
+        arrays = results if results and all(isinstance(one, np.ndarray) for one in results) else None
+        return challenge(
+            self._mesh.link_within,
+            self.id,
+            task,
+            local=local,
+            timeout=timeout,
+            sources=sources,
+            results=arrays,
+        )
+
     def cancel(self) -> None:
         """Ask the agent to end the job; what already ran is still settled."""
         with self._mesh.link() as link:
@@ -303,11 +336,15 @@ class Mesh:
         """A connection to the agent; raises AgentUnavailable when it is gone."""
         return LocalLink(self._home.socket_path, timeout_s=timeout_s)
 
+    def link_within(self, timeout_s: float) -> LocalLink:
+        """The same, for calls that may take `timeout_s` seconds."""
+        return self.link(timeout_s=timeout_s)
+
     def compute(self, *arrays: Array, **options: Any) -> Any:
         """Run what leads to `arrays` on the mesh, as one task, and return NumPy arrays: one, or a tuple for several.
 
         `options` are those of `submit`: device, max_rate, budget, wall_limit_s, deadline_s, providers, fresh,
-        isolation. Raises JobFailed.
+        isolation, trace. Raises JobFailed.
         """
         return self.submit(*arrays, **options).result()
 
@@ -325,6 +362,8 @@ class Mesh:
             providers=1             spread the tasks over at least so many providers, where so many offer
             fresh=False             True: a new worker process for every task
             isolation=()            names of isolation layers that a provider must have
+            trace=False             True: record a digest for each node while it runs, and sign their root in the
+                                    receipt; hashing is billed like the rest
 
         Raises Refused where the agent takes no such job, TypeError for what is no lazy array or no option.
         """
@@ -341,7 +380,7 @@ class Mesh:
         """One job of many tasks, one for each array or tuple of arrays; its result is a list in that order.
 
         `options` are those of `submit`: device, max_rate, budget, wall_limit_s, deadline_s, providers, fresh,
-        isolation.
+        isolation, trace.
         """
         recordings = [trace(*group) if isinstance(group, tuple) else trace(group) for group in groups]
         if not recordings:
@@ -367,7 +406,7 @@ class Mesh:
         `progress` counts on stderr. Raises JobFailed, TypeError, ValueError.
 
         `options` are those of `submit`: device, max_rate, budget, wall_limit_s, deadline_s, providers, fresh,
-        isolation.
+        isolation, trace.
         """
         return map_chunks(
             self, function, array, chunks=chunks, reduce=reduce, progress=progress, options=options

@@ -15,6 +15,7 @@ import trio
 from coppermesh.agent.jobs import JobState, JobTable, ProgramFacts
 from coppermesh.agent.local_messages import SubmitCall, TaskSpec
 from coppermesh.agent.matching import MAX_LEASES, Requirement
+from coppermesh.agent.traces import NODE_DIGESTS
 from coppermesh.exec.budget import RunLimits, check_budget, estimate
 from coppermesh.exec.cuda_needs import program_needs
 from coppermesh.exec.errors import ExecError
@@ -35,7 +36,7 @@ THREAD_BYTES = 32 * 1024
 """Programs larger than this are checked in a thread."""
 MAX_SECONDS = 86_400.0
 _KNOWN_OPTIONS = frozenset(
-    {"device", "max_rate", "budget", "wall_limit_s", "deadline_s", "providers", "fresh", "isolation"}
+    {"device", "max_rate", "budget", "wall_limit_s", "deadline_s", "providers", "fresh", "isolation", "trace"}
 )
 
 
@@ -182,7 +183,8 @@ def _parse_options(text: str) -> dict[str, Any]:
     for name in ("wall_limit_s", "deadline_s"):
         _require(_is_seconds(options[name]), name, f"seconds, above 0 and at most {MAX_SECONDS:.0f}")
     _require(_is_whole(options["providers"], 1, MAX_LEASES), "providers", f"a number from 1 to {MAX_LEASES}")
-    _require(isinstance(options["fresh"], bool), "fresh", "true or false")
+    for name in ("fresh", "trace"):
+        _require(isinstance(options[name], bool), name, "true or false")
     layers = options["isolation"]
     _require(
         isinstance(layers, list) and len(layers) <= 16 and all(_is_name(layer) for layer in layers),
@@ -211,6 +213,8 @@ def _is_seconds(value: object) -> bool:
 
 def _requirement(options: Mapping[str, Any], programs: Sequence[ProgramFacts]) -> Requirement:
     features: frozenset[str] = frozenset({"array-programs"}).union(*(facts.features for facts in programs))
+    if options["trace"]:
+        features |= {NODE_DIGESTS}
     return Requirement(
         device_kind=options["device"],
         features=features,

@@ -15,10 +15,10 @@ from coppermesh.agent.ledger_book import LedgerBook, explain_failure, reopen, un
 from coppermesh.agent.ledger_files import open_for_reading, refuse_network_filesystem
 from coppermesh.agent.receipts import LaneHead, is_broken_chain, is_equivocation
 from coppermesh.agent.story import StoryLine
-from coppermesh.p2p.envelope import Opened
+from coppermesh.p2p.envelope import Opened, open_verified
 from coppermesh.p2p.ids import Digest, PeerId
 from coppermesh.p2p.receipt_file import encode_receipt_file
-from coppermesh.p2p.records import Countersignature, Lease, Receipt, SignedRecord, Task
+from coppermesh.p2p.records import Countersignature, Lease, Order, Receipt, SignedRecord, Task
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -81,6 +81,8 @@ class ReceiptContext:
     """Another receipt of the same task was countersigned: a task has one that counts."""
     before: Opened[Receipt] | None
     """The receipt one place earlier on the lane."""
+    features: frozenset[str] = frozenset()
+    """What the lease's order asked for."""
 
     def evidence(self, receipt: Opened[Receipt], at_us: int) -> EvidenceFound | None:
         """What this receipt proves against its provider, to be committed: an equivocation or a broken chain."""
@@ -227,6 +229,9 @@ class LedgerReader:
             given_up=self._book.given_up(task_id),
             already_answered=any(known != receipt.id for known in self._book.receipts_of(task_id)),
             before=before.opened if before is not None else None,
+            features=frozenset(
+                open_verified(Order, lease.order).record.features if lease is not None else ()
+            ),
         )
 
     @_at_one_moment

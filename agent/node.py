@@ -18,6 +18,7 @@ import trio
 
 from coppermesh.agent.announcer import Announcer
 from coppermesh.agent.blob_door import StoreDoor
+from coppermesh.agent.challenger import Challenger
 from coppermesh.agent.clock import now_us
 from coppermesh.agent.config import Config, ConfigError
 from coppermesh.agent.home import Home
@@ -105,6 +106,7 @@ class Node:
         self.blobs: BlobService
         self.requester: Requester
         self.intake: ResultIntake
+        self.challenger: Challenger
         self.outbox: ResultOutbox
         self.announcer: Announcer
         self.api: LocalApi
@@ -347,6 +349,9 @@ def _open_requester(node: Node) -> None:
         driver,
         heard=lambda: _describe_heard(node),
         now_us=now_us,
+    )
+    node.challenger = Challenger(
+        node.mesh, node.transport, node.hub, node.ledger, node.store, scope, now_us=now_us
     )
     node.intake = ResultIntake(
         node.key,

@@ -13,6 +13,7 @@ from coppermesh.agent.jobs import JobState
 from coppermesh.agent.local_api import Method
 from coppermesh.agent.local_messages import (
     MAX_LOCAL_FRAME_BYTES,
+    MAX_TASKS,
     JsonBody,
     LocalMessage,
     SubmitCall,
@@ -55,6 +56,8 @@ class NodeViews:
             "receipt": self._receipt,
             "receipt-file": self._receipt_file,
             "explain": self._explain,
+            "challenge": self._challenge,
+            "challenge-note": self._challenge_note,
         }
 
     async def _submit(self, body: bytes) -> LocalMessage:
@@ -213,6 +216,20 @@ class NodeViews:
         job = _text_argument(_arguments(body), "job")
         return _json(ledger_views.story(await self._node.ledger.story(job)))
 
+    async def _challenge(self, body: bytes) -> LocalMessage:
+        """One round of a challenge; a client asks again until its `state` is `recorded`."""
+        self._node.touch()
+        arguments = _arguments(body)
+        job, index = _text_argument(arguments, "job"), _index_argument(arguments)
+        return _json(await self._node.challenger.challenge(job, index))
+
+    async def _challenge_note(self, body: bytes) -> LocalMessage:
+        """What a client's own run of a challenged task came to, for the job's story."""
+        arguments = _arguments(body)
+        job = (await self._node.ledger.story(_text_argument(arguments, "job")))[0].job
+        self._node.challenger.note_local(job, _index_argument(arguments), _text_argument(arguments, "text"))
+        return _json({})
+
 
 def _json(facts: Any) -> JsonBody:
     return JsonBody(json.dumps(facts))
@@ -233,6 +250,13 @@ def _text_argument(arguments: Mapping[str, Any], name: str) -> str:
     if not isinstance(value, str) or not value:
         raise Refused("bad-argument", f"{name}: want text")
     return value
+
+
+def _index_argument(arguments: Mapping[str, Any]) -> int:
+    index = arguments.get("task", 0)
+    if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < MAX_TASKS:
+        raise Refused("bad-argument", f"task: want a number from 0 to {MAX_TASKS - 1}")
+    return index
 
 
 def _limit_argument(arguments: Mapping[str, Any]) -> int:

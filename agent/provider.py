@@ -237,7 +237,10 @@ class Provider:
         """Take a task, ask for its blobs, or refuse it."""
         server = self._server_of(peer, request.task.body)
         self._outbox.require_settled(peer)
-        return await server.offer(request)
+        reply = await server.offer(request)
+        if reply.state == "accepted":
+            self.challenges.make_way()
+        return reply
 
     async def on_challenge(self, peer: PeerId, request: ChallengeRequest) -> ChallengeReply:
         """The digests of nodes of a task that has its receipt. Raises Refused, RemoteProtocolError."""
@@ -267,7 +270,16 @@ class Provider:
     # Inside
 
     def _free_for_challenges(self, device: str) -> int:
-        return 0 if self.paused else self.reservations.free(device)
+        """Slots of `device` where nothing that is paid runs or is promised; a lease without a task counts as free."""
+        if self.paused:
+            return 0
+        now_us = self._now_us()
+        idle = [
+            server
+            for server in self.leases.values()
+            if server.lease.record.device == device and server.idle_us(now_us) > 0
+        ]
+        return self.reservations.free(device) + len(idle)
 
     def _turn_of(self, peer: PeerId, now_us: int) -> DeclineReason | None:
         """Why it is not this requester's turn: it was just served, and the free slots are for those who wait."""
@@ -357,7 +369,6 @@ class Provider:
             now_us=self._now_us,
         )
         self.leases[lease.id] = server
-        self.challenges.make_way()
         _log.info(
             "lease %s for %s on %s", lease.id.hex()[:8], short_peer(server.requester), lease.record.device
         )

@@ -154,13 +154,14 @@ def check_receipt(
     observed_us: int,
     given_up: str | None = None,
     already_answered: bool = False,
+    digests_due: bool = False,
 ) -> str:
     """The requester's verdict on a receipt: `ok`, a code in `REFUSALS`, or the code of a dispute.
 
     `head` is the lane before this receipt. `outputs_digest` is `roots_digest` of the outputs that arrived and were
     verified (None: they did not). `observed_us` is the wall time this side saw between sending the task and the
     result. `given_up` is the code under which the task was superseded here, `already_answered` says that another
-    receipt of the same task was countersigned.
+    receipt of the same task was countersigned, `digests_due` that the order asked for digests of nodes.
     Raises RemoteProtocolError where the receipt does not belong to this lease and task at all.
     """
     record = receipt.record
@@ -176,6 +177,7 @@ def check_receipt(
         _check_work(record, lease, task.record),
         _check_bill(record, lease, task.record, head, observed_us),
         _check_outputs(record, outputs_digest),
+        "no-trace" if digests_due and record.status == "ok" and record.trace == ZERO_HASH else "ok",
     ):
         if verdict != "ok":
             return verdict

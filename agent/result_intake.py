@@ -27,6 +27,7 @@ from coppermesh.agent.negotiation import Move, Role
 from coppermesh.agent.receipts import REFUSALS, LaneHead, build_countersignature, check_receipt
 from coppermesh.agent.screens import money
 from coppermesh.agent.story import StoryLine
+from coppermesh.agent.traces import NODE_DIGESTS
 from coppermesh.exec.program import ArraySpec
 from coppermesh.p2p.blob_store import BlobStore, Scope, StoreFull
 from coppermesh.p2p.blobs import roots_digest
@@ -61,6 +62,8 @@ class _Case:
     answered: bool
     specs: Sequence[ArraySpec] | None
     """What the program must return; None: not known any more, and only hashes are checked."""
+    digests_due: bool = False
+    """The order asked for digests of nodes."""
     handed_over: bool = False
     """The attempt's outcome carries the outputs; whoever takes it unpins them."""
 
@@ -131,6 +134,7 @@ class ResultIntake:
             attempt.given_up,
             False,
             self._output_specs(attempt),
+            NODE_DIGESTS in held.granted.requirement.features,
         )
 
     async def _case_from_ledger(
@@ -152,6 +156,7 @@ class ResultIntake:
             found.given_up,
             found.already_answered,
             None,
+            NODE_DIGESTS in found.features,
         )
 
     def _lane_of(self, lease: Opened[Lease], head: LaneHead) -> Lane:
@@ -225,6 +230,7 @@ class ResultIntake:
             observed_us=self._observed_us(case),
             given_up=given_up,
             already_answered=case.answered or (attempt is not None and attempt.settled),
+            digests_due=case.digests_due,
         )
         if verdict in REFUSALS:
             await self._keep_proof(case, verdict)

@@ -30,6 +30,8 @@ KINDS = {
     "accepted": "receipt accepted",
     "disputed": "receipt disputed",
     "evidence": "caught",
+    "challenge": "challenge",
+    "trace": "node digests",
     "progress": "progress",
     "done": "job done",
     "gave-up": "job failed",
@@ -109,7 +111,7 @@ def _summaries(lines: Iterable[StoryLine]) -> list[str]:
 
 
 def _summary(peer: PeerId, kinds: Counter[str], reason: str | None) -> str:
-    counted = ("task", "result", "accepted", "failed", "retry", "disputed", "evidence")
+    counted = ("task", "result", "accepted", "failed", "retry", "disputed", "trace", "evidence")
     if kinds["decline"]:
         first = "declined"
     elif kinds["bid"]:
