@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # what type checkers and editors see of the names below
     from coppermesh.agent.client import Job, JobFailed, Mesh, connect
     from coppermesh.exec import xp
-    from coppermesh.exec.kernels import ElementwiseKernel, RawKernel
+    from coppermesh.exec.kernels import ElementwiseKernel, RawKernel, RawModule, ReductionKernel
     from coppermesh.exec.local_run import run_local
     from coppermesh.exec.recorder import Array
     from coppermesh.exec.report import trace_report
@@ -30,6 +30,8 @@ __all__ = [
     "Mesh",
     "MeshError",
     "RawKernel",
+    "RawModule",
+    "ReductionKernel",
     "compare",
     "connect",
     "run_local",
@@ -45,6 +47,8 @@ _HOMES = {
     "Mesh": "coppermesh.agent.client",
     "MeshError": "coppermesh.p2p.errors",
     "RawKernel": "coppermesh.exec.kernels",
+    "RawModule": "coppermesh.exec.kernels",
+    "ReductionKernel": "coppermesh.exec.kernels",
     "compare": "coppermesh.exec.tolerance",
     "connect": "coppermesh.agent.client",
     "run_local": "coppermesh.exec.local_run",

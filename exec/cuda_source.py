@@ -45,6 +45,8 @@ class Parameter:
 
     pointer: bool
     read_only: bool
+    element: str | None = None
+    """The type that it is, or points to, of `PLAIN_TYPES`; None where it is another, or not plain to see."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,7 @@ def read_signature(source: str, name: str) -> Signature:
         Parameter(
             pointer=all(d[position].pointer for d in declarations),
             read_only=all(d[position].read_only for d in declarations),
+            element=_common([d[position].element for d in declarations]),
         )
         for position in range(len(declarations[0]))
     )
@@ -182,11 +185,50 @@ def _parameters(tokens: list[str], position: int) -> tuple[list[Parameter], int]
     return [_parameter(group) for group in groups], position
 
 
+def _common(elements: list[str | None]) -> str | None:
+    return elements[0] if len(set(elements)) == 1 else None
+
+
+PLAIN_TYPES = {
+    "bool": "bool",
+    "char": "int8",
+    "signed char": "int8",
+    "unsigned char": "uint8",
+    "short": "int16",
+    "unsigned short": "uint16",
+    "int": "int32",
+    "unsigned int": "uint32",
+    "long long": "int64",
+    "unsigned long long": "uint64",
+    "float": "float32",
+    "double": "float64",
+}
+"""Types that are plain to see, and the dtypes that go with them."""
+_NOISE = frozenset(("const", "volatile", "restrict", "__restrict__", "__restrict", "__const__"))
+_INTEGER_WORDS = frozenset(("signed", "unsigned", "char", "short", "int", "long"))
+
+
+def _plain_type(words: list[str]) -> str | None:
+    """The plain type that these words spell, or None. `long` is none: its size differs between systems."""
+    kept = [word for word in words if word not in _NOISE]
+    if kept in (["float"], ["double"], ["bool"]):
+        return kept[0]
+    if not kept or not _INTEGER_WORDS.issuperset(kept):
+        return None
+    sizes = sorted(word for word in kept if word not in ("signed", "unsigned", "int"))
+    base = " ".join(sizes) or "int"
+    name = f"unsigned {base}" if "unsigned" in kept else base
+    return name if name in PLAIN_TYPES else None
+
+
 def _parameter(tokens: list[str]) -> Parameter:
     if "=" in tokens:
         tokens = tokens[: tokens.index("=")]
     stars = [position for position, token in enumerate(tokens) if token in ("*", "[")]
     if not stars:
-        return Parameter(pointer=False, read_only=False)
+        return Parameter(pointer=False, read_only=False, element=_plain_type(tokens[:-1]))
     start = stars[-2] + 1 if len(stars) > 1 else 0
-    return Parameter(pointer=True, read_only="const" in tokens[start : stars[-1]])
+    # With `*` the type is what comes before it, with `[` the name stands between.
+    words = tokens[: stars[0] if tokens[stars[0]] == "*" else stars[0] - 1]
+    element = _plain_type(words) if len(stars) == 1 else None
+    return Parameter(pointer=True, read_only="const" in tokens[start : stars[-1]], element=element)

@@ -1,4 +1,4 @@
-"""`RawKernel` and `ElementwiseKernel`: CUDA C++ kernels with CuPy's constructors and call forms, on lazy arrays.
+"""`RawKernel` and `RawModule`: CUDA C++ source with CuPy's constructors and call forms, on lazy arrays.
 
 >>> import numpy as np
 >>> import coppermesh as cm
@@ -14,153 +14,246 @@
 
 A call runs nothing: it records a node. Arrays that the kernel may write (every pointer parameter that is not
 `const T*`) become new versions, which the handles passed in name from then on. Handles to earlier versions keep them.
+An argument that is a slice or a transpose is passed as a C-contiguous copy.
+
+Keywords of CuPy's constructors are taken; what cannot be had on somebody else's device is refused with the reason.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from coppermesh.exec import elementwise, kernel_rules
-from coppermesh.exec.dtypes import dtype_name
+from coppermesh.exec import cuda_source, kernel_rules, rules_modules
+from coppermesh.exec.cuda_modules import has_state
 from coppermesh.exec.errors import ProgramInvalid
-from coppermesh.exec.graph import Handle, Operand, Value, operand_spec, pointing_at_caller, record
-from coppermesh.exec.program import Attributes, KernelSource, make_scalar
-from coppermesh.exec.promotion import as_operand, cast
-from coppermesh.exec.recorder import Array
+from coppermesh.exec.graph import Value, pointing_at_caller, record
+from coppermesh.exec.kernel_arguments import (
+    check_types,
+    dim3,
+    kernel_operand,
+    refuse_twice_written,
+    warn_of_lost_writes,
+)
+from coppermesh.exec.loop_kernels import ElementwiseKernel, ReductionKernel
+from coppermesh.exec.module_arrays import MemoryPointer
+from coppermesh.exec.module_recording import ModuleRecorder
+from coppermesh.exec.program import Attributes, KernelSource
+
+__all__ = ["ElementwiseKernel", "RawKernel", "RawModule", "ReductionKernel"]
+
+_ATTRIBUTES = frozenset(
+    (
+        "attributes",
+        "binary_version",
+        "cache_mode_ca",
+        "const_size_bytes",
+        "kernel",
+        "local_size_bytes",
+        "max_dynamic_shared_size_bytes",
+        "max_threads_per_block",
+        "num_regs",
+        "preferred_shared_memory_carveout",
+        "ptx_version",
+        "shared_size_bytes",
+    )
+)
 
 
 class RawKernel:
     """A kernel given as CUDA C++ source, as `cupy.RawKernel`.
 
     `name` must be declared `extern "C"`. `options` may name the language standard, fast math, `-fmad` and `-D` macros.
-    """
-
-    @pointing_at_caller
-    def __init__(self, code: str, name: str, options: Sequence[str] = ()) -> None:
-        self.code = code
-        self.name = name
-        self.options = tuple(options)
-        self._source = KernelSource("raw", name, self.options, (code,))
-        kernel_rules.check_kernel(self._source)
-
-    @pointing_at_caller
-    def __call__(
-        self, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], *, shared_mem: int = 0
-    ) -> None:
-        """Record a launch: `grid` blocks of `block` threads (up to three lengths each), `shared_mem` in bytes.
-
-        Arguments are lazy arrays and numbers. NumPy scalars keep their type; a Python int is passed as `long long`
-        (`unsigned long long` from 2**63), a float as `double`, a bool as `bool`, as CuPy does.
-        Raises ProgramInvalid for a wrong number of arguments or a launch beyond CUDA's limits.
-        """
-        operands = [_kernel_operand(position, item) for position, item in enumerate(args)]
-        written = kernel_rules.written_arguments(self._source, [isinstance(o, Value) for o in operands])
-        _refuse_twice_written([args[position] for position in written])
-        attrs: Attributes = {
-            "kernel": 0,
-            "grid": _dim3(grid),
-            "block": _dim3(block),
-            "shared_mem": int(shared_mem),
-        }
-        for position, version in zip(
-            written, record("raw_kernel", operands, attrs, self._source), strict=True
-        ):
-            args[position].recorded = version
-
-    def __repr__(self) -> str:
-        return f"RawKernel({self.name!r})"
-
-
-class ElementwiseKernel:
-    """A kernel given as the body of a loop over elements, as `cupy.ElementwiseKernel`.
-
-    Parameters are `'float32 x, raw T y'`: a dtype or a one-letter placeholder, `raw` for arrays indexed by hand.
-    In `operation` each parameter is the element at hand, `i` its flat index, `n` and `_ind.size()` the loop's size.
+    `__device__` and `__constant__` variables of the source keep what launches leave in them, within one program; each
+    `RawKernel` has its own (CuPy shares them between objects of one source).
     """
 
     @pointing_at_caller
     def __init__(
         self,
-        in_params: str,
-        out_params: str,
-        operation: str,
-        name: str = "kernel",
-        preamble: str = "",
+        code: str,
+        name: str,
         options: Sequence[str] = (),
+        backend: str = "nvrtc",
+        *,
+        translate_cucomplex: bool = False,
+        enable_cooperative_groups: bool = False,
+        jitify: bool | None = None,
     ) -> None:
-        texts = (in_params, out_params, operation, preamble)
-        self.name = name
-        self.operation = operation
-        self._source = KernelSource("elementwise", name, tuple(options), texts)
+        """`translate_cucomplex` changes nothing: sources may include cuComplex.h in any case."""
+        _refuse_keywords(backend, enable_cooperative_groups, jitify)
+        self.code = code
+        self.name = self.__name__ = name
+        self.options = _options(options)
+        self.backend = backend
+        self._module: ModuleRecorder | None = None
+        self._source = KernelSource("raw", name, self.options, (code,))
+        if has_state(code):
+            self._use_module(ModuleRecorder(code, self.options), is_expression=False)
         kernel_rules.check_kernel(self._source)
-        self.in_params, self.out_params = elementwise.parse_kernel(self._source)
+
+    def _use_module(self, module: ModuleRecorder, *, is_expression: bool) -> None:
+        self._module = module
+        self._source = module.kernel(self.name, is_expression=is_expression)
+        kernel_rules.check_kernel(self._source)
 
     @pointing_at_caller
-    def __call__(self, *args: Any, size: int | None = None) -> Array | tuple[Array, ...]:
-        """Record the loop. `args` are the inputs, or the inputs and then the arrays to write.
+    def __call__(
+        self,
+        grid: Sequence[int] | int,
+        block: Sequence[int] | int,
+        args: Sequence[Any],
+        *,
+        shared_mem: int = 0,
+        stream: None = None,
+    ) -> None:
+        """Record a launch: `grid` blocks of `block` threads (up to three lengths each), `shared_mem` in bytes.
 
-        Arrays that are not raw broadcast together; `size` must be given where there is none. Returns the output, or a
-        tuple where there are several; outputs passed in are returned as new versions of themselves.
+        Arguments are lazy arrays, numbers and NumPy structures. NumPy scalars keep their type; a Python int is passed
+        as `long long` (`unsigned long long` from 2**63), a float as `double`, a bool as `bool`, as CuPy does.
+        Raises ProgramInvalid for a wrong number or type of arguments or a launch beyond CUDA's limits.
         """
-        inputs = len(self.in_params)
-        if len(args) not in (inputs, inputs + len(self.out_params)):
-            raise TypeError(
-                f"kernel {self.name} takes {inputs} inputs, or {inputs + len(self.out_params)} arguments with outputs;"
-                f" {len(args)} were given"
-            )
-        given = args[inputs:]
-        if not all(isinstance(output, Handle) for output in given):
-            raise TypeError("output arguments must be lazy arrays")
-        _refuse_twice_written(given)
-        operands = self._typed(args, size)
-        results = record("elementwise_kernel", operands, {"kernel": 0, "size": size}, self._source)
-        outputs = tuple(Array(value) for value in results)
-        for handle, value in zip(given, results, strict=False):
-            handle.recorded = value
-        if given:
-            outputs = given
-        return outputs[0] if len(outputs) == 1 else outputs
-
-    def _typed(self, args: Sequence[Any], size: int | None) -> list[Operand]:
-        """The arguments with every number converted to its parameter's dtype."""
-        items = [as_operand(item) for item in args]
-        specs = [operand_spec(item) if isinstance(item, Value) else None for item in items]
-        loop = elementwise.resolve(self.in_params, self.out_params, specs, size)
-        return [
-            item if isinstance(item, Value) else cast(item, dtype)
-            for item, dtype in zip(items, loop.dtypes, strict=False)
+        refuse_stream(stream)
+        if isinstance(args, str) or not isinstance(args, Sequence):
+            raise TypeError("the arguments of a kernel are a tuple: kernel(grid, block, (x, y))")
+        pairs = [kernel_operand(position, item) for position, item in enumerate(args)]
+        operands = [operand for operand, _ in pairs]
+        by_value = tuple(position for position, (_, is_structure) in enumerate(pairs) if is_structure)
+        attrs: Attributes = {
+            "kernel": 0,
+            "grid": dim3(grid),
+            "block": dim3(block),
+            "shared_mem": int(shared_mem),
+        }
+        signature = cuda_source.read_signature(self.code, self.name)
+        check_types(self.name, signature, operands)
+        is_array = [
+            isinstance(operand, Value) and position not in by_value
+            for position, operand in enumerate(operands)
         ]
+        if self._module is None and not by_value:
+            written = kernel_rules.written_arguments(self._source, is_array)
+            refuse_twice_written([args[position] for position in written])
+            results = record("raw_kernel", operands, attrs, self._source)
+        else:
+            if self._module is None:
+                self._use_module(ModuleRecorder(self.code, self.options), is_expression=False)
+            assert self._module is not None
+            written = rules_modules.written_by(self._source, 0, is_array)
+            refuse_twice_written([args[position] for position in written])
+            attrs = {**attrs, "by_value": by_value, "function": 0}
+            results = self._module.launch(self._source, operands, attrs)
+        warn_of_lost_writes(self.name, args, written)
+        for position, version in zip(written, results, strict=True):
+            args[position].recorded = version
+
+    def compile(self, log_stream: Any = None) -> None:
+        """Nothing: a kernel is compiled where it runs. `coppermesh check` compiles a source on this machine."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _ATTRIBUTES:
+            raise AttributeError(
+                f"a recorded kernel has no {name}: it is compiled on the device that runs it, and devices differ"
+            )
+        raise AttributeError(f"RawKernel has no {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("max_dynamic_shared_size_bytes", "preferred_shared_memory_carveout"):
+            return  # what a launch asks for in shared_mem is what it gets
+        super().__setattr__(name, value)
 
     def __repr__(self) -> str:
-        return f"ElementwiseKernel({self.name!r})"
+        return f"RawKernel({self.name!r})"
 
 
-def _dim3(lengths: Sequence[int]) -> tuple[int, ...]:
-    given = (lengths,) if isinstance(lengths, int | np.integer) else tuple(lengths)
-    if not 1 <= len(given) <= 3:
-        raise ProgramInvalid("launch-limits", f"a grid or block has one to three lengths, not {len(given)}")
-    return (*(int(length) for length in given), 1, 1)[:3]
+class RawModule:
+    """A source with several kernels, as `cupy.RawModule`: templates by name expression, and variables.
+
+    The source stands in a program once and is compiled once, however many of its kernels are used. Variables keep
+    what launches leave in them within one program; each `RawModule` has its own (CuPy shares them between objects
+    of one source).
+    """
+
+    @pointing_at_caller
+    def __init__(
+        self,
+        *,
+        code: str | None = None,
+        path: str | None = None,
+        options: Sequence[str] = (),
+        backend: str = "nvrtc",
+        translate_cucomplex: bool = False,
+        enable_cooperative_groups: bool = False,
+        name_expressions: Sequence[str] | None = None,
+        jitify: bool | None = None,
+    ) -> None:
+        """`name_expressions` are the kernels that `get_function` takes beside those declared `extern "C"`."""
+        if path is not None:
+            raise ProgramInvalid(
+                "kernel-source", "path= names a compiled file: programs carry source only, give code="
+            )
+        if code is None:
+            raise TypeError("RawModule needs code=")
+        _refuse_keywords(backend, enable_cooperative_groups, jitify)
+        self.code = code
+        self.options = _options(options)
+        self.backend = backend
+        self.name_expressions = None if name_expressions is None else tuple(name_expressions)
+        self._module = ModuleRecorder(code, self.options)
+        for expression in self.name_expressions or ():
+            self._module.kernel(expression, is_expression=True)
+
+    @pointing_at_caller
+    def get_function(self, name: str) -> RawKernel:
+        """The kernel of this name: one of `name_expressions`, or one declared `extern "C"`."""
+        is_expression = name in (self.name_expressions or ())
+        if not is_expression and "<" in name:
+            raise ProgramInvalid("kernel-name", f"{name[:80]!r} is not among the module's name_expressions")
+        kernel = RawKernel.__new__(RawKernel)
+        kernel.code, kernel.name, kernel.options, kernel.backend = self.code, name, self.options, self.backend
+        kernel.__name__ = name
+        kernel._use_module(self._module, is_expression=is_expression)  # noqa: SLF001 - two halves of one thing
+        return kernel
+
+    @pointing_at_caller
+    def get_global(self, name: str) -> MemoryPointer:
+        """A pointer to the `__device__` or `__constant__` variable of this name, for `xp.ndarray(..., memptr=)`.
+
+        Assigning to such an array sets the variable for later launches of this module; reading it reads what the
+        launches so far have left there.
+        """
+        self._module.check_symbol(name)
+        return MemoryPointer(self._module, name)
+
+    def compile(self, log_stream: Any = None) -> None:
+        """Nothing: a module is compiled where it runs. `coppermesh check` compiles a source on this machine."""
+
+    def __repr__(self) -> str:
+        return f"RawModule({len(self.code)} characters)"
 
 
-def _kernel_operand(position: int, item: Any) -> Operand:
-    """One argument of a raw kernel, typed as CuPy types it."""
-    if isinstance(item, Handle):
-        return item.recorded
-    if isinstance(item, np.ndarray) and item.size == 1:
-        item = item.reshape(())[()]  # CuPy passes a NumPy array of one element by value
-    if isinstance(item, np.generic):
-        return make_scalar(dtype_name(item.dtype), item)
-    if isinstance(item, bool):
-        return make_scalar("bool", item)
-    if isinstance(item, int):
-        return make_scalar("uint64" if item >= 1 << 63 else "int64", item)
-    if isinstance(item, float | complex):
-        return make_scalar("complex128" if isinstance(item, complex) else "float64", item)
-    hint = "; make it lazy with xp.asarray" if isinstance(item, np.ndarray) else ""
-    raise TypeError(f"kernel argument {position} is a {type(item).__name__}{hint}")
+def refuse_stream(stream: Any) -> None:
+    """Refuse a stream: the order of calls is the order of their effects, and there is nothing to choose."""
+    if stream is not None:
+        raise TypeError("stream= is not possible: calls take effect in the order in which they are written")
 
 
-def _refuse_twice_written(handles: Sequence[Any]) -> None:
-    if len({id(handle) for handle in handles}) != len(handles):
-        raise ProgramInvalid("kernel-call", "the same array is passed twice to be written; pass a copy")
+def _options(options: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(options, str):
+        raise TypeError("options are a tuple of strings, as in options=('-std=c++17',)")
+    return tuple(options)
+
+
+def _refuse_keywords(backend: str, enable_cooperative_groups: bool, jitify: bool | None) -> None:
+    if backend != "nvrtc":
+        raise ProgramInvalid(
+            "kernel-option", f"backend={backend!r}: kernels are compiled by NVRTC, or for a CPU"
+        )
+    if enable_cooperative_groups:
+        raise ProgramInvalid(
+            "kernel-option",
+            "enable_cooperative_groups: a grid-wide barrier is not possible; end the kernel there and launch another"
+            " (groups within a block need no option)",
+        )
+    if jitify:
+        raise ProgramInvalid(
+            "kernel-option", "jitify: headers of the C++ library are not possible in a kernel"
+        )

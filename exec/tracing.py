@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from coppermesh.exec.cuda_modules import ModuleParts, make_module, module_parts
 from coppermesh.exec.errors import ProgramInvalid
 from coppermesh.exec.graph import (
     INPUT,
@@ -22,7 +23,15 @@ from coppermesh.exec.graph import (
     caller,
     pointing_at_caller,
 )
-from coppermesh.exec.program import ArraySpec, KernelSource, Node, Program, Scalar, encode_program
+from coppermesh.exec.program import (
+    ArraySpec,
+    AttributeValue,
+    KernelSource,
+    Node,
+    Program,
+    Scalar,
+    encode_program,
+)
 from coppermesh.exec.schema import CheckedProgram, check_program
 
 
@@ -71,7 +80,7 @@ def trace(*arrays: Handle, placeholders: Sequence[Value] = ()) -> Recording:
     for node in (*inputs, *nodes):
         first[id(node)] = count
         count += len(node.results)
-    kernels: dict[KernelSource, int] = {}
+    kernels = KernelTable(nodes)
     program = Program(
         version=1,
         inputs=tuple(node.results[0] for node in inputs),
@@ -79,7 +88,7 @@ def trace(*arrays: Handle, placeholders: Sequence[Value] = ()) -> Recording:
         nodes=tuple(program_node(node, first, kernels) for node in nodes),
         outputs=tuple(first[id(root.node)] + root.position for root in roots),
     )
-    program = Program(program.version, program.inputs, tuple(kernels), program.nodes, program.outputs)
+    program = Program(program.version, program.inputs, kernels.sources(), program.nodes, program.outputs)
     sources = tuple(node.source for node in nodes)
     try:
         checked = check_program(program)
@@ -134,13 +143,58 @@ def needed_nodes(roots: list[RecordedNode]) -> list[RecordedNode]:
     return order
 
 
-def program_node(node: RecordedNode, first: dict[int, int], kernels: dict[KernelSource, int]) -> Node:
+class KernelTable:
+    """The kernel sources of a program, each once, in the order in which nodes use them.
+
+    A recorded node names one kernel or variable of its module; here what the nodes use of a module comes together.
+    """
+
+    def __init__(self, nodes: Sequence[RecordedNode]) -> None:
+        self._numbers: dict[KernelSource, int] = {}
+        used: dict[tuple[str, tuple[str, ...]], list[ModuleParts]] = {}
+        for node in nodes:
+            if node.kernel is not None and node.kernel.kind == "module":
+                parts = module_parts(node.kernel)
+                used.setdefault((parts.source, node.kernel.options), []).append(parts)
+        self._modules = {
+            (source, options): make_module(
+                ModuleParts(
+                    source,
+                    tuple({name for parts in several for name in parts.functions}),
+                    tuple({name for parts in several for name in parts.expressions}),
+                    tuple({name for parts in several for name in parts.symbols}),
+                ),
+                options,
+            )
+            for (source, options), several in used.items()
+        }
+
+    def sources(self) -> tuple[KernelSource, ...]:
+        """What the program carries, after all its nodes were written."""
+        return tuple(self._numbers)
+
+    def attributes(self, node: RecordedNode) -> dict[str, AttributeValue]:
+        """The node's attributes, with its kernel by number."""
+        attrs = dict(sorted(node.attrs.items()))
+        kernel = node.kernel
+        if kernel is None:
+            return attrs
+        if kernel.kind == "module":
+            own = module_parts(kernel)
+            kernel = self._modules[own.source, kernel.options]
+            whole = module_parts(kernel)
+            if "function" in attrs:
+                attrs["function"] = whole.kernels.index(own.kernels[0])
+            if "symbol" in attrs:
+                attrs["symbol"] = whole.symbols.index(own.symbols[0])
+        attrs["kernel"] = self._numbers.setdefault(kernel, len(self._numbers))
+        return attrs
+
+
+def program_node(node: RecordedNode, first: dict[int, int], kernels: KernelTable) -> Node:
     """The node as a program writes it; `first` gives the number of each node's first result."""
 
     def number(operand: Operand | bytes) -> int | bytes | Scalar:
         return first[id(operand.node)] + operand.position if isinstance(operand, Value) else operand
 
-    attrs = dict(sorted(node.attrs.items()))
-    if node.kernel is not None:
-        attrs["kernel"] = kernels.setdefault(node.kernel, len(kernels))
-    return Node(node.op, tuple(number(operand) for operand in node.args), attrs)
+    return Node(node.op, tuple(number(operand) for operand in node.args), kernels.attributes(node))

@@ -33,6 +33,7 @@ from numpy import uint32 as uint32
 from numpy import uint64 as uint64
 
 from coppermesh.exec import xp_fft, xp_linalg, xp_names, xp_random
+from coppermesh.exec.module_arrays import ndarray as ndarray
 from coppermesh.exec.recorder import Array as Array
 from coppermesh.exec.xp_arrangement import add_at as add_at
 from coppermesh.exec.xp_arrangement import argsort as argsort

@@ -17,7 +17,7 @@ from coppermesh.exec.graph import Handle, RecordedNode, Value, pointing_at_calle
 from coppermesh.exec.program import VERSION, ArraySpec, Attributes, Program, encode_program
 from coppermesh.exec.promotion import as_value
 from coppermesh.exec.recorder import Array
-from coppermesh.exec.tracing import needed_nodes, placeholder, program_node
+from coppermesh.exec.tracing import KernelTable, needed_nodes, placeholder, program_node
 
 Tree = Any
 """An array, None, or a tuple, list or dict of trees."""
@@ -82,10 +82,6 @@ def _body_program(parameters: list[Value], outputs: list[Value]) -> tuple[bytes,
         if any(isinstance(argument, Value) and id(argument.node) in inside for argument in node.args):
             inside.add(id(node))
             nodes.append(node)
-            if node.kernel is not None:
-                raise TypeError(
-                    "a CUDA kernel cannot be part of a scan's body; call it outside, or unroll the loop"
-                )
     constants: dict[tuple[int, int], Value] = {}
     for value in [
         argument for node in nodes for argument in node.args if isinstance(argument, Value)
@@ -104,15 +100,17 @@ def _body_program(parameters: list[Value], outputs: list[Value]) -> tuple[bytes,
         args = tuple(
             stand_ins.get((id(a.node), a.position), a) if isinstance(a, Value) else a for a in node.args
         )
-        moved.append(RecordedNode(node.op, args, node.attrs, node.results, node.source))
+        moved.append(RecordedNode(node.op, args, node.attrs, node.results, node.source, kernel=node.kernel))
         first[id(node)] = count
         count += len(node.results)
     numbered = [stand_ins.get((id(value.node), value.position), value) for value in outputs]
+    kernels = KernelTable(moved)
+    body_nodes = tuple(program_node(node, first, kernels) for node in moved)
     program = Program(
         version=VERSION,
         inputs=tuple(value.spec for value in inputs),
-        kernels=(),
-        nodes=tuple(program_node(node, first, {}) for node in moved),
+        kernels=kernels.sources(),
+        nodes=body_nodes,
         outputs=tuple(first[id(value.node)] + value.position for value in numbered),
     )
     return encode_program(program), list(constants.values())

@@ -151,7 +151,12 @@ K = RawKernel("__global__ void k(const float* x, float* y) {}", "k")
         (lambda x: K((1,), (1,), (x, np.zeros(3))), TypeError, r"argument 1 is a ndarray; make it lazy"),
         (lambda x: K((1,), (1,), (x, "s")), TypeError, "argument 1 is a str"),
         (lambda x: K((1,), (1,), (x, None)), TypeError, "NoneType"),
-        (lambda x: K((1,), (1,), (x, 3)), ProgramInvalid, "writes none"),
+        (lambda x: K((1,), (1,), (x, 3)), ProgramInvalid, "int64 was given for a pointer"),
+        (
+            lambda x: RawKernel("__global__ void k(const float* x) {}", "k")((1,), (1,), (x,)),
+            ProgramInvalid,
+            "none",
+        ),
         (lambda x: K((1,), (2048,), (x, x)), ProgramInvalid, "CUDA's limits"),
         (lambda x: K((), (1,), (x, x)), ProgramInvalid, "one to three lengths"),
         (
