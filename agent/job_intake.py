@@ -8,6 +8,7 @@ becomes the job's requirement. Blobs that ride in the call are verified and stor
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import trio
@@ -16,7 +17,7 @@ from coppermesh.agent.jobs import JobState, JobTable, ProgramFacts
 from coppermesh.agent.local_messages import SubmitCall, TaskSpec
 from coppermesh.agent.matching import MAX_LEASES, Requirement
 from coppermesh.agent.traces import NODE_DIGESTS
-from coppermesh.exec.budget import RunLimits, check_budget, estimate
+from coppermesh.exec.budget import RunLimits, check_budget, estimate, lease_limits
 from coppermesh.exec.cuda_needs import program_needs
 from coppermesh.exec.errors import ExecError
 from coppermesh.exec.program import ArraySpec, decode_program
@@ -26,8 +27,9 @@ from coppermesh.p2p.errors import Refused
 from coppermesh.p2p.ids import Digest
 from coppermesh.p2p.messages import BlobInfo
 
-LARGEST = RunLimits(memory_bytes=1 << 40, output_bytes=1 << 38, flops=1e20)
-"""Beyond this no device of any provider will do; refused before anybody is asked."""
+LARGEST = RunLimits(memory_bytes=1 << 40, output_bytes=1 << 38, blob_bytes=1 << 40, flops=1e20)
+"""Beyond this no device of any provider will do; refused before anybody is asked. Operations are limited by the wall
+limit too (`budget.lease_limits`): a provider of that kind of device would refuse the same, in the same words."""
 LEAST_MEMORY_BYTES = 256 << 20
 """Memory that a lease asks for however small its tasks are."""
 MAX_PROGRAMS = 4096
@@ -82,7 +84,9 @@ class JobIntake:
             raise Refused(
                 "too-many-programs", f"a job has at most {MAX_PROGRAMS} programs, this one {len(roots)}"
             )
-        programs = {root: await self._check(root) for root in roots}
+        wanted = lease_limits(options["device"], LARGEST.memory_bytes, options["wall_limit_s"])
+        limits = replace(LARGEST, flops=min(LARGEST.flops, wanted.flops))
+        programs = {root: await self._check(root, limits) for root in roots}
         for number, task in enumerate(call.tasks):
             _match_inputs(number, task, programs[task.program].inputs)
         now_us = self._now_us()
@@ -116,15 +120,16 @@ class JobIntake:
             names = ", ".join(root.hex()[:12] for root in missing[:3])
             raise Refused("missing-blobs", f"{len(missing)} blobs of the job are not in the store: {names}")
 
-    async def _check(self, root: bytes) -> ProgramFacts:
-        if root in self._programs:
-            return self._programs[root]
+    async def _check(self, root: bytes, limits: RunLimits) -> ProgramFacts:
+        known = self._programs.get(root)
+        if known is not None and known.flops <= limits.flops:
+            return known
         data = await self._store.read(self._scope, Digest(root))
         try:
             if len(data) > THREAD_BYTES:
-                facts = await trio.to_thread.run_sync(_inspect, data)
+                facts = await trio.to_thread.run_sync(_inspect, data, limits)
             else:
-                facts = _inspect(data)
+                facts = _inspect(data, limits)
         except ExecError as error:
             raise Refused(error.code, error.sentence) from error
         while len(self._programs) >= MAX_PROGRAMS:
@@ -133,16 +138,17 @@ class JobIntake:
         return facts
 
 
-def _inspect(data: bytes) -> ProgramFacts:
+def _inspect(data: bytes, limits: RunLimits) -> ProgramFacts:
     checked = check_program(decode_program(data))
     cost = estimate(checked)
-    check_budget(cost, LARGEST)
+    check_budget(cost, limits, checked)
     return ProgramFacts(
         inputs=tuple(checked.input_specs),
         outputs=tuple(checked.output_specs),
         features=checked.features,
         needs=_where_needed(checked),
         peak_bytes=cost.peak_bytes,
+        flops=cost.flops,
         size=len(data),
     )
 
