@@ -2,12 +2,14 @@
 
 A worker never starts a program: it asks the agent, which has the zygote fork a builder, a process with limits of its
 own that runs one compiler and ends. The directory is private to that builder and is removed afterwards; the library
-leaves it as a sealed file in memory. `kernel.cu` holds the program's source unchanged, so that the compiler's line
-numbers are the user's, and its name is the only path that its messages show.
+leaves it as a sealed file in memory. `kernel.cu` holds the program's source, unchanged or with changes that keep every
+line (`cuda_rewrite`), so that the compiler's line numbers are the user's, and its name is the only path that its
+messages show.
 """
 
 import contextlib
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -17,6 +19,7 @@ from pathlib import Path
 
 from coppermesh.exec import linux, name_expressions
 from coppermesh.exec.cuda_gate import SHIM, SourceRefused, check_cpu_source
+from coppermesh.exec.cuda_rewrite import rewrite, uses_fibers
 from coppermesh.exec.cuda_toolchain import Toolchain
 from coppermesh.exec.errors import ExecError, KernelCompileError
 from coppermesh.exec.pipe import MAX_DETAIL, plain_detail
@@ -83,15 +86,21 @@ def build_kernel(kernel: Kernel, toolchain: Toolchain, directory: Path, cache: P
             what = "variable" if name in kernel.symbols else "function"
             raise KernelCompileError(kernel.name, f"kernel.cu: error: there is no {what} '{name}'")
     standard, defines = _read_options(kernel.options)
-    (directory / "kernel.cu").write_text(kernel.source)
+    fibers = uses_fibers(kernel.source, kernel.options)
+    if fibers and platform.machine() not in ("x86_64", "AMD64"):
+        raise SourceRefused(
+            f"shared memory, barriers and warp functions need an x86-64 processor; this one is {platform.machine()}"
+        )
+    (directory / "kernel.cu").write_text(rewrite(kernel.source) if fibers else kernel.source)
     (directory / "module.cpp").write_text(
-        '#include "coppermesh_cuda.h"\n'
+        ("#define COPPERMESH_FIBERS 1\n" if fibers else "")
+        + '#include "coppermesh_cuda.h"\n'
         + defines
         + '#include "kernel.cu"\n'
         + "".join(f"COPPERMESH_EXPORT({number}, {name})\n" for number, name in enumerate(kernel.kernels))
         + "".join(f"COPPERMESH_SYMBOL({number}, {name})\n" for number, name in enumerate(kernel.symbols))
     )
-    command = toolchain.arguments(standard, SHIM, "module.cpp", "module.so")
+    command = toolchain.arguments(standard, SHIM, "module.cpp", "module.so", fibers=fibers)
     status, log = _run_compiler(command, toolchain.environment(str(cache)), directory)
     if status != 0:
         raise _explain(kernel.name, status, scrub(_INCLUDED_FROM.sub("", log), directory))

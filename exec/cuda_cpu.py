@@ -4,7 +4,8 @@ Theory. A kernel without barriers is a function of its arguments and indices, so
 compiled as host C++ against the headers in `shim` (their theory is in coppermesh_cuda.h) into a library that exports
 `coppermesh_run_0` (and so on, for the further kernels of a module), which takes blocks from a shared counter until
 none is left and runs the threads of each in turn.
-A launch calls it from a few operating-system threads at once; ctypes lets go of Python's lock meanwhile.
+A launch calls it from a few operating-system threads at once; ctypes lets go of Python's lock meanwhile. Where
+threads of a block wait for each other, each is a fiber (`shim/coppermesh_fibers.h`) in memory from `cuda_launch`.
 
 The library also tells the kernel's parameters, so wrong arguments are an error here and not a wild read: their
 number, the size of each scalar, and the element type where both sides are floating point. Arrays beyond their bounds
@@ -14,11 +15,12 @@ A library is loaded from a sealed memory file, and stays loaded while a launch o
 """
 
 import _ctypes
+import contextlib
 import ctypes
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -27,12 +29,13 @@ import numpy as np
 from coppermesh.exec import linux
 from coppermesh.exec.cuda_build import Kernel
 from coppermesh.exec.cuda_gate import check_cpu_source
+from coppermesh.exec.cuda_launch import MAX_SHARED_BYTES, Arenas, LaunchState, explain_fault
 from coppermesh.exec.cuda_modules import ModuleParts
 from coppermesh.exec.errors import KernelCompileError, RunFailed
 from coppermesh.exec.runtime import Dim3, KernelArgument, Launch
 from coppermesh.exec.threads import ThreadTeam
 
-SHIM_VERSION = 1
+SHIM_VERSION = 2
 """Grows with every change of `shim` that may change a result."""
 MAX_LOADED = 256
 """Libraries kept per worker; the one unused for longest goes first."""
@@ -45,18 +48,6 @@ Builder = Callable[[Kernel], int]
 """Compiles; gives the library as a sealed memory file, or raises an ExecError."""
 Note = Callable[[str], None]
 """Told what runs, before it does, so that a crash can be explained."""
-
-
-class _LaunchState(ctypes.Structure):
-    """`coppermesh::Launch` of coppermesh_launch.h."""
-
-    _fields_ = [
-        ("grid", ctypes.c_uint * 3),
-        ("block", ctypes.c_uint * 3),
-        ("blocks", ctypes.c_ulonglong),
-        ("chunk", ctypes.c_ulonglong),
-        ("next", ctypes.c_ulonglong),
-    ]
 
 
 class _Parameter(ctypes.Structure):
@@ -96,8 +87,9 @@ class _Library:
                 raise KernelCompileError(
                     name, f"kernel.cu: error: kernel '{name}' must be declared extern \"C\""
                 )
+        fibers = _Fibers(self._library) if hasattr(self._library, "coppermesh_static_shared") else None
         self.functions = [
-            _Function(self._library, number, name) for number, name in enumerate(kernel.kernels)
+            _Function(self._library, number, name, fibers) for number, name in enumerate(kernel.kernels)
         ]
 
     def copy(self) -> "_Library":
@@ -122,13 +114,39 @@ class _Library:
         os.close(self._descriptor)
 
 
+class _Fibers:
+    """What a library exports beside its kernels where threads may wait for each other (`coppermesh_fibers.h`)."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        read = library.coppermesh_static_shared
+        read.restype = ctypes.c_ulonglong
+        self.static_bytes = int(read())
+        self._catch, self._release = library.coppermesh_catch_signals, library.coppermesh_release_signals
+
+    @contextlib.contextmanager
+    def signals_caught(self, name: str, dynamic_bytes: int) -> Iterator[None]:
+        """While a launch runs: accesses beside shared memory and stack overflows are told from wild pointers."""
+        if self.static_bytes + dynamic_bytes > MAX_SHARED_BYTES:
+            raise RunFailed(
+                f"kernel {name}: {self.static_bytes} bytes of static and {dynamic_bytes} of dynamic shared memory;"
+                f" a block may have {MAX_SHARED_BYTES}",
+                code="launch-limits",
+            )
+        self._catch()
+        try:
+            yield
+        finally:
+            self._release()
+
+
 class _Function:
     """One kernel of a loaded library, which must outlive it."""
 
-    def __init__(self, library: ctypes.CDLL, number: int, name: str) -> None:
+    def __init__(self, library: ctypes.CDLL, number: int, name: str, fibers: _Fibers | None) -> None:
         self.name = name
+        self.fibers = fibers
         self.run = library[f"coppermesh_run_{number}"]
-        self.run.argtypes = [ctypes.POINTER(_LaunchState), ctypes.c_void_p]
+        self.run.argtypes = [ctypes.POINTER(LaunchState), ctypes.c_void_p]
         self.run.restype = None
         count = ctypes.c_uint.in_dll(library, f"coppermesh_parameter_count_{number}").value
         read = library[f"coppermesh_parameters_{number}"]
@@ -147,6 +165,7 @@ class CudaCpu:
         self.determinism = f"cuda-cpu/{SHIM_VERSION} {compiler} fp-contract=off".replace("  ", " ")
         self._builder = builder
         self._team = ThreadTeam(threads)
+        self._arenas = Arenas(self._team.size)
         self._note = note or (lambda text: None)
         self._libraries: OrderedDict[Kernel, _Library] = OrderedDict()
 
@@ -188,12 +207,11 @@ class CudaCpu:
         shared_bytes: int,
         arguments: Sequence[KernelArgument],
     ) -> None:
-        """Run one kernel to its end. Raises RunFailed where the arguments are not what it takes."""
-        if shared_bytes:
-            raise RunFailed(
-                f"kernel {function.name}: shared memory is not possible on a CPU device",
-                code="unsupported-feature",
-            )
+        """Run one kernel to its end.
+
+        Raises RunFailed where the arguments are not what it takes (`kernel-arguments`), or where it did something that
+        it may not and that was noticed (`kernel-trap`).
+        """
         _check_arguments(function, arguments)
         pointers, kept = _pass_arguments(arguments)
         blocks = grid[0] * grid[1] * grid[2]
@@ -203,11 +221,18 @@ class CudaCpu:
             else min(self._team.size, blocks)
         )
         chunk = max(1, blocks // (wanted * CHUNKS_PER_THREAD))
-        state = _LaunchState(tuple(grid), tuple(block), blocks, chunk, 0)
+        state = LaunchState(tuple(grid), tuple(block), blocks, chunk, 0, shared_bytes)
         self._note(f"kernel {function.name}")
-        self._team.run(wanted, lambda: function.run(ctypes.byref(state), pointers))
+        if function.fibers is None:
+            self._team.run(wanted, lambda: function.run(ctypes.byref(state), pointers))
+        else:
+            self._arenas.give(state, block[0] * block[1] * block[2])
+            with function.fibers.signals_caught(function.name, shared_bytes):
+                self._team.run(wanted, lambda: function.run(ctypes.byref(state), pointers))
         self._note("")
         del kept
+        if state.fault.claimed:
+            raise explain_fault(function.name, state.fault)
 
 
 class _Module:

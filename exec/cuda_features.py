@@ -55,28 +55,35 @@ def _words(text: str) -> frozenset[str]:
 
 FEATURES: tuple[Feature, ...] = (
     Feature(
-        "cuda-shared-memory", "shared memory", CUDA_ONLY, _USE_CUDA, words=_words("__shared__"),
+        "cuda-shared-memory", "shared memory", EVERYWHERE, _USE_CUDA, words=_words("__shared__"),
     ),
     Feature(
-        "cuda-barriers", "barriers", CUDA_ONLY, _USE_CUDA,
-        pattern=r"__syncthreads(?:_and|_or|_count)?|__barrier_sync\w*",
+        "cuda-barriers", "barriers", EVERYWHERE, _USE_CUDA, pattern=r"__syncthreads(?:_and|_or|_count)?",
     ),
     Feature(
-        "cuda-warps", "warp shuffles", CUDA_ONLY, _USE_CUDA, pattern=r"__shfl(?:_\w+)?",
+        "cuda-warps", "warp shuffles", EVERYWHERE, _USE_CUDA, pattern=r"__shfl(?:_up|_down|_xor)?_sync",
     ),
     Feature(
-        "cuda-warps", "warp votes", CUDA_ONLY, _USE_CUDA,
-        words=_words("__activemask"), pattern=r"__(?:any|all|ballot|uni)(?:_sync)?",
+        "cuda-warps", "warp votes", EVERYWHERE, _USE_CUDA,
+        words=_words("__activemask"), pattern=r"__(?:any|all|ballot)_sync",
     ),
     Feature(
-        "cuda-warps", "warp votes and reductions", CUDA_ONLY, _USE_CUDA, pattern=r"__(?:match|reduce)_\w+_sync",
+        "cuda-warps", "warp votes and reductions", EVERYWHERE, _USE_CUDA,
+        pattern=r"__match_(?:any|all)_sync|__reduce_(?:add|min|max|and|or|xor)_sync",
     ),
     Feature(
-        "cuda-warps", "warp synchronisation", CUDA_ONLY, _USE_CUDA, words=_words("__syncwarp"),
+        "cuda-warps", "warp synchronisation", EVERYWHERE, _USE_CUDA, words=_words("__syncwarp"),
     ),
     Feature(
-        "cuda-groups", "cooperative groups", CUDA_ONLY, _USE_CUDA,
-        words=_words("cooperative_groups"), headers=r"cooperative_groups\.h",
+        "cuda-unsynchronised-warps", "warp functions that Volta took away", NOWHERE, "use the one ending in _sync",
+        pattern=r"__shfl(?:_up|_down|_xor)?|__(?:any|all|ballot)",
+    ),
+    Feature(
+        "cuda-named-barriers", "barriers by number", CUDA_ONLY, _USE_CUDA, pattern=r"__barrier_sync\w*|__uni_sync",
+    ),
+    Feature(
+        "cuda-groups", "cooperative groups", EVERYWHERE, _USE_CUDA,
+        words=_words("cooperative_groups"), headers=r"cooperative_groups(?:/reduce)?\.h",
     ),
     Feature(
         "cuda-half", "half precision", CUDA_ONLY,

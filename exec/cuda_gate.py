@@ -143,7 +143,7 @@ class SourceRefused(ExecError):
         self.findings = tuple(findings)
 
 
-class _Unreadable(Exception):
+class Unreadable(Exception):
     """The reader and a compiler could see different tokens."""
 
     def __init__(self, line: int, column: int, what: str) -> None:
@@ -161,7 +161,7 @@ class Token:
     end: int
 
 
-class _Text:
+class SplicedText:
     """The spliced source and the way back to line numbers of the original."""
 
     def __init__(self, source: str) -> None:
@@ -185,6 +185,15 @@ class _Text:
         )
         return 1 + newlines + splices, 1 + offset - begins
 
+    def restored(self, edits: Sequence[tuple[int, int, str]]) -> str:
+        """The source with splices put back and other text at `edits` (offsets here), which do not overlap."""
+        changes = sorted([*edits, *((splice, splice, "\\\n") for splice in self._splices)], key=lambda c: c[:2])
+        parts, last = [], 0
+        for start, end, replacement in changes:
+            parts += [self.text[last : max(start, last)], replacement]
+            last = max(last, end)
+        return "".join([*parts, self.text[last:]])
+
 
 def check_cpu_source(source: str, options: Sequence[str] = ()) -> None:
     """Refuse source that the CPU build cannot compile, or must not. Raises SourceRefused.
@@ -199,6 +208,12 @@ def check_cpu_source(source: str, options: Sequence[str] = ()) -> None:
         more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
         listed = "\n".join(f"kernel.cu:{finding.line}: {finding.what}" for finding in refused[:MAX_REPORTED])
         raise SourceRefused(f"line {first.line}: {first.what} is not possible {where}{more}", listed, refused)
+
+
+def spliced_tokens(source: str) -> tuple[SplicedText, list[Token]]:
+    """The tokens of a source and the text that their offsets count in. Raises Unreadable, which `scan` reports."""
+    text = SplicedText(source.replace("\r\n", "\n"))
+    return text, list(_tokens(text))
 
 
 def scan(texts: Sequence[str], options: Sequence[str] = ()) -> list[Finding]:
@@ -233,12 +248,12 @@ Place = Callable[[int], tuple[int, int]]
 
 
 def _scan_one(source: str) -> tuple[list[Finding], list[Token], Place]:
-    text = _Text(source.replace("\r\n", "\n"))
+    text = SplicedText(source.replace("\r\n", "\n"))
     tokens: list[Token] = []
     try:
         _check_characters(source)
         tokens.extend(_tokens(text))
-    except _Unreadable as error:
+    except Unreadable as error:
         return [error.finding], [], text.place
     return [*_check_directives(text, tokens), *_check_words(text, tokens)], tokens, text.place
 
@@ -254,23 +269,23 @@ def _check_characters(source: str) -> None:
         raise _unreadable_at(source, lone.start(), "a carriage return without a line end")
 
 
-def _unreadable_at(source: str, offset: int, what: str) -> _Unreadable:
-    return _Unreadable(1 + source.count("\n", 0, offset), offset - source.rfind("\n", 0, offset), what)
+def _unreadable_at(source: str, offset: int, what: str) -> Unreadable:
+    return Unreadable(1 + source.count("\n", 0, offset), offset - source.rfind("\n", 0, offset), what)
 
 
-def _tokens(text: _Text) -> Iterator[Token]:
-    """Tokens and line ends, without blanks and comments. Raises _Unreadable at anything else."""
+def _tokens(text: SplicedText) -> Iterator[Token]:
+    """Tokens and line ends, without blanks and comments. Raises Unreadable at anything else."""
     position, length = 0, len(text.text)
     previous: Token | None = None
     while position < length:
         match = _TOKEN.match(text.text, position)
         if match is None or (text.text.startswith("/*", position) and match.lastgroup != "comment"):
-            raise _Unreadable(*text.place(position), _strange(text.text, position))
+            raise Unreadable(*text.place(position), _strange(text.text, position))
         kind = match.lastgroup or "other"
         token = Token(kind, match.group(), match.start(), match.end())
         position = match.end()
         if kind == "string" and previous and previous.text in _RAW_PREFIXES and previous.end == token.start:
-            raise _Unreadable(*text.place(token.start), "raw string literals")
+            raise Unreadable(*text.place(token.start), "raw string literals")
         if kind not in ("blank", "comment"):
             yield token
         previous = token
@@ -287,7 +302,7 @@ def _strange(text: str, position: int) -> str:
     return f"the character U+{ord(character):04X} outside comments and literals"
 
 
-def _check_directives(text: _Text, tokens: Sequence[Token]) -> Iterator[Finding]:
+def _check_directives(text: SplicedText, tokens: Sequence[Token]) -> Iterator[Finding]:
     """Every directive that is not allowed, and every #include that comes with a feature."""
     at_start = True
     for position, token in enumerate(tokens):
@@ -299,7 +314,7 @@ def _check_directives(text: _Text, tokens: Sequence[Token]) -> Iterator[Finding]
 
 
 def _read_directive(
-    text: _Text, following: Sequence[Token], mark: Token
+    text: SplicedText, following: Sequence[Token], mark: Token
 ) -> tuple[str, Feature | None] | None:
     first = following[0] if following else Token("newline", "\n", mark.end, mark.end)
     name = first.text if first.kind == "word" else ""
@@ -328,7 +343,7 @@ def _read_directive(
     return None
 
 
-def _check_words(text: _Text, tokens: Sequence[Token]) -> Iterator[Finding]:
+def _check_words(text: SplicedText, tokens: Sequence[Token]) -> Iterator[Finding]:
     """Everything else that is refused, or that not every runtime has."""
     attributes = _has_attributes(tokens)
     for position, token in enumerate(tokens):

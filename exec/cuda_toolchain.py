@@ -39,6 +39,20 @@ _COMMON_FLAGS = (
     "-fno-diagnostics-color",
     "-w",
 )
+_LIBRARIES = ("-lm",)
+_FIBER_FLAGS = {
+    "gcc": ("-fsanitize=bounds", "-fno-sanitize-recover=all", "-fstack-clash-protection", "-nodefaultlibs"),
+    "clang": (
+        "-fsanitize=array-bounds",
+        "-fno-sanitize-recover=all",
+        "-fstack-clash-protection",
+        "-nodefaultlibs",
+    ),
+    "zig": ("-fsanitize=array-bounds", "-fno-sanitize-recover=all", "-fstack-clash-protection"),
+}
+"""For modules whose threads wait for each other. `coppermesh_fibers.h` has what the checks call, so the compilers'
+own libraries for it stay out (`-nodefaultlibs`); large frames touch every page, so none steps over a guard page."""
+_FIBER_LIBRARIES = {"gcc": ("-lm", "-lc", "-lgcc"), "clang": ("-lm", "-lc"), "zig": ("-lm",)}
 _FAMILY_FLAGS = {
     "gcc": ("-march=native", "-pipe", "-fmax-errors=20", "-Wl,-z,defs"),
     "clang": ("-march=native", "-ferror-limit=20", "-Wl,-z,defs"),
@@ -54,18 +68,24 @@ class Toolchain:
     family: str
     """`gcc`, `clang` or `zig`: which flags it takes."""
 
-    def arguments(self, standard: str, include: Path, source: str, output: str) -> list[str]:
-        """The command that builds `output` from `source`, both in the directory it runs in."""
+    def arguments(
+        self, standard: str, include: Path, source: str, output: str, *, fibers: bool = False
+    ) -> list[str]:
+        """The command that builds `output` from `source`, both in the directory it runs in.
+
+        `fibers`: threads of the module may wait for each other (`cuda_rewrite.uses_fibers`).
+        """
         return [
             *self.command,
             f"-std={standard}",
             *_COMMON_FLAGS,
             *_FAMILY_FLAGS[self.family],
+            *(_FIBER_FLAGS[self.family] if fibers else ()),
             f"-I{include}",
             source,
             "-o",
             output,
-            "-lm",
+            *(_FIBER_LIBRARIES[self.family] if fibers else _LIBRARIES),
         ]
 
     def environment(self, scratch: str) -> dict[str, str]:

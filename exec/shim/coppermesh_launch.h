@@ -1,16 +1,8 @@
-// The launcher: plain loops over blocks and threads, and a table of the kernel's parameters for the caller to check.
+// What a module exports: its launcher (plain loops over blocks and threads, or fibers), and a table of the kernel's
+// parameters for the caller to check.
 #pragma once
 
 namespace coppermesh {
-
-// One launch, shared by the operating-system threads that run it. cuda_cpu.py has the same layout.
-struct Launch {
-    unsigned int grid[3];
-    unsigned int block[3];
-    unsigned long long blocks;  // in all
-    unsigned long long chunk;   // how many a thread takes at a time
-    unsigned long long next;    // first block that nobody has taken yet
-};
 
 // One kernel parameter. `kind`: p pointer, i integer, f floating point, o anything else.
 // `element`, of a pointer: kind of what it points to (v: void); `element_bytes` its size.
@@ -50,6 +42,12 @@ template <auto kernel, class... A> struct entry<kernel, void (*)(A...)> {
     static constexpr unsigned int count = sizeof...(A);
     static constexpr Parameter parameters[sizeof...(A) + 1] = {describe<typename plain<A>::type>::value..., {}};
 
+    // One thread; the fibers' launcher sets its indices.
+    template <int... I> static void invoke(void* const* arguments, indices<I...>) {
+        kernel(*(typename plain<A>::type*)arguments[I]...);
+    }
+    static void invoke(void* const* arguments) { invoke(arguments, Indices()); }
+
     // All threads of one block, x fastest. Not inlined: a function of its own keeps the loops' registers free.
     static __attribute__((noinline)) void run_block(const Launch& launch, typename plain<A>::type... a) {
         const unsigned int nx = launch.block[0], ny = launch.block[1], nz = launch.block[2];
@@ -60,7 +58,7 @@ template <auto kernel, class... A> struct entry<kernel, void (*)(A...)> {
                     kernel(a...);
                 }
     }
-    template <int... I> static void run(Launch& launch, void* const* arguments, indices<I...>) {
+    template <int... I> static void loop(Launch& launch, void* const* arguments, indices<I...>) {
         const unsigned int gx = launch.grid[0], gy = launch.grid[1];
         blockDim = uint3{launch.block[0], launch.block[1], launch.block[2]};
         gridDim = uint3{gx, gy, launch.grid[2]};
@@ -70,10 +68,33 @@ template <auto kernel, class... A> struct entry<kernel, void (*)(A...)> {
             const unsigned long long left = launch.blocks - first;
             const unsigned long long end = first + (launch.chunk < left ? launch.chunk : left);
             for (unsigned long long b = first; b < end; b++) {
+                if (__atomic_load_n(&launch.stop, __ATOMIC_RELAXED)) return;
                 blockIdx = uint3{(unsigned int)(b % gx), (unsigned int)(b / gx % gy), (unsigned int)(b / gx / gy)};
                 run_block(launch, *(typename plain<A>::type*)arguments[I]...);
             }
         }
+    }
+    struct Call {
+        Launch* launch;
+        void* const* arguments;
+    };
+    static void loop(void* data) {
+        const Call* call = (const Call*)data;
+        loop(*call->launch, call->arguments, Indices());
+    }
+    static void run(Launch& launch, void* const* arguments) {
+#if defined(COPPERMESH_FIBERS)
+        run_with_fibers(launch, arguments, &invoke);
+#else
+        Call call = {&launch, arguments};
+        running.launch = &launch;
+#if defined(__x86_64__)
+        coppermesh_call(&running.launcher, &loop, &call);
+#else
+        loop(&call);
+#endif
+        running.launch = nullptr;
+#endif
     }
 };
 
@@ -100,8 +121,7 @@ template <class T> struct is_writable<const T> { static constexpr unsigned int v
     __attribute__((visibility("default"))) void coppermesh_run_##number(                                   \
         coppermesh::Launch* coppermesh_launch, void* const* coppermesh_arguments) {                        \
         coppermesh::entry<& __VA_ARGS__, decltype(& __VA_ARGS__)>::run(                                    \
-            *coppermesh_launch, coppermesh_arguments,                                                      \
-            coppermesh::entry<& __VA_ARGS__, decltype(& __VA_ARGS__)>::Indices());                         \
+            *coppermesh_launch, coppermesh_arguments);                                                     \
     }                                                                                                      \
     }
 
@@ -112,3 +132,14 @@ template <class T> struct is_writable<const T> { static constexpr unsigned int v
             (void*)& ::name, sizeof(::name), coppermesh::is_writable<decltype(::name)>::value};            \
         return &symbol;                                                                                    \
     }
+
+// What it exports once where threads may wait for each other.
+#if defined(COPPERMESH_FIBERS)
+extern "C" {
+__attribute__((visibility("default"))) unsigned long long coppermesh_static_shared() {
+    return coppermesh::static_shared_bytes();
+}
+__attribute__((visibility("default"))) void coppermesh_catch_signals() { coppermesh::catch_signals(); }
+__attribute__((visibility("default"))) void coppermesh_release_signals() { coppermesh::release_signals(); }
+}
+#endif

@@ -29,12 +29,13 @@ COPPERMESH_INTEGRAL(long long)
 COPPERMESH_INTEGRAL(unsigned long long)
 #undef COPPERMESH_INTEGRAL
 
-extern "C" int dprintf(int descriptor, const char* format, ...);
-
-// A failed assertion says where, in the worker's last words, and ends the worker.
-COPPERMESH_INLINE void assertion_failed(int line, const char* condition) {
-    dprintf(2, "kernel.cu:%d: assertion failed: %s\n", line, condition);
-    __builtin_trap();
+// A failed assertion ends the launch and says where.
+[[noreturn]] static __attribute__((noinline, cold, unused)) void assertion_failed(
+    unsigned int line, const char* file, const char* condition) {
+    fail_with(ASSERTION, line, file, condition);
+}
+[[noreturn]] static __attribute__((noinline, cold, unused)) void trap(unsigned int line) {
+    fail_with(TRAP, line, "", "");
 }
 }  // namespace coppermesh
 
@@ -50,7 +51,7 @@ __attribute__((weak)) void __cxa_pure_virtual() { __builtin_trap(); }
 template <class... Arguments> COPPERMESH_INLINE int printf(const char*, Arguments...) {
     return (int)sizeof...(Arguments);
 }
-#define assert(...) ((__VA_ARGS__) ? (void)0 : coppermesh::assertion_failed(__LINE__, #__VA_ARGS__))
+#define assert(...) ((__VA_ARGS__) ? (void)0 : coppermesh::assertion_failed(__LINE__, __FILE__, #__VA_ARGS__))
 
 // --- new and delete. NVRTC has the placement forms without <new>.
 
@@ -110,10 +111,14 @@ COPPERMESH_INLINE long long clock64() {
 #endif
 }
 COPPERMESH_INLINE clock_t clock() { return (clock_t)clock64(); }
-COPPERMESH_INLINE void __trap() { __builtin_trap(); }
+COPPERMESH_INLINE void __trap(unsigned int line = __builtin_LINE()) { coppermesh::trap(line); }
 COPPERMESH_INLINE void __brkpt() {}
 COPPERMESH_INLINE void __prof_trigger(int) {}
-COPPERMESH_INLINE void __nanosleep(unsigned int) {}
+COPPERMESH_INLINE void __nanosleep(unsigned int) {
+#if defined(COPPERMESH_FIBERS)
+    coppermesh::yield();  // whoever it waits for may be a thread of its own block
+#endif
+}
 
 // --- what clang and CUDA's compiler have built in and GCC does not
 

@@ -308,9 +308,10 @@ def test_void_pointers_structures_and_complex_numbers(backend):
     assert out.tolist() == [3, 4, 6]
 
 
-def test_dynamic_shared_memory_is_refused(backend):
-    with pytest.raises(RunFailed, match="shared memory"):
-        backend.run('extern "C" __global__ void k(float* o) {}', (1,), (1,), np.zeros(1, f4), shared=16)
+def test_dynamic_shared_memory_that_nobody_uses_is_harmless(backend):
+    out = np.zeros(1, f4)
+    backend.run('extern "C" __global__ void k(float* o) { o[0] = 1; }', (1,), (1,), out, shared=16)
+    assert out[0] == 1
 
 
 # --- what the compiler says

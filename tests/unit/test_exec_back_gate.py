@@ -32,15 +32,12 @@ ACCEPTED = [
 
 # What is refused, the line it must name, and a word of what must be named.
 REFUSED = [
-    ("__shared__ float tile[16];", 1, "shared memory"),
-    ("int a;\n\n  extern __shared__ float tile[];", 3, "shared memory"),
-    ("void f() {\n__syncthreads();\n}", 2, "barriers"),
-    ("\n\n\nint a = __syncthreads_count(1);", 4, "barriers"),
-    ("float s = __shfl_down_sync(~0u, s, 1);", 1, "warp shuffles"),
-    ("unsigned b = __ballot_sync(~0u, 1);", 1, "warp votes"),
-    ("unsigned b = __activemask();", 1, "warp votes"),
-    ("unsigned b = __reduce_add_sync(~0u, 1u);", 1, "warp votes"),
-    ("cooperative_groups::this_grid();", 1, "cooperative groups"),
+    ("int a;\n\n  cudaTextureObject_t tile;", 3, "textures"),
+    ("void f() {\n__barrier_sync(0);\n}", 2, "barriers by number"),
+    ("\n\n\nint a = __any(1);", 4, "Volta"),
+    ("float s = __shfl_down(s, 1);", 1, "Volta"),
+    ("unsigned b = __ballot(1);", 1, "Volta"),
+    ("cooperative_groups::this_grid();", 1, "grid synchronisation"),
     ("float v = tex2D<float>(t, 1, 2);", 1, "textures"),
     ("cudaTextureObject_t t;", 1, "textures"),
     ("surf2Dwrite(1, s, 0, 0);", 1, "surfaces"),
@@ -88,7 +85,7 @@ REFUSED = [
     ("int caf\u00e9;", 1, "U+00E9"),
     ("int a;\rint b;", 1, "carriage return"),
     ("int a;\0", 1, "control character"),
-    ("int a;\\\n\\\n\n__shared__ int x;", 4, "shared memory"),
+    ("int a;\\\n\\\n\n__managed__ int x;", 4, "managed memory"),
 ]
 
 
@@ -108,11 +105,11 @@ def test_refusals_name_the_thing_and_the_line(source, line, word):
 
 def test_several_findings_are_listed_with_their_lines():
     with pytest.raises(SourceRefused) as caught:
-        check_cpu_source("__shared__ int a;\n__syncthreads();\n")
+        check_cpu_source("__managed__ int a;\n__half b;\n")
     assert "(and 1 more)" in caught.value.sentence
     assert caught.value.detail.splitlines() == [
-        "kernel.cu:1: __shared__ (shared memory)",
-        "kernel.cu:2: __syncthreads (barriers)",
+        "kernel.cu:1: __managed__ (managed memory)",
+        "kernel.cu:2: __half (half precision)",
     ]
 
 
@@ -131,7 +128,7 @@ def test_every_header_that_may_be_included_exists():
 
 
 def test_a_megabyte_is_read_in_reasonable_time_and_lines_stay_right():
-    source = "int a; // x\\\n continued\n" * 40_000 + "__shared__ int b;"
+    source = "int a; // x\\\n continued\n" * 40_000 + "__managed__ int b;"
     with pytest.raises(SourceRefused, match=r"^line 80001:"):
         check_cpu_source(source)
 

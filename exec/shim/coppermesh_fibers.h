@@ -1,0 +1,626 @@
+// Blocks whose threads wait for each other: one fiber per CUDA thread.
+//
+// How it works. All threads of a block run on one operating-system thread, one after the other. Each runs until it
+// must wait (at a barrier, in a shuffle) or has left the kernel; then the next one that can run goes on. A thread gets a
+// stack when it first runs. One that leaves without ever having waited hands its stack on to the next, so a block that
+// never waits is a loop over its threads on a single stack.
+//
+// `__shared__` variables are thread-local variables, so each operating-system thread has one set, used by the block that
+// it runs. They are set to zero before every block, by copying the library's own image of them.
+//
+// The arena. Each operating-system thread of a launch gets one piece of memory (from cuda_launch.py, which keeps it):
+//     0        the state below, and a stack for signal handlers at 128 KiB
+//     192 KiB  nothing: no access
+//     256 KiB  dynamic shared memory; its end is at 512 KiB, or up to 15 bytes before
+//     512 KiB  nothing: no access
+//     576 KiB  the stacks, `Launch::stack_bytes` apart, the lowest page of each without access
+//
+// Warps. Lanes that call a warp function meet in a group: same function, same mask, as PTX asks for. The last to come
+// computes everybody's result. Lanes that have left the kernel, or that the block does not have, are not waited for.
+// `__activemask` meets with whoever has come to the same place once no other lane of the warp can run.
+#pragma once
+
+#if !defined(__x86_64__)
+#error "shared memory, barriers and warp functions need an x86-64 processor"
+#endif
+
+namespace coppermesh {
+
+extern "C" {
+int mprotect(void* address, size_t bytes, int protection);
+int sigaction(int number, const void* action, void* old);
+int sigaltstack(const void* stack, void* old);
+int dl_iterate_phdr(int (*visit)(void* info, size_t size, void* data), void* data);
+}
+
+static constexpr size_t PAGE = 4096, KIB = 1024;
+static constexpr size_t SIGNAL_STACK_AT = 128 * KIB, SIGNAL_STACK_BYTES = 64 * KIB;
+static constexpr size_t GUARD_BYTES = 64 * KIB;
+static constexpr size_t SHARED_AT = 256 * KIB, SHARED_END = 512 * KIB, STACKS_AT = 576 * KIB;
+static constexpr unsigned int CANARY_BYTES = 64;
+static constexpr unsigned char CANARY = 0xC5;
+static constexpr unsigned int NOBODY = ~0u;
+static constexpr unsigned int MAX_THREADS = 1024;
+static constexpr unsigned int STREAK = 32;  // how often a warp may go on by itself before the next one's turn
+
+// What lanes can meet for.
+enum Meeting : unsigned int {
+    SYNC = 1, SHUFFLE_INDEX, SHUFFLE_UP, SHUFFLE_DOWN, SHUFFLE_XOR, VOTE, MATCH_ANY, MATCH_ALL,
+    ADD, MIN_SIGNED, MAX_SIGNED, MIN_UNSIGNED, MAX_UNSIGNED, AND, OR, XOR, ACTIVE
+};
+
+// Lanes of one warp that wait for each other. For ACTIVE, `mask` is the place in the source.
+struct Group { unsigned int mask, meeting, arrived; };
+
+struct Warp {
+    unsigned int alive;    // lanes that have not left the kernel
+    unsigned int ready;    // lanes that can run, the one that does and those not started included
+    unsigned int started;
+    unsigned int at_barrier;
+    unsigned int groups;
+    Group group[32];
+    unsigned int line[32];           // where a waiting lane waits
+    unsigned int source[32];         // lane that a shuffle reads
+    unsigned long long value[32];    // what a lane brought; then its result
+};
+
+struct Block {
+    Launch* launch;
+    void* const* arguments;
+    void (*invoke)(void* const* arguments);
+    unsigned char* arena;
+    void* launcher;                  // where to go on when every thread has left
+    unsigned int threads, warps;
+    unsigned int current;            // number of the running thread, x fastest
+    unsigned int live;               // threads that have not left
+    unsigned int ready_warps;
+    unsigned int streak;
+    bool early;                      // the running thread leaves by a `return` of the kernel's own
+    unsigned int ended;              // threads that have left at the kernel's end
+    unsigned int last_ended;
+    unsigned int arrived;            // threads at the barrier
+    unsigned int barrier_line, barrier_thread;
+    unsigned long long barrier_place;
+    unsigned int voted, votes, voters;  // predicates so far; those of the last barrier and how many it had
+    unsigned int free_stacks, next_stack, guarded_stacks;
+    unsigned short free_stack[MAX_THREADS];
+    void* stack_pointer[MAX_THREADS];
+    Warp warp[32];
+};
+static_assert(sizeof(Block) <= SIGNAL_STACK_AT, "the state fits before the signal stack");
+
+static inline void set_index(const Block* block, unsigned int thread) {
+    const unsigned int nx = block->launch->block[0], ny = block->launch->block[1];
+    threadIdx.x = thread % nx, threadIdx.y = thread / nx % ny, threadIdx.z = thread / nx / ny;
+}
+
+static inline void set_index(const Block* block, unsigned int thread, unsigned int (&index)[3]) {
+    const unsigned int nx = block->launch->block[0], ny = block->launch->block[1];
+    index[0] = thread % nx, index[1] = thread / nx % ny, index[2] = thread / nx / ny;
+}
+
+// --- which thread runs next
+
+static inline unsigned int pick(Block* block) {
+    const unsigned int w = block->current >> 5;
+    unsigned int lanes = block->warp[w].ready & (~1u << (block->current & 31));
+    if (lanes) return (w << 5) + __builtin_ctz(lanes);
+    lanes = block->warp[w].ready;
+    if (lanes && block->streak++ < STREAK) return (w << 5) + __builtin_ctz(lanes);
+    block->streak = 0;
+    unsigned int warps = block->ready_warps & (~1u << w);
+    if (!warps) warps = block->ready_warps;
+    if (!warps) return NOBODY;
+    const unsigned int chosen = __builtin_ctz(warps);
+    return (chosen << 5) + __builtin_ctz(block->warp[chosen].ready);
+}
+
+[[noreturn]] static void live_on_stack(Block* block, unsigned int stack);
+
+// A stack for a thread that has not run yet, ready to be switched to.
+static void* new_stack(Block* block) {
+    unsigned int stack;
+    const size_t bytes = block->launch->stack_bytes;
+    if (block->free_stacks) {
+        stack = block->free_stack[--block->free_stacks];
+    } else {
+        stack = block->next_stack++;
+        if (stack >= block->guarded_stacks) {
+            if (mprotect(block->arena + STACKS_AT + stack * bytes, PAGE, 0)) fail_with(NO_STACK, 0, "", "");
+            block->guarded_stacks = stack + 1;
+        }
+    }
+    // Neighbours begin at different offsets in a page, or their hot ends would share a few sets of the cache.
+    unsigned char* top = block->arena + STACKS_AT + (stack + 1) * bytes - stack % 13 * 304;
+    void** frame = (void**)(top - 64);
+    frame[0] = frame[1] = nullptr;                   // r15, r14
+    frame[2] = (void*)(size_t)stack;                 // r13
+    frame[3] = block;                                // r12
+    frame[4] = (void*)&live_on_stack;                // rbx
+    frame[5] = nullptr;                              // rbp
+    frame[6] = (void*)&coppermesh_start;
+    return frame;
+}
+
+[[noreturn]] static void report_deadlock(Block* block);
+
+static void switch_to(Block* block, unsigned int me, unsigned int next) {
+    Warp& warp = block->warp[next >> 5];
+    const unsigned int bit = 1u << (next & 31);
+    void* to = block->stack_pointer[next];
+    if (!(warp.started & bit)) {
+        warp.started |= bit;
+        to = new_stack(block);
+    }
+    block->current = next;
+    coppermesh_switch(&block->stack_pointer[me], to);
+}
+
+// Let another thread run; returns when this one can go on.
+static void suspend(Block* block) {
+    const unsigned int me = block->current, next = pick(block);
+    if (__builtin_expect(next == NOBODY, 0)) report_deadlock(block);
+    if (next != me) switch_to(block, me, next);
+}
+
+static inline void unready(Block* block, Warp& warp, unsigned int bit);
+
+// --- barriers
+
+static inline void release_barrier(Block* block) {
+    for (unsigned int w = 0; w < block->warps; w++) {
+        block->warp[w].ready |= block->warp[w].at_barrier;
+        block->warp[w].at_barrier = 0;
+        if (block->warp[w].ready) block->ready_warps |= 1u << w;
+    }
+    block->votes = block->voted, block->voters = block->arrived;
+    block->voted = block->arrived = 0;
+}
+
+[[noreturn]] static __attribute__((noinline, cold)) void fail_barrier(
+    Block* block, unsigned int kind, unsigned int line, unsigned int other, unsigned int other_line) {
+    if (claim(kind, line)) {
+        Fault& fault = block->launch->fault;
+        set_index(block, block->current, fault.thread);
+        set_index(block, other, fault.other);
+        fault.other_line = other_line;
+    }
+    abandon();
+}
+
+// Number of threads whose predicate held.
+static __attribute__((noinline)) unsigned int wait_at_barrier(
+    Block* block, unsigned long long place, unsigned int line, bool predicate) {
+    if (block->ended) fail_barrier(block, SKIPPED_BARRIER, line, block->last_ended, 0);
+    if (block->arrived == 0) {
+        block->barrier_place = place, block->barrier_line = line, block->barrier_thread = block->current;
+    } else if (block->barrier_place != place) {
+        fail_barrier(block, DIVERGENT_BARRIER, line, block->barrier_thread, block->barrier_line);
+    }
+    block->voted += predicate;
+    if (++block->arrived == block->live) {
+        release_barrier(block);
+        if (__builtin_expect(__atomic_load_n(&block->launch->stop, __ATOMIC_RELAXED), 0)) abandon();
+    } else {
+        Warp& warp = block->warp[block->current >> 5];
+        const unsigned int lane = block->current & 31;
+        warp.at_barrier |= 1u << lane;
+        warp.line[lane] = line;
+        unready(block, warp, 1u << lane);
+        suspend(block);
+    }
+    return block->votes;
+}
+
+// --- warps
+
+static __attribute__((noinline, cold)) void fail_lane(
+    Block* block, unsigned int w, unsigned int lane, unsigned int kind, unsigned int mask, long long number) {
+    if (claim(kind, block->warp[w].line[lane])) {
+        Fault& fault = block->launch->fault;
+        set_index(block, (w << 5) + lane, fault.thread);
+        fault.mask = mask, fault.number = number, fault.limit = block->threads - (w << 5);
+    }
+    abandon();
+}
+
+static void combine(Warp& warp, unsigned int lanes, unsigned int meeting) {
+    const unsigned int first = __builtin_ctz(lanes);
+    unsigned int result = (unsigned int)warp.value[first];
+    for (unsigned int left = lanes & (lanes - 1); left; left &= left - 1) {
+        const unsigned int value = (unsigned int)warp.value[__builtin_ctz(left)];
+        switch (meeting) {
+            case ADD: result += value; break;
+            case MIN_SIGNED: result = (int)value < (int)result ? value : result; break;
+            case MAX_SIGNED: result = (int)value > (int)result ? value : result; break;
+            case MIN_UNSIGNED: result = value < result ? value : result; break;
+            case MAX_UNSIGNED: result = value > result ? value : result; break;
+            case AND: result &= value; break;
+            case OR: result |= value; break;
+            default: result ^= value; break;
+        }
+    }
+    for (unsigned int left = lanes; left; left &= left - 1) warp.value[__builtin_ctz(left)] = result;
+}
+
+// Everybody's result, when all lanes of `group` have come.
+static void complete(Block* block, Warp& warp, const Group& group) {
+    unsigned long long result[32];
+    const unsigned int lanes = group.arrived;
+    switch (group.meeting) {
+        case SYNC: return;
+        case SHUFFLE_INDEX: case SHUFFLE_UP: case SHUFFLE_DOWN: case SHUFFLE_XOR:
+            for (unsigned int left = lanes; left; left &= left - 1) {
+                const unsigned int lane = __builtin_ctz(left), source = warp.source[lane];
+                if (__builtin_expect(!(lanes >> source & 1), 0))
+                    fail_lane(block, &warp - block->warp, lane, group.mask >> source & 1 ? EXITED_LANE : OUTSIDE_MASK,
+                              group.mask, source);
+                result[lane] = warp.value[source];
+            }
+            break;
+        case VOTE: case ACTIVE: {
+            unsigned int ballot = group.meeting == ACTIVE ? lanes : 0;
+            for (unsigned int left = lanes; left; left &= left - 1) {
+                const unsigned int lane = __builtin_ctz(left);
+                ballot |= (unsigned int)(warp.value[lane] != 0) << lane;
+            }
+            for (unsigned int left = lanes; left; left &= left - 1)
+                warp.value[__builtin_ctz(left)] = (unsigned long long)lanes << 32 | ballot;
+            return;
+        }
+        case MATCH_ANY: case MATCH_ALL:
+            for (unsigned int left = lanes; left; left &= left - 1) {
+                const unsigned int lane = __builtin_ctz(left);
+                unsigned int equal = 0;
+                for (unsigned int other = lanes; other; other &= other - 1)
+                    if (warp.value[__builtin_ctz(other)] == warp.value[lane]) equal |= other & -other;
+                result[lane] = group.meeting == MATCH_ANY || equal == lanes ? equal : 0;
+            }
+            break;
+        default: combine(warp, lanes, group.meeting); return;
+    }
+    for (unsigned int left = lanes; left; left &= left - 1)
+        warp.value[__builtin_ctz(left)] = result[__builtin_ctz(left)];
+}
+
+static void release_group(Block* block, Warp& warp, unsigned int number) {
+    complete(block, warp, warp.group[number]);
+    warp.ready |= warp.group[number].arrived;
+    block->ready_warps |= 1u << (&warp - block->warp);
+    for (unsigned int later = number + 1; later < warp.groups; later++) warp.group[later - 1] = warp.group[later];
+    warp.groups--;
+}
+
+// When no lane of a warp can run: lanes that ask who is with them get their answer.
+static __attribute__((noinline, cold)) void answer_active(Block* block, Warp& warp) {
+    for (unsigned int number = 0; number < warp.groups; number++)
+        if (warp.group[number].meeting == ACTIVE) return release_group(block, warp, number);
+}
+
+// The running lane waits, or has left.
+static inline void unready(Block* block, Warp& warp, unsigned int bit) {
+    warp.ready &= ~bit;
+    if (warp.ready) return;
+    block->ready_warps &= ~(1u << (&warp - block->warp));
+    if (warp.groups) answer_active(block, warp);
+}
+
+// Wait for the lanes of `mask` and give this lane's result.
+static __attribute__((noinline)) unsigned long long meet(
+    Block* block, unsigned int meeting, unsigned int mask, unsigned long long value, unsigned int source,
+    unsigned int line) {
+    Warp& warp = block->warp[block->current >> 5];
+    const unsigned int lane = block->current & 31, bit = 1u << lane;
+    warp.value[lane] = value, warp.source[lane] = source, warp.line[lane] = line;
+    if (meeting != ACTIVE && !(mask & bit)) fail_lane(block, block->current >> 5, lane, NOT_IN_MASK, mask, lane);
+    unsigned int number = 0;
+    while (number < warp.groups && (warp.group[number].mask != mask || warp.group[number].meeting != meeting)) number++;
+    Group& group = warp.group[number];
+    if (number == warp.groups) group = Group{mask, meeting, 0}, warp.groups++;
+    group.arrived |= bit;
+    if (meeting != ACTIVE && group.arrived == (mask & warp.alive)) {
+        release_group(block, warp, number);
+        return warp.value[lane];
+    }
+    unready(block, warp, bit);
+    if (!(warp.ready & bit)) suspend(block);
+    return warp.value[lane];
+}
+
+// --- the life of a thread
+
+static __attribute__((noinline, cold)) void finish_meetings(Block* block, Warp& warp) {
+    for (unsigned int number = 0; number < warp.groups;) {
+        const Group& group = warp.group[number];
+        if (group.meeting != ACTIVE && group.arrived == (group.mask & warp.alive))
+            release_group(block, warp, number);
+        else
+            number++;
+    }
+}
+
+// The running thread has left the kernel.
+static inline void depart(Block* block) {
+    Warp& warp = block->warp[block->current >> 5];
+    const unsigned int bit = 1u << (block->current & 31);
+    if (!block->early) {
+        block->ended++, block->last_ended = block->current;
+        if (block->arrived) {
+            const unsigned int ended = block->current;
+            block->current = block->barrier_thread;
+            fail_barrier(block, SKIPPED_BARRIER, block->barrier_line, ended, 0);
+        }
+    }
+    block->live--;
+    warp.alive &= ~bit;
+    if (warp.groups) finish_meetings(block, warp);
+    unready(block, warp, bit);
+    if (block->arrived && block->arrived == block->live) release_barrier(block);
+}
+
+static void live_on_stack(Block* block, unsigned int stack) {
+    for (;;) {
+        set_index(block, block->current);
+        block->early = false;
+        block->invoke(block->arguments);
+        depart(block);
+        void* dead;
+        if (block->live == 0) coppermesh_switch(&dead, block->launcher);
+        const unsigned int next = pick(block);
+        if (next == NOBODY) report_deadlock(block);
+        block->current = next;
+        Warp& warp = block->warp[next >> 5];
+        const unsigned int bit = 1u << (next & 31);
+        if (warp.started & bit) {
+            block->free_stack[block->free_stacks++] = (unsigned short)stack;
+            coppermesh_switch(&dead, block->stack_pointer[next]);
+        }
+        warp.started |= bit;
+    }
+}
+
+// Nobody can run: name a lane that waits, and one that it waits for, where that one waits.
+[[noreturn]] static __attribute__((noinline, cold)) void report_deadlock(Block* block) {
+    for (unsigned int w = 0; w < block->warps; w++) {
+        Warp& warp = block->warp[w];
+        for (unsigned int number = 0; number < warp.groups; number++) {
+            const Group& group = warp.group[number];
+            const unsigned int missing = group.mask & warp.alive & ~group.arrived;
+            if (group.meeting == ACTIVE || !missing) continue;
+            const unsigned int lane = __builtin_ctz(group.arrived), absent = __builtin_ctz(missing);
+            if (claim(DEADLOCK, warp.line[lane])) {
+                Fault& fault = block->launch->fault;
+                set_index(block, (w << 5) + lane, fault.thread);
+                set_index(block, (w << 5) + absent, fault.other);
+                fault.other_line = warp.line[absent], fault.mask = group.mask, fault.number = absent;
+            }
+            abandon();
+        }
+    }
+    fail_with(DEADLOCK, 0, "", "");
+}
+
+// --- the block's memory
+
+// Where this operating-system thread has the library's thread-local variables, and what they begin as.
+struct Locals { void* at; const void* image; size_t image_bytes, bytes; };
+
+// As in <link.h>: struct dl_phdr_info and Elf64_Phdr.
+struct ProgramHeader { unsigned int type, flags; size_t offset, address, physical, in_file, in_memory, align; };
+struct LibraryInfo {
+    size_t base;
+    const char* name;
+    const ProgramHeader* headers;
+    unsigned short count;
+    unsigned long long loaded, unloaded;
+    size_t module;
+    void* locals;
+};
+struct Search { size_t inside; Locals found; };
+
+static int visit_library(void* information, size_t, void* data) {
+    const LibraryInfo* library = (const LibraryInfo*)information;
+    Search* search = (Search*)data;
+    const ProgramHeader* locals = nullptr;
+    bool ours = false;
+    for (unsigned int i = 0; i < library->count; i++) {
+        const ProgramHeader& header = library->headers[i];
+        if (header.type == 7) locals = &header;  // PT_TLS
+        const size_t begin = library->base + header.address;
+        ours |= header.type == 1 && search->inside >= begin && search->inside - begin < header.in_memory;  // PT_LOAD
+    }
+    if (!ours || !locals) return ours;
+    search->found = Locals{library->locals, (const void*)(library->base + locals->address), locals->in_file,
+                           locals->in_memory};
+    return 1;
+}
+
+static __attribute__((noinline)) Locals find_locals() {
+    Search search = {(size_t)&visit_library, {}};
+    dl_iterate_phdr(&visit_library, &search);
+    return search.found;
+}
+
+// Every thread-local variable begins anew; those of the build itself keep their values.
+static __attribute__((noinline)) void clear_static_shared(const Locals& locals) {
+    const Running kept = running;
+    const uint3 index = blockIdx, block = blockDim, grid = gridDim;
+    __builtin_memcpy(locals.at, locals.image, locals.image_bytes);
+    __builtin_memset((char*)locals.at + locals.image_bytes, 0, locals.bytes - locals.image_bytes);
+    __asm__ volatile("" ::: "memory");
+    running = kept;
+    blockIdx = index, blockDim = block, gridDim = grid;
+}
+
+static inline unsigned char* dynamic_shared(const Block* block) {
+    return block->arena + SHARED_END - ((block->launch->shared_bytes + 15) & ~15u);
+}
+
+static inline void clear_dynamic_shared(const Block* block) {
+    unsigned char* begin = dynamic_shared(block);
+    const unsigned int bytes = block->launch->shared_bytes;
+    __builtin_memset(begin - CANARY_BYTES, CANARY, CANARY_BYTES);
+    __builtin_memset(begin, 0, bytes);
+    __builtin_memset(begin + bytes, CANARY, (-bytes) & 15);
+}
+
+static void check_dynamic_shared(const Block* block) {
+    const unsigned char* begin = dynamic_shared(block);
+    const unsigned int bytes = block->launch->shared_bytes;
+    long long changed = 0;
+    for (unsigned int i = 1; i <= CANARY_BYTES; i++)
+        if (*(begin - i) != CANARY) changed = -(long long)i;
+    for (unsigned int i = bytes; i & 15; i++)
+        if (begin[i] != CANARY) changed = i;
+    if (changed && claim(SHARED_CANARY, 0))
+        block->launch->fault.number = changed, block->launch->fault.limit = bytes;
+    if (changed) abandon();
+}
+
+// What `extern __shared__ T x[];` becomes is `T (&x)[] = coppermesh::DynamicShared();`.
+struct DynamicShared {
+    template <class T> operator T&() const { return *(T*)dynamic_shared(running.block); }
+};
+
+// `return;` in a kernel, other than its last statement.
+COPPERMESH_INLINE void leave() { running.block->early = true; }
+
+// --- signals: an access beside dynamic shared memory or below a stack is the kernel's fault and known; others go on
+
+struct SignalAction { void (*handler)(int, void*, void*); unsigned long mask[16]; int flags; void (*restorer)(); };
+struct SignalStack { void* at; int flags; size_t bytes; };
+static SignalAction previous_action[2];
+static constexpr int SIGNALS[2] = {11, 7};  // SIGSEGV, SIGBUS
+
+static void on_signal(int number, void* information, void*) {
+    Block* block = running.block;
+    const size_t address = *(size_t*)((char*)information + 16);  // siginfo_t's si_addr
+    if (block) {
+        const size_t offset = address - (size_t)block->arena, stacks = offset - STACKS_AT;
+        const size_t bytes = block->launch->stack_bytes;
+        if (offset >= SHARED_END && offset < SHARED_END + GUARD_BYTES) {
+            const unsigned int size = block->launch->shared_bytes;
+            if (claim(SHARED_OVERFLOW, 0)) {
+                set_index(block, block->current, block->launch->fault.thread);
+                block->launch->fault.number = (long long)(offset - SHARED_END + ((size + 15) & ~15u));
+                block->launch->fault.limit = size;
+            }
+            abandon();
+        }
+        if (offset >= STACKS_AT && stacks / bytes < block->next_stack && stacks % bytes < PAGE) {
+            if (claim(STACK_OVERFLOW, 0)) {
+                set_index(block, block->current, block->launch->fault.thread);
+                block->launch->fault.limit = (long long)(bytes - 2 * PAGE);
+            }
+            abandon();
+        }
+    }
+    for (int i = 0; i < 2; i++)
+        if (SIGNALS[i] == number) sigaction(number, &previous_action[i], nullptr);
+}
+
+static void catch_signals() {
+    SignalAction action = {};
+    action.handler = on_signal;
+    action.flags = 0x4 | 0x08000000 | 0x40000000;  // SA_SIGINFO | SA_ONSTACK | SA_NODEFER
+    for (int i = 0; i < 2; i++) sigaction(SIGNALS[i], &action, &previous_action[i]);
+}
+
+static void release_signals() {
+    for (int i = 0; i < 2; i++) sigaction(SIGNALS[i], &previous_action[i], nullptr);
+}
+
+// --- the launcher of one operating-system thread
+
+static void begin_block(Block* block) {
+    const unsigned int threads = block->threads;
+    block->live = threads, block->current = 0;
+    block->ready_warps = block->warps == 32 ? ~0u : (1u << block->warps) - 1;
+    block->streak = block->ended = block->arrived = block->voted = 0;
+    block->free_stacks = block->next_stack = 0;
+    for (unsigned int w = 0; w < block->warps; w++) {
+        Warp& warp = block->warp[w];
+        const unsigned int lanes = threads - 32 * w;
+        warp.alive = warp.ready = lanes >= 32 ? ~0u : (1u << lanes) - 1;
+        warp.started = warp.at_barrier = warp.groups = 0;
+    }
+    block->warp[0].started = 1;
+}
+
+static void run_blocks(void* data) {
+    Block* block = (Block*)data;
+    Launch& launch = *block->launch;
+    const unsigned int gx = launch.grid[0], gy = launch.grid[1];
+    const Locals locals = find_locals();
+    blockDim = uint3{launch.block[0], launch.block[1], launch.block[2]};
+    gridDim = uint3{gx, gy, launch.grid[2]};
+    for (;;) {
+        const unsigned long long first = __atomic_fetch_add(&launch.next, launch.chunk, __ATOMIC_RELAXED);
+        if (first >= launch.blocks) return;
+        const unsigned long long left = launch.blocks - first;
+        const unsigned long long end = first + (launch.chunk < left ? launch.chunk : left);
+        for (unsigned long long b = first; b < end; b++) {
+            if (__atomic_load_n(&launch.stop, __ATOMIC_RELAXED)) return;
+            clear_static_shared(locals);
+            clear_dynamic_shared(block);
+            blockIdx = uint3{(unsigned int)(b % gx), (unsigned int)(b / gx % gy), (unsigned int)(b / gx / gy)};
+            begin_block(block);
+            coppermesh_switch(&block->launcher, new_stack(block));
+            check_dynamic_shared(block);
+        }
+    }
+}
+
+static __attribute__((noinline)) void run_with_fibers(
+    Launch& launch, void* const* arguments, void (*invoke)(void* const*)) {
+    unsigned char* arena =
+        (unsigned char*)launch.arenas[__atomic_fetch_add(&launch.arenas_taken, 1u, __ATOMIC_RELAXED)];
+    Block* block = (Block*)arena;
+    block->launch = &launch, block->arguments = arguments, block->invoke = invoke, block->arena = arena;
+    block->threads = launch.block[0] * launch.block[1] * launch.block[2];
+    block->warps = (block->threads + 31) / 32;
+    const SignalStack stack = {arena + SIGNAL_STACK_AT, 0, SIGNAL_STACK_BYTES};
+    SignalStack previous = {};
+    sigaltstack(&stack, &previous);
+    running = Running{&launch, nullptr, block};
+    if (mprotect(arena + SHARED_END, GUARD_BYTES, 0) || mprotect(arena + SHARED_AT - GUARD_BYTES, GUARD_BYTES, 0))
+        claim(NO_STACK, 0);
+    else
+        coppermesh_call(&running.launcher, run_blocks, block);
+    running = Running{};
+    sigaltstack(&previous, nullptr);
+}
+
+// Bytes of the module's static shared memory: all thread-local variables that are not the build's own.
+static size_t static_shared_bytes() {
+    const size_t own = sizeof(Running) + 4 * sizeof(uint3), all = find_locals().bytes;
+    return all > own ? all - own : 0;
+}
+
+}  // namespace coppermesh
+
+// --- out of bounds of an array whose size is known: the compiler's checks (-fsanitize=bounds) call these
+
+namespace coppermesh {
+struct SourceLocation { const char* file; unsigned int line, column; };
+struct TypeDescription { unsigned short kind, information; char name[1]; };
+struct OutOfBounds { SourceLocation location; const TypeDescription* array; const TypeDescription* index; };
+
+[[noreturn]] static __attribute__((noinline, cold)) void out_of_bounds(const OutOfBounds* data, unsigned long long index) {
+    // The index comes in the value itself; `information` is twice the logarithm of its width in bits, plus one if signed.
+    const unsigned int width = 1u << (data->index->information >> 1);
+    long long value = (long long)index;
+    if (data->index->information & 1 && width < 64) value = value << (64 - width) >> (64 - width);
+    fail_with(OUT_OF_BOUNDS, data->location.line, data->location.file ? data->location.file : "", data->array->name, value);
+}
+}  // namespace coppermesh
+extern "C" {
+[[noreturn]] __attribute__((visibility("hidden"), used, cold)) void __ubsan_handle_out_of_bounds(
+    void* data, unsigned long index) {
+    coppermesh::out_of_bounds((const coppermesh::OutOfBounds*)data, index);
+}
+[[noreturn]] __attribute__((visibility("hidden"), used, cold)) void __ubsan_handle_out_of_bounds_abort(
+    void* data, unsigned long index) {
+    coppermesh::out_of_bounds((const coppermesh::OutOfBounds*)data, index);
+}
+}
