@@ -13,10 +13,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import trio
 
 from coppermesh.exec import pipe
 from coppermesh.exec.blackbox import BlackBox, make_black_box
+from coppermesh.exec.budget import WORKER_CORES
 from coppermesh.exec.channel import Channel, channel_pair
 from coppermesh.exec.cuda_build import BUILD_SECONDS
 from coppermesh.exec.cuda_toolchain import SYSTEM_PATH, find_toolchain
@@ -25,6 +27,13 @@ from coppermesh.exec.keeper import Child, Keeper, WorkerUnavailable
 from coppermesh.exec.meter import Meter
 from coppermesh.exec.metering import close_meter, open_meter_in_time
 from coppermesh.exec.runs import InputBuffer, OutputBuffer, RunOutcome, WorkerLimits
+from coppermesh.exec.sandbox.apply import compiler_homes
+from coppermesh.exec.sandbox.namespaces import (
+    bubblewrap_command,
+    bubblewrap_works,
+    find_bubblewrap,
+    view_of_python,
+)
 from coppermesh.exec.scratch import give_to_sandbox, make_directory, remove_tree
 from coppermesh.exec.sockets import close_all
 from coppermesh.exec.worker_handle import Process, Worker
@@ -42,8 +51,6 @@ __all__ = [
 
 BUILD_GRACE_SECONDS = 5.0
 """Over the builder's own deadline, before it is killed from outside."""
-WORKER_CORES = 2
-"""Processor cores a worker uses, where there are so many."""
 CUDA_PLACES = ("LD_LIBRARY_PATH", "CUDA_PATH", "CUDA_HOME")
 """Of the agent's own environment, what workers on a GPU get as well."""
 CACHE = "compiler"
@@ -152,6 +159,8 @@ class Supervisor:
             processes=limits.processes,
             cpu_seconds=limits.cpu_seconds,
             kernels=kernels,
+            blob_bytes=limits.memory_bytes if limits.blob_bytes is None else limits.blob_bytes,
+            operations=limits.operations,
         )
         try:
             child = await self._keeper.fork(order, [theirs, box])
@@ -209,11 +218,14 @@ async def open_supervisor(
     """Start a zygote for `device` and keep it alive for the block.
 
     `scratch` is a directory of this supervisor's own, made when missing and emptied of what a crash left; `compiler`
-    is the configured C++ compiler. Raises WorkerUnavailable where no zygote gets ready.
+    is the configured C++ compiler. Raises WorkerUnavailable where no zygote gets ready or the device is none.
     """
+    if device.simulated:
+        raise WorkerUnavailable(f"{device.name} is no device: NVML is a stand-in on this machine")
     await trio.to_thread.run_sync(_prepare_scratch, scratch)
     start = await trio.to_thread.run_sync(_make_start, device, scratch, compiler)
-    keeper = Keeper(start, scratch, _environment(device))
+    start, prefix = await trio.to_thread.run_sync(_choose_namespaces, start)
+    keeper = Keeper(start, scratch, _environment(device), prefix)
     meter = await open_meter_in_time(device.meter, device.uuid)
     try:
         async with _keep(keeper):
@@ -261,6 +273,19 @@ def _make_start(device: DeviceInfo, scratch: Path, compiler: str | None) -> pipe
         scratch=str(scratch),
         namespaces="own",
     )
+
+
+def _choose_namespaces(start: pipe.Start) -> tuple[pipe.Start, list[str]]:
+    """Bubblewrap where it is installed and works: then its command, else the zygote sees to them itself."""
+    program = find_bubblewrap()
+    if program is None:
+        return start, []
+    extra = compiler_homes(start.compiler)
+    view = view_of_python([start.scratch], extra, gpu=start.kind == "cuda")
+    command = bubblewrap_command(program, view)
+    if not bubblewrap_works(command):
+        return start, []
+    return msgspec.structs.replace(start, namespaces="bubblewrap"), command
 
 
 def _environment(device: DeviceInfo) -> dict[str, str]:

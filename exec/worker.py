@@ -105,7 +105,12 @@ class Worker:
         self._sock = sock
         self._box = box
         self._order = order
-        self._limits = RunLimits(memory_bytes=order.memory_bytes, output_bytes=order.output_bytes)
+        self._limits = RunLimits(
+            memory_bytes=order.memory_bytes,
+            output_bytes=order.output_bytes,
+            flops=float(order.operations),
+            blob_bytes=order.blob_bytes,
+        )
         self._runtime = self._make_runtime(start)
 
     def _make_runtime(self, start: pipe.Start) -> Runtime:

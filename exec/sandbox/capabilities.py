@@ -37,6 +37,7 @@ def drop_root(identity: int = SANDBOX_ID) -> bool:
     """
     if os.geteuid() != 0 and os.getuid() != 0:
         return False
+    _empty_bounding_set()  # only who may set capabilities can, and changing the user loses that
     os.setgroups([])
     os.setresgid(identity, identity, identity)
     os.setresuid(identity, identity, identity)
@@ -45,14 +46,18 @@ def drop_root(identity: int = SANDBOX_ID) -> bool:
 
 def drop_capabilities() -> None:
     """Empty all five capability sets, and forbid new privileges. Raises OSError where one stays."""
+    _empty_bounding_set()
+    linux.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
+    kernel_calls.capset(struct.pack("Ii", _CAPABILITY_VERSION_3, 0), bytes(24))
+    linux.forbid_new_privileges()
+
+
+def _empty_bounding_set() -> None:
     for capability in range(_LAST_CAPABILITY + 1):
         try:
             linux.prctl(_PR_CAPBSET_DROP, capability)
         except OSError:
-            break  # not root, or past the last one that this kernel has: no_new_privs does the rest
-    linux.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
-    kernel_calls.capset(struct.pack("Ii", _CAPABILITY_VERSION_3, 0), bytes(24))
-    linux.forbid_new_privileges()
+            return  # not root, or past the last one that this kernel has: no_new_privs does the rest
 
 
 def hide_from_siblings() -> None:

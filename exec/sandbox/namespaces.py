@@ -22,6 +22,7 @@ import signal
 import socket
 import stat
 import struct
+import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -93,6 +94,8 @@ def bubblewrap_command(program: str, view: View) -> list[str]:
     else:
         command += ["--unshare-user", "--cap-drop", "ALL"]
     command += ["--die-with-parent", "--new-session", "--hostname", "coppermesh"]
+    for path in _parents(_outermost((*view.read_only, *view.writable))):
+        command += ["--perms", "0755", "--dir", path]  # else only root could pass through
     for path in _outermost(view.read_only):
         if os.path.islink(path):
             command += ["--symlink", os.readlink(path), path]
@@ -105,6 +108,22 @@ def bubblewrap_command(program: str, view: View) -> list[str]:
     for path in view.writable:
         command += ["--bind", path, path]
     return [*command, "--chdir", "/", "--"]
+
+
+def bubblewrap_works(command: Sequence[str]) -> bool:
+    """Whether a program runs under that command here. Blocks for some 30 ms, at most 10 s."""
+    try:
+        done = subprocess.run(  # noqa: S603 - bubblewrap of this machine, with a program of the system
+            [*command, "/bin/true"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return done.returncode == 0
 
 
 def enter(view: View) -> Entered:
@@ -239,6 +258,11 @@ def _outermost(paths: Iterable[str]) -> list[str]:
         if not any(path.startswith(f"{other}/") for other in found):
             found.append(path)
     return found
+
+
+def _parents(paths: Iterable[str]) -> list[str]:
+    """Every directory above the paths, without the root, outermost first."""
+    return sorted({str(parent) for path in paths for parent in Path(path).parents if str(parent) != "/"})
 
 
 def view_of_python(writable: Sequence[str], extra: Sequence[str] = (), *, gpu: bool = False) -> View:
