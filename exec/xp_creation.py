@@ -172,7 +172,8 @@ def eye(
     _check_device(device)
     name = "float64" if dtype is None else dtypes.dtype_name(dtype)
     columns = n_rows if n_cols is None else n_cols
-    attrs: Attributes = {"rows": int(n_rows), "columns": int(columns), "diagonal": int(k), "dtype": name}
+    diagonal = max(-int(n_rows), min(int(k), int(columns)))  # beyond either corner there is nothing, however far
+    attrs: Attributes = {"rows": int(n_rows), "columns": int(columns), "diagonal": diagonal, "dtype": name}
     return Array(record_one("eye", (), attrs))
 
 

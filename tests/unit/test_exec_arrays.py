@@ -485,6 +485,8 @@ def test_indexing_and_assignment(data, x):
         ),
         (lambda: xp.linspace(1, 2, 0), np.linspace(1, 2, 0)),
         (lambda: xp.eye(3, 4, k=1), np.eye(3, 4, k=1)),
+        (lambda: xp.eye(3, 2, k=2**62), np.zeros((3, 2))),
+        (lambda: xp.eye(3, 2, k=-(2**70)), np.zeros((3, 2))),
         (lambda: xp.zeros((2, 0), dtype="int8"), np.zeros((2, 0), dtype="int8")),
         (lambda: xp.ones(3), np.ones(3)),
         (lambda: xp.full((2,), 7), np.full((2,), 7)),
