@@ -98,7 +98,7 @@ FEATURES: tuple[Feature, ...] = (
         pattern=r"_{0,2}nv_bfloat16\w*|__float2bfloat16\w*|__bfloat16\w*", headers=r"cuda_bf16\.h",
     ),
     Feature(
-        "cuda-complex", "complex number headers", CUDA_ONLY, "run the job on a CUDA device, or use float2",
+        "cuda-complex", "complex number headers", EVERYWHERE, _USE_CUDA,
         words=_words("cuComplex cuFloatComplex cuDoubleComplex"), headers=r"cuComplex\.h|cupy/complex\.cuh",
     ),
     Feature(
