@@ -1,5 +1,10 @@
 """Digests of nodes out of real worker processes, and a challenge between real agents."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -46,3 +51,40 @@ def test_a_rerun_that_fails_says_why():
     recording = trace(xp.take(x, xp.asarray([7])))
     with pytest.raises(RunFailed, match="take"):
         rerun_traced(recording.program, [array.tobytes() for array in recording.inputs], 30.0)
+
+
+def run_cli(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "coppermesh.agent.cli", *arguments, "--home", str(home)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_finished_job_is_challenged_between_real_agents(lab):
+    """From Python with a run on this machine, from the command line, and in the story."""
+    client = lab.start(1)
+    x = xp.asarray(np.random.default_rng(5).random(200_000, dtype=np.float32))
+    job = client.submit(xp.sum(xp.sin(x) * 2), trace=True)
+    job.result()
+    report = job.challenge(local=True)
+    assert not report.fault, str(report)
+    (trace,) = report.traces
+    assert trace["first_run"]
+    assert trace["receipt_root"] == trace["root"]
+    assert trace["nodes"] == 3
+    assert "every node agrees" in str(report), str(report)
+
+    later = client.submit(xp.cos(x) + 1)
+    later.result()
+    home = lab.mesh.home("requester").path
+    answer = run_cli("challenge", later.id[:8], "--json", home=home)
+    assert answer.returncode == 0, answer.stderr
+    facts = json.loads(answer.stdout)
+    assert not facts["fault"]
+    assert not facts["traces"][0]["first_run"]
+    assert facts["traces"][0]["determinism"] == facts["traces"][0]["receipt_determinism"]
+
+    def told() -> bool:
+        story = run_cli("explain", later.id[:8], home=home).stdout
+        return "node digests" in story and "recorded by running it again" in story
+
+    lab.wait_until(told, "the challenge in the story")
+    assert run_cli("challenge", "ffffffff", home=home).returncode == 6
