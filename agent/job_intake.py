@@ -225,12 +225,17 @@ def _requirement(options: Mapping[str, Any], programs: Sequence[ProgramFacts]) -
         device_kind=options["device"],
         features=features,
         isolation=tuple(options["isolation"]),
-        memory_bytes=_round_up(max(facts.peak_bytes for facts in programs)),
+        memory_bytes=_round_up(max(_memory_needed(facts) for facts in programs)),
         wall_limit_us=int(options["wall_limit_s"] * 1e6),
         max_rate=options["max_rate"],
         fresh=options["fresh"],
         providers=options["providers"],
     )
+
+
+def _memory_needed(facts: ProgramFacts) -> int:
+    """Also the outputs must fit, and one value may be several outputs."""
+    return max(facts.peak_bytes, sum(spec.nbytes for spec in facts.outputs))
 
 
 def _round_up(size: int) -> int:

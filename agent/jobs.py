@@ -46,6 +46,7 @@ class ProgramFacts:
     needs: Mapping[str, str]
     """Where each feature of CUDA that its kernels need is used: `kernel blur, line 12: asm (inline assembly)`."""
     peak_bytes: int
+    flops: float
     size: int
 
 

@@ -248,8 +248,8 @@ class LeaseServer:
                 _log.warning("lease %s: its end could not be recorded: %s", self.lease.id.hex()[:8], error)
 
     def _limits(self) -> WorkerLimits:
-        memory = self.lease.record.memory_bytes
-        return WorkerLimits(memory_bytes=memory, output_bytes=memory)
+        lease = self.lease.record
+        return WorkerLimits.under_lease(lease.device_kind, lease.memory_bytes, lease.wall_limit_us / 1e6)
 
     async def _run_task(self, worker: Worker, accepted: _Accepted) -> None:
         with accepted.scope:

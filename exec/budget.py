@@ -5,15 +5,30 @@ worker keeps them for the next task), plus the working memory of the operation a
 also where a runtime could make do with a view, so the figure is an upper bound for a runtime that frees by liveness.
 Operations are estimated by simple formulas (a product of m x k by k x n counts 2mkn, a Fourier transform 5 N log2 N):
 good enough to refuse the absurd and to compare devices, not to promise a time.
+
+Limits follow from a lease (`lease_limits`): its memory bounds what is held, what comes in and what goes out; its wall
+limit, times more than any device of that kind can do in a second, bounds the operations. So a requester who knows what
+will be in the lease refuses by the same limits, in the same words, as the provider would.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Final
 
 from coppermesh.exec.errors import OverBudget
+from coppermesh.exec.program import MAX_BODY_DEPTH, MAX_NODES, ArraySpec
 from coppermesh.exec.schema import CheckedNode, CheckedProgram
 
 GIB: Final = 1 << 30
+WORKER_CORES: Final = 2
+"""Processor cores a worker uses, where there are so many."""
+CPU_CORE_OPERATIONS: Final = 1_500_000_000_000
+"""Per second, more than a core can do: AVX-512 with two units adds and multiplies 16 numbers each (64 operations a
+cycle), at 6 GHz; and four times that, since the estimate also counts what a runtime may do without (views)."""
+GPU_OPERATIONS: Final = 4_000_000_000_000_000
+"""Per second, more than a GPU can do in the precisions that programs have (an H200's tensor cores: 1e15 in TF32, with
+sparsity); and four times that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +39,25 @@ class RunLimits:
     """Arrays held at once, inputs and outputs included."""
     output_bytes: int = 1 * GIB
     flops: float = 1e17
-    nodes: int = 100_000
+    nodes: int = MAX_NODES
+    blob_bytes: int = 1 << 60
+    """All inputs together, as they travel and lie in the store."""
+    depth: int = MAX_BODY_DEPTH
+    """Loops inside loops."""
+
+
+def lease_limits(kind: str, memory_bytes: int, wall_limit_s: float) -> RunLimits:
+    """What a program may use under a lease of a device of `kind` (`cpu`, `cuda`; `any` is the faster).
+
+    A program that needs more operations than this cannot end within the wall limit.
+    """
+    speed = WORKER_CORES * CPU_CORE_OPERATIONS if kind == "cpu" else GPU_OPERATIONS
+    return RunLimits(
+        memory_bytes=memory_bytes,
+        output_bytes=memory_bytes,
+        flops=speed * wall_limit_s,
+        blob_bytes=memory_bytes,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +73,8 @@ class Estimate:
     """A loop counts once for each step."""
     nodes: int
     """As written: the nodes of a loop's body count once."""
+    depth: int
+    """How many loops are inside one another; 0 without loops."""
 
 
 def last_uses(checked: CheckedProgram) -> list[int]:
@@ -91,10 +126,11 @@ def _estimate(checked: CheckedProgram) -> Estimate:
     sizes = [spec.nbytes for spec in checked.values]
     input_bytes = sum(sizes[: len(checked.input_specs)])
     held, peak, peak_node = input_bytes, input_bytes, None
-    flops, nodes = 0.0, 0
+    flops, nodes, depth = 0.0, 0, 0
     for number, checked_node in enumerate(checked.nodes):
-        flops += checked_node.operation.cost(checked_node.call, checked_node.results)
-        nodes += 1 if checked_node.call.body is None else 1 + checked_node.call.body.estimate.nodes
+        flops += _cost(checked_node)
+        nodes += _nodes(checked_node)
+        depth = max(depth, _depth(checked_node))
         for value in range(checked_node.first, checked_node.first + len(checked_node.results)):
             held += sizes[value]
         now = held + _scratch(checked_node)
@@ -103,7 +139,7 @@ def _estimate(checked: CheckedProgram) -> Estimate:
         for value in released[number]:
             held -= sizes[value]
     output_bytes = sum(spec.nbytes for spec in checked.output_specs)
-    return Estimate(peak, peak_node, output_bytes, input_bytes, flops, nodes)
+    return Estimate(peak, peak_node, output_bytes, input_bytes, flops, nodes, depth)
 
 
 def _scratch(checked_node: CheckedNode) -> int:
@@ -115,38 +151,103 @@ def _scratch(checked_node: CheckedNode) -> int:
     return own
 
 
-def check_budget(cost: Estimate, limits: RunLimits, checked: CheckedProgram | None = None) -> None:
-    """Refuse a program that is over its limits. `checked` lets the sentence name the operation.
+def _cost(checked_node: CheckedNode) -> float:
+    return checked_node.operation.cost(checked_node.call, checked_node.results)
 
-    Raises OverBudget: `over-memory`, `over-output`, `over-operations` or `over-nodes`.
+
+def _nodes(checked_node: CheckedNode) -> int:
+    body = checked_node.call.body
+    return 1 if body is None else 1 + body.estimate.nodes
+
+
+def _depth(checked_node: CheckedNode) -> int:
+    body = checked_node.call.body
+    return 0 if body is None else 1 + body.estimate.depth
+
+
+def check_budget(cost: Estimate, limits: RunLimits, checked: CheckedProgram) -> None:
+    """Refuse a program that is over its limits, naming the node (or input) that is to blame, and the numbers.
+
+    Raises OverBudget: `over-nodes`, `over-depth`, `over-blob-bytes`, `over-memory`, `over-output` or
+    `over-operations`.
     """
     if cost.nodes > limits.nodes:
-        raise OverBudget("over-nodes", f"the program has {cost.nodes} nodes, the limit is {limits.nodes}")
+        raise _over_nodes(cost, limits, checked)
+    if cost.depth > limits.depth:
+        number = max(range(len(checked.nodes)), key=lambda number: _depth(checked.nodes[number]))
+        text = f"{_place(number, checked)} nests loops {cost.depth} deep, the limit is {limits.depth}"
+        raise OverBudget("over-depth", text, number)
+    if cost.input_bytes > limits.blob_bytes:
+        text = (
+            f"the inputs have {format_bytes(cost.input_bytes)}; {_largest_input(checked)}; "
+            f"the limit is {format_bytes(limits.blob_bytes)}"
+        )
+        raise OverBudget("over-blob-bytes", text)
     if cost.peak_bytes > limits.memory_bytes:
-        place = _place(cost.peak_node, checked)
-        raise OverBudget(
-            "over-memory",
-            f"{place} needs {format_bytes(cost.peak_bytes)} of memory, the limit is"
-            f" {format_bytes(limits.memory_bytes)}",
-            cost.peak_node,
-        )
+        raise _over_memory(cost, limits, checked)
     if cost.output_bytes > limits.output_bytes:
-        raise OverBudget(
-            "over-output",
-            f"the outputs have {format_bytes(cost.output_bytes)}, the limit is {format_bytes(limits.output_bytes)}",
-        )
+        raise _over_output(cost, limits, checked)
     if cost.flops > limits.flops:
-        raise OverBudget(
-            "over-operations",
-            f"the program needs about {cost.flops:.2g} operations, the limit is {limits.flops:.2g}",
+        number = max(range(len(checked.nodes)), key=lambda number: _cost(checked.nodes[number]))
+        text = (
+            f"{_place(number, checked)} needs about {_cost(checked.nodes[number]):.2g} of the program's "
+            f"{cost.flops:.2g} operations, the limit is {limits.flops:.2g}"
         )
+        raise OverBudget("over-operations", text, number)
 
 
-def _place(node: int | None, checked: CheckedProgram | None) -> str:
-    if node is None:
-        return "the program's inputs alone"
-    if checked is None:
-        return f"node {node}"
+def _over_nodes(cost: Estimate, limits: RunLimits, checked: CheckedProgram) -> OverBudget:
+    """Names the first node over the limit."""
+    counts = accumulate(_nodes(checked_node) for checked_node in checked.nodes)
+    crossing = next(number for number, count in enumerate(counts) if count > limits.nodes)
+    text = (
+        f"{_place(crossing, checked)} is the first over the limit of {limits.nodes} nodes; the program has "
+        f"{cost.nodes}, those in the bodies of loops included"
+    )
+    return OverBudget("over-nodes", text, crossing)
+
+
+def _over_memory(cost: Estimate, limits: RunLimits, checked: CheckedProgram) -> OverBudget:
+    limit = format_bytes(limits.memory_bytes)
+    if cost.input_bytes > limits.memory_bytes or cost.peak_node is None:
+        text = (
+            f"the program's inputs need {format_bytes(cost.input_bytes)} of memory; {_largest_input(checked)}; "
+            f"the limit is {limit}"
+        )
+        return OverBudget("over-memory", text)
+    place = _place(cost.peak_node, checked)
+    text = f"{place} needs {format_bytes(cost.peak_bytes)} of memory, the limit is {limit}"
+    return OverBudget("over-memory", text, cost.peak_node)
+
+
+def _over_output(cost: Estimate, limits: RunLimits, checked: CheckedProgram) -> OverBudget:
+    """Names the largest output by the node that gives it."""
+    specs = checked.output_specs
+    output = max(range(len(specs)), key=lambda number: specs[number].nbytes)
+    value = checked.program.outputs[output]
+    node = _node_of(value, checked)
+    place = f"input {value} ({specs[output]})" if node is None else _place(node, checked)
+    text = (
+        f"{place} gives output {output} of {format_bytes(specs[output].nbytes)}; all outputs have "
+        f"{format_bytes(cost.output_bytes)}, the limit is {format_bytes(limits.output_bytes)}"
+    )
+    return OverBudget("over-output", text, node)
+
+
+def _node_of(value: int, checked: CheckedProgram) -> int | None:
+    """The node that gives a value; None for an input."""
+    if value < len(checked.input_specs):
+        return None
+    return bisect_right(checked.nodes, value, key=lambda checked_node: checked_node.first) - 1
+
+
+def _largest_input(checked: CheckedProgram) -> str:
+    number = max(range(len(checked.input_specs)), key=lambda number: checked.input_specs[number].nbytes)
+    spec: ArraySpec = checked.input_specs[number]
+    return f"input {number} ({spec}) has {format_bytes(spec.nbytes)}"
+
+
+def _place(node: int, checked: CheckedProgram) -> str:
     results = " and ".join(str(spec) for spec in checked.nodes[node].results[:4])
     return f"node {node} ({checked.nodes[node].node.op}, giving {results})"
 

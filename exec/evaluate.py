@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from coppermesh.exec.budget import RunLimits, check_budget, estimate
+from coppermesh.exec.budget import RunLimits
 from coppermesh.exec.graph import Handle
 from coppermesh.exec.numpy_runtime import NumpyRuntime
 from coppermesh.exec.program import decode_program
+from coppermesh.exec.report import check_limits
 from coppermesh.exec.runtime import Runtime
 from coppermesh.exec.schema import check_program
 from coppermesh.exec.tracing import trace
@@ -24,6 +25,6 @@ def evaluate(
     recording = trace(*arrays)
     checked = check_program(decode_program(recording.program))
     bounds = RunLimits() if limits is None else limits
-    check_budget(estimate(checked), bounds, checked)
+    check_limits(recording, bounds)
     chosen = NumpyRuntime() if runtime is None else runtime
     return chosen.run(checked, recording.inputs, bounds).outputs

@@ -19,10 +19,12 @@ from typing import Any, TypeVar, TypeVarTuple
 import numpy as np
 import trio
 
+from coppermesh.exec.budget import lease_limits
 from coppermesh.exec.device import DeviceInfo, probe_cpu
 from coppermesh.exec.errors import RunFailed
 from coppermesh.exec.graph import Handle
 from coppermesh.exec.program import ArraySpec
+from coppermesh.exec.report import check_limits
 from coppermesh.exec.runs import InputBuffer, OutputBuffer, RunOutcome, WorkerLimits
 from coppermesh.exec.source_lines import describe_line, failed_node
 from coppermesh.exec.supervisor import Worker, open_supervisor
@@ -38,11 +40,12 @@ def run_local(*arrays: Handle, wall_limit_s: float = 60.0) -> Any:
     """Run what leads to `arrays` in a worker process on this machine's CPU: one NumPy array, or a tuple for several.
 
     Starting the worker takes some tenths of a second: compute several arrays in one call. Raises RunFailed with the
-    worker's code and sentence and the line of your code that recorded the node, WorkerUnavailable where no process
-    can be started.
+    worker's code and sentence and the line of your code that recorded the node, OverBudget with that line before
+    anything runs, WorkerUnavailable where no process can be started.
     """
     recording = trace(*arrays)
     device = probe_cpu()
+    check_limits(recording, lease_limits(device.kind, device.memory_bytes, wall_limit_s))
     outputs, outcome = _anywhere(_run, recording, device, wall_limit_s)
     sys.stderr.write(
         f"coppermesh: run_local ran on this machine, not on the mesh: {device.name}, {outcome.determinism}, "

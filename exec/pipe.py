@@ -80,6 +80,8 @@ class Fork(PipeMessage, frozen=True, tag="fork"):
     processes: Size
     cpu_seconds: Size
     kernels: bool
+    blob_bytes: Size = 1 << 60
+    operations: Size = 10**17
 
 
 class Ready(PipeMessage, frozen=True, tag="ready"):

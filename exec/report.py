@@ -5,10 +5,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from coppermesh.exec import barrier
-from coppermesh.exec.budget import estimate, format_bytes
+from coppermesh.exec.budget import RunLimits, check_budget, estimate, format_bytes, lease_limits
+from coppermesh.exec.errors import OverBudget
 from coppermesh.exec.graph import Handle
 from coppermesh.exec.source_lines import describe_line
-from coppermesh.exec.tracing import trace
+from coppermesh.exec.tracing import Recording, trace
 
 SHOWN_BARRIERS = 5
 
@@ -37,6 +38,8 @@ class TraceReport:
     """Round trips of this process so far because Python needed a value."""
     recent_barriers: tuple[str, ...]
     """What asked for the latest ones, and where."""
+    refusal: str = ""
+    """Why a submit with these options would be refused, and the user's line; empty where it would not."""
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain values, fit for JSON."""
@@ -58,14 +61,37 @@ class TraceReport:
             f"needs      {', '.join(self.features)}",
             f"barriers   {self.barriers} so far",
         ]
-        return "\n".join([*lines, *(f"           {text}" for text in self.recent_barriers)])
+        lines += [f"           {text}" for text in self.recent_barriers]
+        return "\n".join([*lines, f"refused    {self.refusal}"] if self.refusal else lines)
 
 
-def trace_report(*arrays: Handle) -> TraceReport:
-    """What computing `arrays` will take. Runs nothing. Raises ProgramInvalid where the whole breaks a limit."""
+def check_limits(recording: Recording, limits: RunLimits) -> None:
+    """Refuse what is over `limits`, with the user's own line. Raises OverBudget."""
+    try:
+        check_budget(estimate(recording.checked), limits, recording.checked)
+    except OverBudget as error:
+        error.line = recording.locate(error.node)
+        raise
+
+
+def trace_report(
+    *arrays: Handle, device: str = "any", wall_limit_s: float = 60.0, memory_bytes: int | None = None
+) -> TraceReport:
+    """What computing `arrays` will take, and whether it can run. Runs nothing.
+
+    `device` ("cpu", "cuda" or "any") and `wall_limit_s`, as `submit` takes them, limit the operations: what the device
+    could not end in time is refused. `memory_bytes` is what a lease would give, where known; without it the lease is
+    made as large as the program. Raises ProgramInvalid where the whole breaks a limit of the format.
+    """
     recording = trace(*arrays)
     checked = recording.checked
     cost = estimate(checked)
+    refusal = ""
+    try:
+        memory = max(cost.peak_bytes, cost.output_bytes) if memory_bytes is None else memory_bytes
+        check_limits(recording, lease_limits(device, memory, wall_limit_s))
+    except OverBudget as error:
+        refusal = str(error)
     operations = Counter(checked_node.node.op for checked_node in checked.nodes)
     recent = [
         f"{one.what} at {describe_line([one.source], 0)}" for one in barrier.barriers()[-SHOWN_BARRIERS:]
@@ -84,4 +110,5 @@ def trace_report(*arrays: Handle) -> TraceReport:
         features=tuple(sorted(checked.features)),
         barriers=barrier.count(),
         recent_barriers=tuple(recent),
+        refusal=refusal,
     )

@@ -2,10 +2,14 @@
 
 import mmap
 from dataclasses import dataclass, field
+from typing import Self
 
+from coppermesh.exec.budget import lease_limits
 from coppermesh.exec.trace_digests import TraceDigests
 
 MEBIBYTE = 1024 * 1024
+MOST_OPERATIONS = (1 << 62) - 1
+"""What fits into a message to a worker."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,19 @@ class WorkerLimits:
     """RLIMIT_NPROC, which counts the processes and threads of the *user*. Not applied to root."""
     cpu_seconds: int = 24 * 3600
     """Processor time of one worker process in all; more is `cpu-limit`."""
+    blob_bytes: int | None = None
+    """Sum of one program's inputs, `over-blob-bytes`; None: as much as `memory_bytes`."""
+    operations: int = 10**17
+    """Estimated operations of one program, `over-operations`."""
+
+    @classmethod
+    def under_lease(cls, kind: str, memory_bytes: int, wall_limit_s: float) -> Self:
+        """Limits as a lease of a device of `kind` has them (`budget.lease_limits`)."""
+        limits = lease_limits(kind, memory_bytes, wall_limit_s)
+        operations = min(int(limits.flops), MOST_OPERATIONS)
+        return cls(
+            limits.memory_bytes, limits.output_bytes, blob_bytes=limits.blob_bytes, operations=operations
+        )
 
 
 @dataclass(frozen=True)

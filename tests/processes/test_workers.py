@@ -46,7 +46,9 @@ SPIN = 'extern "C" __global__ void k(float* x) { volatile float* y = x; while (y
 WILD = 'extern "C" __global__ void k(float* x) { x[1ull << 40] = 1; }'
 NULL = 'extern "C" __global__ void k(float* x) { float* p = nullptr; *p = x[0]; x[0] = 2; }'
 NULL_READ = 'extern "C" __global__ void k(float* x) { float* p = nullptr; x[0] = *p; }'
-ABORT = 'extern "C" void abort(); extern "C" __global__ void k(float* x) { dprintf(2, "last words\\n"); abort(); }'
+ABORT = """
+extern "C" void abort(); extern "C" int dprintf(int, const char*, ...);
+extern "C" __global__ void k(float* x) { dprintf(2, "last words\\n"); abort(); }"""
 EXIT = 'extern "C" void _exit(int); extern "C" __global__ void k(float* x) { _exit(3); }'
 STACK = """
 __device__ __noinline__ int deep(volatile int* p, int n) {
@@ -56,7 +58,10 @@ __device__ __noinline__ int deep(volatile int* p, int n) {
 }
 extern "C" __global__ void k(float* x) { volatile int start = 1, depth = 1 << 20; x[0] = deep(&start, depth); }"""
 UNDECLARED = 'extern "C" __global__ void k(float* x) {\n x[0] = two;\n}'
-SHARED = 'extern "C" __global__ void k(float* x) {\n\n__shared__ float s; }'
+TEXTURE = 'extern "C" __global__ void k(float* x) {\n\ncudaTextureObject_t t; }'
+SKIPPED = 'extern "C" __global__ void k(float* x) {\n if (x[threadIdx.x] > 1)\n __syncthreads(); }'
+BEYOND = 'extern "C" __global__ void k(float* x) { __shared__ float s[3];\n s[threadIdx.x] = x[threadIdx.x]; }'
+DEEP = STACK.replace("x[0] = deep", "__syncthreads(); x[0] = deep")
 ASSERT = 'extern "C" __global__ void k(float* x) { assert(x[0] > 5); }'
 DIVIDE = 'extern "C" __global__ void k(float* x) { volatile int zero = 0; x[0] = 7 / zero; }'
 
@@ -248,7 +253,7 @@ async def test_runs_of_one_worker_take_turns(scratch):
 async def test_each_failure_is_named_and_the_next_run_works(scratch):
     cases = [
         (UNDECLARED, "kernel-compile", "does not compile", "kernel.cu:2:9: error"),
-        (SHARED, "unsupported-feature", "line 3", "shared"),
+        (TEXTURE, "unsupported-feature", "line 3: cudaTextureObject_t (textures)", ""),
         (WILD, "crashed", "SIGSEGV (a wild pointer or a stack overflow) in kernel k", ""),
         (NULL, "crashed", "SIGSEGV", ""),
         (NULL_READ, "crashed", "SIGSEGV", ""),
@@ -256,7 +261,10 @@ async def test_each_failure_is_named_and_the_next_run_works(scratch):
         (DIVIDE, "crashed", "SIGFPE", ""),
         (ABORT, "crashed", "SIGABRT", "last words"),
         (EXIT, "crashed", "status 3", ""),
-        (ASSERT, "crashed", "SIG", "kernel.cu:1: assertion failed"),
+        (ASSERT, "kernel-trap", "kernel k: line 1: thread (0,0,0) of block (0,0,0) failed the assertion x[0] > 5", ""),
+        (SKIPPED, "kernel-trap", "line 3: thread (2,0,0) of block (0,0,0) waits at this barrier", ""),
+        (BEYOND, "kernel-trap", "line 2: thread (3,0,0) of block (0,0,0) used index 3", ""),
+        (DEEP, "kernel-trap", "overflowed its stack", ""),
         ('extern "C" __global__ void k(float* x, int n) { x[0] = n; }', "kernel-call", "takes 2 arguments", ""),
     ]  # fmt: skip
     async with supervised(scratch) as supervisor, supervisor.worker(LIMITS) as worker:
@@ -281,7 +289,8 @@ async def test_refused_programs_keep_the_worker(scratch):
         for program, inputs, code in [
             (b"garbage", [], "program-malformed"),
             (b"", [], "program-malformed"),
-            (huge, [FOUR], "over-memory"),
+            (huge, [FOUR], "over-blob-bytes"),
+            (negate_program(50 * MEBIBYTE), [FOUR], "over-memory"),
             (negate_program(4), [], "bad-input"),
             (negate_program(4), [FOUR, FOUR], "bad-input"),
             (negate_program(5), [FOUR], "bad-input"),

@@ -344,6 +344,21 @@ async def test_a_paused_provider_is_waited_for(tmp_path, monkeypatch):
         assert (await events_of(requester, job))[-1].kind == "finished"
 
 
+async def test_what_no_device_could_end_in_time_is_refused_at_once(tmp_path):
+    async with open_world(tmp_path) as world:
+        lonely = await world.add("lonely", provide=False)
+        x = xp.zeros((4000, 4000)) + 1
+        forever = xp.scan(lambda c, _: (c @ c, None), x, length=10**4)[0]
+        with pytest.raises(
+            Refused, match=r"node 2 \(scan, giving float64\[4000, 4000\]\) needs about"
+        ) as caught:
+            await submit(lonely, forever, device="cpu")
+        assert caught.value.code == "over-operations"
+        assert await submit(lonely, forever, device="cuda", wall_limit_s=60.0)
+        with pytest.raises(Refused, match="operations"):
+            await submit(lonely, forever, device="cpu")
+
+
 async def test_where_nobody_is_known_the_failure_says_what_to_set(tmp_path):
     async with open_world(tmp_path) as world:
         lonely = await world.add("lonely", provide=False)
