@@ -36,7 +36,7 @@ from coppermesh.agent.screens import counted
 from coppermesh.agent.story import printable
 from coppermesh.agent.task_driver import TaskDriver
 from coppermesh.agent.traces import NODE_DIGESTS
-from coppermesh.exec.device import DeviceInfo, probe_devices
+from coppermesh.exec.device import ARRAY_PROGRAMS, DeviceInfo, probe_devices
 from coppermesh.exec.supervisor import Supervisor, open_supervisor
 from coppermesh.p2p.announcements import AnnouncementBook
 from coppermesh.p2p.blob_store import BlobStore, open_blob_store
@@ -100,6 +100,8 @@ class Node:
         self.connected_since: dict[PeerId, int] = {}
         self.plan = DialPlan(key.peer, random.Random())
         self.provider: Provider | None = None
+        self.simulated: list[str] = []
+        """GPUs that a stand-in for NVML reports: shown to the owner, never announced, never given work."""
         self.hub: ControlHub
         self.ledger: LedgerStore
         self.store: BlobStore
@@ -291,7 +293,12 @@ async def _start(nursery: trio.Nursery, node: Node) -> None:
 async def _open_provider(stack: AsyncExitStack, node: Node, parts: Parts) -> Provider:
     """Probe the devices and start a zygote for each one on offer: the GPUs, or the CPU where there is none."""
     found = await trio.to_thread.run_sync(parts.probe)
-    gpus = [device for device in found if device.kind == "cuda" and device.features]
+    node.simulated = [device.name for device in found if device.simulated]
+    gpus = [
+        device
+        for device in found
+        if device.kind == "cuda" and ARRAY_PROGRAMS in device.features and not device.simulated
+    ]
     served = []
     for info in gpus or [device for device in found if device.kind == "cpu"]:
         scratch = node.home.scratch_path / info.device

@@ -105,6 +105,7 @@ class NodeViews:
                 "started_us": node.started_us,
                 "first_announcement_us": node.announcer.first_heard_us,
                 "provide": node.config.provide,
+                "simulated": node.simulated,
                 "paused": provider is not None and provider.paused,
                 "bootstrap": self._bootstrap(),
                 "connected": len(node.transport.connected()),

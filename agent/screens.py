@@ -76,6 +76,7 @@ def status(facts: Facts) -> list[str]:
     lines += [f"bootstrap  {line}" for line in _bootstrap(facts)]
     serving = counted(facts["leases_serving"], "lease")
     lines.append(f"provider   {serving} served now" if facts["provide"] else "provider   no")
+    lines += [f"simulated  {name}: NVML is a stand-in here; not offered" for name in facts["simulated"]]
     jobs_open, held = counted(facts["jobs_open"], "job"), counted(facts["leases_held"], "lease")
     lines.append(f"requester  {jobs_open} open, {held} held")
     return lines

@@ -2,7 +2,11 @@
 
 A CPU is described by its own model name and never fills a field that belongs to GPUs. A GPU's fields come from NVML,
 each of them optional (`NotSupported` is normal on consumer cards); they are read in a throw-away child process, so
-that a driver that hangs or crashes costs a deadline and not the agent. No driver: no GPUs, and no complaint.
+that a driver that hangs or crashes costs a deadline and not the agent; the GPUs read before it hung are kept. No
+driver: no GPUs, and no complaint. A GPU that is partitioned (MIG) is as many devices as it has instances.
+
+What a stand-in for NVML reports (`nvml`) is marked wherever it can be seen: its name and driver say so, its meter is
+`simulated`, and its only feature is `simulated`, so that no program ever fits it.
 
 `features` says which programs the device takes: `array-programs`; `cuda-source` where kernels can be built, and with it
 the codes of what its runtime can do beyond plain kernels (`cuda_features`).
@@ -14,11 +18,13 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from coppermesh.exec import nvml
 from coppermesh.exec.cuda_features import CPU, CUDA, runtime_features
 from coppermesh.exec.meter import RaplMeter
 
@@ -26,6 +32,11 @@ PROBE_SECONDS = 20.0
 MAX_GPUS = 15
 """Most GPUs reported; with the CPU that is as many devices as an announcement holds."""
 MAX_NAME = 128
+CONTEXT_BYTES = 768 * 1024 * 1024
+"""Device memory that is not for arrays: the CUDA context, cuBLAS' workspace, the pool's slack. An estimate: the GPU
+lane writes what it was (`tests/gpu/RESULTS.md`)."""
+SIMULATED = "simulated"
+"""The one feature of a device whose NVML is a stand-in."""
 
 ARRAY_PROGRAMS = "array-programs"
 CUDA_SOURCE = "cuda-source"
@@ -42,7 +53,7 @@ class DeviceInfo:
     name: str
     """The model name that the device gives itself, printable ASCII."""
     memory_bytes: int
-    """Memory a task may use: free device memory on a GPU, half of this machine's memory on a CPU."""
+    """Memory a task may use: a GPU's free memory less `CONTEXT_BYTES`, half of this machine's memory on a CPU."""
     total_bytes: int | None
     """Device memory in all (GPU only)."""
     compute_capability: str | None
@@ -52,10 +63,12 @@ class DeviceInfo:
     driver: str | None
     """Driver version (GPU only)."""
     meter: str
-    """Energy meter: `nvml`, `rapl` or `none`."""
+    """Energy meter: `nvml`, `rapl`, `none`, or `simulated`."""
     features: tuple[str, ...]
     cores: int | None
     """Cores this process may use (CPU only)."""
+    simulated: bool = False
+    """A stand-in for NVML reported this GPU: there is none."""
 
 
 def probe_devices(compiler: str | None = None) -> list[DeviceInfo]:
@@ -89,7 +102,7 @@ def probe_cpu(compiler: str | None = None) -> DeviceInfo:
 
 
 def probe_gpus() -> list[DeviceInfo]:
-    """The GPUs that NVML lists; empty where there is no driver or it does not answer in time."""
+    """The GPUs that NVML lists; empty where there is no driver, and those it told of before a deadline or a crash."""
     command = [sys.executable, "-I", "-m", "coppermesh.exec.device"]
     environment = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
     try:
@@ -100,13 +113,23 @@ def probe_gpus() -> list[DeviceInfo]:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             timeout=PROBE_SECONDS,
-            check=True,
-        )
-        return [
-            DeviceInfo(**{**gpu, "features": tuple(gpu["features"])}) for gpu in json.loads(answer.stdout)
-        ]
-    except (OSError, subprocess.SubprocessError, ValueError, TypeError, KeyError):
+            check=False,
+        ).stdout
+    except subprocess.TimeoutExpired as expired:
+        answer = expired.stdout or b""
+    except OSError:
         return []
+    gpus = [_read_line(line) for line in answer.splitlines()[:MAX_GPUS]]
+    return [gpu for gpu in gpus if gpu is not None]
+
+
+def _read_line(line: bytes) -> DeviceInfo | None:
+    """One device as the child wrote it; None for anything else (a line cut off, what a library printed)."""
+    try:
+        fields = json.loads(line)
+        return DeviceInfo(**{**fields, "features": tuple(fields["features"])})
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
@@ -146,41 +169,64 @@ def printable(text: str, limit: int = MAX_NAME) -> str:
 # --- below runs in the throw-away child
 
 
-def _read_gpus() -> list[dict[str, Any]]:
-    import pynvml
-
+def _read_gpus() -> Iterator[dict[str, Any]]:
+    pynvml = nvml.binding()
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
-        return []
+        return
     driver = _optional(pynvml.nvmlSystemGetDriverVersion)
-    count = min(_optional(pynvml.nvmlDeviceGetCount) or 0, MAX_GPUS)
-    gpus = [_read_gpu(index, driver) for index in range(count)]
-    return [asdict(gpu) for gpu in gpus if gpu is not None]
+    found = 0
+    for index in range(min(_optional(pynvml.nvmlDeviceGetCount) or 0, MAX_GPUS)):
+        handle = _optional(pynvml.nvmlDeviceGetHandleByIndex, index)
+        if handle is None:
+            continue
+        for device, part in _parts(f"gpu{index}", handle):
+            gpu = _read_gpu(device, part, handle, driver)
+            if gpu is not None and found < MAX_GPUS:
+                found += 1
+                yield asdict(gpu)
 
 
-def _read_gpu(index: int, driver: str | None) -> DeviceInfo | None:
-    import pynvml
+def _parts(device: str, handle: Any) -> Iterator[tuple[str, Any]]:
+    """The GPU itself, or its instances where it is partitioned: CUDA then runs on those alone."""
+    pynvml = nvml.binding()
+    mode = _optional(_function("nvmlDeviceGetMigMode"), handle)
+    if not mode or mode[0] != 1:
+        yield device, handle
+        return
+    count = _optional(pynvml.nvmlDeviceGetMaxMigDeviceCount, handle) or 0
+    for number in range(min(count, MAX_GPUS)):
+        part = _optional(pynvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, number)
+        if part is not None:
+            yield f"{device}-{number}", part
 
-    handle = _optional(pynvml.nvmlDeviceGetHandleByIndex, index)
-    memory = _optional(pynvml.nvmlDeviceGetMemoryInfo, handle) if handle is not None else None
+
+def _read_gpu(device: str, handle: Any, whole: Any, driver: str | None) -> DeviceInfo | None:
+    """The fields of a GPU or of an instance; `whole` is the GPU that the instance is a part of."""
+    pynvml = nvml.binding()
+    memory = _optional(pynvml.nvmlDeviceGetMemoryInfo, handle)
     if memory is None:  # nothing can be planned on a device that does not say how much memory it has
         return None
-    capability = _optional(pynvml.nvmlDeviceGetCudaComputeCapability, handle)
+    capability = _optional(pynvml.nvmlDeviceGetCudaComputeCapability, whole)
     energy = _optional(pynvml.nvmlDeviceGetTotalEnergyConsumption, handle)
     uuid = _optional(pynvml.nvmlDeviceGetUUID, handle)
+    name = _optional(pynvml.nvmlDeviceGetName, handle) or "NVIDIA GPU"
+    simulated = nvml.is_simulated()
+    metered = energy is not None and bool(uuid)
     return DeviceInfo(
-        device=f"gpu{index}",
+        device=device,
         kind="cuda",
-        name=printable(_optional(pynvml.nvmlDeviceGetName, handle) or "NVIDIA GPU"),
-        memory_bytes=int(memory.free),
+        name=printable(f"{name} (simulated)" if simulated else name),
+        memory_bytes=max(0, int(memory.free) - CONTEXT_BYTES),
         total_bytes=int(memory.total),
         compute_capability=f"{capability[0]}.{capability[1]}" if capability else None,
         uuid=printable(uuid) if uuid else None,
         driver=printable(driver) if driver else None,
-        meter="nvml" if energy is not None and uuid else "none",
-        features=_gpu_features(),
+        meter=("simulated" if simulated else "nvml") if metered else "none",
+        features=(SIMULATED,) if simulated else _gpu_features(),
         cores=None,
+        simulated=simulated,
     )
 
 
@@ -190,16 +236,24 @@ def _gpu_features() -> tuple[str, ...]:
     return (ARRAY_PROGRAMS, CUDA_SOURCE, *sorted(runtime_features(CUDA)))
 
 
+def _function(name: str) -> Any:
+    """A function of the binding, or one that raises where the binding is too old to have it."""
+    return getattr(nvml.binding(), name, _absent)
+
+
+def _absent(*_: Any) -> Any:
+    raise AttributeError("this binding does not have it")
+
+
 def _optional(call: Any, *arguments: Any) -> Any:
     """The call's answer, or None where this card, driver or binding does not have it."""
-    import pynvml
-
     try:
         answer = call(*arguments)
-    except (pynvml.NVMLError, AttributeError):
+    except (nvml.binding().NVMLError, AttributeError, ValueError):  # the last: a name that is no text
         return None
     return answer.decode(errors="replace") if isinstance(answer, bytes) else answer
 
 
 if __name__ == "__main__":
-    json.dump(_read_gpus(), sys.stdout)
+    for _fields in _read_gpus():
+        print(json.dumps(_fields), flush=True)  # noqa: T201 - line by line: a later GPU may hang

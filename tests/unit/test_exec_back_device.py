@@ -90,7 +90,7 @@ def test_each_gpu_field_is_optional(monkeypatch):
     first, second = device._read_gpus()
     assert first["name"] == "Simulated Card"
     assert (first["compute_capability"], first["uuid"], first["meter"]) == ("9.0", "GPU-simulated", "nvml")
-    assert (first["memory_bytes"], first["total_bytes"]) == (5 << 30, 6 << 30)
+    assert (first["memory_bytes"], first["total_bytes"]) == ((5 << 30) - device.CONTEXT_BYTES, 6 << 30)
     assert (second["compute_capability"], second["uuid"], second["meter"]) == (None, None, "none")
     assert second["cores"] is None
 
