@@ -34,6 +34,7 @@ _EPILOG = """\
 exit codes: 0 done; 1 the job, the check or the request failed; 2 wrong usage; 3 no agent answers;
             4 the home is in use by another agent; 5 settings, key or home cannot be used;
             6 a challenge was not decided;
+            7 check: some devices take the file, others do not;
             130 interrupted (the agent, which is meant to be ended so: 0)
 
 COPPERMESH_HOME moves everything an agent keeps (keys, config, ledger, store, socket).
@@ -46,7 +47,7 @@ example: coppermesh demo
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    options = _build_parser().parse_args(arguments)
+    options = _build_parser().parse_args(_joined(sys.argv[1:] if arguments is None else arguments))
     command: Callable[[argparse.Namespace], int] = options.command
     try:
         return command(options)
@@ -66,6 +67,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say(error, EXIT_NO_AGENT)
     except MeshError as error:
         return _say(error, EXIT_FAILED)
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """`--option -DN=4` as one word: argparse takes a value that begins with a dash for another option."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and joined[0] == "check" and joined[-1] == "--option" and argument.startswith("-"):
+            joined[-1] = f"--option={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def _say(error: BaseException, code: int) -> int:
@@ -100,12 +112,21 @@ def _build_parser() -> argparse.ArgumentParser:
     explain.add_argument("job", type=option_types.id_prefix, help=_JOB)
     explain.add_argument("--json", action="store_true", help=_JSON)
     _add_challenge(verbs)
+    _add_check(verbs)
     _add_demo(verbs)
     bench = _add_verb(verbs, "bench", "measure this machine with agents on loopback", _bench, home=False)
     bench.add_argument("--json", action="store_true", help="print one line of JSON on stdout")
     return parser
 
 
+_CHECK_EPILOG = """\
+exit codes: 0 every device takes it (what could not be tried is not counted, unless --arch asked for it)
+            1 none does; 2 wrong usage, or the file cannot be read; 7 some do
+
+Compiling for CUDA needs no GPU, but NVIDIA's NVRTC: bootstrap/setup --check installs it.
+
+example: coppermesh check blur.cu --arch sm_90 --name 'blur<float>'
+"""
 _JSON = "print JSON on stdout"
 _JOB = "job id, or its first digits"
 _READING = {
@@ -274,6 +295,38 @@ def _add_challenge(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]")
         help="how long to wait for providers, which let paid work go first (default 120)",
     )
     parser.add_argument("--json", action="store_true", help=_JSON)
+
+
+def _add_check(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    check = _add_verb(
+        verbs, "check", "does a CUDA source file compile, and on which devices", _check, home=False
+    )
+    check.formatter_class = argparse.RawDescriptionHelpFormatter
+    check.epilog = _CHECK_EPILOG
+    check.add_argument("file", type=Path, help="CUDA C++ source, such as kernel.cu")
+    check.add_argument(
+        "--arch",
+        type=option_types.architecture,
+        action="append",
+        default=[],
+        metavar="sm_N",
+        help="compile for this one (repeat for several; default: the oldest and the newest that NVRTC knows)",
+    )
+    check.add_argument(
+        "--name",
+        action="append",
+        default=[],
+        metavar="EXPRESSION",
+        help="compile this instance of a template, such as 'scale<float>' (repeatable)",
+    )
+    check.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="compiler option as given to RawKernel, such as -DN=4 (repeatable)",
+    )
+    check.add_argument("--json", action="store_true", help="print one line of JSON on stdout")
 
 
 def _add_demo(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -468,6 +521,14 @@ def _challenge(options: argparse.Namespace) -> int:
         return _say(error, EXIT_NO_VERDICT)
     print(json.dumps(report.as_dict()) if options.json else screens.printable(str(report)))
     return EXIT_FAILED if report.fault else EXIT_OK
+
+
+def _check(options: argparse.Namespace) -> int:
+    from coppermesh.agent.check_command import run_check
+    from coppermesh.exec.kernel_check import CheckRequest
+
+    request = CheckRequest(tuple(options.arch), tuple(options.name), tuple(options.option))
+    return run_check(options.file, request, as_json=options.json)
 
 
 def _demo(options: argparse.Namespace) -> int:

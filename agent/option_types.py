@@ -56,6 +56,13 @@ def whole(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
+def architecture(text: str) -> str:
+    """A CUDA architecture: `sm_90`."""
+    if not re.fullmatch(r"sm_[1-9][0-9]{1,2}", text):
+        raise argparse.ArgumentTypeError(f"want sm_ and a number, such as sm_90, got {text!r}")
+    return text
+
+
 def deadline(text: str) -> float:
     """Seconds that a job may take."""
     try:

@@ -20,6 +20,7 @@ import coppermesh
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("agent", "p2p", "exec", "bootstrap")
 OPTIONAL = {
+    "cuda": "only with the extra check",
     "cupy": "only with the extra cuda12 or cuda13",
     "cupy_backends": "part of CuPy",
     "ziglang": "only with the extra cpu",

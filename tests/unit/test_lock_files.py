@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LOCKS = ("requirements.lock", ".ci/dev.lock", "bootstrap/build.lock", "bootstrap/cpu.lock")
+LOCKS = (
+    "requirements.lock", ".ci/dev.lock", "bootstrap/build.lock", "bootstrap/cpu.lock", "bootstrap/check.lock",
+)  # fmt: skip
 PIN = re.compile(r"^([a-z0-9][a-z0-9._-]*)==([^ ;\\]+)", re.MULTILINE)
 
 
@@ -43,6 +45,7 @@ def test_locks_hold_what_pyproject_asks_for() -> None:
     assert not {"torch", "transformers", "sentence-transformers"} & pins(".ci/dev.lock").keys()
     assert pins("bootstrap/cpu.lock").keys() == {"ziglang"}
     assert pins("bootstrap/build.lock").keys() == {"setuptools"}
+    assert pins("bootstrap/check.lock").keys() == wanted("check") - wanted() | {"cuda-pathfinder"}
 
 
 def test_tests_run_on_the_versions_that_users_get() -> None:
