@@ -9,13 +9,12 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from coppermesh.agent.local_link import LocalLink
 from coppermesh.exec.graph import SourceLine
-from coppermesh.exec.local_run import TracedRun, rerun_traced
 from coppermesh.exec.program import decode_program
 from coppermesh.exec.schema import CheckedProgram, check_program
 from coppermesh.exec.source_lines import describe_line
@@ -24,6 +23,9 @@ from coppermesh.exec.trace_digests import TraceDigests, first_difference
 from coppermesh.p2p.blobs import digest_of, roots_digest
 from coppermesh.p2p.errors import MeshError
 from coppermesh.p2p.messages import BlobInfo
+
+if TYPE_CHECKING:
+    from coppermesh.exec.local_run import TracedRun
 
 CALL_SECONDS = 600.0
 """One round with the agent: it may send blobs to a provider meanwhile."""
@@ -229,6 +231,8 @@ def _compare_locally(
     inputs = [one for one in facts["inputs"] if one is not None]
     if program.data is None or len(inputs) != len(facts["inputs"]):
         raise NoVerdict("the agent's store has let go of the task's program or inputs: submit the job again")
+    from coppermesh.exec.local_run import rerun_traced  # worker processes are for who runs something here
+
     here = rerun_traced(program.data, [fetch(link, one) for one in inputs], timeout)
     trace = facts["traces"][0]
     who, classes = trace["provider"][-8:], (trace["determinism"], here.determinism)
@@ -249,7 +253,7 @@ def _compare_locally(
 
 
 def _compare_outputs(
-    trace: dict[str, Any], here: TracedRun, who: str, program: bytes, results: Sequence[np.ndarray] | None
+    trace: dict[str, Any], here: "TracedRun", who: str, program: bytes, results: Sequence[np.ndarray] | None
 ) -> list[Finding]:
     """What the receipt says was returned, against what this machine computes."""
     classes = (trace["receipt_determinism"], here.determinism)

@@ -15,12 +15,13 @@ from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from coppermesh.agent import screens
 from coppermesh.agent.agent_start import start_agent
+from coppermesh.agent.challenge_report import ChallengeReport, challenge
 from coppermesh.agent.dask_scheduler import compute_graph
 from coppermesh.agent.executor import MeshExecutor
 from coppermesh.agent.home import Home, default_home
@@ -43,9 +44,6 @@ from coppermesh.exec.recorder import Array, trace
 from coppermesh.exec.source_lines import describe_line, failed_node
 from coppermesh.p2p.errors import MeshError, Refused
 from coppermesh.p2p.messages import BlobInfo
-
-if TYPE_CHECKING:
-    from coppermesh.agent.challenge_report import ChallengeReport
 
 _open_jobs: "dict[bytes, Mesh]" = {}
 """Jobs that this process submitted and has not seen the end of, oldest first."""
@@ -190,7 +188,7 @@ class Job:
         count = len(self._specs)
         return f"{len(self._receipts)} of {count} task{'s' if count != 1 else ''} done"
 
-    def challenge(self, task: int = 0, *, local: bool = False, timeout: float = 120.0) -> "ChallengeReport":
+    def challenge(self, task: int = 0, *, local: bool = False, timeout: float = 120.0) -> ChallengeReport:
         """Have the provider of a finished task show what every node of it gave, and find where two runs part.
 
         The provider runs the task again, where it did not record at once (`trace=True`), and signs a digest for each
@@ -203,9 +201,6 @@ class Job:
         """
         if not 0 <= task < len(self._specs):
             raise IndexError(f"job {self.id[:8]} has {len(self._specs)} tasks, numbered from 0")
-        from coppermesh.agent.challenge_report import (
-            challenge,  # worker processes are for who runs something here
-        )
 
         sources, results = self._programs[task].sources, self._results.get(task)
         arrays = results if results and all(isinstance(one, np.ndarray) for one in results) else None
