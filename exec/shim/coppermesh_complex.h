@@ -121,13 +121,25 @@ template <class T> COPPERMESH_INLINE complex<T> polar(const T& length, const T& 
     return complex<T>(length * cos(angle), length * sin(angle));
 }
 
+// The compiler's own complex numbers, which libm's functions take.
+#define COPPERMESH_TOGETHER(T)                                                                             \
+    COPPERMESH_INLINE __complex__ T together(T re, T im) {                                                 \
+        __complex__ T z;                                                                                   \
+        __real__ z = re;                                                                                   \
+        __imag__ z = im;                                                                                   \
+        return z;                                                                                          \
+    }
+COPPERMESH_TOGETHER(float)
+COPPERMESH_TOGETHER(double)
+#undef COPPERMESH_TOGETHER
+
 #define COPPERMESH_LIBM(name, with)                                                                        \
     COPPERMESH_INLINE complex<double> name(const complex<double>& z) {                                     \
-        const __complex__ double r = __builtin_##with(__builtin_complex(z.real(), z.imag()));              \
+        const __complex__ double r = __builtin_##with(together(z.real(), z.imag()));              \
         return complex<double>(__real__ r, __imag__ r);                                                    \
     }                                                                                                      \
     COPPERMESH_INLINE complex<float> name(const complex<float>& z) {                                       \
-        const __complex__ float r = __builtin_##with##f(__builtin_complex(z.real(), z.imag()));            \
+        const __complex__ float r = __builtin_##with##f(together(z.real(), z.imag()));            \
         return complex<float>(__real__ r, __imag__ r);                                                     \
     }
 COPPERMESH_LIBM(exp, cexp) COPPERMESH_LIBM(log, clog) COPPERMESH_LIBM(sqrt, csqrt) COPPERMESH_LIBM(proj, cproj)
@@ -142,12 +154,12 @@ template <class T> COPPERMESH_INLINE complex<T> log10(const complex<T>& z) {
 }
 COPPERMESH_INLINE complex<double> pow(const complex<double>& x, const complex<double>& y) {
     const __complex__ double r =
-        __builtin_cpow(__builtin_complex(x.real(), x.imag()), __builtin_complex(y.real(), y.imag()));
+        __builtin_cpow(together(x.real(), x.imag()), together(y.real(), y.imag()));
     return complex<double>(__real__ r, __imag__ r);
 }
 COPPERMESH_INLINE complex<float> pow(const complex<float>& x, const complex<float>& y) {
     const __complex__ float r =
-        __builtin_cpowf(__builtin_complex(x.real(), x.imag()), __builtin_complex(y.real(), y.imag()));
+        __builtin_cpowf(together(x.real(), x.imag()), together(y.real(), y.imag()));
     return complex<float>(__real__ r, __imag__ r);
 }
 template <class T, class U>
