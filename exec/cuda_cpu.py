@@ -18,7 +18,6 @@ import _ctypes
 import contextlib
 import ctypes
 import os
-import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -30,7 +29,7 @@ from coppermesh.exec import linux
 from coppermesh.exec.cuda_build import Kernel
 from coppermesh.exec.cuda_gate import check_cpu_source
 from coppermesh.exec.cuda_launch import MAX_SHARED_BYTES, Arenas, LaunchState, explain_fault
-from coppermesh.exec.cuda_modules import ModuleParts
+from coppermesh.exec.cuda_modules import ModuleParts, base_name
 from coppermesh.exec.errors import KernelCompileError, RunFailed
 from coppermesh.exec.runtime import Dim3, KernelArgument, Launch
 from coppermesh.exec.threads import ThreadTeam
@@ -89,7 +88,7 @@ class _Library:
                 )
         fibers = _Fibers(self._library) if hasattr(self._library, "coppermesh_static_shared") else None
         self.functions = [
-            _Function(self._library, number, name, fibers) for number, name in enumerate(kernel.kernels)
+            _Function(self._library, number, label, fibers) for number, label in enumerate(_labels(kernel))
         ]
 
     def copy(self) -> "_Library":
@@ -169,18 +168,24 @@ class CudaCpu:
         self._note = note or (lambda text: None)
         self._libraries: OrderedDict[Kernel, _Library] = OrderedDict()
 
-    def load(self, source: str, name: str, options: tuple[str, ...]) -> Launch:
-        """The kernel `name` of `source`, ready to launch.
+    def load(self, source: str, name: str, options: tuple[str, ...], function: str = "") -> Launch:
+        """The kernel `name` of `source`, ready to launch; in a generated source it is called `function`.
 
         Raises SourceRefused (`unsupported-feature`), KernelCompileError, or what the builder raises.
         """
-        module = _Module(self, self._library(Kernel(source, name, tuple(options))))
+        kernel = Kernel(source, name, tuple(options), (function,) if function else ())
+        module = _Module(self, self._library(kernel))
         return partial(module.launch, 0)
 
     def load_module(self, parts: ModuleParts, options: tuple[str, ...], *, fresh: bool) -> "_Module":
         """A copy of a module; with `fresh` one whose variables are as initialised. Raises as `load` does."""
         kernel = Kernel(
-            parts.source, _label(parts), tuple(options), parts.functions, parts.expressions, parts.symbols
+            parts.source,
+            base_name((*parts.kernels, "module")[0]),
+            tuple(options),
+            parts.functions,
+            parts.expressions,
+            parts.symbols,
         )
         library = self._library(kernel)
         return _Module(self, library.copy() if fresh else library)
@@ -253,10 +258,9 @@ class _Module:
         return self._library.symbol(symbol)
 
 
-def _label(parts: ModuleParts) -> str:
-    """A word for messages: the module's first kernel."""
-    first = (parts.kernels or ("module",))[0]
-    return re.findall(r"[A-Za-z_]\w*", first.partition("<")[0])[-1][:128]
+def _labels(kernel: Kernel) -> tuple[str, ...]:
+    """What messages call each kernel of a library: one word."""
+    return (kernel.name,) if len(kernel.kernels) == 1 else tuple(map(base_name, kernel.kernels))
 
 
 def _check_arguments(function: _Function, arguments: Sequence[KernelArgument]) -> None:

@@ -60,6 +60,11 @@ class ModuleParts:
         return self.functions + self.expressions
 
 
+def base_name(kernel: str) -> str:
+    """One word for a kernel: its name without namespaces and template arguments."""
+    return kernel.partition("<")[0].rpartition("::")[2].strip()[:128]
+
+
 def make_module(parts: ModuleParts, options: tuple[str, ...]) -> KernelSource:
     """The kernel source that says `parts`."""
     lists = ["\n".join(sorted(set(names))) for names in (parts.functions, parts.expressions, parts.symbols)]

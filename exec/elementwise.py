@@ -20,6 +20,8 @@ from coppermesh.exec.program import ArraySpec, KernelSource
 from coppermesh.exec.shapes import Shape, broadcast
 
 THREADS_PER_BLOCK = 128
+GENERATED_NAME = "_generated_kernel"
+"""What the kernel is called in the source: a user's name for it may be a function of CUDA's, such as `norm`."""
 MAX_BLOCKS = 1 << 16
 """Beyond this the loop strides: a grid may be larger, but nothing is gained."""
 
@@ -244,7 +246,7 @@ def generate_source(kernel: KernelSource, loop: ResolvedLoop, scalars: Sequence[
     return "\n".join(
         [
             *prelude(kernel, loop.dtypes, loop.placeholders, texts.preamble),
-            f'extern "C" __global__ void {kernel.name}({", ".join(arguments)}) {{',
+            f'extern "C" __global__ void {GENERATED_NAME}({", ".join(arguments)}) {{',
             f"_coppermesh_index<{max(1, len(loop.shape))}> _ind{{n, _loop_shape}};",
             *prologue,
             "(void)_ind;",

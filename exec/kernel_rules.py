@@ -51,6 +51,10 @@ def check_kernel(kernel: KernelSource) -> None:
     check_kernel_source(kernel)
     if kernel.kind == "raw" and has_state(kernel.texts[0]):
         raise refuse("kernel-state", "a source with variables that outlive a launch is a module")
+    if kernel.kind in ("elementwise", "reduction") and any(
+        has_state(t, constants=False) for t in kernel.texts
+    ):
+        raise refuse("kernel-state", "a variable that outlives a launch belongs in a RawModule")
     if kernel.kind == "module":
         check_module(kernel)
     if kernel.kind == "elementwise":

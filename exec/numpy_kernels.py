@@ -152,7 +152,7 @@ class NumpyKernels:
                 arguments.append(np.ascontiguousarray(np.broadcast_to(item, loop.shape)))
         arguments += [np.array(loop.shape or (1,), np.int64), np.int64(count)]
         source = elementwise.generate_source(kernel, loop, scalars)
-        launch = self._backend.load(source, kernel.name, kernel.options)
+        launch = self._backend.load(source, kernel.name, kernel.options, elementwise.GENERATED_NAME)
         blocks = min(elementwise.MAX_BLOCKS, -(-count // elementwise.THREADS_PER_BLOCK))
         launch((blocks, 1, 1), (elementwise.THREADS_PER_BLOCK, 1, 1), 0, arguments)
         return results
@@ -179,7 +179,7 @@ class NumpyKernels:
                 arguments += [memory, np.int64(strides[0]), np.int64(strides[1])]
         arguments += [*results, np.int64(outputs), np.int64(count)]
         source = reduction.generate_source(kernel, resolved, scalars)
-        launch = self._backend.load(source, kernel.name, kernel.options)
+        launch = self._backend.load(source, kernel.name, kernel.options, elementwise.GENERATED_NAME)
         blocks = min(reduction.MAX_BLOCKS, -(-outputs // reduction.THREADS_PER_BLOCK))
         launch((blocks, 1, 1), (min(outputs, reduction.THREADS_PER_BLOCK), 1, 1), 0, arguments)
         return results

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from coppermesh.exec.elementwise import (
+    GENERATED_NAME,
     ElementwiseParameter,
     c_type,
     decide_types,
@@ -174,7 +175,7 @@ def generate_source(kernel: KernelSource, resolved: ResolvedReduction, scalars: 
         [
             *prelude(kernel, resolved.dtypes, resolved.placeholders, texts.preamble),
             f"typedef {reduce_type} _type_reduce;",
-            f'extern "C" __global__ void {kernel.name}({", ".join(arguments)}) {{',
+            f'extern "C" __global__ void {GENERATED_NAME}({", ".join(arguments)}) {{',
             "const _coppermesh_range _in_ind{_outputs * _count}, _out_ind{_outputs};",
             *prologue,
             "(void)_in_ind; (void)_out_ind;",

@@ -72,9 +72,10 @@ class KernelBackend(Protocol):
         """
         ...
 
-    def load(self, source: str, name: str, options: tuple[str, ...]) -> Launch:
+    def load(self, source: str, name: str, options: tuple[str, ...], function: str = "") -> Launch:
         """Compile `source` (or find it compiled) and return its kernel `name`.
 
+        In a generated source the kernel is called `function`, whatever the user's name for it is.
         Raises KernelCompileError with the compiler's message, lines counted in `source`.
         """
         ...

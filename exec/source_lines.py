@@ -9,8 +9,9 @@ import linecache
 import re
 from collections.abc import Sequence
 
+from coppermesh.exec.cuda_modules import base_name, module_parts
 from coppermesh.exec.graph import SourceLine
-from coppermesh.exec.program import decode_program
+from coppermesh.exec.program import Node, Program, decode_program
 
 _NAMED = re.compile(r"node (\d{1,6})\b")
 _KERNEL = re.compile(r"\bin kernel ([A-Za-z_]\w*)")
@@ -40,12 +41,19 @@ def failed_node(sentence: str, program: bytes) -> int | None:
     if node is not None or found is None:
         return node
     decoded = decode_program(program)
-    launches = [
-        number
-        for number, item in enumerate(decoded.nodes)
-        if isinstance(kernel := item.attrs.get("kernel"), int) and decoded.kernels[kernel].name == found[1]
-    ]
+    launches = [number for number, item in enumerate(decoded.nodes) if _launched(decoded, item) == found[1]]
     return launches[0] if len(launches) == 1 else None
+
+
+def _launched(program: Program, node: Node) -> str | None:
+    """What messages call the kernel that `node` launches."""
+    number = node.attrs.get("kernel")
+    if not isinstance(number, int):
+        return None
+    kernel, function = program.kernels[number], node.attrs.get("function")
+    if kernel.kind == "module" and isinstance(function, int):
+        return base_name(module_parts(kernel).kernels[function])
+    return kernel.name
 
 
 def describe_line(sources: Sequence[SourceLine], node: int | None) -> str:
