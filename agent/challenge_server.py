@@ -362,7 +362,7 @@ class ChallengeServer:
     async def _execute(self, case: _Case) -> RunOutcome:
         lease, receipt = case.lease.opened.record, case.receipt.record
         kernels = "cuda-source" in open_verified(Order, case.lease.order).record.features
-        limits = WorkerLimits(memory_bytes=lease.memory_bytes, output_bytes=lease.memory_bytes)
+        limits = WorkerLimits.under_lease(lease.device_kind, lease.memory_bytes, lease.wall_limit_us / 1e6)
         took_us = max(0, receipt.ended_us - receipt.started_us)
         wall_us = min(lease.wall_limit_us, RUN_FACTOR * took_us + RUN_SPARE_US, MAX_RUN_US)
         scope = (self._mesh, case.peer)

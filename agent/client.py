@@ -293,8 +293,9 @@ class Job:
 class Mesh:
     """A connection to the home's agent. Use it as a context manager; many jobs may be open at once.
 
-    Inside the block, in its thread, Python code that needs a lazy array's value (`float(x)`, `if x > 0:`) gets it by
-    a job of its own: one round trip, counted by `coppermesh.trace_report`. Elsewhere it raises NeedsValue.
+    Inside the block, and in threads that run meanwhile, Python code that needs a lazy array's value (`float(x)`,
+    `if x > 0:`) gets it by a job of its own: one round trip, counted by `coppermesh.trace_report`. Elsewhere, and in
+    threads while several meshes are open, it raises NeedsValue.
     """
 
     def __init__(self, home: Home) -> None:

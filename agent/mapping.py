@@ -68,6 +68,11 @@ def prepare_chunks(function: Function, array: np.ndarray, length: int) -> list[P
     """
     if array.ndim == 0:
         raise ValueError("map() needs an array with at least one dimension")
+    if not isinstance(length, int | np.integer) or isinstance(length, bool):
+        raise TypeError(
+            f"chunks={length!r}: want one whole number, the rows of a chunk; only the first axis is split "
+            "(bring another one to the front with np.moveaxis)"
+        )
     if length < 1:
         raise ValueError(f"chunks={length}: want the number of rows in a chunk, 1 or more")
     wire_form = array.astype(array.dtype.newbyteorder("<"), copy=False)

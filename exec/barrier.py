@@ -5,6 +5,10 @@ data. Where an evaluator is set, such a place computes what it needs through it 
 `barriers()`); where none is, NeedsValue says what to do. An array that the client made from its own data costs no
 round trip, and a value that was fetched once is not fetched again.
 
+An evaluator belongs to a block (`evaluator`) and to what runs in its context. A thread that was started inside the
+block has a context of its own: it takes the evaluator of the one block that is open in the process, and is told what to
+do where several are.
+
 >>> from coppermesh.exec import barrier, xp
 >>> from coppermesh.exec.evaluate import evaluate
 >>> with barrier.evaluator(lambda arrays: evaluate(*arrays)):
@@ -12,6 +16,7 @@ round trip, and a value that was fetched once is not fetched again.
 True
 """
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -51,17 +56,29 @@ class _State:
 
 
 _state = _State(None, 0, deque(maxlen=KEPT_BARRIERS))
+_open: list[Evaluator] = []
+"""Of every open block in the process, for threads that no block has. Changed under `_lock`."""
+_lock = threading.Lock()
 _scoped: ContextVar[tuple[Evaluator | None] | None] = ContextVar("coppermesh_evaluator", default=None)
 
 
 @contextmanager
 def evaluator(function: Evaluator | None) -> Iterator[None]:
-    """Compute at barriers through `function` inside the block; None forbids barriers there."""
+    """Compute at barriers through `function` inside the block; None forbids barriers there.
+
+    Threads started inside the block compute through it too, unless blocks with other functions are open as well.
+    """
     token = _scoped.set((function,))
+    if function is not None:
+        with _lock:
+            _open.append(function)
     try:
         yield
     finally:
         _scoped.reset(token)
+        if function is not None:
+            with _lock:
+                _open.remove(function)
 
 
 def set_default(function: Evaluator | None) -> None:
@@ -98,10 +115,25 @@ def known(value: Value) -> np.ndarray[Any, Any] | None:
     return value.node.data if value.node.op == INPUT else value.known
 
 
+def _chosen(what: str) -> Evaluator | None:
+    """This context's evaluator; in a thread of its own that of the open blocks. Raises NeedsValue where they differ."""
+    scoped = _scoped.get()
+    if scoped is not None:
+        return scoped[0]
+    with _lock:
+        functions = list(_open)
+    if any(function != functions[0] for function in functions):
+        raise NeedsValue(
+            f"{what} in a thread of its own needs the array's value, and several connections are open: give the thread "
+            "one of them, by `with` inside the thread or by running it in contextvars.copy_context(), or use "
+            "mesh.compute(x)"
+        )
+    return functions[0] if functions else _state.default
+
+
 @pointing_at_caller
 def _compute(what: str, arrays: Sequence[Handle], advice: str) -> None:
-    scoped = _scoped.get()
-    function = _state.default if scoped is None else scoped[0]
+    function = _chosen(what)
     if function is None:
         raise NeedsValue(f"{what} needs the array's value, which is not computed yet: {advice}")
     specs = tuple(array.recorded.spec for array in arrays)

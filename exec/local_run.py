@@ -25,7 +25,7 @@ from coppermesh.exec.errors import RunFailed
 from coppermesh.exec.graph import Handle
 from coppermesh.exec.program import ArraySpec
 from coppermesh.exec.report import check_limits
-from coppermesh.exec.runs import InputBuffer, OutputBuffer, RunOutcome, WorkerLimits
+from coppermesh.exec.runs import MOST_OPERATIONS, InputBuffer, OutputBuffer, RunOutcome, WorkerLimits
 from coppermesh.exec.source_lines import describe_line, failed_node
 from coppermesh.exec.supervisor import Worker, open_supervisor
 from coppermesh.exec.trace_digests import TraceDigests
@@ -124,7 +124,8 @@ async def _rerun(
 
 @asynccontextmanager
 async def _open_worker(device: DeviceInfo) -> AsyncIterator[Worker]:
-    limits = WorkerLimits(memory_bytes=device.memory_bytes, output_bytes=device.memory_bytes)
+    memory = device.memory_bytes
+    limits = WorkerLimits(memory_bytes=memory, output_bytes=memory, operations=MOST_OPERATIONS)
     with tempfile.TemporaryDirectory(prefix="coppermesh-local-") as directory:
         async with open_supervisor(device, scratch=Path(directory)) as supervisor:
             async with supervisor.worker(limits) as worker:

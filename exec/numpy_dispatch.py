@@ -1,10 +1,12 @@
 """`np.sin(lazy)`, `np.sum(lazy)`: NumPy's functions, given a lazy array, record instead of running.
 
 NumPy hands ufuncs to `__array_ufunc__` and most other functions to `__array_function__`. Each is looked up by name in
-the namespace; keywords that only make sense for memory (`out`, `order`, `where`) are refused.
+the namespace; keywords that only make sense for memory (`out`, `order`, `where`) are refused. Where there is no
+counterpart the error says so in our words: NumPy's own name an internal protocol.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -170,6 +172,8 @@ _POSITIONAL = {
     "tril": ("k",),
     "triu": ("k",),
 }
+_MEMORY_KEYWORDS = ("out", "where", "order", "casting", "subok", "like", "initial")
+"""What only makes sense for memory, or for a part of it."""
 _BY_POSITION_ONLY = frozenset(("repeats", "shift", "indices", "b"))
 _REDUCTIONS = frozenset(
     [
@@ -191,30 +195,76 @@ _REDUCTIONS = frozenset(
 
 
 def call_ufunc(ufunc: np.ufunc, method: str, inputs: Sequence[Any], options: Mapping[str, Any]) -> Any:
-    """The lazy counterpart of a ufunc call; NotImplemented where there is none."""
+    """The lazy counterpart of a ufunc call; NotImplemented where an operand of another library may know one.
+
+    Raises TypeError saying what is possible instead.
+    """
     dtype = options.get("dtype")
-    rest = {name: value for name, value in options.items() if name != "dtype" and value is not None}
-    if method == "reduce" and ufunc.__name__ in _REDUCING:
+    rest = {name: value for name, value in options.items() if name != "dtype" and _has_effect(name, value)}
+    name = ufunc.__name__
+    function = getattr(xp, _UFUNC_NAMES.get(name, name), None)
+    if method == "reduce" and name in _REDUCING:
         axis = rest.pop("axis", 0)
         keepdims = bool(rest.pop("keepdims", False))
-        return (
-            NotImplemented
-            if rest
-            else getattr(xp, _REDUCING[ufunc.__name__])(*inputs, axis=axis, keepdims=keepdims)
-        )
-    function = getattr(xp, _UFUNC_NAMES.get(ufunc.__name__, ufunc.__name__), None)
-    if method != "__call__" or rest or function is None:
+        if not rest:
+            return getattr(xp, _REDUCING[name])(*inputs, axis=axis, keepdims=keepdims)
+    elif method == "__call__" and function is not None and not rest:
+        result = function(*inputs)
+        return result if dtype is None else result.astype(dtype)
+    if any(_is_foreign(item) for item in inputs):
         return NotImplemented
-    result = function(*inputs)
-    return result if dtype is None else result.astype(dtype)
+    call = name if method == "__call__" else f"{name}.{method}"
+    if rest:
+        raise _keyword_refused(call, next(iter(rest)))
+    raise _not_recorded(call)
+
+
+def _has_effect(name: str, value: Any) -> bool:
+    if name == "order" and value in ("C", "K", "A"):
+        return False
+    return value is not None and not (name in ("where", "subok") and value is True)
+
+
+def _is_foreign(item: Any) -> bool:
+    return not isinstance(item, Array | np.ndarray | np.generic) and hasattr(item, "__array_ufunc__")
+
+
+def _keyword_refused(call: str, keyword: str) -> TypeError:
+    """Why a keyword makes no sense for an array that has no memory yet."""
+    if keyword == "out":
+        text = (
+            "a lazy array is computed later and cannot be written into memory now: write y = ... without out="
+        )
+    elif keyword == "where":
+        text = "choose afterwards instead, by xp.where(condition, result, other)"
+    else:
+        text = "leave it out, or compute first: mesh.compute(x)"
+    return TypeError(f"np.{call}({keyword}=...) is not recorded for lazy arrays; {text}")
+
+
+def _not_recorded(call: str) -> TypeError:
+    near = get_close_matches(
+        call.rpartition(".")[2], [name for name in dir(xp) if name.islower()], 2, cutoff=0.75
+    )
+    hint = f"is it {' or '.join(f'xp.{name}' for name in near)} that you want? Else " if near else ""
+    return TypeError(
+        f"np.{call} has no counterpart that a lazy array could record; {hint}write it with functions of cm.xp, or give "
+        "it the value: mesh.compute(x)"
+    )
 
 
 def call_function(function: Callable[..., Any], args: Sequence[Any], options: Mapping[str, Any]) -> Any:
-    """The lazy counterpart of a NumPy function; NotImplemented where there is none."""
+    """The lazy counterpart of a NumPy function. Raises TypeError where there is none, or not with such keywords."""
     name = function.__name__
     if name in ("shape", "ndim", "size", "result_type", "can_cast", "iscomplexobj", "isrealobj"):
         return _inspect(name, args, options)
-    keywords = {key: value for key, value in options.items() if value is not None}
+    keywords = {key: value for key, value in options.items() if _has_effect(key, value)}
+    refused = next((key for key in _MEMORY_KEYWORDS if key in keywords), None)
+    if refused is not None:
+        raise _keyword_refused(name, refused)
+    if name == "einsum":
+        keywords.pop("optimize", None)  # the order of products is ours
+        return xp.einsum(*args, **keywords)
     if (function.__module__ or "").startswith("numpy.fft") and name in _FFT:
         return getattr(xp_fft, name)(
             *args[:1], **_named(("axes",) if "shift" in name else (), args[1:]), **keywords
@@ -222,7 +272,7 @@ def call_function(function: Callable[..., Any], args: Sequence[Any], options: Ma
     if (function.__module__ or "").startswith("numpy.linalg") and name in _LINALG:
         return getattr(xp_linalg, name)(*args, **keywords)
     if name not in _SAME_NAME and name not in _RENAMED:
-        return NotImplemented
+        raise _not_recorded(_public_name(function))
     if name in _REDUCTIONS:
         return _reduce(name, args, keywords)
     keywords.update(_named(_POSITIONAL.get(name, ()), args[1:]) if name in _POSITIONAL else {})
@@ -236,6 +286,11 @@ def call_function(function: Callable[..., Any], args: Sequence[Any], options: Ma
     if name == "take" and "axis" not in keywords:
         return positional[0].take(positional[1])
     return getattr(xp, _RENAMED.get(name, name))(*positional, **keywords)
+
+
+def _public_name(function: Callable[..., Any]) -> str:
+    """`linalg.eig`: as it is written after `np.`."""
+    return f"{function.__module__}.{function.__name__}".removeprefix("numpy.")
 
 
 def _named(names: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:

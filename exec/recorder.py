@@ -369,8 +369,8 @@ class Array(Handle):
     def clip(self, min: Any = None, max: Any = None) -> "Array":
         return _apply("clip", self, min, max)
 
-    def round(self) -> "Array":
-        return Array(elementwise("round", self))
+    def round(self, decimals: int = 0) -> "Array":
+        return _apply("round", self, decimals)
 
     def conj(self) -> "Array":
         return Array(elementwise("conj", self))

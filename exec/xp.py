@@ -81,6 +81,7 @@ from coppermesh.exec.xp_creation import tril as tril
 from coppermesh.exec.xp_creation import triu as triu
 from coppermesh.exec.xp_creation import zeros as zeros
 from coppermesh.exec.xp_creation import zeros_like as zeros_like
+from coppermesh.exec.xp_einsum import einsum as einsum
 from coppermesh.exec.xp_elementwise import abs as abs
 from coppermesh.exec.xp_elementwise import acos as acos
 from coppermesh.exec.xp_elementwise import acosh as acosh

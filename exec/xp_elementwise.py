@@ -108,8 +108,17 @@ def trunc(x: Any, /) -> Array:
     return Array(elementwise("trunc", x))
 
 
-def round(x: Any, /) -> Array:
-    return Array(elementwise("round", x))
+def round(x: Any, /, decimals: int = 0) -> Array:
+    """To whole numbers, halves to even; with `decimals`, as NumPy does it: by a power of ten there and back."""
+    if decimals == 0:
+        return Array(elementwise("round", x))
+    value = as_value(x)
+    if value.spec.dtype not in dtypes.FLOATING:
+        if decimals > 0 or value.spec.dtype == "bool":
+            return Array(value)
+        return astype(round(astype(Array(value), "float64"), decimals), value.spec.dtype)
+    power, array = 10.0 ** (-decimals if decimals < 0 else decimals), Array(value)
+    return round(array / power) * power if decimals < 0 else round(array * power) / power
 
 
 def exp(x: Any, /) -> Array:

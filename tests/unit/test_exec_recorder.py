@@ -122,8 +122,8 @@ def test_iteration_and_unpacking():
         (lambda x: xp.asarray([1], dtype="int8") + 300, OverflowError, "300"),
         (lambda x: trace(), ProgramInvalid, "at least one array"),
         (lambda x: trace(3), TypeError, "xp.asarray"),  # type: ignore[arg-type]
-        (lambda x: np.linalg.eig(x), TypeError, "no implementation"),
-        (lambda x: np.add(x, x, out=np.zeros((2, 2))), TypeError, "operand"),
+        (lambda x: np.linalg.eig(x), TypeError, "no counterpart"),
+        (lambda x: np.add(x, x, out=np.zeros((2, 2))), TypeError, "without out="),
     ],
 )
 def test_mistakes_surface_where_they_are_made(mistake, error, words):
