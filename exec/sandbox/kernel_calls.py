@@ -12,6 +12,13 @@ _umount2 = _libc.umount2
 _umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
 _unshare = _libc.unshare
 _unshare.argtypes = [ctypes.c_int]
+_shmget = _libc.shmget
+_shmget.argtypes = [ctypes.c_int, ctypes.c_size_t, ctypes.c_int]
+_shmctl = _libc.shmctl
+_shmctl.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_char_p]
+_IPC_STAT = 2
+_SIZE_AT = 48
+"""Of `shm_segsz` in `struct shmid_ds`, after its permissions."""
 _capset = _libc.capset
 _capset.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
 
@@ -41,6 +48,23 @@ def unshare(flags: int) -> None:
 def capset(header: bytes, sets: bytes) -> None:
     """Linux' capset. Raises OSError."""
     _checked(_capset(header, sets), "capset")
+
+
+def make_shared_memory() -> int:
+    """A new System V segment of one page for this user. Raises OSError."""
+    return _checked(_shmget(0, 4096, 0o1600), "shmget")
+
+
+def shared_memory_size(number: int) -> int:
+    """The size in bytes of the segment with that number. Raises OSError where there is none to see."""
+    room = ctypes.create_string_buffer(256)
+    _checked(_shmctl(number, _IPC_STAT, room), "shmctl")
+    return int.from_bytes(room.raw[_SIZE_AT : _SIZE_AT + 8], "little")
+
+
+def remove_shared_memory(number: int) -> None:
+    """Remove a segment. Raises OSError."""
+    _checked(_shmctl(number, 0, None), "shmctl")
 
 
 def _checked(result: int, what: str) -> int:

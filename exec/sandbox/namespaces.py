@@ -31,9 +31,9 @@ from pathlib import Path
 from coppermesh.exec import linux
 from coppermesh.exec.sandbox import kernel_calls
 
-_NEW_USER, _NEW_PID, _NEW_NET = 0x10000000, 0x20000000, 0x40000000
-_NEW_MOUNT, _NEW_UTS, _NEW_IPC = 0x00020000, 0x04000000, 0x08000000
-_REST = _NEW_PID | _NEW_NET | _NEW_MOUNT | _NEW_UTS | _NEW_IPC
+NEW_USER, _NEW_PID, _NEW_NET = 0x10000000, 0x20000000, 0x40000000
+_NEW_MOUNT, NEW_UTS, _NEW_IPC = 0x00020000, 0x04000000, 0x08000000
+_REST = _NEW_PID | _NEW_NET | _NEW_MOUNT | NEW_UTS | _NEW_IPC
 
 _READ_ONLY, _NO_SUID, _NO_DEVICES, _NO_EXEC = 1, 2, 4, 8
 _BIND, _RECURSIVE, _PRIVATE = 0x1000, 0x4000, 1 << 18
@@ -174,7 +174,7 @@ def _unshare() -> None:
     user, group = os.geteuid(), os.getegid()
     # The maps belong to root while this process is not dumpable, which changing the user made it.
     linux.prctl(_PR_SET_DUMPABLE, 1)
-    kernel_calls.unshare(_NEW_USER | _REST)
+    kernel_calls.unshare(NEW_USER | _REST)
     Path("/proc/self/setgroups").write_text("deny")
     Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
     Path("/proc/self/gid_map").write_text(f"{group} {group} 1")

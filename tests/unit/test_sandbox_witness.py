@@ -1,0 +1,77 @@
+"""A layer is witnessed only where a hostile act failed under it and succeeded in a control."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from coppermesh.exec.sandbox import landlock, seccomp, witness
+from coppermesh.exec.sandbox.layers import NAMES
+
+
+def examine(change: str = "") -> dict[str, dict]:
+    """What the helper says, in a process of its own, after a change to its module."""
+    code = f"from coppermesh.exec.sandbox import witness, landlock\n{change}\nwitness.sys.argv = ['-c']\nwitness.main()"
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, check=True, timeout=30)
+    assert done.stderr == b""
+    return {entry["layer"]: entry for entry in json.loads(done.stdout)}
+
+
+def test_every_layer_is_judged_within_a_second():
+    began = time.perf_counter()
+    seen = examine()
+    assert time.perf_counter() - began < 3.0
+    assert set(seen) >= set(NAMES) - {"uid"}
+    for entry in seen.values():
+        assert entry["held"] or entry["why"], entry
+
+
+@pytest.mark.skipif(
+    not (landlock.abi() and seccomp.supported()), reason="this kernel lacks Landlock or seccomp"
+)
+def test_the_floor_holds_here():
+    seen = examine()
+    assert seen["landlock"]["held"]
+    assert seen["seccomp"]["held"]
+
+
+@pytest.mark.parametrize("layer", ["limits", "privileges", "landlock", "seccomp"])
+def test_a_layer_that_does_nothing_is_not_witnessed(layer):
+    change = (
+        "from dataclasses import replace\ntrials = witness._trials()\n"
+        f"witness._trials = lambda: [replace(t, confine=lambda: None) if t.layer == {layer!r} else t for t in trials]"
+    )
+    entry = examine(change)[layer]
+    assert not entry["held"]
+    assert "worked all the same" in entry["why"] or "without the layer" in entry["why"]
+
+
+def test_an_act_that_never_works_witnesses_nothing():
+    change = "def fail(bait): raise OSError(1, 'no')\nwitness._open_file = fail"
+    entry = examine(change)["landlock"]
+    assert not entry["held"]
+    assert "without the layer" in entry["why"]
+
+
+def test_an_accident_before_or_in_the_act_witnesses_nothing():
+    change = (
+        "from dataclasses import replace\ntrials = witness._trials()\n"
+        "def broken(): raise OSError(22, 'not here')\n"
+        "witness._trials = lambda: [replace(t, confine=broken) if t.layer == 'seccomp' else t for t in trials]"
+    )
+    entry = examine(change)["seccomp"]
+    assert not entry["held"]
+    assert "could not be put on" in entry["why"]
+
+
+def test_a_kernel_without_landlock_is_told_with_a_remedy():
+    entry = examine("landlock.abi = lambda: 0")["landlock"]
+    assert not entry["held"]
+    assert "no Landlock" in entry["why"]
+    assert entry["remedy"]
+
+
+def test_the_deadline_is_far_from_what_it_takes():
+    assert witness.WITNESS_SECONDS >= 10
