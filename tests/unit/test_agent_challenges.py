@@ -352,7 +352,10 @@ async def test_a_lying_answer_is_caught(tmp_path, lie, monkeypatch):
         honest = provider.challenges.on_challenge
 
         async def lying(peer: PeerId, request: ChallengeRequest) -> ChallengeReply:
-            spoilt: ChallengeReply = spoil(pair.provider, await honest(peer, request))
+            reply = await honest(peer, request)
+            if reply.state != "recorded":  # the countersignature may still be on its way
+                return reply
+            spoilt: ChallengeReply = spoil(pair.provider, reply)
             return spoilt
 
         monkeypatch.setattr(provider.challenges, "on_challenge", lying)
