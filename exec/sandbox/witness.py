@@ -122,7 +122,8 @@ def _limit_memory() -> None:
 
 
 def _use_capability(_bait: Bait) -> object:
-    return kernel_calls.unshare(namespaces.NEW_UTS) is None
+    kernel_calls.unshare(namespaces.NEW_UTS)
+    return True
 
 
 def _be_capable() -> None:
@@ -158,7 +159,8 @@ def _connect(bait: Bait) -> object:
 
 
 def _signal_process(bait: Bait) -> object:
-    return os.kill(bait.process, 0) is None
+    os.kill(bait.process, 0)
+    return True
 
 
 def _attach_queue(bait: Bait) -> object:
@@ -319,6 +321,9 @@ def _bait() -> Iterator[Bait]:
             os.waitpid(process, 0)
             kernel_calls.remove_shared_memory(queue)
             shutil.rmtree(directory)
+
+
+_UID_TRIAL = Trial("uid", "read a file that is root's alone", _read_roots, capabilities.drop_root)
 
 
 def _is_root() -> bool:
