@@ -120,6 +120,7 @@ def _declares_variable(tokens: list[str], position: int, *, constants: bool) -> 
     """Whether what follows the mark at `position` is a variable that can change, and no function."""
     seen = [tokens[position]]
     depth = angles = 0
+    inside = 0  # parentheses within `<...>`, where > compares
     for at in range(position + 1, min(len(tokens), position + 256)):
         token = tokens[at]
         if depth:
@@ -127,7 +128,8 @@ def _declares_variable(tokens: list[str], position: int, *, constants: bool) -> 
         elif token == "(" and seen[-1] in _WITH_ARGUMENTS:
             depth = 1
         elif angles:
-            angles += (token == "<") - (token == ">")
+            inside += (token == "(") - (token == ")")
+            angles += 0 if inside else (token == "<") - (token == ">")
         elif token == "<":
             angles = 1
         elif token in ("operator", ")", "}", "__shared__", "__global__") or (
