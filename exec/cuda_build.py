@@ -22,6 +22,7 @@ from coppermesh.exec.cuda_gate import SHIM, SourceRefused, check_cpu_source
 from coppermesh.exec.cuda_rewrite import rewrite, uses_fibers
 from coppermesh.exec.cuda_toolchain import Toolchain
 from coppermesh.exec.errors import ExecError, KernelCompileError
+from coppermesh.exec.library_check import check_library
 from coppermesh.exec.pipe import MAX_DETAIL, plain_detail
 
 BUILD_SECONDS = 30.0
@@ -106,7 +107,9 @@ def build_kernel(kernel: Kernel, toolchain: Toolchain, directory: Path, cache: P
         raise _explain(kernel.name, status, scrub(_INCLUDED_FROM.sub("", log), directory))
     try:
         with open(directory / "module.so", "rb") as file:
-            return linux.sealed_file("coppermesh-kernel", file.read(MAX_LIBRARY_BYTES + 1))
+            library = file.read(MAX_LIBRARY_BYTES + 1)
+        check_library(library, kernel.name, start_files=toolchain.start_files)
+        return linux.sealed_file("coppermesh-kernel", library)
     except OSError as error:
         raise BuildFailed(
             "kernel-build-limit", f"kernel {kernel.name}: the compiler left no library"

@@ -132,8 +132,12 @@ FEATURES: tuple[Feature, ...] = (
         words=_words("__managed__"), pattern=r"cudaMallocManaged\w*",
     ),
     Feature(
-        "cuda-device-heap", "the device heap", NOWHERE, "allocate arrays outside the kernel and pass them",
-        words=_words("malloc new cudaMalloc cudaFree"),
+        "cuda-device-heap", "the device heap", EVERYWHERE, "allocate arrays outside the kernel and pass them",
+        words=_words("malloc new"),
+    ),
+    Feature(
+        "cuda-runtime-api", "the CUDA runtime's functions", NOWHERE, "allocate and copy outside the kernel",
+        pattern=r"cuda(?:Malloc|Free|Memcpy|Memset|Event|Func|Get|Set|Peek|Occupancy)\w*",
     ),
     Feature(
         "cuda-wmma", "tensor-core (wmma) operations", NOWHERE, "use xp.matmul",

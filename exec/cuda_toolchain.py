@@ -53,9 +53,12 @@ _FIBER_FLAGS = {
 """For modules whose threads wait for each other. `coppermesh_fibers.h` has what the checks call, so the compilers'
 own libraries for it stay out (`-nodefaultlibs`); large frames touch every page, so none steps over a guard page."""
 _FIBER_LIBRARIES = {"gcc": ("-lm", "-lc", "-lgcc"), "clang": ("-lm", "-lc"), "zig": ("-lm",)}
+_NO_START_FILES = ("-nostartfiles", "-Wl,--hash-style=both")
+"""Nothing runs when a library is loaded, and its symbols can be counted: `library_check` wants both. Zig links its
+start files all the same."""
 _FAMILY_FLAGS = {
-    "gcc": ("-march=native", "-pipe", "-fmax-errors=20", "-Wl,-z,defs"),
-    "clang": ("-march=native", "-ferror-limit=20", "-Wl,-z,defs"),
+    "gcc": ("-march=native", "-pipe", "-fmax-errors=20", *_NO_START_FILES, "-Wl,-z,defs"),
+    "clang": ("-march=native", "-ferror-limit=20", *_NO_START_FILES, "-Wl,-z,defs"),
     "zig": ("-mcpu=native", "-nostdlib++", "-fno-sanitize=all", "-ferror-limit=20", "-s", "-Wl,-z,defs"),
 }
 
@@ -87,6 +90,11 @@ class Toolchain:
             output,
             *(_FIBER_LIBRARIES[self.family] if fibers else _LIBRARIES),
         ]
+
+    @property
+    def start_files(self) -> bool:
+        """Whether it links start files of its own, which run one function when a library is loaded."""
+        return self.family == "zig"
 
     def environment(self, scratch: str) -> dict[str, str]:
         """All the environment it gets. Temporary files and zig's cache go to `scratch`; messages are plain ASCII."""

@@ -2,6 +2,7 @@
 """Programs in real worker processes: what they may see, how they end, and that nothing of them stays behind."""
 
 import contextlib
+import ctypes
 import os
 import re
 import signal
@@ -46,10 +47,27 @@ SPIN = 'extern "C" __global__ void k(float* x) { volatile float* y = x; while (y
 WILD = 'extern "C" __global__ void k(float* x) { x[1ull << 40] = 1; }'
 NULL = 'extern "C" __global__ void k(float* x) { float* p = nullptr; *p = x[0]; x[0] = 2; }'
 NULL_READ = 'extern "C" __global__ void k(float* x) { float* p = nullptr; x[0] = *p; }'
-ABORT = """
-extern "C" void abort(); extern "C" int dprintf(int, const char*, ...);
-extern "C" __global__ void k(float* x) { dprintf(2, "last words\\n"); abort(); }"""
-EXIT = 'extern "C" void _exit(int); extern "C" __global__ void k(float* x) { _exit(3); }'
+
+
+def stolen(name: str, signature: str) -> str:
+    """C++ for a function of the C library that kernels are not linked with, found from where `malloc` is.
+
+    Native code gets at everything in its process: what contains it is the process, which is what these tests are about.
+    """
+    library = ctypes.CDLL(None)
+    place, known = (ctypes.cast(library[each], ctypes.c_void_p).value for each in (name, "malloc"))
+    assert place is not None
+    assert known is not None
+    return f"(({signature})((char*)&malloc + ({place - known})))"
+
+
+ABORT = f"""
+extern "C" __global__ void k(float* x) {{
+    {stolen("dprintf", "int (*)(int, const char*, ...)")}(2, "last words\\n");
+    {stolen("abort", "void (*)()")}();
+}}"""
+EXIT = f'extern "C" __global__ void k(float* x) {{ {stolen("_exit", "void (*)(int)")}(3); }}'
+LIBC = 'extern "C" int system(const char*); extern "C" __global__ void k(float* x) { x[0] = system("true"); }'
 STACK = """
 __device__ __noinline__ int deep(volatile int* p, int n) {
     volatile int room[1000];
@@ -60,7 +78,9 @@ extern "C" __global__ void k(float* x) { volatile int start = 1, depth = 1 << 20
 UNDECLARED = 'extern "C" __global__ void k(float* x) {\n x[0] = two;\n}'
 TEXTURE = 'extern "C" __global__ void k(float* x) {\n\ncudaTextureObject_t t; }'
 SKIPPED = 'extern "C" __global__ void k(float* x) {\n if (x[threadIdx.x] > 1)\n __syncthreads(); }'
-BEYOND = 'extern "C" __global__ void k(float* x) { __shared__ float s[3];\n s[threadIdx.x] = x[threadIdx.x]; }'
+BEYOND = (
+    'extern "C" __global__ void k(float* x) { __shared__ float s[3];\n s[threadIdx.x] = x[threadIdx.x]; }'
+)
 DEEP = STACK.replace("x[0] = deep", "__syncthreads(); x[0] = deep")
 ASSERT = 'extern "C" __global__ void k(float* x) { assert(x[0] > 5); }'
 DIVIDE = 'extern "C" __global__ void k(float* x) { volatile int zero = 0; x[0] = 7 / zero; }'
@@ -261,6 +281,7 @@ async def test_each_failure_is_named_and_the_next_run_works(scratch):
         (DIVIDE, "crashed", "SIGFPE", ""),
         (ABORT, "crashed", "SIGABRT", "last words"),
         (EXIT, "crashed", "status 3", ""),
+        (LIBC, "kernel-compile", "does not compile", "a kernel cannot call system: it is no function of CUDA's"),
         (ASSERT, "kernel-trap", "kernel k: line 1: thread (0,0,0) of block (0,0,0) failed the assertion x[0] > 5", ""),
         (SKIPPED, "kernel-trap", "line 3: thread (2,0,0) of block (0,0,0) waits at this barrier", ""),
         (BEYOND, "kernel-trap", "line 2: thread (3,0,0) of block (0,0,0) used index 3", ""),
@@ -382,20 +403,15 @@ async def test_used_up_processor_time_is_named(scratch):
 # --- what a worker can see
 
 
-PROBE = """
-extern "C" {
-char* getenv(const char*);
-int getsid(int);
-int getppid();
-int open(const char*, int);
-}
-extern "C" __global__ void k(float* x) {
-    x[0] = getenv("COPPERMESH_SECRET") != 0;
-    x[1] = getenv("HOME")[1] == 'n';
-    int first = open("/dev/null", 0);
+PROBE = f"""
+extern "C" __global__ void k(float* x) {{
+    auto get = {stolen("getenv", "char* (*)(const char*)")};
+    x[0] = get("COPPERMESH_SECRET") != 0;
+    x[1] = get("HOME")[1] == 'n';
+    int first = {stolen("open", "int (*)(const char*, int)")}("/dev/null", 0);
     x[2] = first;
-    x[3] = getsid(0) == getppid();
-}"""
+    x[3] = {stolen("getsid", "int (*)(int)")}(0) == {stolen("getppid", "int (*)()")}();
+}}"""
 
 
 def _files_of(worker: Worker) -> list[str]:

@@ -152,8 +152,7 @@ def test_a_word_pasted_together_across_texts_is_refused() -> None:
         ("nvcuda::wmma::fragment<int> f;", "wmma", "xp.matmul"),
         ("cooperative_groups::this_grid().sync();", "grid synchronisation", "split the kernel"),
         ("__cluster_dims__(2, 1, 1)", "clusters", "blocks"),
-        ("float* p = (float*)malloc(4);", "device heap", "outside the kernel"),
-        ("float* p = new float[4];", "device heap", "outside the kernel"),
+        ("float* p; cudaMalloc(&p, 4);", "runtime's functions", "outside the kernel"),
         ("std::vector<float> v;", "standard library", "write it out"),
     ],
 )
