@@ -176,6 +176,10 @@ def _arrangement(xp: Any) -> dict[str, ArrayFunction]:
             return xp.pad(arrays[0], attrs["widths"], mode="constant", constant_values=arrays[1])
         return xp.pad(arrays[0], attrs["widths"], mode=attrs["mode"])
 
+    def roll(arrays: Sequence[Any], attrs: Attributes) -> Any:
+        # NumPy fails where there is no axis to roll along.
+        return xp.roll(arrays[0], attrs["shifts"], attrs["axes"]) if attrs["axes"] else arrays[0]
+
     def take(arrays: Sequence[Any], attrs: Attributes) -> Any:
         return xp.take(arrays[0], _positions(xp, arrays[1]), axis=attrs["axis"])
 
@@ -188,7 +192,7 @@ def _arrangement(xp: Any) -> dict[str, ArrayFunction]:
         "broadcast_to": lambda arrays, attrs: xp.broadcast_to(arrays[0], attrs["shape"]),
         "permute_dims": lambda arrays, attrs: arrays[0].transpose(attrs["axes"]),
         "flip": lambda arrays, attrs: xp.flip(arrays[0], attrs["axes"]),
-        "roll": lambda arrays, attrs: xp.roll(arrays[0], attrs["shifts"], attrs["axes"]),
+        "roll": roll,
         "concat": lambda arrays, attrs: xp.concatenate([xp.asarray(a) for a in arrays], axis=attrs["axis"]),
         "getitem": lambda arrays, attrs: arrays[0][as_python_index(attrs["index"])],
         "take": take,
