@@ -198,7 +198,7 @@ def _check_kernel(number: int, kernel: KernelSource) -> None:
     try:
         kernel_rules.check_kernel(kernel)
     except ProgramInvalid as error:
-        raise ProgramInvalid(error.code, f"kernel {number}: {error.sentence}") from error
+        raise ProgramInvalid(error.code, f"kernel {number} ({kernel.name}): {error.sentence}") from error
 
 
 def _checked_input(number: int, spec: ArraySpec) -> ArraySpec:

@@ -5,6 +5,7 @@ CUDA without a GPU: that the same source compiles, not that it gives the same an
 """
 
 import importlib.util
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,13 @@ from coppermesh.exec.nvrtc import missing_parts
 from coppermesh.exec.program import KernelSource
 from coppermesh.exec.tracing import trace
 
+REQUIRED = "COPPERMESH_REQUIRE_NVRTC" in os.environ
+"""Set by .ci/run: there NVRTC must be."""
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(bool(missing_parts()), reason="needs NVRTC (bootstrap/setup --check installs it)"),
+    pytest.mark.skipif(
+        bool(missing_parts()) and not REQUIRED, reason="needs NVRTC (bootstrap/setup --check installs it)"
+    ),
 ]
 
 OLDEST = "sm_75"
@@ -88,7 +93,7 @@ EVIDENCE = {
     "__global__ void k(float* x) { x[0] = __half2float(__hadd(__float2half(x[1]), __float2half(1.0f))); }",
     "cuda-bfloat16": "#include <cuda_bf16.h>\n"
     "__global__ void k(float* x) { __nv_bfloat16 b = __float2bfloat16(x[0]); x[0] = __bfloat162float(b); }",
-    "cuda-device-heap": "__global__ void k(int* x) { int* p = new int[4]; x[0] = p != 0; delete[] p; free(malloc(8)); }",
+    "cuda-device-heap": "__global__ void k(int* x) { int* p = new int[4]; x[0] = *p; delete[] p; free(malloc(8)); }",
     "cuda-inline-ptx": '__global__ void k(unsigned* x) { asm("mov.u32 %0, %%laneid;" : "=r"(x[0])); }',
     "cuda-complex": "#include <cuComplex.h>\n"
     "__global__ void k(float* x) { x[0] = cuCabsf(make_cuFloatComplex(x[0], x[1])); }",
@@ -118,7 +123,7 @@ def test_a_feature_that_cuda_devices_announce_compiles(code: str, newest: str) -
         ),
         (
             "int f() { return 1; }\n__global__ void k(int* x) { x[0] = f(); }",
-            'calling a __host__ function("f()")',
+            "host functions are not allowed",
         ),
         (
             "__global__ void k(int* x) {\n__shared__ int s[100000]; s[x[1]] = 1; x[0] = s[x[2]]; }",
