@@ -12,11 +12,19 @@ import os
 from pathlib import Path
 from typing import Any
 
+import hypothesis
+
 import coppermesh.exec.evaluate as module
 from coppermesh.exec.budget import RunLimits
 from coppermesh.exec.errors import ExecError, ProgramInvalid
 from coppermesh.exec.tolerance import compare
 from coppermesh.exec.tracing import trace
+
+# A machine with a GPU may be slow to compile, and what a test filters out is its own business.
+hypothesis.settings.register_profile(
+    "gpu-lane", deadline=None, suppress_health_check=list(hypothesis.HealthCheck), derandomize=True
+)
+hypothesis.settings.load_profile("gpu-lane")
 
 _numpy_alone = module.evaluate
 _cupy: list[Any] = []

@@ -215,6 +215,8 @@ class StandInGpu:
         cupy.__version__ = "0.stand-in"
         cupy.ndarray = self.array_type
         cupy.asnumpy = self.asnumpy
+        # CuPy's sorts are stable.
+        cupy.argsort = self.function(lambda a, axis: np.argsort(a, axis=axis, kind="stable"), "argsort")
         # CuPy wraps an index that is out of range.
         cupy.take = self.function(lambda a, i, axis: np.take(a, i, axis=axis, mode="wrap"), "take")
         cupy.get_default_memory_pool = lambda: self.pool
