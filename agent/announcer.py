@@ -182,7 +182,7 @@ class Announcer:
             software=self._software,
             addresses=self._transport.addresses[:MAX_ADDRESSES],
             devices=self._provider.offers,
-            isolation=[],
+            isolation=list(self._provider.isolation),
             busy_slots=self._provider.reservations.busy_slots,
             paused=self._provider.paused,
         )

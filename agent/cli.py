@@ -114,6 +114,11 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_challenge(verbs)
     _add_check(verbs)
     _add_demo(verbs)
+    doctor = _add_verb(verbs, "doctor", "look into this machine: what its sandbox stops", _doctor, home=False)
+    doctor.add_argument(
+        "part", choices=("sandbox",), help="sandbox: each layer around a stranger's job, tried now"
+    )
+    doctor.add_argument("--json", action="store_true", help="print one line of JSON on stdout")
     bench = _add_verb(verbs, "bench", "measure this machine with agents on loopback", _bench, home=False)
     bench.add_argument("--json", action="store_true", help="print one line of JSON on stdout")
     return parser
@@ -535,6 +540,12 @@ def _demo(options: argparse.Namespace) -> int:
     from coppermesh.agent.demo import run_demo
 
     return run_demo(keep=options.keep, output=options.output, tiles=options.tiles, as_json=options.json)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from coppermesh.agent.doctor import run_doctor
+
+    return run_doctor(as_json=options.json)
 
 
 def _bench(options: argparse.Namespace) -> int:

@@ -22,6 +22,7 @@ from coppermesh.agent.challenger import Challenger
 from coppermesh.agent.clock import now_us
 from coppermesh.agent.config import Config, ConfigError
 from coppermesh.agent.home import Home
+from coppermesh.agent.isolation import announced, witness_once
 from coppermesh.agent.job_intake import JobIntake
 from coppermesh.agent.lease_broker import LeaseBroker
 from coppermesh.agent.ledger import LeaseEnded
@@ -304,6 +305,9 @@ async def _open_provider(stack: AsyncExitStack, node: Node, parts: Parts) -> Pro
         scratch = node.home.scratch_path / info.device
         supervisor = await stack.enter_async_context(parts.supervisor(info, scratch=scratch))
         served.append(ServedDevice(info, _offer(info, node.config), supervisor))
+    put_on = [device.supervisor.layers for device in served]
+    # Nothing is put on in some tests, and trying the layers takes a while.
+    seen = await trio.to_thread.run_sync(witness_once, node.home.path) if any(put_on) else []
     return Provider(
         node.key,
         node.mesh,
@@ -313,6 +317,7 @@ async def _open_provider(stack: AsyncExitStack, node: Node, parts: Parts) -> Pro
         node.outbox,
         lambda: node.hub,
         allowed=frozenset(node.config.allow),
+        isolation=announced(seen, put_on),
         now_us=now_us,
         random_bytes=secrets.token_bytes,
         changed=lambda: node.announcer.changed(),

@@ -17,7 +17,9 @@ from coppermesh.p2p.records import DeviceOffer, Order
 SECOND = 1_000_000
 MAX_SENTENCE = 400
 GUARDED_FEATURES = frozenset({"cuda-source"})
-"""What only peers named by `--allow` may use: a kernel's source is code that runs on this machine."""
+"""Source is code that runs on this machine: below `SANDBOX_FLOOR`, only peers named by `--allow` may send it."""
+SANDBOX_FLOOR = frozenset({"landlock", "seccomp"})
+"""Layers that must have been witnessed before a stranger's native code is taken (`exec.sandbox.layers.FLOOR`)."""
 
 DECLINE_CODES = {
     "wrong-mesh": "the order is for another mesh",
@@ -251,13 +253,15 @@ def check_features(case: Case, device: DeviceState) -> DeclineReason | None:
 
 
 def check_allowed(case: Case, device: DeviceState) -> DeclineReason | None:
-    """Programs that carry source code come only from peers that the owner named."""
+    """Programs that carry source code come from strangers only where the sandbox was seen to hold."""
     guarded = sorted(GUARDED_FEATURES.intersection(case.order.features))
-    if not guarded or case.requester in case.state.allowed:
+    unseen = sorted(SANDBOX_FLOOR.difference(case.state.isolation))
+    if not guarded or not unseen or case.requester in case.state.allowed:
         return None
     text = (
-        f"{device.offer.device} takes {', '.join(guarded)} only from peers its owner named; "
-        f"the owner can start the agent with --allow {format_peer(case.requester)}"
+        f"{device.offer.device} takes {', '.join(guarded)} only from peers its owner named, for isolation by "
+        f"{' and '.join(unseen)} was not witnessed there; the owner can start the agent with --allow "
+        f"{format_peer(case.requester)}, or see `coppermesh doctor sandbox`"
     )
     return decline("not-allowed", text)
 

@@ -96,11 +96,12 @@ class Provider:
         hub: Callable[[], ControlHub],
         *,
         allowed: frozenset[PeerId],
+        isolation: tuple[str, ...] = (),
         now_us: Callable[[], int],
         random_bytes: Callable[[int], bytes],
         changed: Callable[[], None],
     ) -> None:
-        """`changed` is called when what an announcement would say has changed."""
+        """`changed` is called when what an announcement would say has changed; `isolation` are witnessed layers."""
         self._key = key
         self._mesh = mesh
         self._ledger = ledger
@@ -109,6 +110,7 @@ class Provider:
         self._outbox = outbox
         self._hub = hub
         self._allowed = allowed
+        self.isolation = isolation
         self._now_us = now_us
         self._random_bytes = random_bytes
         self._changed = changed
@@ -318,6 +320,7 @@ class Provider:
             mesh=self._mesh,
             devices=devices,
             paused=self.paused,
+            isolation=self.isolation,
             allowed=self._allowed,
             requester_holds=self.reservations.held_by(peer),
             recent_orders=recent,

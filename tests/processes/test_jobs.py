@@ -16,6 +16,7 @@ import coppermesh as cm
 from coppermesh.agent import agent_start
 from coppermesh.agent.client import JobFailed, Mesh
 from coppermesh.agent.screens import printable
+from coppermesh.exec.sandbox import landlock, seccomp
 from coppermesh.p2p.ids import format_peer
 
 xp = cm.xp
@@ -109,18 +110,25 @@ def test_no_provider_at_all_is_said_after_the_deadline_and_nothing_runs_here(lab
     assert "0 peers connected" in str(failure.value)
 
 
-def test_strangers_kernels_are_declined_and_their_array_programs_run(lab):
-    """Without the sandbox, native code runs only for peers named by --allow."""
+needs_floor = pytest.mark.skipif(
+    not (landlock.abi() and seccomp.supported()), reason="this kernel lacks Landlock or seccomp filters"
+)
+
+
+@needs_floor
+def test_strangers_kernels_run_where_the_sandbox_was_seen_to_hold(lab):
+    """Nobody is named by --allow; layers can be demanded, and one that is not there is a reason."""
     lab.mesh.start(["provider-1"])
     lab.mesh.start(["requester"], "--requester-only")
     client = lab.client()
     lab.await_providers(client, 1)
     y = xp.zeros(8, dtype=xp.float32)
     cm.RawKernel(SMOOTH, "smooth")((1,), (8,), (xp.zeros(8, dtype=xp.float32), y, np.int32(8)))
-    with pytest.raises(JobFailed) as failure:
-        client.compute(y, deadline_s=3.0)
-    assert "--allow" in str(failure.value)
+    assert client.compute(y, isolation=["landlock", "seccomp"]).shape == (8,)
     assert client.compute(xp.asarray([2.0]) * 3) == 6.0
+    with pytest.raises(JobFailed) as failure:
+        client.compute(y + 1, isolation=["seccomp", "moat"], deadline_s=3.0)
+    assert "moat" in str(failure.value)
 
 
 def test_the_compilers_message_reaches_the_submitter(lab):

@@ -62,6 +62,7 @@ class Machine:
     """A run that records waits for this."""
     runs: int = 0
     recorded: int = 0
+    layers: tuple[str, ...] = ()
 
     @asynccontextmanager
     async def worker(self, limits: WorkerLimits, *, kernels: bool = True) -> AsyncIterator["Machine"]:

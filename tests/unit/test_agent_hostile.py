@@ -117,6 +117,8 @@ class EchoWorker:
 class EchoSupervisor:
     """Makes such workers; raises `failure` where that is set."""
 
+    layers: tuple[str, ...] = ()
+
     def __init__(self) -> None:
         self.failure: Exception | None = None
 

@@ -93,6 +93,8 @@ class ScriptedWorker:
 
 
 class ScriptedSupervisor:
+    layers: tuple[str, ...] = ()
+
     def __init__(self, script: Script | None) -> None:
         self._script = script
 

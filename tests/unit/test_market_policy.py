@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from coppermesh.agent.policy import (
     DECLINE_CODES,
     MAX_SENTENCE,
+    SANDBOX_FLOOR,
     BidTerms,
     DeclineReason,
     DeviceState,
@@ -20,6 +21,7 @@ from coppermesh.agent.policy import (
     decide,
     decline,
 )
+from coppermesh.exec.sandbox.layers import FLOOR
 from coppermesh.p2p.ids import MeshId, PeerId, format_peer
 from coppermesh.p2p.records import Decline, DeviceOffer, Order
 
@@ -75,6 +77,19 @@ def test_a_bid_expires_by_itself() -> None:
     terms = decide(order(expires_us=NOW + 50 * SECOND), STRANGER, state(), NOW)
     assert isinstance(terms, BidTerms)
     assert terms.expires_us == NOW + Limits().bid_us
+
+
+def test_strangers_send_source_where_the_sandbox_was_seen_to_hold() -> None:
+    asked = order(features=["cuda-source"])
+    assert FLOOR == SANDBOX_FLOOR
+    for isolation in ((), ("landlock",), ("seccomp", "mountns", "netns", "pidns", "uid")):
+        assert refusal(asked, state(DeviceState(GPU, 1), isolation=isolation)).code == "not-allowed"
+        assert isinstance(
+            decide(asked, FRIEND, state(DeviceState(GPU, 1), isolation=isolation), NOW), BidTerms
+        )
+    assert isinstance(
+        decide(asked, STRANGER, state(DeviceState(GPU, 1), isolation=("landlock", "seccomp")), NOW), BidTerms
+    )
 
 
 GPU_ONLY = state(DeviceState(GPU, 1))

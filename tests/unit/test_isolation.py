@@ -1,0 +1,88 @@
+"""What an agent may announce of its sandbox, what it remembers of it, and what `doctor sandbox` says."""
+
+import json
+
+import pytest
+
+from coppermesh.agent import isolation
+from coppermesh.agent.cli import main
+from coppermesh.agent.doctor import describe, tell
+from coppermesh.agent.isolation import announced, witness_once
+from coppermesh.exec.sandbox.layers import NAMES
+from coppermesh.exec.sandbox.witness import Witnessed
+
+HELD = [
+    Witnessed("netns", True, "connect"),
+    Witnessed("landlock", True, "open"),
+    Witnessed("seccomp", True, "fork"),
+]
+MISSING = [Witnessed("landlock", False, "open", "this kernel has none", "start another"), HELD[2]]
+
+
+@pytest.fixture
+def tries(monkeypatch):
+    """Counts how often the layers are tried; what they show may be set."""
+    count = []
+
+    def witness():
+        count.append(1)
+        return list(HELD)
+
+    monkeypatch.setattr(isolation, "witness", witness)
+    return count
+
+
+def test_only_what_was_seen_and_is_put_on_everywhere_is_announced():
+    assert announced(HELD, [NAMES]) == ("netns", "landlock", "seccomp")
+    assert announced(HELD, [NAMES, ("seccomp", "landlock")]) == ("landlock", "seccomp")
+    assert announced(HELD, [NAMES, ()]) == ()
+    assert announced(MISSING, [NAMES]) == ("seccomp",)
+    assert announced([], [NAMES]) == ()
+    assert announced(HELD, []) == ()
+
+
+def test_layers_are_tried_once_as_long_as_nothing_changes(tmp_path, tries, monkeypatch):
+    assert witness_once(tmp_path) == HELD
+    assert witness_once(tmp_path) == HELD
+    assert len(tries) == 1
+    monkeypatch.setattr(isolation, "find_bubblewrap", lambda: "/elsewhere/bwrap")
+    assert witness_once(tmp_path) == HELD
+    assert len(tries) == 2
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"key": 1}', b"\xff", b'{"key": "x", "layers": []}'])
+def test_a_damaged_memory_is_tried_again(tmp_path, tries, damage):
+    witness_once(tmp_path)
+    path = tmp_path / isolation.KEPT
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.write_bytes(damage)
+    assert witness_once(tmp_path) == HELD
+    assert len(tries) == 2
+
+
+def test_a_helper_that_fails_shows_nothing_and_is_not_remembered(tmp_path, monkeypatch):
+    monkeypatch.setattr(isolation, "witness", list)
+    assert witness_once(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_doctor_tells_what_is_missing_why_and_how_to_add_it():
+    text = "\n".join(tell(MISSING))
+    assert "this kernel has none" in text
+    assert "start another" in text
+    assert "Without landlock" in text
+    assert "taken here" in tell(HELD)[-1]
+    assert "helper" in tell([])[0]
+    assert describe(HELD)["strangers_kernels"] is True
+    assert describe(MISSING)["strangers_kernels"] is False
+
+
+def test_the_command_prints_every_layer(capsys):
+    code = main(["doctor", "sandbox", "--json"])
+    said = json.loads(capsys.readouterr().out)
+    assert code == (0 if said["strangers_kernels"] else 1)
+    layers = [entry["layer"] for entry in said["layers"]]
+    assert layers == [name for name in NAMES if name in layers]
+    assert set(layers) >= {"landlock", "seccomp", "limits", "privileges", "netns"}
+    assert main(["doctor", "sandbox"]) == code
+    assert "landlock" in capsys.readouterr().out
