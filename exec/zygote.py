@@ -36,6 +36,8 @@ PRELOAD = (
     "coppermesh.exec.numpy_runtime",
     "coppermesh.exec.worker",
 )
+PRELOAD_ON_GPU = ("cupy", "cupy.fft", "cupy.linalg", "cupyx", "coppermesh.exec.cupy_runtime")
+"""None of them touches the driver: it does not survive a fork (`tests/unit/test_cupy_names.py`)."""
 FORBIDDEN = ("trio", "libp2p", "nacl", "coppermesh.agent", "coppermesh.p2p")
 """Modules of the network side: their presence here means that keys or sockets may be near."""
 
@@ -161,7 +163,7 @@ def _above(descriptor: int) -> int:
 
 def preload(kind: str) -> None:
     """Import all that workers need. Raises RuntimeError where that brought in what must not be here."""
-    for name in (*PRELOAD, *(("cupy",) if kind == "cuda" else ())):
+    for name in (*PRELOAD, *(PRELOAD_ON_GPU if kind == "cuda" else ())):
         importlib.import_module(name)
     present = [name for name in FORBIDDEN if name in sys.modules]
     if present:

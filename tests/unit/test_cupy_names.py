@@ -134,8 +134,8 @@ PRELOAD = """
 import os, sys
 from coppermesh.exec import zygote
 zygote.preload("cuda")
-from coppermesh.exec import cupy_runtime
-import cupy, cupyx
+
+import cupy
 cupy.RawKernel('extern "C" __global__ void k() {}', "k")
 loaded = os.path.exists(sys.argv[1])
 threads = zygote.count_threads()
