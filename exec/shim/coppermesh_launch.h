@@ -36,6 +36,9 @@ template <int...> struct indices {};
 template <int N, int... I> struct count_up : count_up<N - 1, N - 1, I...> {};
 template <int... I> struct count_up<0, I...> { typedef indices<I...> type; };
 
+static constexpr unsigned int SMALL_GRID = 1u << 20;  // blocks in x
+static constexpr unsigned int ROW = 64;               // most blocks between two looks at `stop`
+
 template <auto kernel, class Signature> struct entry;
 template <auto kernel, class... A> struct entry<kernel, void (*)(A...)> {
     typedef typename count_up<(int)sizeof...(A)>::type Indices;
@@ -48,15 +51,42 @@ template <auto kernel, class... A> struct entry<kernel, void (*)(A...)> {
     }
     static void invoke(void* const* arguments) { invoke(arguments, Indices()); }
 
-    // All threads of one block, x fastest. Not inlined: a function of its own keeps the loops' registers free.
-    static __attribute__((noinline)) void run_block(const Launch& launch, typename plain<A>::type... a) {
-        const unsigned int nx = launch.block[0], ny = launch.block[1], nz = launch.block[2];
-        for (unsigned int z = 0; z < nz; z++)
-            for (unsigned int y = 0; y < ny; y++)
-                for (unsigned int x = 0; x < nx; x++) {
-                    threadIdx.x = x, threadIdx.y = y, threadIdx.z = z;
-                    kernel(a...);
-                }
+    // All threads of `count` blocks from `bx` on, x fastest. Not inlined: a function of its own keeps the loops' registers
+    // free. The masks change nothing (`loop` sees to that); they tell the compiler that the usual
+    // `blockIdx.x * blockDim.x + threadIdx.x` cannot wrap round, without which it would not vectorise. All indices are
+    // set in the innermost loop, so that it sees there what they are; it moves the stores out.
+    static __attribute__((noinline)) void run_row(
+        const Launch& launch, unsigned int bx, unsigned int count, unsigned int by, unsigned int bz,
+        typename plain<A>::type... a) {
+        const unsigned int nx = ((launch.block[0] - 1) & 1023) + 1, ny = ((launch.block[1] - 1) & 1023) + 1;
+        const unsigned int nz = ((launch.block[2] - 1) & 63) + 1;
+        const unsigned int iy = by & 0xffff, iz = bz & 0xffff;
+        for (unsigned int b = 0; b < count; b++) {
+            const unsigned int ix = (bx + b) & (SMALL_GRID - 1);
+            for (unsigned int z = 0; z < nz; z++)
+                for (unsigned int y = 0; y < ny; y++)
+                    for (unsigned int x = 0; x < nx; x++) {
+                        blockIdx.x = ix, blockIdx.y = iy, blockIdx.z = iz;
+                        blockDim.x = nx, blockDim.y = ny, blockDim.z = nz;
+                        threadIdx.x = x, threadIdx.y = y, threadIdx.z = z;
+                        kernel(a...);
+                    }
+        }
+    }
+    // The same for a grid that is too long for that: the kernel is called, not inlined.
+    static __attribute__((noinline)) void run_row_of_many(
+        const Launch& launch, unsigned int bx, unsigned int count, unsigned int by, unsigned int bz,
+        typename plain<A>::type... a) {
+        void (*volatile called)(A...) = kernel;
+        for (unsigned int b = bx; b < bx + count; b++) {
+            blockIdx = uint3{b, by, bz};
+            for (unsigned int z = 0; z < launch.block[2]; z++)
+                for (unsigned int y = 0; y < launch.block[1]; y++)
+                    for (unsigned int x = 0; x < launch.block[0]; x++) {
+                        threadIdx.x = x, threadIdx.y = y, threadIdx.z = z;
+                        called(a...);
+                    }
+        }
     }
     template <int... I> static void loop(Launch& launch, void* const* arguments, indices<I...>) {
         const unsigned int gx = launch.grid[0], gy = launch.grid[1];
@@ -67,10 +97,16 @@ template <auto kernel, class... A> struct entry<kernel, void (*)(A...)> {
             if (first >= launch.blocks) return;
             const unsigned long long left = launch.blocks - first;
             const unsigned long long end = first + (launch.chunk < left ? launch.chunk : left);
-            for (unsigned long long b = first; b < end; b++) {
+            for (unsigned long long b = first; b < end;) {
                 if (__atomic_load_n(&launch.stop, __ATOMIC_RELAXED)) return;
-                blockIdx = uint3{(unsigned int)(b % gx), (unsigned int)(b / gx % gy), (unsigned int)(b / gx / gy)};
-                run_block(launch, *(typename plain<A>::type*)arguments[I]...);
+                const unsigned int bx = b % gx, by = b / gx % gy, bz = b / gx / gy;
+                unsigned int count = gx - bx < ROW ? gx - bx : ROW;
+                if (count > end - b) count = (unsigned int)(end - b);
+                if (gx <= SMALL_GRID)
+                    run_row(launch, bx, count, by, bz, *(typename plain<A>::type*)arguments[I]...);
+                else
+                    run_row_of_many(launch, bx, count, by, bz, *(typename plain<A>::type*)arguments[I]...);
+                b += count;
             }
         }
     }
