@@ -103,7 +103,7 @@ class RawKernel:
         args: Sequence[Any],
         *,
         shared_mem: int = 0,
-        stream: None = None,
+        stream: Any = None,
     ) -> None:
         """Record a launch: `grid` blocks of `block` threads (up to three lengths each), `shared_mem` in bytes.
 

@@ -65,7 +65,7 @@ class ElementwiseKernel:
 
     @pointing_at_caller
     def __call__(
-        self, *args: Any, size: int | None = None, block_size: int = 128, stream: None = None
+        self, *args: Any, size: int | None = None, block_size: int = 128, stream: Any = None
     ) -> Array | tuple[Array, ...] | None:
         """Record the loop. `args` are the inputs, or the inputs and then the arrays to write.
 
@@ -141,7 +141,7 @@ class ReductionKernel:
         out: Array | None = None,
         axis: int | Sequence[int] | None = None,
         keepdims: bool = False,
-        stream: None = None,
+        stream: Any = None,
     ) -> Array | tuple[Array, ...]:
         """Record the reduction along `axis` (all axes where None). `args` are the inputs, or inputs and outputs.
 

@@ -1,6 +1,7 @@
 """RawModule: variables and their state, name expressions, and modules of a hostile hand."""
 
 import time
+from typing import Any, cast
 
 import msgpack
 import numpy as np
@@ -563,14 +564,14 @@ def test_a_slice_whose_changes_are_lost_is_told():
         (lambda: RawKernel(PLAIN, "k").num_regs, AttributeError, "devices differ"),
         (lambda: RawKernel(PLAIN, "k").grid, AttributeError, "no 'grid'"),
         (lambda: RawKernel(PLAIN, "k")((1,), (1,), (xp.zeros(1),), stream=3), TypeError, "stream"),
-        (lambda: RawKernel(PLAIN, "k")((1,), (1,), xp.zeros(1)), TypeError, "are a tuple"),
+        (lambda: RawKernel(PLAIN, "k")((1,), (1,), cast("Any", xp.zeros(1))), TypeError, "are a tuple"),
         (lambda: RawModule(path="k.cubin"), ProgramInvalid, "programs carry source only"),
         (lambda: RawModule(), TypeError, "needs code="),
         (lambda: RawModule(code=PLAIN).get_function("k<int>"), ProgramInvalid, "not among the module"),
         (lambda: RawModule(code=PLAIN).get_function("k()"), ProgramInvalid, "name_expressions"),
         (lambda: RawModule(code=PLAIN).get_global("n"), ProgramInvalid, "declares no __device__"),
         (lambda: RawModule(code=CODE).get_global("n[0]"), ProgramInvalid, "cannot name"),
-        (lambda: xp.ndarray(3, "float32", memptr=17), TypeError, "get_global"),
+        (lambda: xp.ndarray(3, "float32", memptr=cast("Any", 17)), TypeError, "get_global"),
     ],
 )
 def test_what_cannot_be_had_is_refused_with_the_reason(call, error, words):
