@@ -70,7 +70,8 @@ class CupyKernels:
         self._note = note
         self._compiled: dict[tuple[KernelSource, int], Any] = {}
         self._code: dict[KernelSource, tuple[bytes, dict[str, str]]] = {}
-        self._chains: dict[int, _LoadedModule] = {}
+        self._states: dict[int, tuple[Any, _LoadedModule]] = {}
+        """By the identity of the array that stands for the state, which is held so that the identity is its own."""
         self._operations: dict[str, Callable[[CheckedNode, Sequence[Any], Sequence[bool]], list[Any]]] = {
             "raw_kernel": self._raw,
             "elementwise_kernel": self._elementwise,
@@ -99,7 +100,7 @@ class CupyKernels:
 
     def end_run(self) -> None:
         """Let go of what one run held: its modules' variables."""
-        self._chains.clear()
+        self._states.clear()
 
     def _name(self, node: CheckedNode) -> str:
         kernel = _kernel(node)
@@ -177,10 +178,10 @@ class CupyKernels:
             if launchable is None:
                 launchable = self._compiled[kernel, function] = self._module_function(kernel, function)
             return self._launch(node, launchable, arrays, writable, is_array, written)
-        loaded = self._chain(node)
+        loaded = self._take_state(arrays[0])
         launchable = self._loaded_function(loaded, module_parts(kernel).kernels[function])
         results = self._launch(node, launchable, arrays[first:], writable[first:], is_array, written)
-        return [self._state(), *results]
+        return [self._put_state(loaded), *results]
 
     def _module_function(self, kernel: KernelSource, function: int) -> _Launchable:
         parts = module_parts(kernel)
@@ -198,8 +199,7 @@ class CupyKernels:
         code, name_of = self._code[kernel]
         module = self._cupy.cuda.function.Module()
         module.load(code)
-        self._chains[_chain_number(node)] = _LoadedModule(module, name_of)
-        return [self._state()]
+        return [self._put_state(_LoadedModule(module, name_of))]
 
     def _compile(self, kernel: KernelSource) -> tuple[bytes, dict[str, str]]:
         parts = module_parts(kernel)
@@ -230,22 +230,22 @@ class CupyKernels:
         )
 
     def _module_set(self, node: CheckedNode, arrays: Sequence[Any], _writable: Sequence[bool]) -> list[Any]:
-        loaded = self._chain(node)
+        loaded = self._take_state(arrays[0])
         values = self._cupy.ascontiguousarray(arrays[1])
         place = self._variable(node, loaded, values.nbytes)
         if values.nbytes:
             place.copy_from_device_async(values.data, values.nbytes)
         self._synchronize()  # `values` may be freed as soon as this returns
-        return [self._state()]
+        return [self._put_state(loaded)]
 
     def _module_get(self, node: CheckedNode, arrays: Sequence[Any], _writable: Sequence[bool]) -> list[Any]:
-        loaded = self._chain(node)
+        loaded = self._take_state(arrays[0])
         spec = node.results[1]
         result = self._cupy.empty(spec.shape, spec.numpy_dtype)
         place = self._variable(node, loaded, spec.nbytes)
         if spec.nbytes:
             result.data.copy_from_device_async(place, spec.nbytes)
-        return [self._state(), result]
+        return [self._put_state(loaded), result]
 
     def _variable(self, node: CheckedNode, loaded: _LoadedModule, nbytes: int) -> Any:
         """A pointer to `nbytes` of the variable that the node names, from its offset on. Raises RunFailed."""
@@ -269,11 +269,13 @@ class CupyKernels:
             raise RunFailed(f"the module has no variable {name} (CUresult {status})", code="kernel-symbol")
         return address.value, size.value
 
-    def _chain(self, node: CheckedNode) -> _LoadedModule:
-        return self._chains[_chain_number(node)]  # the checker has every chain begin with `module_state`
+    def _take_state(self, state: Any) -> _LoadedModule:
+        return self._states.pop(id(state))[1]  # the checker holds a program to using each state once
 
-    def _state(self) -> Any:
-        return self._cupy.zeros(0, "uint8")
+    def _put_state(self, loaded: _LoadedModule) -> Any:
+        state = self._cupy.zeros(0, "uint8")
+        self._states[id(state)] = state, loaded
+        return state
 
     # Elementwise and reduction kernels
 
@@ -337,12 +339,6 @@ def _kernel(node: CheckedNode) -> KernelSource:
     kernel = node.call.kernel
     assert kernel is not None  # the checker put it there
     return kernel
-
-
-def _chain_number(node: CheckedNode) -> int:
-    number = node.call.chain
-    assert number is not None  # a node of a module with state
-    return number
 
 
 def _launchable(kernel: Any) -> _Launchable:
