@@ -169,6 +169,7 @@ class NumpyKernels:
         count = int(np.prod([resolved.shape[axis] for axis in resolved.axes], dtype=np.int64))
         scalars = [scalar is not None for scalar in checked_node.call.scalars[: len(inputs)]]
         arguments: list[KernelArgument] = []
+        width = 1
         for parameter, item, scalar in zip(inputs, arrays, scalars, strict=False):
             if scalar:
                 arguments.append(item)
@@ -177,11 +178,14 @@ class NumpyKernels:
             else:
                 memory, strides = _two_strides(np.broadcast_to(item, resolved.shape), resolved.axes)
                 arguments += [memory, np.int64(strides[0]), np.int64(strides[1])]
+                if 0 < abs(strides[0]) < abs(strides[1]):
+                    width = reduction.WIDE
         arguments += [*results, np.int64(outputs), np.int64(count)]
-        source = reduction.generate_source(kernel, resolved, scalars)
+        source = reduction.generate_source(kernel, resolved, scalars, width)
         launch = self._backend.load(source, kernel.name, kernel.options, elementwise.GENERATED_NAME)
-        blocks = min(reduction.MAX_BLOCKS, -(-outputs // reduction.THREADS_PER_BLOCK))
-        launch((blocks, 1, 1), (min(outputs, reduction.THREADS_PER_BLOCK), 1, 1), 0, arguments)
+        threads = -(-outputs // width)
+        block = min(threads, reduction.THREADS_PER_BLOCK)
+        launch((min(reduction.MAX_BLOCKS, -(-threads // block)), 1, 1), (block, 1, 1), 0, arguments)
         return results
 
 

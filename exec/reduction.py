@@ -28,6 +28,8 @@ from coppermesh.exec.program import ArraySpec, KernelSource
 from coppermesh.exec.shapes import Shape, broadcast
 
 LEAF = 512
+WIDE = 16
+"""Outputs that one thread makes side by side where they are neighbours in memory: a line of cache holds as many."""
 THREADS_PER_BLOCK = 32
 MAX_BLOCKS = 1 << 16
 
@@ -141,8 +143,13 @@ def broadcast_shape(inputs: Sequence[ElementwiseParameter], specs: Sequence[Arra
     return shape
 
 
-def generate_source(kernel: KernelSource, resolved: ResolvedReduction, scalars: Sequence[bool]) -> str:
-    """The CUDA source: one thread per output element.
+def generate_source(
+    kernel: KernelSource, resolved: ResolvedReduction, scalars: Sequence[bool], width: int = 1
+) -> str:
+    """The CUDA source: one thread for `width` neighbouring outputs, which it makes side by side.
+
+    More than one is for arrays whose neighbouring outputs are closer in memory than the values of one output. The
+    result is the same to the bit.
 
     Arguments: for each input its value (a scalar), pointer, shape and dimensions (raw: see `elementwise`), or pointer
     and element strides from one output to the next and from one reduced value to the next; for each output its
@@ -194,6 +201,7 @@ def generate_source(kernel: KernelSource, resolved: ResolvedReduction, scalars: 
             "const auto _start = [&]() -> _type_reduce {",
             f"return _type_reduce({texts.identity});" if texts.identity else "return _type_reduce();",
             "};",
+            f"constexpr int _width = {width};",
             *_TREE,
             *writes,
             "{ _type_reduce a = _s; (void)a;",
@@ -203,32 +211,49 @@ def generate_source(kernel: KernelSource, resolved: ResolvedReduction, scalars: 
             "}",
             "}",
             "}",
+            "}",
             "",
         ]
     )
 
 
 _TREE = f"""
-const long long _step = (long long)gridDim.x * blockDim.x;
-for (long long _i = (long long)blockIdx.x * blockDim.x + threadIdx.x; _i < _outputs; _i += _step) {{
-  _type_reduce _s = _start();
-  _type_reduce _joined[48];
+const long long _step = (long long)gridDim.x * blockDim.x * _width;
+long long _first = ((long long)blockIdx.x * blockDim.x + threadIdx.x) * _width;
+for (; _first < _outputs; _first += _step) {{
+  const int _wide = _width == 1 || _outputs - _first >= _width ? _width : (int)(_outputs - _first);
+  _type_reduce _joined[48][_width];
   int _height = 0;
   for (long long _begin = 0, _leaf = 0; _begin < _count; _begin += {LEAF}, _leaf++) {{
     const long long _end = _begin + {LEAF} < _count ? _begin + {LEAF} : _count;
     long long _at = _begin;
-    _type_reduce _value = _start();
+    _type_reduce _value[_width];
+    for (int _w = 0; _w < _wide; _w++) _value[_w] = _start();
     if (_end - _begin >= 16) {{
-      _type_reduce _part[8] = {{_start(), _start(), _start(), _start(), _start(), _start(), _start(), _start()}};
+      _type_reduce _part[8][_width];
+      for (int _lane = 0; _lane < 8; _lane++)
+        for (int _w = 0; _w < _wide; _w++) _part[_lane][_w] = _start();
       for (; _at + 8 <= _end; _at += 8)
-        for (int _lane = 0; _lane < 8; _lane++) _part[_lane] = _reduce(_part[_lane], _map(_i, _at + _lane));
-      _value = _reduce(_reduce(_reduce(_part[0], _part[1]), _reduce(_part[2], _part[3])),
-                       _reduce(_reduce(_part[4], _part[5]), _reduce(_part[6], _part[7])));
+        for (int _lane = 0; _lane < 8; _lane++)
+          for (int _w = 0; _w < _wide; _w++)
+            _part[_lane][_w] = _reduce(_part[_lane][_w], _map(_first + _w, _at + _lane));
+      for (int _w = 0; _w < _wide; _w++)
+        _value[_w] = _reduce(_reduce(_reduce(_part[0][_w], _part[1][_w]), _reduce(_part[2][_w], _part[3][_w])),
+                             _reduce(_reduce(_part[4][_w], _part[5][_w]), _reduce(_part[6][_w], _part[7][_w])));
     }}
-    for (; _at < _end; _at++) _value = _reduce(_value, _map(_i, _at));
-    for (long long _digits = _leaf; _digits & 1; _digits >>= 1) _value = _reduce(_joined[--_height], _value);
-    _joined[_height++] = _value;
+    for (; _at < _end; _at++)
+      for (int _w = 0; _w < _wide; _w++) _value[_w] = _reduce(_value[_w], _map(_first + _w, _at));
+    for (long long _digits = _leaf; _digits & 1; _digits >>= 1) {{
+      _height--;
+      for (int _w = 0; _w < _wide; _w++) _value[_w] = _reduce(_joined[_height][_w], _value[_w]);
+    }}
+    for (int _w = 0; _w < _wide; _w++) _joined[_height][_w] = _value[_w];
+    _height++;
   }}
-  if (_height) _s = _joined[--_height];
-  while (_height) _s = _reduce(_joined[--_height], _s);
+  for (int _w = 0; _w < _wide; _w++) {{
+    const long long _i = _first + _w;
+    int _left = _height;
+    _type_reduce _s = _start();
+    if (_left) _s = _joined[--_left][_w];
+    while (_left) _s = _reduce(_joined[--_left][_w], _s);
 """.strip().split("\n")

@@ -376,6 +376,13 @@ def test_long_sums_are_as_exact_as_numpys(cpu, count):
     assert abs(ours - exact) <= 4 * np.spacing(np.float32(exact))
 
 
+def test_the_order_of_a_reduction_does_not_depend_on_the_layout(cpu):
+    p = RNG.normal(size=(1300, 37)).astype(np.float32)
+    rows = xp.asarray(np.ascontiguousarray(p.T))
+    along, down = evaluate(NORM(rows, axis=1), NORM(xp.asarray(p), axis=0), runtime=cpu)
+    np.testing.assert_array_equal(along, down)
+
+
 @pytest.mark.parametrize(
     ("mistake", "words"),
     [
