@@ -24,7 +24,6 @@ _TEXT_NAMES = {
         "input parameters", "output parameters", "map expression", "reduction", "post map expression", "identity",
         "reduction type", "preamble",
     ),
-    "module": ("", "kernel names", "name expressions", "variable names"),
 }  # fmt: skip
 
 
@@ -106,7 +105,8 @@ def _place(kernel: KernelSource, finding: Finding) -> str:
 
 
 def _findings(kernel: KernelSource) -> tuple[Finding, ...]:
-    return _scan(kernel.texts, kernel.options)
+    # A module's other texts are names, which `name_expressions` reads by a grammar of their own.
+    return _scan(kernel.texts[:1] if kernel.kind == "module" else kernel.texts, kernel.options)
 
 
 @lru_cache(maxsize=32)

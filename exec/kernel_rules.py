@@ -87,20 +87,23 @@ def kernel_of(call: Call, kind: str) -> KernelSource:
 
 def check_launch(call: Call) -> None:
     """Refuse a launch beyond CUDA's limits. Raises ProgramInvalid (`launch-limits`)."""
+    name = f"kernel {call.kernel.name}" if call.kernel is not None else "a kernel"
     grid, block = call.integers("grid"), call.integers("block")
     if len(grid) != 3 or len(block) != 3:
         raise refuse("launch-limits", "grid and block have three lengths each")
     for what, lengths, limits in (("grid", grid, MAX_GRID), ("block", block, MAX_BLOCK)):
         if any(not 1 <= length <= limit for length, limit in zip(lengths, limits, strict=True)):
-            raise refuse("launch-limits", f"{what} {lengths} is outside CUDA's limits {limits}")
+            raise refuse("launch-limits", f"{name}: {what} {lengths} is outside CUDA's limits {limits}")
     threads = block[0] * block[1] * block[2]
     if threads > MAX_THREADS_PER_BLOCK:
         raise refuse(
-            "launch-limits", f"block {block} has {threads} threads, CUDA takes {MAX_THREADS_PER_BLOCK}"
+            "launch-limits",
+            f"{name}: block {block} has {threads} threads, CUDA takes {MAX_THREADS_PER_BLOCK}",
         )
     if not 0 <= call.integer("shared_mem") <= MAX_SHARED_BYTES:
         raise refuse(
-            "launch-limits", f"{call.attrs['shared_mem']} bytes of shared memory, at most {MAX_SHARED_BYTES}"
+            "launch-limits",
+            f"{name}: {call.attrs['shared_mem']} bytes of shared memory, at most {MAX_SHARED_BYTES}",
         )
 
 
