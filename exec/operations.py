@@ -11,6 +11,7 @@ meaning has one encoding and a runtime needs no promotion rules of its own.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Final
 
 from coppermesh.exec import dtypes
@@ -174,6 +175,15 @@ def need_single(spec: ArraySpec, what: str) -> None:
 def per_result(weight: float) -> Cost:
     """`weight` operations for each element of the results."""
     return lambda _call, results: weight * sum(spec.size for spec in results)
+
+
+PER_MATRIX = 1_000.0
+"""What calling a routine for one matrix of a stack counts for: stacks of empty matrices take time too."""
+
+
+def matrices(spec: ArraySpec) -> int:
+    """How many matrices are in a stack; also where they are empty."""
+    return prod(spec.shape[:-2])
 
 
 def per_argument(weight: float) -> Cost:

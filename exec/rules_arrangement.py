@@ -7,6 +7,7 @@ from coppermesh.exec import dtypes
 from coppermesh.exec.operations import (
     AttributeCheck,
     Call,
+    Workspace,
     define,
     is_bool,
     is_dtype,
@@ -238,7 +239,9 @@ def _define_arrangement() -> None:
     define("take", 2, _take, move, {"axis": is_int})
     define("put", 3, _put, move, {"axis": is_int}, scratch=1.0)
     define("add_at", 3, _add_at, per_argument(1), {"axis": is_int}, scratch=1.0)
-    define("take_along_axis", 2, _take_along, move, {"axis": is_int}, scratch=1.0)
+    # NumPy counts along every axis, also of an empty array.
+    counts: Workspace = lambda call, _results: 8 * sum(call.specs[0].shape) + 8 * sum(call.specs[1].shape)  # noqa: E731
+    define("take_along_axis", 2, _take_along, move, {"axis": is_int}, scratch=1.0, workspace=counts)
     modes = one_of("constant", "edge", "reflect", "symmetric", "wrap")
     define("pad", 2, _pad, move, {"widths": is_int_lists, "mode": modes})
     order: dict[str, AttributeCheck] = {"axis": is_int, "descending": is_bool}

@@ -7,7 +7,17 @@ recorder with these. Stacks are not broadcast here: the recorder does that.
 from collections.abc import Sequence
 
 from coppermesh.exec import dtypes
-from coppermesh.exec.operations import Call, Cost, define, is_bool, need_dtype, need_equal_dtypes, one_of
+from coppermesh.exec.operations import (
+    PER_MATRIX,
+    Call,
+    Cost,
+    define,
+    is_bool,
+    matrices,
+    need_dtype,
+    need_equal_dtypes,
+    one_of,
+)
 from coppermesh.exec.program import ArraySpec
 from coppermesh.exec.shapes import Shape, array_spec, refuse
 
@@ -91,14 +101,16 @@ def _cubic(weight: float) -> Cost:
 
     def cost(call: Call, results: Sequence[ArraySpec]) -> float:
         spec = call.specs[0]
-        return weight * spec.size * max(spec.shape[-2:]) + sum(result.size for result in results)
+        own = weight * spec.size * max(spec.shape[-2:]) + sum(result.size for result in results)
+        return own + PER_MATRIX * matrices(spec)
 
     return cost
 
 
 def _solve_cost(call: Call, _results: Sequence[ArraySpec]) -> float:
     first, second = call.specs
-    return 0.7 * first.size * first.shape[-1] + 2.0 * second.size * first.shape[-1]
+    own = 0.7 * first.size * first.shape[-1] + 2.0 * second.size * first.shape[-1]
+    return own + PER_MATRIX * matrices(first)
 
 
 def _define_linalg() -> None:

@@ -5,12 +5,14 @@ from math import log2
 
 from coppermesh.exec import dtypes
 from coppermesh.exec.operations import (
+    PER_MATRIX,
     AttributeCheck,
     Call,
     Rule,
     define,
     is_int,
     is_ints,
+    matrices,
     need_dtype,
     need_equal_dtypes,
     one_of,
@@ -37,7 +39,8 @@ def _matmul(call: Call) -> ArraySpec:
 
 
 def _matmul_cost(call: Call, results: Sequence[ArraySpec]) -> float:
-    return 2.0 * results[0].size * call.specs[0].shape[-1]
+    empty = matrices(results[0]) if results[0].size == 0 else 0
+    return 2.0 * results[0].size * call.specs[0].shape[-1] + PER_MATRIX * empty
 
 
 def _fft_cost(call: Call, results: Sequence[ArraySpec]) -> float:

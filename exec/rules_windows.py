@@ -5,6 +5,7 @@ from math import prod
 
 from coppermesh.exec import dtypes
 from coppermesh.exec.operations import (
+    PER_MATRIX,
     AttributeCheck,
     Call,
     define,
@@ -109,7 +110,10 @@ def _conv(call: Call) -> ArraySpec:
 
 
 def _conv_cost(call: Call, results: Sequence[ArraySpec]) -> float:
-    return 2.0 * results[0].size * prod(call.specs[1].shape[1:])
+    products = results[0].shape[0] * call.integer(
+        "groups"
+    )  # one for each image and group, also where it is empty
+    return 2.0 * results[0].size * prod(call.specs[1].shape[1:]) + PER_MATRIX * products
 
 
 def _conv_workspace(call: Call, results: Sequence[ArraySpec]) -> int:

@@ -293,6 +293,46 @@ HOSTILE = {
     "two parameters of one name": (loop_program(["T x", "T x", "x = x", ""]), "kernel-parameters"),
     "negative loop size": (loop_program(["raw T x", "T y", "y = 1", ""], size=-5), "bad-shape"),
     "undecided loop size": (loop_program(["raw T x", "T y", "y = 1", ""]), "kernel-call"),
+    "boolean as an argument": (program(("abs", [True], {})), "program-malformed"),
+    "text as an argument": (program(("abs", ["0"], {})), "program-malformed"),
+    "bytes spelled as text": (program(("scan", ["AAAA", 0], COUNT)), "program-not-canonical"),
+    "map as an argument": (program(("abs", [{}], {})), "program-malformed"),
+    "boolean as a version": ([True, [F8], [], [], [0]], "program-malformed"),
+    "boolean as an output": (program(outputs=[True]), "program-malformed"),
+    "float as an output": (program(outputs=[0.0]), "program-malformed"),
+    "boolean as an input's length": (program(inputs=[["int8", [True]]]), "program-malformed"),
+    "timestamp for a kernel": ([1, [F8], [msgpack.Timestamp(5)], [], [0]], "program-malformed"),
+    "extension type for a node": ([1, [F8], [], [msgpack.ExtType(1, b"x")], [0]], "program-malformed"),
+    "dtype with a NUL behind it": (program(inputs=[["float64\0", [2]]]), "bad-dtype"),
+    "operation in Cyrillic letters": (program(("\u0430bs", [0], {})), "unknown-operation"),
+    "operation without a name": (program(("", [0], {})), "unknown-operation"),
+    "attribute with a dunder name": (program(("abs", [0], {"__class__": 1})), "bad-attribute"),
+    "big-endian dtype": (program(("astype", [0], {"dtype": ">f8"})), "bad-attribute"),
+    "dtype of the platform": (program(("astype", [0], {"dtype": "longdouble"})), "bad-attribute"),
+    "word with a command behind it": (
+        program(("rfft", [0], {"axis": 0, "length": 4, "norm": "ortho; rm"})),
+        "bad-attribute",
+    ),
+    "value assigned from a forged node": (
+        program(("setitem", [0, 7], {"index": [[0, 0], [0, 0]]})),
+        "bad-reference",
+    ),
+    "transform of a giant length": (
+        program(("rfft", [0], {"axis": 0, "length": 2**55, "norm": "ortho"})),
+        "bad-shape",
+    ),
+    "forty new axes": (
+        program(("getitem", [0], {"index": [[2]] * 40 + [[1, 0, 4, 1]] * 2})),
+        "bad-shape",
+    ),
+    "more axes than a list may have": (
+        program(("sum", [0], {"axes": [0] * 65, "dtype": "float64", "keepdims": False})),
+        "program-malformed",
+    ),
+    "product of empty stacks beyond any size": (
+        program(("matmul", [0, 1], {}), inputs=[["int8", [2**40, 1, 0, 1]], ["int8", [2**40, 1, 0]]]),
+        "bad-shape",
+    ),
     "loop over a constant alone": (loop_program(["T x", "T y", "y = x", ""], args=[ONE]), "kernel-call"),
 }
 
@@ -306,8 +346,133 @@ def test_refused(name):
     assert caught.value.sentence.isascii()
 
 
+STACK = ["float64", [2**40, 0, 0]]
+"""Empty, and yet a million million matrices to call a routine for."""
+INTEGER = ["int64", np.int64(1).tobytes()]
+OVER = {
+    **{
+        f"{name} of endless empty matrices": (
+            program((name, [0], {}), inputs=[STACK], outputs=[1]),
+            "over-operations",
+        )
+        for name in ("inv", "eigh", "eigvalsh", "svdvals")
+    },
+    "cholesky of endless empty matrices": (
+        program(("cholesky", [0], {"upper": False}), inputs=[STACK], outputs=[1]),
+        "over-operations",
+    ),
+    "svd of endless empty matrices": (
+        program(("svd", [0], {"full_matrices": False}), inputs=[STACK], outputs=[1]),
+        "over-operations",
+    ),
+    "qr of endless empty matrices": (
+        program(("qr", [0], {"mode": "reduced"}), inputs=[STACK], outputs=[1]),
+        "over-operations",
+    ),
+    "equations of endless empty matrices": (
+        program(("solve", [0, 0], {}), inputs=[STACK], outputs=[1]),
+        "over-operations",
+    ),
+    "determinants of endless empty matrices": (
+        program(("det", [0], {}), inputs=[STACK], outputs=[1]),
+        "over-memory",
+    ),
+    "products of endless empty matrices": (
+        program(("matmul", [0, 0], {}), inputs=[STACK], outputs=[1]),
+        "over-operations",
+    ),
+    "convolution of endless empty images": (
+        program(("conv", [0, 1], CONV), inputs=[["int8", [2**40, 0, 4]], ["int8", [0, 0, 2]]], outputs=[2]),
+        "over-operations",
+    ),
+    "convolution in endless empty groups": (
+        program(
+            ("conv", [0, 1], {**CONV, "groups": 2**30}),
+            inputs=[["int8", [2**20, 0, 4]], ["int8", [0, 0, 2]]],
+            outputs=[2],
+        ),
+        "over-operations",
+    ),
+    "indices along a long axis of nothing": (
+        program(
+            ("take_along_axis", [0, 1], {"axis": 1}),
+            inputs=[["int8", [2**40, 0]], ["int64", [2**40, 0]]],
+            outputs=[2],
+        ),
+        "over-memory",
+    ),
+    "a loop over nothing, for ever": (
+        loop(msgpack.packb([1, [F8], [], [], [0]]), length=2**40),
+        "over-operations",
+    ),
+    "a loop that stacks nothing, for ever": (
+        program(
+            ("scan", [msgpack.packb([1, [["int8", [0]]], [], [], [0, 0]]), 0], {**COUNT, "length": 2**40}),
+            inputs=[["int8", [0]]],
+        ),
+        "over-operations",
+    ),
+    "one array given out again and again": (
+        program(inputs=[["int8", [2**22]]], outputs=[0] * 64),
+        "over-output",
+    ),
+    "thirty-two axes of two": (program(inputs=[["int8", [2] * 32]]), "over-blob-bytes"),
+    "evenly spaced, without end": (
+        program(("linspace", [ONE, ONE], {"endpoint": True, "num": 2**50})),
+        "over-memory",
+    ),
+    "counting without end": (program(("arange", [INTEGER, INTEGER], {"length": 2**50})), "over-memory"),
+    "broadcast to what does not fit": (
+        program(("add", [0, 1], {}), inputs=[["int8", [2**20, 1]], ["int8", [1, 2**20]]], outputs=[2]),
+        "over-memory",
+    ),
+    "windows as wide as a street": (
+        pool_program(window=[2], dilation=[2**30], padding=[[2**30, 2**30]]),
+        "over-memory",
+    ),
+}
+LIMITS = RunLimits(memory_bytes=1 << 28, output_bytes=1 << 26, blob_bytes=1 << 28, flops=1e12)
+
+
+@pytest.mark.parametrize("name", OVER)
+def test_over_the_limits_before_anything_runs(name):
+    document, code = OVER[name]
+    checked = check_program(decode_program(msgpack.packb(document)))
+    with pytest.raises(OverBudget) as caught:
+        check_budget(estimate(checked), LIMITS, checked)
+    assert caught.value.code == code, caught.value.sentence
+
+
+RAW = {
+    "an attribute twice": (
+        (
+            b"\x95\x01\x91\x92\xa7float64\x91\x04\x90\x91\x93\xa3sum\x91\x00\x84\xa4axes\x90\xa5dtype\xa7float64"
+            b"\xa8keepdims\xc2\xa8keepdims\xc3\x91\x01"
+        ),
+        "program-not-canonical",
+    ),
+    "bytes behind the end": (msgpack.packb(program()) + b"\0", "program-malformed"),
+    "the end missing": (msgpack.packb(program())[:-1], "program-malformed"),
+    "a number too long": (b"\x95\x01\x90\x90\x90\x91\xcf" + b"\xff" * 8, "program-malformed"),
+    "a length that lies": (b"\x95\x01\xdd\xff\xff\xff\xff", "program-malformed"),
+    "text that is not UTF-8": (b"\x95\x01\x91\x92\xa2\xff\xfe\x90\x90\x90\x91\x00", "program-malformed"),
+    "nothing": (b"", "program-malformed"),
+}
+
+
+@pytest.mark.parametrize("name", RAW)
+def test_bytes_that_are_no_program(name):
+    data, code = RAW[name]
+    with pytest.raises(ProgramInvalid) as caught:
+        decode_program(data)
+    assert caught.value.code == code, caught.value.sentence
+
+
 def test_there_are_many():
-    assert len(HOSTILE) >= 50
+    """Fifty are promised; each is another act, and another document."""
+    assert len(HOSTILE) + len(OVER) + len(RAW) >= 190
+    documents = [repr(document) for document, _ in (*HOSTILE.values(), *OVER.values(), *RAW.values())]
+    assert len(set(documents)) == len(documents)
 
 
 def test_the_sentence_names_operation_and_node():
