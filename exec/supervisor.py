@@ -64,6 +64,8 @@ class Supervisor:
         self._keeper = keeper
         self._scratch = scratch
         self._made = 0
+        self._stuck: list[Child] = []
+        """Killed, and not gone in time: a driver that has lost its GPU can hold a process for ever."""
         self.meter = meter
 
     @property
@@ -91,6 +93,12 @@ class Supervisor:
 
     async def make_process(self, limits: WorkerLimits, kernels: bool) -> Process:
         """A new worker process. Raises WorkerUnavailable."""
+        self._stuck = [child for child in self._stuck if not child.ended.is_set()]
+        if self._stuck:
+            raise WorkerUnavailable(
+                f"worker process {self._stuck[0].pid} was killed and does not end: a driver holds it, so no other is"
+                " started; the machine may need a restart"
+            )
         box = self._make_box()
         try:
             child, channel, directory = await self._fork("worker", limits, kernels, box)
@@ -106,7 +114,8 @@ class Supervisor:
         with trio.CancelScope(shield=True):
             process.child.kill()
             process.channel.close()
-            await process.child.gone()
+            if not await process.child.gone():
+                self._stuck.append(process.child)
             process.box.close()
             await self._remove(process.directory)
 

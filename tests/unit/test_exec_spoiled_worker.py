@@ -2,6 +2,7 @@
 
 import os
 import socket
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -9,8 +10,10 @@ import trio
 from coppermesh.exec import pipe, sockets
 from coppermesh.exec.blackbox import BlackBox, make_black_box
 from coppermesh.exec.channel import channel_pair
+from coppermesh.exec.keeper import WorkerUnavailable
 from coppermesh.exec.meter import NoMeter
 from coppermesh.exec.runs import WorkerLimits
+from coppermesh.exec.supervisor import Supervisor
 from coppermesh.exec.worker_handle import Process, Worker
 
 LIMITS = WorkerLimits(memory_bytes=1 << 20, output_bytes=1 << 20)
@@ -74,3 +77,28 @@ async def test_what_can_run_nothing_more_is_replaced(code, replaced):
     await worker.close()
     for end in workshop.ends:
         os.close(end)
+
+
+async def test_after_a_process_that_cannot_be_killed_no_other_is_started(tmp_path):
+    supervisor = Supervisor(SimpleNamespace(), tmp_path, NoMeter())
+    stuck = Stuck()
+    channel, theirs = channel_pair()
+    folder = tmp_path / "worker"
+    folder.mkdir()
+    await supervisor.end_process(Process(stuck, channel, BlackBox(make_black_box()), folder))
+    os.close(theirs)
+    with pytest.raises(WorkerUnavailable, match="worker process 1 was killed and does not end"):
+        await supervisor.make_process(LIMITS, kernels=True)
+    stuck.ended.set()
+    with pytest.raises(AttributeError):  # it goes on to ask the zygote, which this test has none of
+        await supervisor.make_process(LIMITS, kernels=True)
+
+
+class Stuck(Child):
+    """Does not die."""
+
+    def kill(self):
+        pass
+
+    async def gone(self):
+        return self.ended.is_set()
