@@ -28,7 +28,7 @@ MODULE_NAME: Final = "module"
 MAX_NAMES: Final = 128
 STATE_SPEC: Final = ArraySpec("uint8", (0,))
 
-_MARKS = frozenset(("__device__", "__constant__", "__managed__", "static"))
+_MARKS: Final[frozenset[str]] = frozenset(("__device__", "__constant__", "__managed__", "static"))
 _WITH_ARGUMENTS = frozenset(
     (
         "__align__",
@@ -101,7 +101,7 @@ def check_module(kernel: KernelSource) -> None:
 def has_state(source: str, *, constants: bool = True) -> bool:
     """Whether the source declares variables that outlive a launch; `constants=False` leaves `__constant__` out."""
     tokens, macros = cuda_source.tokens_and_macros(source)
-    marks = set(_MARKS)
+    marks: set[str] = set(_MARKS)
     if not constants:
         marks.discard("__constant__")
     bodies = [tokens]
