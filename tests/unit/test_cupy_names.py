@@ -173,3 +173,26 @@ def test_importing_cupy_starts_no_driver_and_no_thread(tmp_path):
     assert loaded == "False", "the driver's library is loaded before the fork"
     assert threads == "1", "only a process with one thread may be forked"
     assert after == "True", "the stand-in would have been noticed"
+
+
+@pytest.mark.processes
+async def test_a_worker_on_a_gpu_that_is_not_there_fails_by_this_machines_fault(tmp_path):
+    """The whole way to a run: zygote with CuPy, fork, confinement, runtime; then no driver."""
+    from coppermesh.exec.device import DeviceInfo, probe_gpus
+    from coppermesh.exec.program import ArraySpec, Node, Program, encode_program
+    from coppermesh.exec.supervisor import InputBuffer, WorkerLimits, open_supervisor
+
+    if probe_gpus():
+        pytest.skip("there is a GPU here")
+    no_gpu = DeviceInfo(
+        "gpu0", "cuda", "none", 1 << 30, 1 << 30, None, None, None, "none", ("array-programs",), None
+    )
+    program = encode_program(
+        Program(1, (ArraySpec("float32", (2,)),), (), (Node("negative", (0,), {}),), (1,))
+    )
+    limits = WorkerLimits(memory_bytes=64 << 20, output_bytes=1 << 20)
+    async with open_supervisor(no_gpu, scratch=tmp_path / "scratch") as supervisor:
+        async with supervisor.worker(limits) as worker:
+            outcome = await worker.run(program, [InputBuffer(8, data=bytes(8))], wall_limit_s=30)
+    assert (outcome.status, outcome.code) == ("provider-failed", "device-lost"), outcome.sentence
+    assert "the GPU cannot be used" in outcome.sentence

@@ -23,6 +23,8 @@ from coppermesh.exec.numpy_runtime import NumpyRuntime
 from coppermesh.exec.tracing import trace
 
 _spec = importlib.util.spec_from_file_location("cupy_stand_in", Path(__file__).with_name("cupy_stand_in.py"))
+assert _spec is not None
+assert _spec.loader is not None
 stand_in = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(stand_in)
 
