@@ -74,7 +74,7 @@ def misfits(announcement: Announcement, device: DeviceOffer, requirement: Requir
     if requirement.device_kind not in ("any", device.kind):
         reasons.append(f"{device.device} is a {device.kind} device, wanted {requirement.device_kind}")
     if missing := sorted(requirement.features - set(device.features)):
-        hint = " (there is no C++ compiler)" if device.kind == "cpu" and missing == ["cuda-source"] else ""
+        hint = " (there is no C++ compiler)" if device.kind == "cpu" and "cuda-source" in missing else ""
         reasons.append(f"{device.device} does not take {', '.join(missing)}{hint}")
     if unwitnessed := [layer for layer in requirement.isolation if layer not in announcement.isolation]:
         reasons.append(f"has not witnessed isolation by {', '.join(unwitnessed)}")

@@ -187,7 +187,9 @@ class SplicedText:
 
     def restored(self, edits: Sequence[tuple[int, int, str]]) -> str:
         """The source with splices put back and other text at `edits` (offsets here), which do not overlap."""
-        changes = sorted([*edits, *((splice, splice, "\\\n") for splice in self._splices)], key=lambda c: c[:2])
+        changes = sorted(
+            [*edits, *((splice, splice, "\\\n") for splice in self._splices)], key=lambda c: c[:2]
+        )
         parts, last = [], 0
         for start, end, replacement in changes:
             parts += [self.text[last : max(start, last)], replacement]

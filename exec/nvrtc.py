@@ -98,8 +98,7 @@ def compile_source(
 
 
 def _arguments(architecture: str, options: Sequence[str]) -> list[str]:
-    from cuda import pathfinder
-
+    pathfinder = import_module("cuda.pathfinder")
     given = [*options]
     if not any("std=" in option for option in given):
         given.append(DEFAULT_STANDARD)

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from coppermesh.exec.cuda_toolchain import find_toolchain
 from coppermesh.exec.device import probe_cpu
 from coppermesh.exec.errors import ProgramInvalid
 from coppermesh.exec.pipe import MAX_DETAIL
-from coppermesh.exec.program import ArraySpec, Attributes, KernelSource, Node, Program, encode_program
+from coppermesh.exec.program import ArraySpec, KernelSource, Node, Program, encode_program
 from coppermesh.exec.recorder import trace
 from coppermesh.exec.supervisor import (
     InputBuffer,
@@ -73,7 +74,7 @@ class Act:
             x = cm.xp.asarray(np.zeros(4, np.float32))
             cm.RawModule(code=self.source).get_function(NAME)((1,), (4,), (x,))
             return trace(x).program
-        attrs: Attributes = {
+        attrs: dict[str, Any] = {
             "kernel": 0, "grid": (1, 1, 1), "block": (self.block, 1, 1), "shared_mem": self.shared,
         }  # fmt: skip
         if self.names:
