@@ -3,8 +3,8 @@
 A worker never starts a program: it asks the agent, which has the zygote fork a builder, a process with limits of its
 own that runs one compiler and ends. The directory is private to that builder and is removed afterwards; the library
 leaves it as a sealed file in memory. `kernel.cu` holds the program's source, unchanged or with changes that keep every
-line (`cuda_rewrite`), so that the compiler's line numbers are the user's, and its name is the only path that its
-messages show.
+line (`cuda_rewrite`, `cuda_guards`), so that the compiler's line numbers are the user's, and its name is the only path
+that its messages show.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from pathlib import Path
 
 from coppermesh.exec import linux, name_expressions
 from coppermesh.exec.cuda_gate import SHIM, SourceRefused, check_cpu_source
+from coppermesh.exec.cuda_guards import hoist_guards
 from coppermesh.exec.cuda_rewrite import rewrite, uses_fibers
 from coppermesh.exec.cuda_toolchain import Toolchain
 from coppermesh.exec.errors import ExecError, KernelCompileError
@@ -92,12 +93,18 @@ def build_kernel(kernel: Kernel, toolchain: Toolchain, directory: Path, cache: P
         raise SourceRefused(
             f"shared memory, barriers and warp functions need an x86-64 processor; this one is {platform.machine()}"
         )
-    (directory / "kernel.cu").write_text(rewrite(kernel.source) if fibers else kernel.source)
+    guarded: tuple[str, ...] = ()
+    if fibers:
+        source = rewrite(kernel.source)
+    else:
+        source, guarded = hoist_guards(kernel.source, kernel.plain_names)
+    (directory / "kernel.cu").write_text(source)
     (directory / "module.cpp").write_text(
         ("#define COPPERMESH_FIBERS 1\n" if fibers else "")
         + '#include "coppermesh_cuda.h"\n'
         + defines
         + '#include "kernel.cu"\n'
+        + "".join(f"COPPERMESH_GUARD({name})\n" for name in guarded)
         + "".join(f"COPPERMESH_EXPORT({number}, {name})\n" for number, name in enumerate(kernel.kernels))
         + "".join(f"COPPERMESH_SYMBOL({number}, {name})\n" for number, name in enumerate(kernel.symbols))
     )

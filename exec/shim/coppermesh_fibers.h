@@ -359,19 +359,24 @@ static inline void depart(Block* block) {
 }
 
 static void live_on_stack(Block* block, unsigned int stack) {
+    set_index(block, block->current);
     for (;;) {
-        set_index(block, block->current);
         block->early = false;
         block->invoke(block->arguments);
         depart(block);
         void* dead;
         if (block->live == 0) coppermesh_switch(&dead, block->launcher);
-        const unsigned int next = pick(block);
+        const unsigned int next = pick(block), following = block->current + 1;
         if (next == NOBODY) report_deadlock(block);
         block->current = next;
         Warp& warp = block->warp[next >> 5];
         const unsigned int bit = 1u << (next & 31);
-        if (warp.started & bit) {
+        if (!(warp.started & bit)) {
+            if (next == following && ++threadIdx.x < block->launch->block[0])
+                ;  // three divisions less
+            else
+                set_index(block, next);
+        } else {
             block->free_stack[block->free_stacks++] = (unsigned short)stack;
             coppermesh_switch(&dead, block->stack_pointer[next]);
         }

@@ -36,6 +36,17 @@ template <int...> struct indices {};
 template <int N, int... I> struct count_up : count_up<N - 1, N - 1, I...> {};
 template <int... I> struct count_up<0, I...> { typedef indices<I...> type; };
 
+// Kernels whose check `i < n` cuda_guards.py has rewritten: is the check true for all threads of
+// the block, and so of those before it, along x?
+template <auto kernel> struct row_guard {
+    static constexpr bool exists = false;
+    template <class... A> static bool inside(const A&...) { return false; }
+};
+static thread_local bool whole;  // it is, and the running thread knows
+template <class T> COPPERMESH_INLINE bool row_within(T limit) {
+    return is_integral<T>::value && (long long)blockIdx.x * blockDim.x + blockDim.x <= (long long)limit;
+}
+
 static constexpr unsigned int SMALL_GRID = 1u << 20;  // blocks in x
 static constexpr unsigned int ROW = 64;               // most blocks between two looks at `stop`
 
@@ -55,7 +66,7 @@ template <auto kernel, class... A> struct entry<kernel, void (*)(A...)> {
     // free. The masks change nothing (`loop` sees to that); they tell the compiler that the usual
     // `blockIdx.x * blockDim.x + threadIdx.x` cannot wrap round, without which it would not vectorise. All indices are
     // set in the innermost loop, so that it sees there what they are; it moves the stores out.
-    static __attribute__((noinline)) void run_row(
+    template <bool inside> static __attribute__((noinline)) void run_row(
         const Launch& launch, unsigned int bx, unsigned int count, unsigned int by, unsigned int bz,
         typename plain<A>::type... a) {
         const unsigned int nx = ((launch.block[0] - 1) & 1023) + 1, ny = ((launch.block[1] - 1) & 1023) + 1;
@@ -66,6 +77,7 @@ template <auto kernel, class... A> struct entry<kernel, void (*)(A...)> {
             for (unsigned int z = 0; z < nz; z++)
                 for (unsigned int y = 0; y < ny; y++)
                     for (unsigned int x = 0; x < nx; x++) {
+                        whole = inside;
                         blockIdx.x = ix, blockIdx.y = iy, blockIdx.z = iz;
                         blockDim.x = nx, blockDim.y = ny, blockDim.z = nz;
                         threadIdx.x = x, threadIdx.y = y, threadIdx.z = z;
@@ -78,6 +90,7 @@ template <auto kernel, class... A> struct entry<kernel, void (*)(A...)> {
         const Launch& launch, unsigned int bx, unsigned int count, unsigned int by, unsigned int bz,
         typename plain<A>::type... a) {
         void (*volatile called)(A...) = kernel;
+        whole = false;
         for (unsigned int b = bx; b < bx + count; b++) {
             blockIdx = uint3{b, by, bz};
             for (unsigned int z = 0; z < launch.block[2]; z++)
@@ -102,8 +115,13 @@ template <auto kernel, class... A> struct entry<kernel, void (*)(A...)> {
                 const unsigned int bx = b % gx, by = b / gx % gy, bz = b / gx / gy;
                 unsigned int count = gx - bx < ROW ? gx - bx : ROW;
                 if (count > end - b) count = (unsigned int)(end - b);
-                if (gx <= SMALL_GRID)
-                    run_row(launch, bx, count, by, bz, *(typename plain<A>::type*)arguments[I]...);
+                blockIdx = uint3{bx + count - 1, by, bz};
+                if (row_guard<kernel>::exists && gx <= SMALL_GRID &&
+                    row_guard<kernel>::inside(*(typename plain<A>::type*)arguments[I]...))
+                    run_row<row_guard<kernel>::exists>(
+                        launch, bx, count, by, bz, *(typename plain<A>::type*)arguments[I]...);
+                else if (gx <= SMALL_GRID)
+                    run_row<false>(launch, bx, count, by, bz, *(typename plain<A>::type*)arguments[I]...);
                 else
                     run_row_of_many(launch, bx, count, by, bz, *(typename plain<A>::type*)arguments[I]...);
                 b += count;
@@ -160,6 +178,12 @@ template <class T> struct is_writable<const T> { static constexpr unsigned int v
             *coppermesh_launch, coppermesh_arguments);                                                     \
     }                                                                                                      \
     }
+
+// For a kernel that stands behind a `struct coppermesh_guard_...` of cuda_guards.py.
+#define COPPERMESH_GUARD(kernel)                                                                           \
+    template <> struct coppermesh::row_guard<&kernel> : coppermesh_guard_##kernel {                        \
+        static constexpr bool exists = true;                                                               \
+    };
 
 // What it exports for a variable that is set or read from outside.
 #define COPPERMESH_SYMBOL(number, name)                                                                    \

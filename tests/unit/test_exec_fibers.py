@@ -574,7 +574,7 @@ def test_too_much_shared_memory_is_refused_by_name(run):
         (kernel("__shared__ int s[60000]; s[t] = 1; __syncthreads(); out[t] = s[t];"), 0),
         (
             kernel(
-                "__shared__ int s[50000]; extern __shared__ int d[]; s[t] = d[t] = 1; __syncthreads(); out[t] = s[63 - t];"
+                "__shared__ int s[50000]; extern __shared__ int d[]; s[t] = d[t];\n__syncthreads(); out[t] = s[63 - t];"
             ),
             40_000,
         ),
