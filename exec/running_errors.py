@@ -15,14 +15,16 @@ that element, as float64. A node's result gets what its arguments' errors become
 - transforms and factorisations have the scale of a row or a matrix, the latter times its condition number.
 
 A bound over 1 % of the largest magnitude in its array says little: what cancelled there is all rounding, or the program
-is deep, and worst cases have multiplied. Then the program is run some times more with random errors of each node's
-own size (Monte Carlo arithmetic: Parker, UCLA CSD-970002, 1997), and the largest change seen in the array, times
-`ALLOWANCE`, is allowed where it is less. Not where the program makes choices: few runs do not show both sides.
+is deep, and worst cases have multiplied. Then the program is run some times more with random errors of the size that
+each node has as a rule (Monte Carlo arithmetic: Parker, UCLA CSD-970002, 1997), and the largest change seen in the
+array, times `ALLOWANCE`, is allowed where it is less. Not where the program makes open choices: few runs do not show
+both sides.
 
 What a kernel or a loop gives is unknown, and so is what follows from it, eigenvectors, singular vectors, `qr`, and
 positions (`argsort`) among inexact numbers. There `tolerance_bounds` has to do.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -59,15 +61,16 @@ def output_errors(checked: CheckedProgram, inputs: Sequence[Any]) -> list[Errors
     """
     values: list[Any] = [*inputs, *(None for _ in checked.values[len(inputs) :])]
     errors: list[Errors | None] = [0.0 if number < len(inputs) else None for number in range(len(values))]
+    chooses = False
     with np.errstate(all="ignore"):
         for node, released in zip(checked.nodes, releases(checked), strict=True):
             for position, (value, error) in enumerate(_run(node, values, errors)):
                 values[node.first + position], errors[node.first + position] = value, error
+                chooses = chooses or (node.node.op in CHOOSING and error is not None and bool(np.any(error)))
             for number in released:
-                values[number] = None
+                values[number] = errors[number] = None
         outputs = checked.program.outputs
         found = [_with_allowance(errors[number]) for number in outputs]
-        chooses = any(node.node.op in CHOOSING for node in checked.nodes)
         if chooses or not any(
             _says_little(error, values[number]) for error, number in zip(found, outputs, strict=True)
         ):
@@ -112,7 +115,9 @@ def _disturbed(checked: CheckedProgram, inputs: Sequence[Any], rng: np.random.Ge
     for node, released in zip(checked.nodes, releases(checked), strict=True):
         for position, result in enumerate(_results(node, values) or ()):
             spec = node.results[position]
-            if spec.dtype in FLOATING and (size := own_steps(node, spec) * unit(spec.dtype)):
+            if spec.dtype in FLOATING and (steps := own_steps(node, spec)):
+                # What n roundings come to when they are independent, not the worst case.
+                size = min(steps, 1 + math.sqrt(steps)) * unit(spec.dtype)
                 noisy = result * (1 + size * rng.choice((-1.0, 1.0), result.shape))
                 values[node.first + position] = noisy.astype(result.dtype)
             else:

@@ -203,7 +203,9 @@ def own_steps(node: CheckedNode, spec: ArraySpec) -> float:
         return 0.0 if _is_whole_arange(node) else 2 * rounded
     if op in ("abs", "sign") and specs[0].dtype in COMPLEX:
         return rounded
-    return rounded if op == "astype" and specs[0].dtype != spec.dtype else 0.0
+    # Whole numbers convert to the same floats everywhere, and to wider ones nothing is lost.
+    narrows = specs and specs[0].dtype in FLOATING and not np.can_cast(specs[0].dtype, spec.dtype)
+    return rounded if op == "astype" and narrows else 0.0
 
 
 def _is_whole_arange(node: CheckedNode) -> bool:

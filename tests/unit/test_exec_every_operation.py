@@ -32,7 +32,6 @@ KERNELS = {name for name in OPERATIONS if name.endswith("_kernel") or name.start
 """CUDA source, held against NumPy by the corpus of the kernel tests."""
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3)
 LONG = hnp.array_shapes(min_dims=1, max_dims=3, min_side=1, max_side=4)
-CASES = {}
 
 
 class Case(NamedTuple):
@@ -40,6 +39,9 @@ class Case(NamedTuple):
 
     function: Callable[..., Any]
     dtypes: tuple[str, ...]
+
+
+CASES: dict[str, Case] = {}
 
 
 def case(*names, dtypes=dtypes.ALL):

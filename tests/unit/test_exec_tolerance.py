@@ -299,7 +299,18 @@ def attention(x):
     return layer_norm(x + (shares / xp.sum(shares, axis=-1, keepdims=True)) @ x)
 
 
+def masked(x):
+    """Deep, with a mask made from whole numbers: exact, though what it is multiplied with is huge."""
+    mask = (1 - xp.astype(xp.arange(8) < 6, x.dtype)) * -1e9
+    for _ in range(4):
+        scores = x @ x.mT / 3 + mask
+        shares = xp.exp(scores - xp.max(scores, axis=-1, keepdims=True))
+        x = layer_norm(x + (shares / xp.sum(shares, axis=-1, keepdims=True)) @ x)
+    return x
+
+
 WHOLE = {
+    "masked": masked,
     "matmul": lambda x: x @ x.T,
     "sums": lambda x: xp.sum(x, axis=0) + xp.cumulative_sum(x, axis=1),
     "layer norm": layer_norm,
