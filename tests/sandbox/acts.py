@@ -111,6 +111,8 @@ class Act:
     control: str = ""
     needs: str = ""
     role: str = "worker"
+    unread: bool = False
+    """Nobody reads what it says until it has ended."""
 
 
 ACTS: list[Act] = []
@@ -118,11 +120,13 @@ DUTIES: list[Act] = []
 """Not hostile: what a worker and a builder are for. Each must succeed in every configuration."""
 
 
-def act(what: str, *, control: str = "", needs: str = "", role: str = "worker") -> Callable[..., object]:
+def act(
+    what: str, *, control: str = "", needs: str = "", role: str = "worker", unread: bool = False
+) -> Callable[..., object]:
     """Register the decorated function as an act."""
 
     def register(function: Callable[[Stage], object]) -> Callable[[Stage], object]:
-        ACTS.append(Act(function.__name__, what, function, control, needs, role))
+        ACTS.append(Act(function.__name__, what, function, control, needs, role, unread))
         return function
 
     return register
@@ -947,7 +951,7 @@ def large_pipes(stage):
     return [os.pipe() for _ in range(50)]
 
 
-@act("fill the pipe to the agent", control="its length is bounded by the kernel for everybody")
+@act("fill the pipe to the agent", control="its length is bounded by the kernel for everybody", unread=True)
 def fill_result_pipe(stage):
     sock = socket.socket(fileno=os.dup(3 if stage.confined else 200))
     sock.setblocking(False)

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from coppermesh.exec.sandbox import landlock, seccomp, witness
 from coppermesh.exec.sandbox.layers import NAMES
 
 
-def examine(change: str = "") -> dict[str, dict]:
+def examine(change: str = "") -> dict[str, dict[str, Any]]:
     """What the helper says, in a process of its own, after a change to its module."""
     code = f"from coppermesh.exec.sandbox import witness, landlock\n{change}\nwitness.sys.argv = ['-c']\nwitness.main()"
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, check=True, timeout=30)
