@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from coppermesh.agent.challenge_facts import ROUND_SECONDS, excuse
 from coppermesh.agent.local_link import LocalLink
+from coppermesh.agent.traces import same_class
 from coppermesh.exec.graph import SourceLine
-from coppermesh.exec.program import decode_program
+from coppermesh.exec.program import ArraySpec, decode_program
 from coppermesh.exec.schema import CheckedProgram, check_program
 from coppermesh.exec.source_lines import describe_line
 from coppermesh.exec.tolerance import compare
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from coppermesh.exec.local_run import TracedRun
 
 CALL_SECONDS = 600.0
-"""One round with the agent: it may send blobs to a provider meanwhile."""
+"""One call to the agent."""
 LEAST_PAUSE_SECONDS = 0.5
 
 
@@ -42,7 +44,7 @@ class Finding:
 
     kind: str
     """`agree`, `part` (two runs differ from a node on), `contradiction` (a trace and its own receipt), `outputs`,
-    `begin` (a chain that does not begin with this program and these inputs), `tolerance`, `class`, `refusal`."""
+    `length` (chains that cannot be of one program), `tolerance` (outputs across classes), `class`, `refusal`."""
     fault: bool
     """Somebody signed what cannot be: the two runs name one determinism class, or no class excuses it."""
     sentence: str
@@ -145,18 +147,26 @@ def _wait(link: Callable[[float], LocalLink], job: str, task: int, timeout: floa
     """Rounds with the agent until the digests are there. Raises NoVerdict where that takes longer than `timeout`."""
     deadline = time.monotonic() + timeout
     while True:
+        left = min(max(LEAST_PAUSE_SECONDS, deadline - time.monotonic()), ROUND_SECONDS)
         with link(CALL_SECONDS) as agent:
-            text = agent.call_json("challenge", json.dumps({"job": job, "task": task}))
+            text = agent.call_json("challenge", json.dumps({"job": job, "task": task, "wait_s": left}))
         facts: dict[str, Any] = json.loads(text)
         if facts["state"] == "recorded":
             return facts
         pause = max(LEAST_PAUSE_SECONDS, float(facts["retry_s"]))
         if time.monotonic() + pause > deadline:
-            reason = facts["sentence"] or "it is running the task again"
-            raise NoVerdict(
-                f"{facts['provider'][-8:]} has not answered within {timeout:g} s: {reason}; ask again in {pause:.0f} s"
-            )
+            return _without_the_others(facts, timeout, pause)
         time.sleep(pause)
+
+
+def _without_the_others(facts: dict[str, Any], timeout: float, pause: float) -> dict[str, Any]:
+    """The facts, where only others than the task's own provider let us wait. Raises NoVerdict where it did itself."""
+    reason = facts["sentence"] or "it is running the task again"
+    sentence = f"not within {timeout:g} s: {reason}; ask again in {pause:.0f} s"
+    if "traces" not in facts:
+        raise NoVerdict(f"provider {facts['provider'][-8:]} has not answered: {sentence}")
+    late = {"provider": facts["provider"], "sentence": sentence}
+    return {**facts, "refusals": [*facts["refusals"], late]}
 
 
 class _Program:
@@ -188,16 +198,15 @@ def _of_traces(facts: dict[str, Any]) -> list[Finding]:
     for trace in facts["traces"]:
         who = trace["provider"][-8:]
         classes = (trace["receipt_determinism"], trace["determinism"])
-        if trace["contradiction"]:
-            findings.append(
-                Finding("contradiction", True, f"{who}: {trace['contradiction']}", classes=classes)
-            )
-        elif trace["receipt_determinism"] != trace["determinism"]:
+        if trace["contradiction"] and (trace["proven"] or classes[0] == classes[1]):
+            text = f"{who}: {trace['contradiction']}"
+            findings.append(Finding("contradiction", trace["proven"], text, classes=classes))
+        elif classes[0] != classes[1]:
             text = (
                 f"{who}: its class has changed since the receipt; bits may differ from what it returned then"
             )
             findings.append(Finding("class", False, text, classes=classes))
-        elif trace["outputs"] == trace["receipt_outputs"]:
+        else:
             recorded = int(trace["receipt_root"], 16) != 0
             text = "root and outputs are" if recorded else "outputs are"
             findings.append(
@@ -215,7 +224,7 @@ def _of_comparisons(facts: dict[str, Any], program: _Program) -> list[Finding]:
         if one["node"] is not None:
             findings.append(program.finding("part", one["fault"], sentence, one["node"], one["classes"]))
         else:
-            kind = "begin" if one["fault"] else "agree"
+            kind = "length" if one["fault"] else "agree"
             findings.append(Finding(kind, one["fault"], sentence, classes=tuple(one["classes"])))
     return findings
 
@@ -228,49 +237,67 @@ def _compare_locally(
     results: Sequence[np.ndarray] | None,
 ) -> list[Finding]:
     """Run the task here and compare with the job's own provider. Raises NoVerdict where blobs are gone, RunFailed."""
-    inputs = [one for one in facts["inputs"] if one is not None]
-    if program.data is None or len(inputs) != len(facts["inputs"]):
+    blobs = [one for one in facts["inputs"] if one is not None]
+    if program.data is None or program.checked is None or len(blobs) != len(facts["inputs"]):
         raise NoVerdict("the agent's store has let go of the task's program or inputs: submit the job again")
     from coppermesh.exec.local_run import rerun_traced  # worker processes are for who runs something here
 
-    here = rerun_traced(program.data, [fetch(link, one) for one in inputs], timeout)
+    inputs = [fetch(link, one) for one in blobs]
+    here = rerun_traced(program.data, inputs, timeout)
     trace = facts["traces"][0]
+    theirs = TraceDigests.from_bytes(fetch(link, trace["chain"]))
+    nodes = _compare_nodes(trace, here, theirs, program)
+    return [nodes, *_compare_outputs(trace, here, program.checked, inputs, results)]
+
+
+def _compare_nodes(
+    trace: dict[str, Any], here: "TracedRun", theirs: TraceDigests, program: _Program
+) -> Finding:
+    """Where the provider's run and the one on this machine part."""
     who, classes = trace["provider"][-8:], (trace["determinism"], here.determinism)
-    same_class = trace["determinism"] == here.determinism
-    theirs = TraceDigests.from_bytes(bytes.fromhex(trace["start"]), fetch(link, trace["chain"]))
     try:
         node = first_difference(here.digests, theirs)
-    except ValueError:
-        text = f"{who}: its chain does not begin with this program and these inputs: it ran something else"
-        return [Finding("begin", True, text, classes=classes)]
+    except ValueError as error:
+        return Finding("length", True, f"{who}: it signed a wrong number of nodes: {error}", classes=classes)
     if node is None:
-        found = [Finding("agree", False, f"{who} and this machine: every node agrees", classes=classes)]
-    else:
-        excuse = "" if same_class else ", in different classes: bits may differ"
-        text = f"{who} and this machine part at node {node}{excuse}"
-        found = [program.finding("part", same_class, text, node, classes)]
-    return [*found, *_compare_outputs(trace, here, who, program.data, results)]
+        return Finding("agree", False, f"{who} and this machine: every node agrees", classes=classes)
+    same = same_class(*classes)
+    words = excuse(same=same, node=node, steady_nodes=trace["steady_nodes"])
+    return program.finding(
+        "part", not words, f"{who} and this machine part at node {node}{words}", node, classes
+    )
 
 
 def _compare_outputs(
-    trace: dict[str, Any], here: "TracedRun", who: str, program: bytes, results: Sequence[np.ndarray] | None
+    trace: dict[str, Any],
+    here: "TracedRun",
+    checked: CheckedProgram,
+    inputs: Sequence[bytes],
+    results: Sequence[np.ndarray] | None,
 ) -> list[Finding]:
     """What the receipt says was returned, against what this machine computes."""
-    classes = (trace["receipt_determinism"], here.determinism)
+    who, classes = trace["provider"][-8:], (trace["receipt_determinism"], here.determinism)
     outputs = roots_digest([digest_of(data) for data in here.outputs]).hex()
     if outputs == trace["receipt_outputs"]:
         return []
-    if classes[0] == classes[1]:
+    if same_class(*classes) and trace["steady_nodes"] == len(checked.nodes):
         text = f"{who}: the outputs of its receipt are not what this machine computes, in the same class"
         return [Finding("outputs", True, text, classes=classes)]
     if results is None:
-        return []
-    mine = tuple(
-        np.frombuffer(data, array.dtype).reshape(array.shape)
-        for data, array in zip(here.outputs, results, strict=True)
-    )
-    verdict = compare(tuple(results), mine, program)
-    return [Finding("tolerance", False, f"{who}: across classes its outputs: {verdict}", classes=classes)]
+        text = (
+            f"{who}: the outputs of its receipt are not bit for bit what this machine computes, which is no fault by "
+            "itself; only the program that has the results can hold them against each other (job.challenge(local=True))"
+        )
+        return [Finding("tolerance", False, text, classes=classes)]
+    mine = tuple(map(_as_array, here.outputs, checked.output_specs))
+    given = list(map(_as_array, inputs, checked.input_specs))
+    verdict = compare(tuple(results), mine, checked, given)
+    text = f"{who}: its results against those of this machine, as far as rounding may differ: {verdict}"
+    return [Finding("tolerance", not verdict.agree, text, classes=classes)]
+
+
+def _as_array(data: bytes, spec: ArraySpec) -> np.ndarray:
+    return np.frombuffer(data, spec.numpy_dtype).reshape(spec.shape)
 
 
 def fetch(link: Callable[[float], LocalLink], facts: dict[str, Any]) -> bytes:

@@ -17,26 +17,21 @@ vary from run to run can still be held against its receipt.
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import trio
 
-from coppermesh.agent.ledger import StoredLease
+from coppermesh.agent.challenge_rerun import Case, ChallengedDevice, Recorder
 from coppermesh.agent.ledger_store import LedgerStore
-from coppermesh.agent.traces import CHALLENGE_FOR_US, build_trace
+from coppermesh.agent.traces import CHALLENGE_FOR_US
 from coppermesh.exec.errors import ExecError
-from coppermesh.exec.runs import InputBuffer, RunOutcome, WorkerLimits
-from coppermesh.exec.supervisor import Supervisor
-from coppermesh.exec.trace_digests import TraceDigests
-from coppermesh.p2p.blob_store import BlobMissing, BlobStore, Scope, StoreFull
-from coppermesh.p2p.blobs import digest_of
-from coppermesh.p2p.envelope import Opened, open_verified, sign_record
+from coppermesh.exec.runs import RunOutcome
+from coppermesh.p2p.blob_store import BlobMissing, BlobStore, StoreFull
+from coppermesh.p2p.envelope import Opened
 from coppermesh.p2p.errors import MeshError, Refused, RemoteProtocolError
 from coppermesh.p2p.ids import Digest, MeshId, PeerId, short_peer
 from coppermesh.p2p.messages import INLINE_BYTES, ChallengeReply, ChallengeRequest
-from coppermesh.p2p.records import Order, Receipt, SignedRecord, Task, Trace
+from coppermesh.p2p.records import Receipt, SignedRecord, Trace
 from coppermesh.p2p.signing import PeerKey
 
 ANSWER_SECONDS = 20.0
@@ -44,10 +39,6 @@ ANSWER_SECONDS = 20.0
 MAX_RUNS = 4
 """Runs for one requester within `WINDOW_US`."""
 WINDOW_US = 600_000_000
-RUN_FACTOR = 4
-"""A run that records may take so many times what the first one took, and `RUN_SPARE_US`: hashing costs time too."""
-RUN_SPARE_US = 10_000_000
-MAX_RUN_US = 600_000_000
 RETRY_US = 5_000_000
 """When to come back where a slot is what is missing."""
 SOON_US = 500_000
@@ -57,33 +48,8 @@ BLOBS_US = 120_000_000
 MAX_ENDED = 256
 """Answers that are remembered; the oldest are run again when asked for."""
 MAX_PEERS = 1024
-SMALL_INPUT_BYTES = 16 * 1024
 
 _log = logging.getLogger(__name__)
-
-
-class ChallengedDevice(Protocol):
-    """What is needed of a device on offer."""
-
-    @property
-    def supervisor(self) -> Supervisor:
-        """What runs its workers."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Case:
-    """A receipt that may be challenged, and what it takes to run its task again."""
-
-    peer: PeerId
-    receipt: Opened[Receipt]
-    task: Task
-    lease: StoredLease
-
-    @property
-    def roots(self) -> dict[bytes, None]:
-        """Every blob of the task, once."""
-        return dict.fromkeys([self.task.program, *self.task.inputs])
 
 
 _Answer = Opened[Trace] | Refused
@@ -94,11 +60,14 @@ _Answer = Opened[Trace] | Refused
 class _Run:
     """A run under way."""
 
-    case: _Case
+    case: Case
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     ended: trio.Event = field(default_factory=trio.Event)
     outcome: _Answer | None = None
-    """None after its end: it made way for a lease."""
+    """None after its end: it was given up, `reason` says why."""
+    reason: str = "the provider is stopping"
+    made_way: bool = False
+    """It was given up for work that is paid."""
 
 
 @dataclass(slots=True)
@@ -124,11 +93,11 @@ class ChallengeServer:
         now_us: Callable[[], int],
     ) -> None:
         """`free`: how many slots of a device have no task and are promised to nobody; 0 while paused."""
-        self._key = key
         self._mesh = mesh
         self._ledger = ledger
         self._store = store
         self._devices = devices
+        self._recorder = Recorder(key, mesh, store, devices, now_us)
         self._free = free
         self._now_us = now_us
         self._nursery: trio.Nursery | None = None
@@ -152,14 +121,12 @@ class ChallengeServer:
         """A task was taken: give up runs on devices without a free slot."""
         for run in self._running.values():
             if not self._free(run.case.receipt.record.device):
+                run.made_way, run.reason = True, "work that is paid came first"
                 run.scope.cancel()
 
     def peer_lost(self, peer: PeerId) -> None:
-        """Nobody waits any more."""
+        """Its blobs are not waited for any more. A run goes on: it is counted, and its answer is there for later."""
         self._expected.pop(peer, None)
-        for run in self._running.values():
-            if run.case.peer == peer:
-                run.scope.cancel()
 
     def tidy(self) -> None:
         """Let go of what has expired. Call now and then."""
@@ -177,7 +144,7 @@ class ChallengeServer:
             return
         peer = PeerId(receipt.record.requester)
         try:
-            trace = await self._sign(
+            trace = await self._recorder.sign(
                 receipt, outcome.digests, list(outputs), receipt.record.determinism, first_run=True
             )
         except (MeshError, OSError) as error:
@@ -208,7 +175,7 @@ class ChallengeServer:
         with trio.move_on_after(ANSWER_SECONDS):
             await run.ended.wait()
             reply = await self._recorded(peer, receipt_id)
-            return reply or _busy("work that is paid came first", RETRY_US)
+            return reply or _busy(run.reason, RETRY_US)
         return _reply("running")
 
     async def _recorded(self, peer: PeerId, receipt_id: Digest) -> ChallengeReply | None:
@@ -233,7 +200,7 @@ class ChallengeServer:
             return None
         return _reply("recorded", trace=answer.signed, chain=chain)
 
-    async def _case(self, peer: PeerId, receipt_id: Digest) -> _Case:
+    async def _case(self, peer: PeerId, receipt_id: Digest) -> Case:
         """What is challenged. Raises Refused with why it cannot be."""
         stored = await self._ledger.receipt(receipt_id)
         if stored is None or stored.opened.record.requester != peer:
@@ -250,15 +217,15 @@ class ChallengeServer:
             raise Refused("too-old", f"receipts can be challenged for {hours} hours after their run")
         if receipt.device not in self._devices:
             raise Refused("no-device", f"{receipt.device} is not on offer here any more")
-        return _Case(peer, stored.opened, task.record, lease)
+        return Case(peer, stored.opened, task.record, lease)
 
-    async def _busy(self, case: _Case) -> ChallengeReply | None:
+    async def _busy(self, case: Case) -> ChallengeReply | None:
         """Why not now."""
         if await self._ledger.countersignature_of(case.receipt.id) is None:
             return _busy("the receipt is not countersigned yet: answer it first", SOON_US)
         return self._why_not(case)
 
-    def _why_not(self, case: _Case) -> ChallengeReply | None:
+    def _why_not(self, case: Case) -> ChallengeReply | None:
         """Why a run cannot begin at this moment."""
         now_us = self._now_us()
         if self._running:
@@ -271,7 +238,7 @@ class ChallengeServer:
             return _busy(sentence, times[-MAX_RUNS] + WINDOW_US - now_us)
         return None
 
-    async def _missing(self, case: _Case, request: ChallengeRequest) -> list[bytes]:
+    async def _missing(self, case: Case, request: ChallengeRequest) -> list[bytes]:
         """Keep what came along; the roots that are still missing, which are waited for from now on.
 
         Raises Refused: `blobs-gone` where the requester has not said that it has them, `memory`, `store-full`.
@@ -297,7 +264,7 @@ class ChallengeServer:
             self._expected[case.peer] = _Expected(sizes, self._now_us() + BLOBS_US)
         return missing
 
-    def _begin(self, case: _Case) -> _Run:
+    def _begin(self, case: Case) -> _Run:
         assert self._nursery is not None
         now_us = self._now_us()
         times = [at_us for at_us in self._started.pop(case.peer, []) if at_us > now_us - WINDOW_US]
@@ -315,7 +282,9 @@ class ChallengeServer:
         receipt_id = run.case.receipt.id
         try:
             with run.scope:
-                run.outcome = await self._record(run.case)
+                run.outcome = await self._recorder.record(run.case)
+        except BlobMissing:
+            run.reason = "a blob of the task was evicted before it could be read"
         except Refused as refusal:
             run.outcome = refusal
         except (MeshError, ExecError, OSError) as error:
@@ -329,7 +298,7 @@ class ChallengeServer:
                 self._store.unpin(Digest(root))
             if run.outcome is not None:
                 self._remember(run.case.peer, receipt_id, run.outcome)
-            else:
+            elif run.made_way:
                 self._give_back(run.case.peer)
             run.ended.set()
 
@@ -344,62 +313,6 @@ class ChallengeServer:
         self._ended[receipt_id] = (peer, answer)
         while len(self._ended) > MAX_ENDED:
             self._ended.popitem(last=False)
-
-    async def _record(self, case: _Case) -> Opened[Trace]:
-        """Run the task again and sign what it left. Raises Refused, MeshError, ExecError, OSError."""
-        outcome = await self._execute(case)
-        try:
-            if outcome.status != "ok" or outcome.digests is None:
-                sentence = f"the task failed when it was run again: {outcome.code}: {outcome.sentence}"
-                raise Refused("rerun-failed", sentence[:400])
-            outputs: list[bytes] = [
-                await trio.to_thread.run_sync(digest_of, output.view) for output in outcome.outputs
-            ]
-        finally:
-            outcome.close()
-        return await self._sign(case.receipt, outcome.digests, outputs, outcome.determinism, first_run=False)
-
-    async def _execute(self, case: _Case) -> RunOutcome:
-        lease, receipt = case.lease.opened.record, case.receipt.record
-        kernels = "cuda-source" in open_verified(Order, case.lease.order).record.features
-        limits = WorkerLimits.under_lease(lease.device_kind, lease.memory_bytes, lease.wall_limit_us / 1e6)
-        took_us = max(0, receipt.ended_us - receipt.started_us)
-        wall_us = min(lease.wall_limit_us, RUN_FACTOR * took_us + RUN_SPARE_US, MAX_RUN_US)
-        scope = (self._mesh, case.peer)
-        program = await self._store.read(scope, Digest(case.task.program))
-        async with AsyncExitStack() as stack:
-            inputs = [await self._input(stack, scope, Digest(root)) for root in case.task.inputs]
-            supervisor = self._devices[receipt.device].supervisor
-            worker = await stack.enter_async_context(supervisor.worker(limits, kernels=kernels))
-            return await worker.run(program, inputs, wall_us / 1e6, digests=True)
-
-    async def _input(self, stack: AsyncExitStack, scope: Scope, root: Digest) -> InputBuffer:
-        if self._store.size_of(scope, root) <= SMALL_INPUT_BYTES:
-            data = await self._store.read(scope, root)
-            return InputBuffer(len(data), data=data)
-        opened = stack.enter_context(await self._store.open(scope, root))
-        return InputBuffer(opened.size, fd=opened.fd)
-
-    async def _sign(
-        self,
-        receipt: Opened[Receipt],
-        digests: TraceDigests,
-        outputs: list[bytes],
-        determinism: str,
-        *,
-        first_run: bool,
-    ) -> Opened[Trace]:
-        """Put the chain where the requester can get it, and sign. Raises StoreFull, OSError."""
-
-        def build() -> Trace:
-            return build_trace(
-                receipt, digests, outputs, determinism, first_run=first_run, now_us=self._now_us()
-            )
-
-        trace = await trio.to_thread.run_sync(build)
-        scope = (self._mesh, PeerId(receipt.record.requester))
-        await self._store.put(scope, Digest(trace.chain), digests.to_bytes())
-        return open_verified(Trace, sign_record(self._key, trace))
 
 
 def _unknown() -> Refused:

@@ -24,7 +24,7 @@ from coppermesh.exec.errors import ExecError
 from coppermesh.exec.supervisor import InputBuffer, RunOutcome, Supervisor, Worker, WorkerLimits
 from coppermesh.exec.trace_digests import TraceDigests
 from coppermesh.p2p.blob_store import BlobMissing, BlobStore, Scope, StoreFull
-from coppermesh.p2p.blobs import LEAF_BYTES, digest_of
+from coppermesh.p2p.blobs import LEAF_BYTES, digest_of, roots_digest
 from coppermesh.p2p.encoding import decode
 from coppermesh.p2p.envelope import Opened, open_record, sign_record
 from coppermesh.p2p.errors import MeshError, Refused, RemoteProtocolError
@@ -264,7 +264,7 @@ class LeaseServer:
         # From here on the work is done and gets its receipt, whatever is cancelled meanwhile.
         with trio.CancelScope(shield=True), trio.move_on_after(ISSUE_SECONDS) as issuing:
             try:
-                facts, outputs = await self._keep_outputs(outcome)
+                facts, outputs = await self._keep_outputs(accepted.task.record, outcome)
                 await self._issue(accepted, facts, outputs, outcome)
             except MeshError as error:
                 # Without a durable receipt nothing may be claimed, and the lane cannot go on.
@@ -298,7 +298,9 @@ class LeaseServer:
         opened = stack.enter_context(await self._store.open(self._scope, root))
         return InputBuffer(opened.size, fd=opened.fd)
 
-    async def _keep_outputs(self, outcome: RunOutcome) -> tuple[RunFacts, list[tuple[bytes, int]]]:
+    async def _keep_outputs(
+        self, task: Task, outcome: RunOutcome
+    ) -> tuple[RunFacts, list[tuple[bytes, int]]]:
         """Hash and store the outputs, so that they can be fetched, again after a restart too."""
         outputs: list[tuple[bytes, int]] = []
         status, code = outcome.status, outcome.code
@@ -326,7 +328,7 @@ class LeaseServer:
             energy_mj=outcome.energy_mj,
             device_uuid=self._device.uuid,
             determinism=outcome.determinism,
-            trace=await _root_of(outcome.digests) if status == "ok" else ZERO_HASH,
+            trace=await _root_of(outcome.digests, task) if status == "ok" else ZERO_HASH,
         )
         return facts, outputs
 
@@ -347,13 +349,14 @@ class LeaseServer:
             await self._keep_digests(opened, outcome, [root for root, _ in outputs])
 
 
-async def _root_of(digests: TraceDigests | None) -> bytes:
+async def _root_of(digests: TraceDigests | None, task: Task) -> bytes:
     """What the receipt's `trace` holds; a long chain is computed in a thread."""
     if digests is None:
         return ZERO_HASH
+    names = (task.program, roots_digest(task.inputs))
     if len(digests.nodes) <= NODES_IN_LOOP:
-        return digests.root()
-    return await trio.to_thread.run_sync(digests.root)
+        return digests.root(*names)
+    return await trio.to_thread.run_sync(digests.root, *names)
 
 
 def _own_failure(code: str, sentence: str, started_us: int) -> RunOutcome:

@@ -241,10 +241,14 @@ class LedgerReader:
         return answer.signed if answer is not None else None
 
     @_at_one_moment
-    def receipts(self, *, job: bytes | None = None, limit: int = 100) -> list[ReceiptRow]:
-        """Receipts, newest first, of one job or of all."""
+    def receipts(
+        self, *, job: bytes | None = None, index: int | None = None, limit: int = 100
+    ) -> list[ReceiptRow]:
+        """Receipts, newest first, of one job, of one of its tasks, or of all."""
         if job is None:
             return self._receipt_rows(_RECEIPTS, limit)
+        if index is not None:
+            return self._receipt_rows(_RECEIPTS_OF_TASK, job, index, limit)
         return self._receipt_rows(_RECEIPTS_OF_JOB, job, limit)
 
     @_at_one_moment
@@ -305,6 +309,19 @@ class LedgerReader:
         return [StoryLine(*row) for row in rows]
 
     @_at_one_moment
+    def find_job(self, prefix: str) -> bytes:
+        """The one job whose id begins with these hexadecimal digits. Raises NotInLedger as `story` does."""
+        low, high = prefix_range(prefix, 16)
+        rows = self._database.execute(
+            "SELECT DISTINCT job FROM story WHERE job BETWEEN ? AND ? LIMIT 2", (low, high)
+        ).fetchall()
+        if not rows:
+            raise NotInLedger(f"no job here is called {prefix}")
+        if len(rows) > 1:
+            raise NotInLedger(f"several jobs begin with {prefix!r}: give more digits")
+        return bytes(rows[0][0])
+
+    @_at_one_moment
     def jobs(self, limit: int = 100) -> list[JobRow]:
         """Jobs that were submitted or served here, newest first."""
         rows = self._database.execute(_JOBS, (limit,))
@@ -349,6 +366,7 @@ LEFT JOIN countersignature ON countersignature.receipt = receipt.id
 _NEWEST_FIRST = " ORDER BY receipt.n DESC LIMIT ?"
 _RECEIPTS = _RECEIPT_ROWS + _NEWEST_FIRST
 _RECEIPTS_OF_JOB = _RECEIPT_ROWS + "WHERE job = ?" + _NEWEST_FIRST
+_RECEIPTS_OF_TASK = _RECEIPT_ROWS + "WHERE job = ? AND task_index = ?" + _NEWEST_FIRST
 _RECEIPTS_BETWEEN = _RECEIPT_ROWS + "WHERE receipt.id BETWEEN ? AND ?" + _NEWEST_FIRST
 
 _LANE_SUMS = """

@@ -203,9 +203,11 @@ class LedgerStore:
         """The countersignature of a receipt, as it was signed."""
         return await self._read(self._reader.countersignature_of, receipt_id)
 
-    async def receipts(self, *, job: bytes | None = None, limit: int = 100) -> list[ReceiptRow]:
-        """Receipts, newest first, of one job or of all."""
-        return await self._view(self._views.receipts, job=job, limit=limit)
+    async def receipts(
+        self, *, job: bytes | None = None, index: int | None = None, limit: int = 100
+    ) -> list[ReceiptRow]:
+        """Receipts, newest first, of one job, of one of its tasks, or of all."""
+        return await self._view(self._views.receipts, job=job, index=index, limit=limit)
 
     async def find_receipt(self, prefix: str) -> ReceiptRow:
         """The one receipt whose id begins with these hexadecimal digits. Raises NotInLedger."""
@@ -222,6 +224,10 @@ class LedgerStore:
     async def story(self, job: str | bytes) -> list[StoryLine]:
         """The lines of one job, by its bytes or its first hexadecimal digits. Raises NotInLedger."""
         return await self._view(self._views.story, job)
+
+    async def find_job(self, prefix: str) -> bytes:
+        """The one job whose id begins with these hexadecimal digits. Raises NotInLedger."""
+        return await self._view(self._views.find_job, prefix)
 
     async def jobs(self, limit: int = 100) -> list[JobRow]:
         """Jobs that were submitted or served here, newest first."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from coppermesh.agent import ledger_views
+from coppermesh.agent.challenge_facts import ROUND_SECONDS
 from coppermesh.agent.clock import now_us
 from coppermesh.agent.jobs import JobState
 from coppermesh.agent.local_api import Method
@@ -222,12 +223,12 @@ class NodeViews:
         self._node.touch()
         arguments = _arguments(body)
         job, index = _text_argument(arguments, "job"), _index_argument(arguments)
-        return _json(await self._node.challenger.challenge(job, index))
+        return _json(await self._node.challenger.challenge(job, index, _wait_argument(arguments)))
 
     async def _challenge_note(self, body: bytes) -> LocalMessage:
         """What a client's own run of a challenged task came to, for the job's story."""
         arguments = _arguments(body)
-        job = (await self._node.ledger.story(_text_argument(arguments, "job")))[0].job
+        job = await self._node.ledger.find_job(_text_argument(arguments, "job"))
         self._node.challenger.note_local(job, _index_argument(arguments), _text_argument(arguments, "text"))
         return _json({})
 
@@ -258,6 +259,13 @@ def _index_argument(arguments: Mapping[str, Any]) -> int:
     if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < MAX_TASKS:
         raise Refused("bad-argument", f"task: want a number from 0 to {MAX_TASKS - 1}")
     return index
+
+
+def _wait_argument(arguments: Mapping[str, Any]) -> float:
+    seconds = arguments.get("wait_s")
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not 0 < seconds <= ROUND_SECONDS:
+        raise Refused("bad-argument", f"wait_s: want seconds, above 0 and at most {ROUND_SECONDS:.0f}")
+    return float(seconds)
 
 
 def _limit_argument(arguments: Mapping[str, Any]) -> int:

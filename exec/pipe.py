@@ -132,10 +132,8 @@ class Done(PipeMessage, frozen=True, tag="done"):
     determinism: Label
     array_bytes: Size = 0
     """Most bytes of arrays that this run held at once."""
-    chain_start: Annotated[bytes, Meta(min_length=32, max_length=32)] | None = None
-    """First link of the chain of digests; nil where none were asked for."""
-    nodes: Annotated[int, Meta(ge=0, le=MAX_NODES)] = 0
-    """How many digests of 32 bytes the last file holds."""
+    nodes: Annotated[int, Meta(ge=0, le=MAX_NODES)] | None = None
+    """How many digests of 32 bytes the last file holds; nil where none were asked for."""
 
 
 class Failed(PipeMessage, frozen=True, tag="failed"):

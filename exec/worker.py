@@ -190,8 +190,7 @@ class Worker:
             _peak_bytes(),
             self._runtime.determinism,
             result.peak_bytes,
-            None if digests is None else digests.start,
-            0 if digests is None else len(digests.nodes),
+            None if digests is None else len(digests.nodes),
         )
 
     def _failed(self, number: int, code: str, sentence: str, detail: str, fault: str = "job") -> pipe.Failed:

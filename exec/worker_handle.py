@@ -212,7 +212,7 @@ class Worker:
             return Answer("job-failed", "output-limit", sentence)
         if run.output_sizes is not None and list(message.outputs) != list(run.output_sizes):
             raise pipe.PipeError("outputs of other sizes than the program's")
-        if (message.chain_start is not None) != run.digests:
+        if (message.nodes is not None) != run.digests:
             raise pipe.PipeError("digests that nobody asked for, or none where they were asked for")
         count = len(message.outputs)
         outputs = adopt_outputs(message.outputs, descriptors[:count])
@@ -287,12 +287,12 @@ class Worker:
 
 def _take_digests(message: pipe.Done, descriptors: list[int]) -> TraceDigests | None:
     """The nodes' digests out of their file. Raises PipeError."""
-    expected = [] if message.chain_start is None else [DIGEST_BYTES * message.nodes]
+    expected = [] if message.nodes is None else [DIGEST_BYTES * message.nodes]
     files = adopt_outputs(expected, descriptors)
-    if message.chain_start is None:
+    if not files:
         return None
     with closing(files[0]) as file:
-        return TraceDigests.from_bytes(message.chain_start, bytes(file.view))
+        return TraceDigests.from_bytes(bytes(file.view))
 
 
 async def _send(process: Process, message: pipe.PipeMessage, descriptors: Sequence[int]) -> None:

@@ -291,10 +291,8 @@ class Trace(Record, frozen=True):
     determinism: Label
     """Class of the run that recorded it: within one class any difference is a fault."""
     nodes: Annotated[int, Meta(ge=0, le=100_000)]
-    start: Hash
-    """The chain's first link: the program and its inputs."""
     root: Hash
-    """The chain's last link."""
+    """The last link of the chain that the digests lead to, from the receipt's program and inputs."""
     chain: Hash
     """Root of the blob that holds the nodes' digests, 32 bytes each."""
     outputs: Hash

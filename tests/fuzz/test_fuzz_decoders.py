@@ -109,7 +109,7 @@ def challenge_target(data: bytes) -> None:
     with suppress(RemoteProtocolError):
         open_recorded(decode(ChallengeReply, data, max_bytes=MAX_FRAME_BYTES), RECEIPT)
     with suppress(RemoteProtocolError):
-        digests = check_chain(TRACE, data)
+        digests = check_chain(TRACE, RECEIPT.record, data)
         assert digests.to_bytes() == data
 
 

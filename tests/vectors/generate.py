@@ -248,7 +248,7 @@ COUNTERSIGNATURE = Countersignature(
     accepted_cumulative=2,
     issued_us=NOW_US + 50_000,
 )
-CHAIN = TraceDigests(filled(0x50), (filled(0x51), filled(0x52), filled(0x53)))
+CHAIN = TraceDigests((filled(0x51), filled(0x52), filled(0x53)))
 TRACE = Trace(
     version=1,
     mesh=MESH,
@@ -259,8 +259,7 @@ TRACE = Trace(
     program=filled(0x20),
     determinism="cpu",
     nodes=3,
-    start=CHAIN.start,
-    root=CHAIN.root(),
+    root=CHAIN.root(RECEIPT.program, RECEIPT.inputs),
     chain=digest_of(CHAIN.to_bytes()),
     outputs=filled(0x24),
     first_run=False,
@@ -719,7 +718,9 @@ def challenges() -> Iterator[Vector]:
 
     forged = SignedRecord(encode(TRACE), PROVIDER.peer, STRANGER.sign(Trace.DOMAIN, encode(TRACE)))
     as_receipt = sign_record(PROVIDER, RECEIPT)
-    none = msgspec.structs.replace(TRACE, nodes=0, root=CHAIN.start, chain=digest_of(b""))
+    empty = TraceDigests(()).root(RECEIPT.program, RECEIPT.inputs)
+    elsewhere = CHAIN.root(RECEIPT.program, filled(0x56))
+    none = msgspec.structs.replace(TRACE, nodes=0, root=empty, chain=digest_of(b""))
     swapped = nodes[32:64] + nodes[:32] + nodes[64:]
     for name, says, comment, data in [
         ("good", "", "three nodes, the chain inline", answer()),
@@ -740,7 +741,7 @@ def challenges() -> Iterator[Vector]:
         ("other-digest", "not the blob", "the last digest differs", with_chain(nodes[:-32] + filled(0x54))),
         ("swapped", "not the blob", "two digests change places", with_chain(swapped)),
         ("wrong-root", "lead to its root", "a root of another chain", answer(root=filled(0x55))),
-        ("wrong-start", "lead to its root", "another first link", answer(start=filled(0x56))),
+        ("other-inputs", "lead to its root", "a chain that begins with other inputs", answer(root=elsewhere)),
         ("wrong-chain", "not the blob", "names another blob", answer(chain=filled(0x57))),
     ]:
         headers = {"receipt": to_bytes(sign_record(PROVIDER, RECEIPT)).hex()}
