@@ -98,18 +98,14 @@ def build_kernel(kernel: Kernel, toolchain: Toolchain, directory: Path, cache: P
         source = rewrite(kernel.source)
     else:
         source, guarded = hoist_guards(kernel.source, kernel.plain_names)
-    (directory / "kernel.cu").write_text(source)
-    (directory / "module.cpp").write_text(
-        ("#define COPPERMESH_FIBERS 1\n" if fibers else "")
-        + '#include "coppermesh_cuda.h"\n'
-        + defines
-        + '#include "kernel.cu"\n'
-        + "".join(f"COPPERMESH_GUARD({name})\n" for name in guarded)
-        + "".join(f"COPPERMESH_EXPORT({number}, {name})\n" for number, name in enumerate(kernel.kernels))
-        + "".join(f"COPPERMESH_SYMBOL({number}, {name})\n" for number, name in enumerate(kernel.symbols))
-    )
     command = toolchain.arguments(standard, SHIM, "module.cpp", "module.so", fibers=fibers)
-    status, log = _run_compiler(command, toolchain.environment(str(cache)), directory)
+    environment = toolchain.environment(str(cache))
+    _write_module(directory, kernel, source, defines, guarded=guarded, fibers=fibers)
+    status, log = _run_compiler(command, environment, directory)
+    if guarded and status not in (0, _TIMED_OUT):
+        # As it was written: then the compiler's messages quote the user's lines and count their columns.
+        _write_module(directory, kernel, kernel.source, defines, guarded=(), fibers=False)
+        status, log = _run_compiler(command, environment, directory)
     if status != 0:
         raise _explain(kernel.name, status, scrub(_INCLUDED_FROM.sub("", log), directory))
     try:
@@ -121,6 +117,22 @@ def build_kernel(kernel: Kernel, toolchain: Toolchain, directory: Path, cache: P
         raise BuildFailed(
             "kernel-build-limit", f"kernel {kernel.name}: the compiler left no library"
         ) from error
+
+
+def _write_module(
+    directory: Path, kernel: Kernel, source: str, defines: str, *, guarded: tuple[str, ...], fibers: bool
+) -> None:
+    """`kernel.cu`, which holds `source`, and `module.cpp`, which includes it and exports what `kernel` names."""
+    (directory / "kernel.cu").write_text(source)
+    (directory / "module.cpp").write_text(
+        ("#define COPPERMESH_FIBERS 1\n" if fibers else "")
+        + '#include "coppermesh_cuda.h"\n'
+        + defines
+        + '#include "kernel.cu"\n'
+        + "".join(f"COPPERMESH_GUARD({name})\n" for name in guarded)
+        + "".join(f"COPPERMESH_EXPORT({number}, {name})\n" for number, name in enumerate(kernel.kernels))
+        + "".join(f"COPPERMESH_SYMBOL({number}, {name})\n" for number, name in enumerate(kernel.symbols))
+    )
 
 
 def _read_options(options: tuple[str, ...]) -> tuple[str, str]:

@@ -7,7 +7,7 @@ with limits (`compile_child`). Errors carry the line and column in the user's fi
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from coppermesh.exec.compile_child import CompilerFailed, ask_nvrtc, compile_for
 from coppermesh.exec.cuda_build import Kernel
 from coppermesh.exec.cuda_features import CPU, CUDA
 from coppermesh.exec.cuda_gate import Finding, scan
-from coppermesh.exec.errors import ProgramInvalid
+from coppermesh.exec.cuda_rewrite import rewrite, uses_fibers
+from coppermesh.exec.errors import ExecError, ProgramInvalid
 from coppermesh.exec.kernel_listing import ListedKernel, list_kernels
 from coppermesh.exec.program import MAX_SOURCE_CHARACTERS
 
@@ -196,7 +197,7 @@ def _check_cpu(
         return TargetResult("cpu", NOT_TRIED, answer["missing"])
     if answer["ok"]:
         return TargetResult("cpu", OK, answer["compiler"])
-    diagnostics = host_diagnostics(answer["detail"])
+    diagnostics = _in_own_columns(host_diagnostics(answer["detail"]), source, request.options)
     sentence = "does not compile" if answer["code"] == "kernel-compile" else answer["sentence"]
     return TargetResult("cpu", REFUSED, sentence, diagnostics)
 
@@ -219,16 +220,21 @@ def _check_cuda(
         return [TargetResult(name, NOT_TRIED, facts["missing"]) for name in asked]
     known: list[str] = facts["architectures"]
     results = []
+    failed: str | None = None
     for architecture in request.architectures or (known[0], known[-1]):
         if architecture not in known:
             sentence = f"NVRTC {facts['version']} does not know {architecture}; it knows {', '.join(known)}"
             results.append(TargetResult(architecture, NOT_TRIED, sentence))
             continue
         progress(f"compiling for {architecture}")
+        if failed is not None:
+            results.append(TargetResult(architecture, NOT_TRIED, f"NVRTC failed for {failed}"))
+            continue
         try:
             answer = compile_for_cuda(source, architecture, request.options, expressions)
         except CompilerFailed as error:
             results.append(TargetResult(architecture, REFUSED, str(error)))
+            failed = architecture  # out of time or memory there: it will be here
             continue
         diagnostics = nvrtc_diagnostics(answer.get("log", ""))
         state = OK if answer["ok"] else REFUSED
@@ -276,6 +282,21 @@ def host_diagnostics(log: str) -> tuple[Diagnostic, ...]:
             name = match["name"] or match["other"]
             found.append(Diagnostic(0, 0, "error", _message(f"nothing defines {name}")))
     return _bounded(found, log)
+
+
+def _in_own_columns(
+    diagnostics: Sequence[Diagnostic], source: str, options: Sequence[str]
+) -> tuple[Diagnostic, ...]:
+    """Without the column where the line was rewritten for the CPU build, which counts in another text."""
+    if not uses_fibers(source, options):
+        return tuple(diagnostics)
+    try:
+        rewritten = rewrite(source)
+    except ExecError:  # that is what was refused
+        return tuple(diagnostics)
+    pairs = zip(source.split("\n"), rewritten.split("\n"), strict=False)
+    changed = {number for number, (before, after) in enumerate(pairs, 1) if before != after}
+    return tuple(replace(d, column=0) if d.line in changed else d for d in diagnostics)
 
 
 def _message(text: str) -> str:

@@ -172,8 +172,9 @@ def test_a_compiler_that_fails_is_told(kernel_file, compilers, monkeypatch, caps
         raise CompilerFailed("NVRTC needed more than 60 s")
 
     monkeypatch.setattr(kernel_check, "compile_for_cuda", fails)
-    code, facts = check(capsys, kernel_file(TWICE), "--arch", "sm_90")
+    code, facts = check(capsys, kernel_file(TWICE), "--arch", "sm_90", "--arch", "sm_121")
     assert (code, facts["targets"][1]["sentence"]) == (EXIT_PARTLY, "NVRTC needed more than 60 s")
+    assert facts["targets"][2]["state"] == "not-tried", "the same would happen once more"
 
 
 def test_the_missing_parts_are_those_of_the_extra():
@@ -351,7 +352,21 @@ def test_an_error_of_the_cpu_build_has_its_line(kernel_file, capsys):
 
 
 @needs_compiler
-def test_a_bomb_ends_at_the_compilers_limits(kernel_file, capsys):
+def test_a_line_that_the_build_rewrites_has_no_column(kernel_file, capsys):
+    source = (
+        'extern "C" __global__ void k(float* x) {\n  if (x[0] > 1) return; else z = 1;\n'
+        "  __syncthreads();\n  x[1] = y;\n}\n"
+    )
+    _, facts = check(capsys, kernel_file(source))
+    places = [(found["line"], found["column"]) for found in facts["targets"][0]["diagnostics"]]
+    assert places == [(2, 0), (4, 10)]
+
+
+@needs_compiler
+def test_a_bomb_ends_at_the_compilers_limits(kernel_file, monkeypatch, capsys):
+    monkeypatch.setattr(
+        kernel_check, "ask_nvrtc", lambda: {"missing": "not tried here: it takes its full time"}
+    )
     bomb = "".join(f"#define A{n} A{n - 1} A{n - 1} A{n - 1} A{n - 1}\n" for n in range(1, 20))
     code, facts = check(capsys, kernel_file(f"#define A0 x\n{bomb}{TWICE}A19\n"))
     assert code in (EXIT_NOWHERE, EXIT_PARTLY)
