@@ -117,6 +117,9 @@ def round(x: Any, /, decimals: int = 0) -> Array:
         if decimals > 0 or value.spec.dtype == "bool":
             return Array(value)
         return astype(round(astype(Array(value), "float64"), decimals), value.spec.dtype)
+    if value.spec.dtype in dtypes.COMPLEX:  # part by part: a quotient of complex numbers rounds otherwise
+        parts = (round(real(Array(value)), decimals), round(imag(Array(value)), decimals))
+        return add(parts[0], multiply(parts[1], 1j))
     power, array = 10.0 ** (-decimals if decimals < 0 else decimals), Array(value)
     return round(array / power) * power if decimals < 0 else round(array * power) / power
 
