@@ -132,7 +132,8 @@ static void* new_stack(Block* block) {
     }
     // Neighbours begin at different offsets in a page, or their hot ends would share a few sets of the cache.
     unsigned char* top = block->arena + STACKS_AT + (stack + 1) * bytes - stack % 13 * 304;
-    void** frame = (void**)(top - 64);
+    // Seven words, so that the stack pointer is a multiple of 16 where coppermesh_start makes its call.
+    void** frame = (void**)(top - 56);
     frame[0] = frame[1] = nullptr;                   // r15, r14
     frame[2] = (void*)(size_t)stack;                 // r13
     frame[3] = block;                                // r12

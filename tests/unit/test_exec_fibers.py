@@ -608,6 +608,16 @@ def test_several_backends_in_several_threads_do_not_meet(tmp_path, tmp_path_fact
     assert faults == []
 
 
+def test_every_threads_stack_is_aligned(run):
+    source = kernel("""
+        float4 v = make_float4(t, t, t, t); void* volatile p = &v;
+        __syncthreads();
+        out[g] = (int)((size_t)p & 15) + (v.x != t);""")
+    out = np.ones(1024, i4)
+    run(source, (1,), (1024,), out)
+    assert not out.any()
+
+
 # --- what the source becomes
 
 
