@@ -89,8 +89,9 @@ FEATURES: tuple[Feature, ...] = (
         "cuda-half", "half precision", CUDA_ONLY,
         "run the job on a CUDA device, or compute in float",
         words=_words("__half __half2 __half_raw __half2_raw __float2half __half2float __float2half_rn"),
-        pattern=r"__h(?:add|sub|mul|div|neg|abs|fma|eq|ne|lt|le|gt|ge|max|min)2?(?:_\w+)?|__(?:low|high)2half\w*"
-        r"|__half22\w+|__halves2half2|h(?:sqrt|rsqrt|exp|log|sin|cos|rcp|floor|ceil|trunc|rint)",
+        # `__hadd` alone is the average of two integers.
+        pattern=r"__hadd(?:2|_)\w*|__h(?:sub|mul|div|neg|abs|fma|eq|ne|lt|le|gt|ge|max|min)2?(?:_\w+)?"
+        r"|__(?:low|high)2half\w*|__half22\w+|__halves2half2|h(?:sqrt|rsqrt|exp|log|sin|cos|rcp|floor|ceil|trunc|rint)",
         headers=r"cuda_fp16\.h",
     ),
     Feature(
