@@ -238,8 +238,13 @@ def _compare_locally(
 ) -> list[Finding]:
     """Run the task here and compare with the job's own provider. Raises NoVerdict where blobs are gone, RunFailed."""
     blobs = [one for one in facts["inputs"] if one is not None]
-    if program.data is None or program.checked is None or len(blobs) != len(facts["inputs"]):
-        raise NoVerdict("the agent's store has let go of the task's program or inputs: submit the job again")
+    gone = ["program"] if program.data is None else []
+    gone += ["inputs"] if len(blobs) != len(facts["inputs"]) else []
+    if program.data is None or program.checked is None or gone:
+        raise NoVerdict(
+            f"the task's {' and '.join(gone)} are gone from this home's store, so it cannot be run here: challenge "
+            "without --local (local=True), or submit the job again and challenge that one"
+        )
     from coppermesh.exec.local_run import rerun_traced  # worker processes are for who runs something here
 
     inputs = [fetch(link, one) for one in blobs]
