@@ -56,10 +56,16 @@ _FIBER_LIBRARIES = {"gcc": ("-lm", "-lc", "-lgcc"), "clang": ("-lm", "-lc"), "zi
 _NO_START_FILES = ("-nostartfiles", "-Wl,--hash-style=both")
 """Nothing runs when a library is loaded, and its symbols can be counted: `library_check` wants both. Zig links its
 start files all the same."""
+_UNSET_MAY_BE_PASSED = ("-Xclang", "-no-enable-noundef-analysis")
+"""Clang takes code that passes a variable without a value for unreachable. CUDA kernels do it, and rightly: `int first;
+if (rank == 0) first = atomicAdd(...); first = group.shfl(first, 0);`."""
 _FAMILY_FLAGS = {
     "gcc": ("-march=native", "-pipe", "-fmax-errors=20", *_NO_START_FILES, "-Wl,-z,defs"),
-    "clang": ("-march=native", "-ferror-limit=20", *_NO_START_FILES, "-Wl,-z,defs"),
-    "zig": ("-mcpu=native", "-nostdlib++", "-fno-sanitize=all", "-ferror-limit=20", "-s", "-Wl,-z,defs"),
+    "clang": ("-march=native", "-ferror-limit=20", *_UNSET_MAY_BE_PASSED, *_NO_START_FILES, "-Wl,-z,defs"),
+    "zig": (
+        *("-mcpu=native", "-nostdlib++", "-fno-sanitize=all", "-ferror-limit=20", *_UNSET_MAY_BE_PASSED),
+        *("-s", "-Wl,-z,defs"),
+    ),
 }
 
 
