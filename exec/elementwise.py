@@ -22,8 +22,10 @@ from coppermesh.exec.shapes import Shape, broadcast
 THREADS_PER_BLOCK = 128
 GENERATED_NAME = "_generated_kernel"
 """What the kernel is called in the source: a user's name for it may be a function of CUDA's, such as `norm`."""
-MAX_BLOCKS = 1 << 16
-"""Beyond this the loop strides: a grid may be larger, but nothing is gained."""
+MAX_BLOCKS = 64
+"""More elements than this many blocks have threads go to each thread as one piece, so that its loop vectorises."""
+MIN_SHARE = 16
+"""Fewest elements of a thread, where there are so many."""
 
 _C_TYPES = {
     "bool": "bool",
@@ -253,8 +255,10 @@ def generate_source(kernel: KernelSource, loop: ResolvedLoop, scalars: Sequence[
             '#line 1 "loop_prep"',
             f"{texts.loop_prep};",
             '#line 1 "generated"',
-            "const long long _step = (long long)gridDim.x * blockDim.x;",
-            "for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += _step) {",
+            "const long long _share = (n - 1) / ((long long)gridDim.x * blockDim.x) + 1;",
+            "const long long _begin = ((long long)blockIdx.x * blockDim.x + threadIdx.x) * _share;",
+            "const long long _end = _begin + _share < n ? _begin + _share : n;",
+            "for (long long i = _begin; i < _end; i++) {",
             "_ind.at = i;",
             *bindings,
             '#line 1 "operation"',

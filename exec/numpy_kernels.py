@@ -153,7 +153,8 @@ class NumpyKernels:
         arguments += [np.array(loop.shape or (1,), np.int64), np.int64(count)]
         source = elementwise.generate_source(kernel, loop, scalars)
         launch = self._backend.load(source, kernel.name, kernel.options, elementwise.GENERATED_NAME)
-        blocks = min(elementwise.MAX_BLOCKS, -(-count // elementwise.THREADS_PER_BLOCK))
+        threads = -(-count // elementwise.MIN_SHARE)
+        blocks = min(elementwise.MAX_BLOCKS, -(-threads // elementwise.THREADS_PER_BLOCK))
         launch((blocks, 1, 1), (elementwise.THREADS_PER_BLOCK, 1, 1), 0, arguments)
         return results
 
