@@ -6,6 +6,9 @@
 // about half a unit.
 #pragma once
 
+// Too long to be worth copying into every caller.
+#define COPPERMESH_FUNCTION static inline __attribute__((unused))
+
 namespace coppermesh {
 constexpr double pi = 3.14159265358979323846;
 constexpr double sqrt_pi = 1.77245385090551602730;
@@ -13,7 +16,7 @@ constexpr double sqrt_half = 0.70710678118654752440;
 
 // --- norms. Scaled by a power of two, which is exact, so that squares neither overflow nor vanish.
 
-COPPERMESH_INLINE double norm_of(int count, const double* values) {
+COPPERMESH_FUNCTION double norm_of(int count, const double* values) {
     double largest = 0.0;
     for (int i = 0; i < count; i++) {
         if (isinf(values[i])) return __builtin_inf();
@@ -31,7 +34,7 @@ COPPERMESH_INLINE double norm_of(int count, const double* values) {
 
 // --- trigonometry of pi x: reduced exactly to a quarter turn, where pi x is small
 
-COPPERMESH_INLINE void turn(double x, double* s, double* c) {
+COPPERMESH_FUNCTION void turn(double x, double* s, double* c) {
     const double half_turns = fabs(x) < 9007199254740992.0 ? x : 0.0;  // beyond, every number is an even integer
     const double quarter = rint(2.0 * half_turns);
     const double angle = pi * fma(quarter, -0.5, half_turns);
@@ -47,7 +50,7 @@ COPPERMESH_INLINE void turn(double x, double* s, double* c) {
 
 // --- scaled complementary error function, exp(x^2) erfc(x)
 
-COPPERMESH_INLINE double scaled_erfc(double x) {
+COPPERMESH_FUNCTION double scaled_erfc(double x) {
     if (x >= 9.0) {
         if (x > 1e8) return 1.0 / (x * sqrt_pi);
         // Asymptotic series 7.1.23, summed while its terms shrink below rounding.
@@ -67,8 +70,8 @@ COPPERMESH_INLINE double scaled_erfc(double x) {
 
 // --- inverse error functions: a rough guess, then Halley's or Newton's steps
 
-// For |x| <= 0.5 in the caller's hands the complement never comes up; otherwise `complement` is 1 - |x|, exact.
-COPPERMESH_INLINE double inverse_erf(double x) {
+// Beyond 3/4 by way of erfc, whose argument 1 - |x| is exact there.
+COPPERMESH_FUNCTION double inverse_erf(double x) {
     const double size = fabs(x);
     if (!(size < 1.0)) return size == 1.0 ? copysign(__builtin_inf(), x) : __builtin_nan("");
     if (size < 1e-8) return x * (0.5 * sqrt_pi);
@@ -83,24 +86,24 @@ COPPERMESH_INLINE double inverse_erf(double x) {
     return copysign(y, x);
 }
 
-COPPERMESH_INLINE double inverse_erfc(double x) {
+COPPERMESH_FUNCTION double inverse_erfc(double x) {
     if (!(x > 0.0 && x < 2.0)) {
         return x == 0.0 ? __builtin_inf() : x == 2.0 ? -__builtin_inf() : __builtin_nan("");
     }
-    if (x >= 0.25) return x > 1.75 ? -inverse_erfc(2.0 - x) : inverse_erf(1.0 - x);
-    // In logarithms, since erfc itself vanishes: y^2 - log(erfcx(y)) = -log(x).
-    const double wanted = -log(x);
+    if (x >= 0.25 && x <= 1.75) return inverse_erf(1.0 - x);
+    // In logarithms, since erfc itself vanishes: y^2 - log(erfcx(y)) = -log(x), for the tail that x is in.
+    const double wanted = -log(x < 1.0 ? x : 2.0 - x);
     double y = sqrt(fmax(wanted - 0.5 * log(pi * fmax(wanted, 0.5)), 0.5));
     for (int step = 0; step < 5; step++) {
         const double scaled = scaled_erfc(y);
         y -= (fma(y, y, -wanted) - log(scaled)) * (0.5 * sqrt_pi) * scaled;
     }
-    return y;
+    return x < 1.0 ? y : -y;
 }
 
 // --- normal distribution function, erfc(-x / sqrt(2)) / 2
 
-COPPERMESH_INLINE double normal(double x) {
+COPPERMESH_FUNCTION double normal(double x) {
     const double low = -4.83364665672645672553e-17;  // of sqrt(1/2) beyond `sqrt_half`
     const double t = -x * sqrt_half;
     if (!(t > 1.0)) return 0.5 * erfc(t);
@@ -112,7 +115,7 @@ COPPERMESH_INLINE double normal(double x) {
 
 // --- modified Bessel functions of the first kind: power series (9.6.10) or asymptotic series (9.7.1)
 
-COPPERMESH_INLINE double bessel_i(int order, double x) {
+COPPERMESH_FUNCTION double bessel_i(int order, double x) {
     const double size = fabs(x);
     double result;
     if (size < 30.0) {

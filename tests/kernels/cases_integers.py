@@ -128,9 +128,7 @@ def record_big(cm, xp, rng):
 
 
 def big_integers(inputs):
-    a, b = (
-        [int.from_bytes(row.tobytes(), "little") for row in inputs[name]] for name in ("a", "b")
-    )
+    a, b = ([int.from_bytes(row.tobytes(), "little") for row in inputs[name]] for name in ("a", "b"))
 
     def cut(values):
         return np.frombuffer(b"".join((v % 2**256).to_bytes(32, "little") for v in values), u4)

@@ -62,9 +62,7 @@ def warp_sync(inputs):
 def record_last_block(cm, xp, rng):
     inputs = {"values": rng.integers(-1000, 1000, 20_000).astype(i4)}
     parts, result = xp.zeros(24, dtype=i4), xp.zeros(1, dtype=i4)
-    kernel(cm, "last_block", "sum")(
-        (24,), (128,), (xp.asarray(inputs["values"]), parts, result, i4(20_000))
-    )
+    kernel(cm, "last_block", "sum")((24,), (128,), (xp.asarray(inputs["values"]), parts, result, i4(20_000)))
     return inputs, [result]
 
 
@@ -235,7 +233,9 @@ def match_any(inputs):
 def record_barrier_votes(cm, xp, rng):
     inputs = {"values": np.concatenate([rng.integers(1, 80, 120), rng.integers(-50, 100, 200)]).astype(i4)}
     results = xp.zeros((8, 3), dtype=i4)
-    kernel(cm, "barrier_votes", "barrier_votes")((8,), (40,), (xp.asarray(inputs["values"]), results, i4(310)))
+    kernel(cm, "barrier_votes", "barrier_votes")(
+        (8,), (40,), (xp.asarray(inputs["values"]), results, i4(310))
+    )
     return inputs, [results]
 
 
@@ -320,7 +320,13 @@ CASES = [
         reduce_shared,
         (1e-5, 0.0, "float sums in another order"),
     ),
-    ("reduce_shuffle", ("shfl_down", "sub-warp width", "atomicMax"), record_reduce_shuffle, reduce_shuffle, EXACT),
+    (
+        "reduce_shuffle",
+        ("shfl_down", "sub-warp width", "atomicMax"),
+        record_reduce_shuffle,
+        reduce_shuffle,
+        EXACT,
+    ),
     ("reduce_warp_sync", ("__reduce_*_sync", "__CUDA_ARCH__"), record_warp_sync, warp_sync, EXACT),
     (
         "last_block",
@@ -334,12 +340,24 @@ CASES = [
     ("atomic_max_double", ("atomicCAS loop", "double"), record_max_double, max_double, EXACT),
     ("device_counter", ("__device__ variable", "atomicAdd"), record_counter, counter, EXACT),
     ("histogram", ("shared atomics",), record_histogram, histogram, EXACT),
-    ("scan_hillis_steele", ("dynamic shared memory", "odd block"), record_hillis_steele, hillis_steele, EXACT),
+    (
+        "scan_hillis_steele",
+        ("dynamic shared memory", "odd block"),
+        record_hillis_steele,
+        hillis_steele,
+        EXACT,
+    ),
     ("scan_blelloch", ("sweeps", "three launches"), record_blelloch, blelloch, EXACT),
     ("scan_warp", ("shfl_up", "double"), record_scan_warp, scan_warp, (1e-13, 0.0, "sums in another order")),
     ("warp_votes", ("ballot", "any", "all", "popc"), record_votes, votes, EXACT),
     ("match_any", ("match_any", "ffs"), record_match_any, match_any, EXACT),
-    ("barrier_votes", ("__syncthreads_count/and/or", "partial warp"), record_barrier_votes, barrier_votes, EXACT),
+    (
+        "barrier_votes",
+        ("__syncthreads_count/and/or", "partial warp"),
+        record_barrier_votes,
+        barrier_votes,
+        EXACT,
+    ),
     ("cooperative_tiles", ("cooperative groups", "tiled_partition"), record_tiles, tiles, EXACT),
     ("compact_ballot", ("compaction", "__syncthreads_count", "ballot"), record_compact, compact, EXACT),
     ("half_warps", ("partial masks",), record_half_warps, half_warps, EXACT),

@@ -16,7 +16,9 @@ def record_nbody(cm, xp, rng):
     inputs = {"bodies": rng.standard_normal((150, 4)).astype(f4)}
     inputs["bodies"][:, 3] = rng.random(150, f4)
     result = xp.zeros((150, 3), dtype=f4)
-    kernel(cm, "nbody", "accelerations")((3,), (64,), (xp.asarray(inputs["bodies"]), result, i4(150), f4(0.01)))
+    kernel(cm, "nbody", "accelerations")(
+        (3,), (64,), (xp.asarray(inputs["bodies"]), result, i4(150), f4(0.01))
+    )
     return inputs, [result]
 
 
@@ -104,7 +106,9 @@ def record_fft(cm, xp, rng):
 def record_softmax(cm, xp, rng):
     inputs = {"logits": (rng.standard_normal((9, 300)) * 5).astype(f4)}
     out = xp.zeros((9, 300), dtype=f4)
-    kernel(cm, "softmax", "softmax")((9,), (128,), (xp.asarray(inputs["logits"]), out, i4(300)), shared_mem=512)
+    kernel(cm, "softmax", "softmax")(
+        (9,), (128,), (xp.asarray(inputs["logits"]), out, i4(300)), shared_mem=512
+    )
     return inputs, [out]
 
 
@@ -184,7 +188,9 @@ def options(inputs):
 def record_kahan(cm, xp, rng):
     inputs = {"rows": rng.standard_normal((30, 200)) * 10.0 ** rng.integers(-8, 9, (30, 200))}
     sums, lengths = xp.zeros(30), xp.zeros(30)
-    kernel(cm, "kahan_double", "norms")((1,), (32,), (xp.asarray(inputs["rows"]), sums, lengths, i4(200), i4(30)))
+    kernel(cm, "kahan_double", "norms")(
+        (1,), (32,), (xp.asarray(inputs["rows"]), sums, lengths, i4(200), i4(30))
+    )
     return inputs, [sums, lengths]
 
 
@@ -280,7 +286,13 @@ CASES = [
     ),
     ("softmax", ("dynamic shared memory", "functors"), record_softmax, softmax, (2e-5, 1e-9, "__expf")),
     ("layer_norm", ("Welford by shuffles",), record_layer_norm, layer_norm, (1e-4, 1e-5, "cancellation")),
-    ("attention", ("online softmax", "dynamic shared memory"), record_attention, attention, (2e-5, 2e-6, "float")),
+    (
+        "attention",
+        ("online softmax", "dynamic shared memory"),
+        record_attention,
+        attention,
+        (2e-5, 2e-6, "float"),
+    ),
     (
         "kmeans_assign",
         ("shared atomics", "fixed point"),
@@ -288,7 +300,13 @@ CASES = [
         kmeans,
         EXACT,
     ),
-    ("black_scholes", ("normcdff", "structures by value"), record_options, options, (1e-4, 1e-4, "cancellation")),
+    (
+        "black_scholes",
+        ("normcdff", "structures by value"),
+        record_options,
+        options,
+        (1e-4, 1e-4, "cancellation"),
+    ),
     ("kahan_double", ("double", "compensated sums"), record_kahan, kahan, (1e-14, 1e-9, "compensated")),
     ("monte_carlo", ("class with operator()", "64-bit atomics"), record_monte_carlo, monte_carlo, EXACT),
     ("mathematics", ("double functions",), record_mathematics, mathematics, (2e-14, 1e-15, "a few ulps")),

@@ -155,7 +155,9 @@ def edit(inputs):
 
 
 def record_text(cm, xp, rng):
-    words = [bytes(rng.choice(list(b"abcxyzQR.,")) for _ in range(length)) for length in rng.integers(1, 9, 120)]
+    words = [
+        bytes(rng.choice(list(b"abcxyzQR.,")) for _ in range(length)) for length in rng.integers(1, 9, 120)
+    ]
     text = b" \n\t"[:1].join(words) + b"\n\t tail  "
     text += b" " * (-len(text) % 4)
     inputs = {"text": np.frombuffer(text, u1)}
@@ -185,8 +187,20 @@ def crc(inputs):
 
 
 CASES = [
-    ("bitonic_sort", ("shared sort", "template bool", "dynamic shared memory"), record_bitonic, bitonic, EXACT),
-    ("radix_sort", ("ballot rank", "512 threads"), record_radix, lambda inputs: [np.sort(inputs["keys"], 1)], EXACT),
+    (
+        "bitonic_sort",
+        ("shared sort", "template bool", "dynamic shared memory"),
+        record_bitonic,
+        bitonic,
+        EXACT,
+    ),
+    (
+        "radix_sort",
+        ("ballot rank", "512 threads"),
+        record_radix,
+        lambda inputs: [np.sort(inputs["keys"], 1)],
+        EXACT,
+    ),
     ("two_shared_arrays", ("two arrays in dynamic shared memory",), record_rank, rank, EXACT),
     ("early_return", ("return before a barrier",), record_early_return, early_return, EXACT),
     ("bfs_step", ("atomicCAS", "many launches"), record_bfs, bfs, EXACT),

@@ -19,7 +19,14 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).parent
-PARTS = ("cases_arrays", "cases_reductions", "cases_sorting", "cases_science", "cases_language", "cases_integers")
+PARTS = (
+    "cases_arrays",
+    "cases_reductions",
+    "cases_sorting",
+    "cases_science",
+    "cases_language",
+    "cases_integers",
+)
 
 NumpyArray = np.ndarray[Any, Any]
 Inputs = Mapping[str, NumpyArray]
