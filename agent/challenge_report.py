@@ -6,6 +6,7 @@ known, and whether somebody signed what cannot be.
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -44,7 +45,8 @@ class Finding:
 
     kind: str
     """`agree`, `part` (two runs differ from a node on), `contradiction` (a trace and its own receipt), `outputs`,
-    `length` (chains that cannot be of one program), `tolerance` (outputs across classes), `class`, `refusal`."""
+    `length` (chains that cannot be of one program), `tolerance` (outputs across classes), `class`, `refusal`,
+    `alone`."""
     fault: bool
     """Somebody signed what cannot be: the two runs name one determinism class, or no class excuses it."""
     sentence: str
@@ -97,7 +99,7 @@ class ChallengeReport:
         for trace in self.traces:
             when = "with the first run" if trace["first_run"] else "by running it again"
             lines.append(
-                f"{trace['provider'][-8:]}  {trace['nodes']} nodes, root {trace['root'][:12]}, recorded {when}, "
+                f"{_provider(trace['provider'])}: {trace['nodes']} nodes, root {trace['root'][:12]}, recorded {when}, "
                 f"class {trace['determinism']}"
             )
         for finding in self.findings:
@@ -131,9 +133,11 @@ def challenge(
     program = _Program(link, facts, sources)
     findings = [*_of_traces(facts), *_of_comparisons(facts, program)]
     for refusal in facts["refusals"]:
-        who = refusal["provider"][-8:]
-        text = f"{who} ran the same task and does not answer: {refusal['sentence']}"
+        text = f"{_provider(refusal['provider'])} ran the same task, but: {refusal['sentence']}"
         findings.append(Finding("refusal", False, text))
+    if not local and not facts["comparisons"]:
+        text = "no other run was compared: --local (local=True) runs the task on this machine, too"
+        findings.append(Finding("alone", False, text))
     if local:
         found = _compare_locally(link, facts, program, timeout, results)
         findings += found
@@ -141,6 +145,10 @@ def challenge(
         with link(CALL_SECONDS) as agent:
             agent.call_json("challenge-note", json.dumps({"job": facts["job"], "task": task, "text": text}))
     return ChallengeReport(facts["job"], task, tuple(facts["traces"]), tuple(findings))
+
+
+def _provider(peer: str) -> str:
+    return f"provider {peer[-8:]}"
 
 
 def _wait(link: Callable[[float], LocalLink], job: str, task: int, timeout: float) -> dict[str, Any]:
@@ -162,9 +170,9 @@ def _wait(link: Callable[[float], LocalLink], job: str, task: int, timeout: floa
 def _without_the_others(facts: dict[str, Any], timeout: float, pause: float) -> dict[str, Any]:
     """The facts, where only others than the task's own provider let us wait. Raises NoVerdict where it did itself."""
     reason = facts["sentence"] or "it is running the task again"
-    sentence = f"not within {timeout:g} s: {reason}; ask again in {pause:.0f} s"
+    sentence = f"no answer within {timeout:g} s: {reason}; ask again in {math.ceil(pause)} s"
     if "traces" not in facts:
-        raise NoVerdict(f"provider {facts['provider'][-8:]} has not answered: {sentence}")
+        raise NoVerdict(f"{_provider(facts['provider'])}: {sentence}")
     late = {"provider": facts["provider"], "sentence": sentence}
     return {**facts, "refusals": [*facts["refusals"], late]}
 
@@ -196,7 +204,7 @@ def _of_traces(facts: dict[str, Any]) -> list[Finding]:
     """How each trace fits its own receipt."""
     findings = []
     for trace in facts["traces"]:
-        who = trace["provider"][-8:]
+        who = _provider(trace["provider"])
         classes = (trace["receipt_determinism"], trace["determinism"])
         if trace["contradiction"] and (trace["proven"] or classes[0] == classes[1]):
             text = f"{who}: {trace['contradiction']}"
@@ -208,7 +216,7 @@ def _of_traces(facts: dict[str, Any]) -> list[Finding]:
             findings.append(Finding("class", False, text, classes=classes))
         else:
             recorded = int(trace["receipt_root"], 16) != 0
-            text = "root and outputs are" if recorded else "outputs are"
+            text = "outputs and the root of the digests are" if recorded else "outputs are"
             findings.append(
                 Finding("agree", False, f"{who}: the {text} those of its receipt", classes=classes)
             )
@@ -219,7 +227,7 @@ def _of_comparisons(facts: dict[str, Any], program: _Program) -> list[Finding]:
     """Where providers part."""
     findings = []
     for one in facts["comparisons"]:
-        who = " and ".join(name[-8:] for name in one["providers"])
+        who = " and ".join(map(_provider, one["providers"]))
         sentence = f"{who}: {one['sentence']}"
         if one["node"] is not None:
             findings.append(program.finding("part", one["fault"], sentence, one["node"], one["classes"]))
@@ -259,7 +267,7 @@ def _compare_nodes(
     trace: dict[str, Any], here: "TracedRun", theirs: TraceDigests, program: _Program
 ) -> Finding:
     """Where the provider's run and the one on this machine part."""
-    who, classes = trace["provider"][-8:], (trace["determinism"], here.determinism)
+    who, classes = _provider(trace["provider"]), (trace["determinism"], here.determinism)
     try:
         node = first_difference(here.digests, theirs)
     except ValueError as error:
@@ -281,7 +289,7 @@ def _compare_outputs(
     results: Sequence[np.ndarray] | None,
 ) -> list[Finding]:
     """What the receipt says was returned, against what this machine computes."""
-    who, classes = trace["provider"][-8:], (trace["receipt_determinism"], here.determinism)
+    who, classes = _provider(trace["provider"]), (trace["receipt_determinism"], here.determinism)
     outputs = roots_digest([digest_of(data) for data in here.outputs]).hex()
     if outputs == trace["receipt_outputs"]:
         return []

@@ -258,7 +258,10 @@ class ChallengeServer:
         gone = [root.hex()[:12] for root in missing if root not in declared]
         if gone:
             names = ", ".join(gone[:4]) + (", ..." if len(gone) > 4 else "")
-            raise Refused("blobs-gone", f"{len(gone)} blobs of the task are gone on both sides: {names}")
+            sentence = (
+                f"{len(gone)} blobs of the task are gone on both sides ({names}): nobody can run it again"
+            )
+            raise Refused("blobs-gone", f"{sentence}; a job with trace=True is recorded while it runs")
         if missing and (case.peer in self._expected or len(self._expected) < MAX_PEERS):
             sizes = {root: declared[root] for root in missing}
             self._expected[case.peer] = _Expected(sizes, self._now_us() + BLOBS_US)

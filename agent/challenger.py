@@ -34,14 +34,14 @@ from coppermesh.agent.challenge_facts import (
 from coppermesh.agent.ledger import EvidenceFound
 from coppermesh.agent.ledger_store import LedgerStore, NotInLedger, ReceiptRow
 from coppermesh.agent.story import StoryLine
-from coppermesh.agent.traces import open_recorded
+from coppermesh.agent.traces import CHALLENGE_FOR_US, open_recorded
 from coppermesh.exec.errors import ProgramInvalid
 from coppermesh.exec.program import decode_program
 from coppermesh.exec.schema import CheckedProgram, check_program
 from coppermesh.exec.trace_digests import TraceDigests, first_unsteady
 from coppermesh.p2p.blob_store import BlobMissing, BlobStore, Scope
 from coppermesh.p2p.control import ControlHub
-from coppermesh.p2p.errors import MeshError, RemoteProtocolError
+from coppermesh.p2p.errors import MeshError, Refused, RemoteProtocolError, Unreachable
 from coppermesh.p2p.ids import Digest, MeshId, PeerId, format_peer, short_peer
 from coppermesh.p2p.records import Task, Trace
 from coppermesh.p2p.transport import Transport
@@ -119,7 +119,7 @@ class Challenger:
             own = answers[0]
             if isinstance(own, MeshError):
                 self._tell(job, index, rows[0].peer, "challenge", f"no digests: {own}")
-                raise own
+                raise _explain(rows[0].peer, own) from own
             if isinstance(own, Postponed):
                 return own.facts()
             facts = await self._conclude(case, rows, answers)
@@ -288,6 +288,20 @@ class Challenger:
 
 def _ran(row: ReceiptRow) -> bool:
     return row.role == "requester" and row.receipt.status == "ok"
+
+
+def _explain(peer: PeerId, error: MeshError) -> MeshError:
+    """The same kind of error, for the person who challenged."""
+    who = f"provider {short_peer(peer)}"
+    if isinstance(error, Refused):
+        return Refused(error.code, f"{who} refuses: {error.sentence}"[:400])
+    if isinstance(error, Unreachable):
+        hours = CHALLENGE_FOR_US // 3_600_000_000
+        text = "ask again when it is back; receipts can be challenged for"
+        return Unreachable(f"{who} cannot be reached ({error}): {text} {hours} h after their run")
+    if isinstance(error, RemoteProtocolError):
+        return RemoteProtocolError(f"{who} gave an answer that does not hold: {error}")
+    return error
 
 
 def _check_nodes(trace: Trace, program: CheckedProgram | None) -> None:

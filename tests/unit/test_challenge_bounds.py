@@ -91,7 +91,7 @@ async def test_a_time_limit_is_kept_while_the_provider_is_silent(tmp_path):
     async with open_pair(tmp_path) as pair:
         pair.machine.hold = trio.Event()
         began = time.monotonic()
-        with pytest.raises(NoVerdict, match="not within 1 s: it is running the task again"):
+        with pytest.raises(NoVerdict, match="no answer within 1 s: it is running the task again"):
             await pair.challenge(seconds=1.0)
         assert time.monotonic() - began < challenge_server.ANSWER_SECONDS / 2
 
@@ -121,8 +121,8 @@ async def test_another_provider_of_the_same_work_holds_nothing_up(tmp_path):
                 machine.hold = trio.Event()
         report = await ask(requester, job, seconds=2.0)
         assert not report.fault
-        assert [finding.kind for finding in report.findings] == ["agree", "refusal"]
-        assert "ran the same task and does not answer: not within 2 s" in str(report)
+        assert [finding.kind for finding in report.findings] == ["agree", "refusal", "alone"]
+        assert "ran the same task, but: no answer within 2 s" in str(report)
 
 
 async def test_challenges_of_other_jobs_do_not_wait(tmp_path):
