@@ -69,7 +69,8 @@ class NumpyRuntime:
 @cache
 def _vector_instructions() -> str:
     """A short name for the instruction sets that NumPy found: its loops, and those of BLAS, differ by them."""
-    found = np.show_config(mode="dicts")["SIMD Extensions"]["found"]  # type: ignore[index]  # a dictionary, by mode
+    configuration: Any = np.show_config(mode="dicts")
+    found = configuration["SIMD Extensions"]["found"]
     return blake3(" ".join(sorted(found)).encode()).hexdigest(4)
 
 
