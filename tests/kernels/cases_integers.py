@@ -160,10 +160,8 @@ def bits(inputs):
     counts, results, longs = [], [], []
     for x, y in zip(inputs["a"].tolist(), inputs["b"].tolist(), strict=True):
         both = x << 32 | y
-        counts.append(
-            [x.bit_count(), 32 - x.bit_length(), first(x), both.bit_count(), 64 - (both >> 7).bit_length()]
-            + [first(both << 9 & 2**64 - 1)]
-        )
+        counts.append([x.bit_count(), 32 - x.bit_length(), first(x)])
+        counts[-1] += [both.bit_count(), 64 - (both >> 7).bit_length(), first(both << 9 & 2**64 - 1)]
         average, product24 = signed(x) + signed(y) >> 1, signed(x & 0xFFFFFF, 24) * signed(y & 0xFFFFFF, 24)
         turned = (y << 32 | x) << 11 >> 32
         row = [int(f"{x:032b}"[::-1], 2), turned, y, (x & 0xFFFFFF) * (y & 0xFFFFFF), x * y >> 32]

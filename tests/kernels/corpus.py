@@ -64,7 +64,8 @@ class Case:
 
     def _compare(self, what: str, got: NumpyArray, wanted: NumpyArray) -> None:
         if got.dtype.kind in "iub" or self.rtol == self.atol == self.fraction == 0:
-            outside = (got != wanted) & ~((got != got) & (wanted != wanted))
+            both_nan = np.isnan(got) & np.isnan(wanted) if got.dtype.kind in "fc" else False
+            outside = (got != wanted) & ~np.asarray(both_nan)
         else:
             outside = ~np.isclose(got, wanted, rtol=self.rtol, atol=self.atol, equal_nan=True)
         if np.count_nonzero(outside) <= self.fraction * got.size:

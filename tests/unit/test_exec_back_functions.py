@@ -135,7 +135,8 @@ UNARY = [
     ("rcbrt", lambda x: x ** (-1 / 3), POSITIVE, 6, 0), ("rint", round, WIDE, 0, 0),
     ("round", lambda x: math.copysign(math.floor(abs(x) + 0.5), x), WIDE, 0, 0),
     ("rsqrt", lambda x: 1 / math.sqrt(x), POSITIVE, 1, 0), ("sin", math.sin, WIDE, 2, 0),
-    ("sinh", math.sinh, WIDE, 3, 0), ("sinpi", exact_turn(math.sin, 0), WIDE, 3, 0), ("sqrt", math.sqrt, POSITIVE, 0, 0),
+    ("sinh", math.sinh, WIDE, 3, 0), ("sinpi", exact_turn(math.sin, 0), WIDE, 3, 0),
+    ("sqrt", math.sqrt, POSITIVE, 0, 0),
     ("tan", math.tan, WIDE, 3, 0), ("tanh", math.tanh, WIDE, 3, 0),
     ("tgamma", math.gamma, POSITIVE, 12, 0), ("trunc", math.trunc, WIDE, 0, 0),
 ]  # fmt: skip
@@ -201,8 +202,7 @@ def test_functions_of_two_numbers(run):
             parameters=f"const {typename}* x, const {typename}* y, {typename}* out")  # fmt: skip
         for (name, oracle), got in zip(BINARY.items(), out, strict=True):
             if name == "nextafter":
-                oracle = np.nextafter
-                expected = [oracle(kind(v), kind(w)) for v, w in zip(a, b, strict=True)]
+                expected = [np.nextafter(kind(v), kind(w)) for v, w in zip(a, b, strict=True)]
             else:
                 expected = [oracle(float(v), float(w)) for v, w in zip(a, b, strict=True)]
             np.testing.assert_allclose(got, expected, rtol=rtol, atol=1e-7 if kind is f4 else 0, err_msg=name)
@@ -223,7 +223,8 @@ def test_functions_with_several_results_and_special_values(run):
     out[n++] = normf(3, w); out[n++] = rnorm3d(2, 3, 6); out[n++] = rnorm4df(1, 2, 4, 10); out[n++] = rnorm(2, v + 2);
     out[n++] = norm3d(nan, inf, 1); out[n++] = norm3d(0, 0, 0);
     out[n++] = erfinv(1.0) == inf; out[n++] = isnan(erfinv(1.5)); out[n++] = erfcinv(2.0) == -inf;
-    out[n++] = normcdfinv(0.0) == -inf; out[n++] = normcdfinv(0.5); out[n++] = normcdf(-40.0); out[n++] = normcdf(9.0f);
+    out[n++] = normcdfinv(0.0) == -inf; out[n++] = normcdfinv(0.5); out[n++] = normcdf(-40.0);
+    out[n++] = normcdf(9.0f);
     out[n++] = isnan(sinpi(inf)); out[n++] = signbit(sinpif(-3.0f)); out[n++] = cospi(1e300);
     out[n++] = erfcx(-30.0) == inf; out[n++] = isnan(cyl_bessel_i0(nan)); out[n++] = rsqrtf(0.0f) == inff;
     out[n++] = fminf(nanf_, 3.0f); out[n++] = fmax(4.0, nan); out[n++] = max(2.0f, nanf_);
@@ -435,18 +436,23 @@ def test_words_as_parts_shifts_and_products(run):
     int n = 0; bool first, low, high;
     out[n++] = __fns(0xF0u, 0, 2); out[n++] = __fns(0xF0u, 7, -1); out[n++] = __fns(0xF0u, 5, 0);
     out[n++] = __fns(1u, 1, 1) == 0xffffffffu;
-    out[n++] = __funnelshift_lc(1u, 2u, 32); out[n++] = __funnelshift_rc(1u, 2u, 33); out[n++] = __funnelshift_l(1u, 2u, 33);
+    out[n++] = __funnelshift_lc(1u, 2u, 32); out[n++] = __funnelshift_rc(1u, 2u, 33);
+    out[n++] = __funnelshift_l(1u, 2u, 33);
     out[n++] = __hadd(-3, 2); out[n++] = __rhadd(-3, 2); out[n++] = __urhadd(4294967295u, 4294967294u);
     out[n++] = __uhadd(4294967295u, 1u); out[n++] = __sad(-5, 7, 100u); out[n++] = __mul64hi(-1LL, 5);
     out[n++] = __dp4a(0x01FF7F80, 0x7F8001FF, -10); out[n++] = __dp4a(0xFFFFFFFFu, 0xFFFFFFFFu, 1u);
     out[n++] = __dp4a(make_char4(1, -2, 3, -4), make_char4(5, 6, 7, 8), 0);
     out[n++] = __dp2a_lo(0x00020003, 0x04050607, 1); out[n++] = __dp2a_hi(0x0002FFFF, 0x04050607, 1);
-    out[n++] = __vimax3_s32(-5, 3, 1); out[n++] = __vimin_s32_relu(-5, 3); out[n++] = __viaddmax_u32(4294967295u, 2u, 9u);
-    out[n++] = __vibmax_s32(3, 3, &first) + 10 * first; out[n++] = __vibmin_u16x2(0x00010005u, 0x00020004u, &high, &low);
+    out[n++] = __vimax3_s32(-5, 3, 1); out[n++] = __vimin_s32_relu(-5, 3);
+    out[n++] = __viaddmax_u32(4294967295u, 2u, 9u);
+    out[n++] = __vibmax_s32(3, 3, &first) + 10 * first;
+    out[n++] = __vibmin_u16x2(0x00010005u, 0x00020004u, &high, &low);
     out[n++] = high + 10 * low; out[n++] = __vimax3_s16x2_relu(0x8000FFFFu, 0x80000001u, 0x80000000u);
-    out[n++] = __vsetltu2(0x00010002u, 0x00020002u); out[n++] = __vnegss4(0x80017F00u); out[n++] = __vhaddu4(0xFF010203u, 0x01010101u);
+    out[n++] = __vsetltu2(0x00010002u, 0x00020002u); out[n++] = __vnegss4(0x80017F00u);
+    out[n++] = __vhaddu4(0xFF010203u, 0x01010101u);
     out[n++] = __vsads2(0x7FFF8000u, 0x80007FFFu); out[n++] = __vavgs2(0xFFFF0001u, 0xFFFE0002u);
-    out[n++] = __double2hiint(-2.0); out[n++] = __double2loint(0.1); out[n++] = __hiloint2double(0x40080000, 0) == 3.0;
+    out[n++] = __double2hiint(-2.0); out[n++] = __double2loint(0.1);
+    out[n++] = __hiloint2double(0x40080000, 0) == 3.0;
     out[n++] = __nv_bswap32(0x01020304u); out[n++] = printf("%d %d", 1, 2); out[n++] = __float_as_uint(-0.0f) >> 31;
     """
     run(body, out, parameters="long long* out")
