@@ -2,23 +2,37 @@
 
 It is apart from the worker so that a worker never has to start a program, and so that a compiler's memory does not
 count against a job's. Its limits bound processor time, memory and file sizes; the agent bounds the wall time.
+
+It writes one directory, which nobody else sees (`sandbox.private_scratch`), and reads what the agent put beside it for
+all builders: the headers, and of zig the parts that it builds of itself. Both are found from the working directory,
+since by their own names they may lie behind a directory that only root can enter.
 """
 
 import os
+import shutil
 import socket
 from pathlib import Path
 
 from coppermesh.exec import pipe, sockets
 from coppermesh.exec.blackbox import BlackBox
 from coppermesh.exec.cuda_build import BUILD_SECONDS, Kernel, build_kernel
-from coppermesh.exec.cuda_gate import SHIM
 from coppermesh.exec.cuda_toolchain import Toolchain
 from coppermesh.exec.errors import ExecError, plain_sentence
-from coppermesh.exec.sandbox import layers, limits
+from coppermesh.exec.sandbox import layers, limits, private_scratch
 from coppermesh.exec.sandbox.apply import enter_worker
 from coppermesh.exec.sandbox.compilers import compiler_files
+from coppermesh.exec.scratch import HEADERS, SHARED, ZIG
 
 BUILD_MEMORY_BYTES = 2 * 1024 * 1024 * 1024
+
+_BESIDE = Path("..") / SHARED
+"""What all builders read, from where a builder stands."""
+_private: list[bool] = [False]
+
+
+def look_around(scratch: int) -> None:
+    """For the zygote: find out whether builders can have scratch directories of their own in memory."""
+    _private[0] = private_scratch.possible(scratch)
 
 
 def main(sock: socket.socket, box: BlackBox, order: pipe.Fork, start: pipe.Start) -> None:
@@ -33,17 +47,17 @@ def main(sock: socket.socket, box: BlackBox, order: pipe.Fork, start: pipe.Start
     kernel = Kernel(
         source, request.name, request.options, request.functions, request.expressions, request.symbols
     )
-    answer, library = _build(kernel, start)
+    answer, library = _build(kernel, order, start)
     sockets.send(sock, pipe.encode(answer), [] if library is None else [library])
 
 
-def _build(kernel: Kernel, start: pipe.Start) -> tuple[pipe.Built, int | None]:
+def _build(kernel: Kernel, order: pipe.Fork, start: pipe.Start) -> tuple[pipe.Built, int | None]:
     # By its own name the directory may lie behind one that only root can enter.
     here = Path.cwd() if os.access(Path.cwd(), os.W_OK) else Path()
-    # Only zig keeps parts of itself from build to build; what others call temporary is this build's alone.
-    cache = Path(start.cache) if start.family == "zig" else here
+    cache = _BESIDE if order.prepares else here
     try:
-        library = build_kernel(kernel, Toolchain(start.compiler, start.family), here, cache)
+        toolchain = Toolchain(start.compiler, start.family)
+        library = build_kernel(kernel, toolchain, here, cache, _BESIDE / HEADERS)
     except ExecError as error:
         return pipe.Built(error.code, error.sentence, pipe.plain_detail(error.detail)), None
     except OSError as error:
@@ -54,6 +68,10 @@ def _build(kernel: Kernel, start: pipe.Start) -> tuple[pipe.Built, int | None]:
 
 def confine(order: pipe.Fork, start: pipe.Start) -> None:
     """Confine this process and the compiler that it starts: which programs, which files, how much."""
+    if _private[0] and not order.prepares:
+        private_scratch.enter(order.scratch_bytes)
+    if start.family == "zig" and not order.prepares and (_BESIDE / ZIG).is_dir():
+        shutil.copytree(_BESIDE / ZIG, ZIG)
     compiler_limits = limits.compiler_limits(
         data_bytes=BUILD_MEMORY_BYTES,
         file_bytes=order.scratch_bytes,
@@ -61,10 +79,12 @@ def confine(order: pipe.Fork, start: pipe.Start) -> None:
         cpu_seconds=int(2 * BUILD_SECONDS),
     )
     files = compiler_files(start.compiler, start.family)
-    scratch = (".", start.cache) if start.family == "zig" else (".",)
     enter_worker(
         layers.compiler(
-            compiler_limits, programs=files.programs, reads=(*files.reads, str(SHIM)), scratch=scratch
+            compiler_limits,
+            programs=files.programs,
+            reads=(*files.reads, str(_BESIDE)),
+            scratch=(".", str(_BESIDE)) if order.prepares else (".",),
         )
     )
 

@@ -31,6 +31,7 @@ MAX_LOG_BYTES = 256 * 1024
 MAX_LIBRARY_BYTES = 64 * 1024 * 1024
 
 _TIMED_OUT = -signal.SIGXCPU
+_NO_SPACE = "No space left on device"
 _DEFINE = re.compile(r"-D(?P<name>[A-Za-z_]\w*)(?:=(?P<value>[A-Za-z0-9_.+-]*))?")
 _STANDARD = re.compile(r"--?std=c\+\+(?P<year>11|14|17|20)")
 _IGNORED = re.compile(r"--?use_fast_math|--?fmad=(?:true|false)")
@@ -73,10 +74,12 @@ class Kernel:
         return self.plain_names + self.expressions
 
 
-def build_kernel(kernel: Kernel, toolchain: Toolchain, directory: Path, cache: Path) -> int:
+def build_kernel(
+    kernel: Kernel, toolchain: Toolchain, directory: Path, cache: Path, headers: Path = SHIM
+) -> int:
     """Compile in `directory` and return the library as a sealed memory file.
 
-    `cache` is where a compiler may keep parts of itself. Raises SourceRefused, KernelCompileError, or BuildFailed
+    `cache` is where a compiler may keep parts of itself; `headers` holds what `SHIM` does. Raises SourceRefused, KernelCompileError, or BuildFailed
     (`kernel-build-limit`, `compiler-missing`). Blocks for up to `BUILD_SECONDS`.
     """
     check_cpu_source(kernel.source, kernel.options)
@@ -98,7 +101,7 @@ def build_kernel(kernel: Kernel, toolchain: Toolchain, directory: Path, cache: P
         source = rewrite(kernel.source)
     else:
         source, guarded = hoist_guards(kernel.source, kernel.plain_names)
-    command = toolchain.arguments(standard, SHIM, "module.cpp", "module.so", fibers=fibers)
+    command = toolchain.arguments(standard, headers, "module.cpp", "module.so", fibers=fibers)
     environment = toolchain.environment(str(cache))
     _write_module(directory, kernel, source, defines, guarded=guarded, fibers=fibers)
     status, log = _run_compiler(command, environment, directory)
@@ -180,6 +183,8 @@ def _explain(name: str, status: int, log: str) -> ExecError:
         return KernelCompileError(name, log)
     if status == _TIMED_OUT:
         reason = f"the compiler needed more than {BUILD_SECONDS:.0f} s"
+    elif _NO_SPACE in log:
+        reason = "the compiler wrote more than its scratch directory may hold"
     else:
         reason = "the compiler needed more memory, or larger files, than it may use"
     return BuildFailed("kernel-build-limit", f"kernel {name}: {reason}; make the source smaller", detail=log)
@@ -188,7 +193,7 @@ def _explain(name: str, status: int, log: str) -> ExecError:
 def _out_of_resources(log: str) -> bool:
     return any(
         sign in log
-        for sign in ("out of memory", "Killed signal", "File size limit", "virtual memory exhausted")
+        for sign in ("out of memory", "Killed signal", "File size limit", "virtual memory exhausted", _NO_SPACE)
     )
 
 

@@ -82,6 +82,8 @@ class Fork(PipeMessage, frozen=True, tag="fork"):
     kernels: bool
     blob_bytes: Size = 1 << 60
     operations: Size = 10**17
+    prepares: bool = False
+    """For a builder: it compiles nobody's source, and may write what all builders' compilers read."""
 
 
 class Ready(PipeMessage, frozen=True, tag="ready"):

@@ -18,7 +18,7 @@ import trio
 
 from coppermesh.exec import pipe
 from coppermesh.exec.blackbox import BlackBox, make_black_box
-from coppermesh.exec.budget import WORKER_CORES
+from coppermesh.exec.budget import WORKER_CORES, format_bytes
 from coppermesh.exec.channel import Channel, channel_pair
 from coppermesh.exec.cuda_build import BUILD_SECONDS
 from coppermesh.exec.cuda_toolchain import SYSTEM_PATH, find_toolchain
@@ -34,7 +34,16 @@ from coppermesh.exec.sandbox.namespaces import (
     find_bubblewrap,
     view_of_python,
 )
-from coppermesh.exec.scratch import give_to_sandbox, make_directory, remove_tree
+from coppermesh.exec.sandbox.private_scratch import MAX_FILES
+from coppermesh.exec.scratch import (
+    SHARED,
+    drop_zigs_sources,
+    give_to_sandbox,
+    make_directory,
+    prepare_shared,
+    remove_tree,
+    size_of,
+)
 from coppermesh.exec.sockets import close_all
 from coppermesh.exec.worker_handle import Process, Worker
 
@@ -53,8 +62,8 @@ BUILD_GRACE_SECONDS = 5.0
 """Over the builder's own deadline, before it is killed from outside."""
 CUDA_PLACES = ("LD_LIBRARY_PATH", "CUDA_PATH", "CUDA_HOME")
 """Of the agent's own environment, what workers on a GPU get as well."""
-CACHE = "compiler"
-"""Sub-directory that compilers may keep between builds; everything else in scratch is somebody's and temporary."""
+LOOK_SECONDS = 0.1
+"""How often a builder's directory is measured, where it lies on the disk. In memory it has a size."""
 
 
 class Supervisor:
@@ -120,22 +129,23 @@ class Supervisor:
             await self._remove(process.directory)
 
     async def build(
-        self, limits: WorkerLimits, request: pipe.Build, source: list[int]
+        self, limits: WorkerLimits, request: pipe.Build, source: list[int], *, prepares: bool = False
     ) -> tuple[pipe.Built, list[int]]:
-        """Have a builder compile a kernel: its answer, and the library's descriptor where there is one."""
+        """Have a builder compile a kernel: its answer, and the library's descriptor where there is one.
+
+        `prepares`: the source is our own, and what the compiler keeps of itself is for all builders.
+        """
         box = self._make_box()
         try:
-            child, channel, directory = await self._fork("builder", limits, kernels=True, box=box)
+            child, channel, directory = await self._fork(
+                "builder", limits, kernels=True, box=box, prepares=prepares
+            )
         except WorkerUnavailable as error:
             return pipe.Built("worker-unavailable", error.sentence, ""), []
         finally:
             os.close(box)
         try:
-            with trio.move_on_after(BUILD_SECONDS + BUILD_GRACE_SECONDS):
-                return await _ask_builder(channel, request, source)
-            return pipe.Built(
-                "kernel-build-limit", f"kernel {request.name}: the compiler does not end", ""
-            ), []
+            return await _ask_in_bounds(child, channel, directory, limits, request, source)
         finally:
             with trio.CancelScope(shield=True):
                 channel.close()
@@ -149,11 +159,12 @@ class Supervisor:
         """
         limits = WorkerLimits(memory_bytes=0, output_bytes=0)
         request = pipe.Build(b'extern "C" __global__ void warm() {}', "warm", ())
-        _, library = await self.build(limits, request, [])
+        _, library = await self.build(limits, request, [], prepares=True)
         close_all(library)
+        await trio.to_thread.run_sync(drop_zigs_sources, self._scratch)
 
     async def _fork(
-        self, role: str, limits: WorkerLimits, kernels: bool, box: int
+        self, role: str, limits: WorkerLimits, kernels: bool, box: int, *, prepares: bool = False
     ) -> tuple[Child, Channel, Path]:
         self._made += 1
         directory = make_directory(self._scratch, f"{role}-{self._made}")
@@ -170,6 +181,7 @@ class Supervisor:
             kernels=kernels,
             blob_bytes=limits.memory_bytes if limits.blob_bytes is None else limits.blob_bytes,
             operations=limits.operations,
+            prepares=prepares,
         )
         try:
             child = await self._keeper.fork(order, [theirs, box])
@@ -194,6 +206,44 @@ class Supervisor:
             os.rmdir(directory)
         except OSError:
             await trio.to_thread.run_sync(_remove_quietly, directory)
+
+
+async def _ask_in_bounds(
+    child: Child,
+    channel: Channel,
+    directory: Path,
+    limits: WorkerLimits,
+    request: pipe.Build,
+    source: list[int],
+) -> tuple[pipe.Built, list[int]]:
+    """Its answer, in time and without more on the disk than it may write."""
+    too_much = trio.Event()
+
+    async def watch() -> None:
+        while True:
+            await trio.sleep(LOOK_SECONDS)
+            if await trio.to_thread.run_sync(size_of, directory, limits.scratch_bytes, MAX_FILES) > (
+                limits.scratch_bytes
+            ):
+                too_much.set()
+                child.kill()
+                return
+
+    answer: tuple[pipe.Built, list[int]] | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch)
+        with trio.move_on_after(BUILD_SECONDS + BUILD_GRACE_SECONDS):
+            answer = await _ask_builder(channel, request, source)
+        nursery.cancel_scope.cancel()
+    if answer is not None and not too_much.is_set():
+        return answer
+    if answer is not None:
+        close_all(answer[1])
+    reason = "the compiler does not end"
+    if too_much.is_set():
+        size = format_bytes(limits.scratch_bytes)
+        reason = f"the compiler wrote more than the {size} or {MAX_FILES} files that its directory may hold"
+    return pipe.Built("kernel-build-limit", f"kernel {request.name}: {reason}", ""), []
 
 
 async def _ask_builder(
@@ -265,9 +315,8 @@ def _prepare_scratch(scratch: Path) -> None:
     for path in scratch.iterdir():
         if path.name.startswith(("worker-", "builder-")):
             _remove_quietly(path)
-    (scratch / CACHE).mkdir(mode=0o700, exist_ok=True)
-    for directory in (scratch, scratch / CACHE):
-        give_to_sandbox(directory)
+    prepare_shared(scratch)
+    give_to_sandbox(scratch)
 
 
 def _make_start(device: DeviceInfo, scratch: Path, compiler: str | None) -> pipe.Start:
@@ -278,7 +327,7 @@ def _make_start(device: DeviceInfo, scratch: Path, compiler: str | None) -> pipe
         compiler=toolchain.command if toolchain else (),
         family=toolchain.family if toolchain else "",
         version=toolchain.version() if toolchain else "",
-        cache=str(scratch / CACHE),
+        cache=str(scratch / SHARED),
         scratch=str(scratch),
         namespaces="own",
     )

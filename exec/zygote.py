@@ -209,6 +209,8 @@ def _seclude(start: pipe.Start) -> tuple[tuple[str, ...], int | None]:
         layers = namespaces.LAYERS
     scratch = os.open(start.scratch, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) if start.scratch else None
     apply.leave_root()
+    if start.compiler and scratch is not None:
+        importlib.import_module("coppermesh.exec.builder").look_around(scratch)  # loaded already, by `preload`
     return (*layers, *apply.available()), scratch
 
 

@@ -170,11 +170,19 @@ def _try_in_a_child() -> str:
 def _unshare() -> None:
     if os.geteuid() == 0:
         kernel_calls.unshare(_REST)
-        return
+    else:
+        become_own_user(_REST)
+
+
+def become_own_user(others: int) -> None:
+    """Unshare `others` in a new user namespace that holds this process's user alone. Raises OSError.
+
+    It has every capability over what is made in it until it drops them, and over nothing else.
+    """
     user, group = os.geteuid(), os.getegid()
     # The maps belong to root while this process is not dumpable, which changing the user made it.
     linux.prctl(_PR_SET_DUMPABLE, 1)
-    kernel_calls.unshare(NEW_USER | _REST)
+    kernel_calls.unshare(NEW_USER | others)
     Path("/proc/self/setgroups").write_text("deny")
     Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
     Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
