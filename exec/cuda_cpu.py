@@ -282,7 +282,8 @@ def _argument_fault(argument: KernelArgument, parameter: _Parameter) -> str | No
             return f"the kernel reads {8 * parameter.element_bytes}-bit floats, the array is {argument.dtype}"
         return None
     if kind == b"p":
-        return "a scalar was given for a pointer"
+        is_null = argument.dtype.kind in "iu" and argument.itemsize == parameter.bytes and int(argument) == 0
+        return None if is_null else "a scalar was given for a pointer"
     if kind in b"if" and argument.dtype.kind == "c":
         return f"the kernel takes no complex number there, {argument.dtype} was given"
     if kind == b"i" and argument.dtype.kind in "iub" and parameter.bytes < argument.itemsize:

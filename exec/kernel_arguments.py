@@ -18,6 +18,7 @@ from coppermesh.exec.errors import ProgramInvalid
 from coppermesh.exec.graph import Handle, Operand, Value, operand_spec, record_input
 from coppermesh.exec.program import Scalar, make_scalar
 
+POINTER_BYTES = 8
 _VIEWS = frozenset(("getitem", "reshape", "permute_dims", "broadcast_to", "squeeze", "expand_dims", "flip"))
 
 
@@ -48,6 +49,8 @@ def kernel_operand(position: int, item: Any) -> tuple[Operand, bool]:
     hint = ""
     if isinstance(item, np.ndarray):
         hint = "; make it lazy with xp.asarray"
+    elif item is None:
+        hint = "; a null pointer is 0"
     elif type(item).__name__ == "TextureObject":
         hint = "; textures are not possible"
     raise TypeError(f"kernel argument {position} is a {type(item).__name__}{hint}")
@@ -77,7 +80,9 @@ def _fault(parameter: Parameter, operand: Operand) -> str | None:
             )
         return None
     if parameter.pointer:
-        return f"a {given} was given for a pointer"
+        if given.kind in "iu" and given.itemsize == POINTER_BYTES and int(operand.value()) == 0:
+            return None
+        return f"a {given} was given for a pointer; pass an array, or 0 for a null pointer"
     return _number_fault(parameter.element, wanted, given, operand)
 
 

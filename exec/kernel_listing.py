@@ -94,7 +94,9 @@ def _scope(before: Sequence[Token]) -> str:
     words = [token.text for token in before]
     if words[-2:] == ["extern", '"C"']:
         return '"C"'
-    return words[-1] if len(words) > 1 and "namespace" in words and words[-1] != "namespace" else ""
+    if "namespace" not in words:
+        return ""
+    return "".join(word for word in words[words.index("namespace") + 1 :] if word != "inline")
 
 
 def _parameter_list(tokens: Sequence[Token], position: int) -> int | None:

@@ -261,6 +261,7 @@ __global__ void plain(float x[], const int2 *const p, double s) {}
 }
 __global__ void none() {}
 __global__ void declared(int* a);
+namespace outer::inner { inline namespace v2 { namespace { __global__ void nested() {} } } }
 """
     listed = [
         (k.name, k.line, k.template, k.extern_c, [(p.text, p.use) for p in k.parameters])
@@ -277,6 +278,7 @@ __global__ void declared(int* a);
         ),
         ("none", 10, False, False, []),
         ("declared", 11, False, False, [("int* a", "written")]),
+        ("outer::inner::v2::nested", 12, False, False, []),
     ]
     assert list_kernels('R"(') == []
     assert [kernel.name for kernel in list_kernels("__global__ void f(")] == ["f"]

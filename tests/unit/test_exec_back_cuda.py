@@ -291,6 +291,18 @@ def test_wrong_arguments_are_an_error_and_not_a_wild_read(backend, arguments, re
     assert caught.value.code == "kernel-arguments"
 
 
+def test_zero_is_a_null_pointer_and_no_other_number_is_one(backend):
+    source = 'extern "C" __global__ void k(float* o, const float2* p) { o[0] = p ? p->x : -1; }'
+    out = np.zeros(1, f4)
+    for null in (i8(0), np.uint64(0)):
+        out[0] = 0
+        backend.run(source, (1,), (1,), out, null)
+        assert out[0] == -1
+    for number in (i8(8), i4(0), f8(0)):
+        with pytest.raises(RunFailed, match="scalar was given for a pointer"):
+            backend.run(source, (1,), (1,), out, number)
+
+
 def test_a_wider_integer_that_fits_is_passed_on(backend):
     out = np.zeros(2, f4)
     backend.run('extern "C" __global__ void k(float* o, int i, unsigned char c) { o[0] = i; o[1] = c; }', (1,), (1,),

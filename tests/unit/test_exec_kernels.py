@@ -150,8 +150,14 @@ K = RawKernel("__global__ void k(const float* x, float* y) {}", "k")
         (lambda x: K((1,), (1,), (x,)), ProgramInvalid, "takes 2 arguments, 1 were given"),
         (lambda x: K((1,), (1,), (x, np.zeros(3))), TypeError, r"argument 1 is a ndarray; make it lazy"),
         (lambda x: K((1,), (1,), (x, "s")), TypeError, "argument 1 is a str"),
-        (lambda x: K((1,), (1,), (x, None)), TypeError, "NoneType"),
-        (lambda x: K((1,), (1,), (x, 3)), ProgramInvalid, "int64 was given for a pointer"),
+        (lambda x: K((1,), (1,), (x, None)), TypeError, "NoneType; a null pointer is 0"),
+        (
+            lambda x: K((1,), (1,), (x, 3)),
+            ProgramInvalid,
+            "int64 was given for a pointer; pass an array, or 0",
+        ),
+        (lambda x: K((1,), (1,), (x, 0.0)), ProgramInvalid, "float64 was given for a pointer"),
+        (lambda x: K((1,), (1,), (x, np.int32(0))), ProgramInvalid, "int32 was given for a pointer"),
         (
             lambda x: RawKernel("__global__ void k(const float* x) {}", "k")((1,), (1,), (x,)),
             ProgramInvalid,

@@ -523,7 +523,7 @@ TYPED = "__global__ void k(const float* p, int* q, const unsigned* w, void* v, T
         ({6: 2.0}, "takes int, float64"),
         ({6: 2**40}, "does not fit int"),
         ({7: np.int32(3)}, "takes long long of 8 bytes, int32"),
-        ({0: 0}, "was given for a pointer"),
+        ({0: 8}, "was given for a pointer"),
     ],
 )
 def test_arguments_that_cannot_be_meant(change, words):
