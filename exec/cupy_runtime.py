@@ -105,6 +105,10 @@ class CupyRuntime:
         finally:
             self._tidy()
 
+    def determinism_of(self, checked: CheckedProgram) -> str:
+        """The same for every program: CuPy compiles even its own operations."""
+        return self.determinism
+
     def _run_on_stream(
         self,
         checked: CheckedProgram,
@@ -158,6 +162,10 @@ class LostRuntime:
 
     def __init__(self, error: ExecError) -> None:
         self._error = error
+
+    def determinism_of(self, checked: CheckedProgram) -> str:
+        """Nothing runs, so no runs agree."""
+        return self.determinism
 
     def run(
         self,

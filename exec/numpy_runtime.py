@@ -17,7 +17,7 @@ from coppermesh.exec.errors import RunFailed, plain_sentence
 from coppermesh.exec.interpreter import Interpreter
 from coppermesh.exec.numpy_kernels import NumpyKernels
 from coppermesh.exec.runtime import KernelBackend, RunLimits, RunResult, Watch
-from coppermesh.exec.schema import CheckedNode, CheckedProgram
+from coppermesh.exec.schema import FEATURE_CUDA_SOURCE, CheckedNode, CheckedProgram
 
 NumpyArray = np.ndarray[Any, Any]
 
@@ -37,8 +37,15 @@ class NumpyRuntime:
     @property
     def determinism(self) -> str:
         """NumPy's version, the processor's architecture and vector instructions, threads, the kernel backend's word."""
+        return self._describe(self._backend_word)
+
+    def determinism_of(self, checked: CheckedProgram) -> str:
+        """Without the kernel backend's word where the program has no kernels: only some leases bring one."""
+        return self._describe(self._backend_word if FEATURE_CUDA_SOURCE in checked.features else "")
+
+    def _describe(self, backend: str) -> str:
         processor = f"{platform.machine()} simd/{_vector_instructions()} threads/{self._threads}"
-        words = [f"numpy/{np.__version__}", processor, self._backend_word]
+        words = [f"numpy/{np.__version__}", processor, backend]
         return plain_sentence(" ".join(word for word in words if word))[:128]
 
     def run(

@@ -94,6 +94,10 @@ class Runtime(Protocol):
         """What must be equal for two runs to agree bit for bit: runtime, versions, device. Printable, <= 128."""
         ...
 
+    def determinism_of(self, checked: CheckedProgram) -> str:
+        """The same for runs of one program, which need not share what it does not use."""
+        ...
+
     def run(
         self,
         checked: CheckedProgram,

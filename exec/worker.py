@@ -188,7 +188,7 @@ class Worker:
             sizes,
             result.device_us,
             _peak_bytes(),
-            self._runtime.determinism,
+            self._runtime.determinism_of(checked),
             result.peak_bytes,
             None if digests is None else len(digests.nodes),
         )

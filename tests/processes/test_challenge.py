@@ -70,7 +70,9 @@ def test_a_finished_job_is_challenged_between_real_agents(lab):
     assert trace["first_run"]
     assert trace["receipt_root"] == trace["root"]
     assert trace["nodes"] == 3
-    assert "every node agrees" in str(report), str(report)
+    here = report.findings[-1]
+    assert "and this machine: every node agrees" in here.sentence
+    assert here.classes[0] == here.classes[1], "one machine, one program: one class, or no lie could be shown"
 
     later = client.submit(xp.cos(x) + 1)
     later.result()
