@@ -353,7 +353,7 @@ async def test_a_lying_answer_is_caught(tmp_path, lie, monkeypatch):
         honest = provider.challenges.on_challenge
 
         async def lying(peer: PeerId, request: ChallengeRequest) -> ChallengeReply:
-            reply = await honest(peer, request)
+            reply: ChallengeReply = await honest(peer, request)
             if reply.state != "recorded":  # the countersignature may still be on its way
                 return reply
             spoilt: ChallengeReply = spoil(pair.provider, reply)
