@@ -38,7 +38,8 @@ def compiler_files(command: tuple[str, ...], family: str) -> CompilerFiles:
     reads += ["/etc/ld.so.cache", "/proc/cpuinfo", "/proc/meminfo"]
     programs = [command[0], driver, *_LOADERS]
     if family == "zig":
-        reads.append(str(home))
+        # By that program's loader zig learns which C library this system has; else it builds and links musl.
+        reads += [str(home), "/usr/bin/env"]
     else:
         programs += [path for part in _PARTS if (path := _part_of(command[0], part))]
     return CompilerFiles(tuple(dict.fromkeys(programs)), tuple(dict.fromkeys(reads)))
