@@ -187,7 +187,7 @@ def _add_agent(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     )
     agent.add_argument(
         "--allow",
-        type=text("allow"),
+        type=text("trust"),
         action="append",
         metavar="PEER",
         help="a peer whose kernels may run here",
@@ -361,7 +361,7 @@ def _agent(options: argparse.Namespace) -> int:
         "mesh": options.mesh,
         "listen": options.listen,
         "bootstrap": options.bootstrap,
-        "allow": options.allow,
+        "trust": options.allow,
         "rate": options.rate,
         "slots": options.slots,
         "provide": False if options.requester_only else None,

@@ -1,9 +1,11 @@
 """An agent's settings: `config.toml` in its home, with overrides from the command line.
 
 Every setting has a default, so an absent file is a whole configuration. What is wrong in a file is never guessed
-at: an unknown key or a wrong value raises ConfigError with the file, the key and what is wanted.
+at: an unknown key or a wrong value raises ConfigError with the file, the line, the key and what is wanted. The table
+`[sharing]` is the owner's hand on his devices (`sharing.Sharing`); `reload` says what can change while an agent runs.
 """
 
+import difflib
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -12,9 +14,12 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Protocol
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from coppermesh.agent.hours import parse_window
+from coppermesh.agent.sharing import Sharing
 from coppermesh.p2p.errors import MeshError
-from coppermesh.p2p.ids import PeerId, mesh_id, parse_peer
+from coppermesh.p2p.ids import PeerId, format_peer, mesh_id, parse_peer
 
 DEFAULT_MESH = "open"
 MAX_CONFIG_BYTES = 64 * 1024
@@ -29,6 +34,14 @@ _HOST = r"(ip4/[0-9.]{7,15}|ip6/[0-9a-fA-F:.]{2,45}|dns[46]?/[A-Za-z0-9.-]{1,253
 _LISTEN = re.compile(r"/(ip4/[0-9.]{7,15}|ip6/[0-9a-fA-F:.]{2,45})/tcp/([0-9]{1,5})")
 _FULL_ADDRESS = re.compile(rf"/{_HOST}/tcp/([0-9]{{1,5}})/p2p/([A-Za-z0-9]{{1,64}})")
 _CODE = re.compile(r"[a-z0-9-]{1,40}")
+_TABLE_LINE = re.compile(r"\s*\[\s*([A-Za-z0-9_-]+)\s*\]")
+_KEY_LINE = re.compile(r"\s*[\"']?([A-Za-z0-9_-]+)[\"']?\s*[.=]")
+SHARING = "sharing"
+_MOVED = {
+    "allow": "peers whose CUDA source runs whatever the sandbox holds are now `trust`; who may send work at all is "
+    "`allow` below [sharing]",
+}
+"""Keys of earlier versions, and what to write instead."""
 
 
 class ConfigError(MeshError):
@@ -53,8 +66,8 @@ class Config:
     """Where to accept connections; port 0 takes a free one."""
     bootstrap: tuple[str, ...] = ()
     """Full addresses of first peers: `/ip4/192.0.2.1/tcp/4001/p2p/12D3KooW...`. Not given: `default_peers`."""
-    allow: tuple[PeerId, ...] = ()
-    """Peers whose kernels (CUDA source) this agent runs."""
+    trust: tuple[PeerId, ...] = ()
+    """Peers whose kernels (CUDA source) this agent runs even where its sandbox was not seen to hold."""
     provide: bool = True
     """False: never offer devices, only submit."""
     rate: int | None = None
@@ -69,6 +82,8 @@ class Config:
     """Leases that one device serves at once, 1 to 64."""
     idle_exit_seconds: int | None = None
     """End the agent after so long without a client, a lease or an open receipt; None: never."""
+    sharing: Sharing = field(default_factory=Sharing)
+    """When, to whom and under which conditions the devices are lent."""
 
     def rate_for(self, kind: str) -> int:
         """The price per hour of a device of `kind` (`cpu` or `cuda`)."""
@@ -77,14 +92,54 @@ class Config:
         return CPU_RATE if kind == "cpu" else CUDA_RATE
 
 
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Settings, and where each that is not a default came from: `line 12`, or `command line`."""
+
+    config: Config
+    origins: Mapping[str, str]
+    """By key; keys of `[sharing]` begin with `sharing.`."""
+
+
 def load_config(home: HasConfigPath, **overrides: Any) -> Config:
     """The home's settings, with each override that is not None in place of the file's. Raises ConfigError."""
-    settings = _parse_all(_read(home.config_path), f"{home.config_path}: ")
-    given = {key: value for key, value in overrides.items() if value is not None}
+    return load_settings(home.config_path, overrides).config
+
+
+def load_settings(path: Path, overrides: Mapping[str, Any] | None = None) -> Loaded:
+    """As `load_config`, with the origins. Raises ConfigError."""
+    text = _read(path)
+    given = {key: value for key, value in (overrides or {}).items() if value is not None}
+    settings = _parse_all(_tables(text, path), f"{path}: ", text)
     settings.update(_parse_all(given, "argument "))
+    origins = {key: _at_line(text, key) for key in settings}
+    origins.update(dict.fromkeys(_parse_all(given, "argument "), "command line"))
     if "bootstrap" not in settings:
         settings["bootstrap"] = default_peers(settings.get("mesh", DEFAULT_MESH))
-    return Config(**settings)
+    prefix = f"{SHARING}."
+    sharing = {
+        key.removeprefix(prefix): settings.pop(key) for key in list(settings) if key.startswith(prefix)
+    }
+    return Loaded(Config(**settings, sharing=Sharing(**sharing)), origins)
+
+
+def values_of(config: Config) -> dict[str, Any]:
+    """Every setting by its key, `sharing.` ones among them, with values as `config.toml` would have them."""
+    values = {key: getattr(config, key) for key in _SETTINGS if not key.startswith(f"{SHARING}.")}
+    values |= {
+        key: getattr(config.sharing, key.removeprefix(f"{SHARING}."))
+        for key in _SETTINGS
+        if key.startswith(f"{SHARING}.")
+    }
+    return {key: _written(value) for key, value in values.items()}
+
+
+def _written(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_written(item) for item in value]
+    if isinstance(value, bytes):
+        return format_peer(PeerId(value))
+    return value if isinstance(value, bool | int | float | str | None) else str(value)
 
 
 def wanted_for(key: str, value: object) -> str | None:
@@ -104,37 +159,96 @@ def default_peers(mesh: str, source: Traversable | None = None) -> tuple[str, ..
     return tuple(_address(item) for item in peers.get(mesh, ()))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> str:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_CONFIG_BYTES + 1)
     except FileNotFoundError:
-        return {}
+        return ""
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     if len(data) > MAX_CONFIG_BYTES:
         raise ConfigError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes")
     try:
-        return tomllib.loads(data.decode())
+        return data.decode()
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not UTF-8 text") from None
+
+
+def _tables(text: str, path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: not TOML: nested too deeply") from None
 
 
-def _parse_all(raw: Mapping[str, object], where: str) -> dict[str, Any]:
+def _parse_all(raw: Mapping[str, object], where: str, text: str = "") -> dict[str, Any]:
+    """The parsed settings by key. `where` begins the errors; `text` is the file, to find lines in."""
     parsed: dict[str, Any] = {}
-    for key, value in raw.items():
+    for key, value in _flat(raw, where, text).items():
+        place = where + _in_line(text, key)
         setting = _SETTINGS.get(key)
         if setting is None:
-            known = ", ".join(sorted(_SETTINGS))
-            raise ConfigError(f"{where}{key!r}: no such setting; there are {known}")
+            raise ConfigError(f"{place}{_no_such(key)}")
         try:
             parsed[key] = setting.parse(value)
         except ValueError as error:
             detail = f" ({error})" if str(error) else ""
-            raise ConfigError(f"{where}{key}: want {setting.want}, got {_short(value)}{detail}") from None
+            raise ConfigError(f"{place}{key}: want {setting.want}, got {_short(value)}{detail}") from None
     return parsed
+
+
+def _flat(raw: Mapping[str, object], where: str, text: str) -> dict[str, object]:
+    """With the keys of `[sharing]` among the others, as `sharing.hours`."""
+    flat = {key: value for key, value in raw.items() if key != SHARING}
+    table = raw.get(SHARING, {})
+    if not isinstance(table, Mapping) or not all(isinstance(key, str) for key in table):
+        raise ConfigError(f"{where}{_in_line(text, SHARING)}{SHARING}: want a table, got {_short(table)}")
+    return flat | {f"{SHARING}.{key}": value for key, value in table.items()}
+
+
+def _no_such(key: str) -> str:
+    """What to write in place of a key that there is not."""
+    if key in _MOVED:
+        return f"{key!r}: {_MOVED[key]}"
+    name = key.rpartition(".")[2]
+    elsewhere = [known for known in _SETTINGS if known.rpartition(".")[2] == name]
+    close = elsewhere or difflib.get_close_matches(key, _SETTINGS, 1)
+    hint = ""
+    if elsewhere:
+        hint = "; it belongs " + ("below [sharing]" if "." in elsewhere[0] else "above every [table]")
+    elif close:
+        hint = f"; did you mean {close[0]}?"
+    return f"{_short(key)}: no such setting{hint}; there are {', '.join(sorted(_SETTINGS))}"
+
+
+def _in_line(text: str, key: str) -> str:
+    at = _line_of(text, key)
+    return f"line {at}: " if at is not None else ""
+
+
+def _at_line(text: str, key: str) -> str:
+    at = _line_of(text, key)
+    return f"line {at}" if at is not None else "config.toml"
+
+
+def _line_of(text: str, key: str) -> int | None:
+    """The line that gives `key` its value, for a person: found by how people write, not by parsing again."""
+    wanted_table, _, name = key.rpartition(".")
+    table = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        header = _TABLE_LINE.match(line)
+        if header is not None:
+            table = header[1]
+            if table == key:
+                return number
+            continue
+        found = _KEY_LINE.match(line)
+        if found is not None and found[1] == name and table == wanted_table:
+            return number
+    return None
 
 
 def _short(value: object) -> str:
@@ -188,6 +302,43 @@ def _peer(value: object) -> PeerId:
     return parse_peer(_text(value))
 
 
+def _share(value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= 1:
+        raise ValueError
+    return float(value)
+
+
+def _one_of(*words: str) -> Callable[[object], object]:
+    def parse(value: object) -> str:
+        word = _text(value)
+        if word not in words:
+            raise ValueError
+        return word
+
+    return parse
+
+
+def _zone(value: object) -> str:
+    name = _text(value)
+    try:
+        if name:
+            ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError("this machine knows no such zone") from None
+    return name
+
+
+def _name(value: object) -> str:
+    name = _text(value)
+    if not 0 < len(name) <= 64:
+        raise ValueError
+    return name
+
+
+def _peers(value: object) -> tuple[PeerId, ...]:
+    return tuple(dict.fromkeys(_peer(item) for item in _many(value)))
+
+
 def _flag(value: object) -> bool:
     if not isinstance(value, bool):
         raise ValueError  # noqa: TRY004 - as above
@@ -215,6 +366,9 @@ class _Setting:
     """Not empty for a list: what one item of it is."""
 
 
+_PEERS = 'a list of peer ids like "12D3KooW..."'
+_SHARE = "a number above 0 and at most 1"
+_STOP = '"stop" or "finish"'
 _SETTINGS: dict[str, _Setting] = {
     "mesh": _Setting("a name of 1 to 64 printable ASCII characters", _mesh),
     "listen": _Setting('an address like "/ip4/127.0.0.1/tcp/4001"', _listen),
@@ -223,11 +377,7 @@ _SETTINGS: dict[str, _Setting] = {
         lambda value: tuple(dict.fromkeys(_address(item) for item in _many(value))),
         'an address like "/ip4/192.0.2.1/tcp/4001/p2p/12D3KooW..."',
     ),
-    "allow": _Setting(
-        'a list of peer ids like "12D3KooW..."',
-        lambda value: tuple(dict.fromkeys(_peer(item) for item in _many(value))),
-        'a peer id like "12D3KooW..."',
-    ),
+    "trust": _Setting(_PEERS, _peers, 'a peer id like "12D3KooW..."'),
     "provide": _Setting("true or false", _flag),
     "rate": _Setting(
         "a whole number of millionths of the unit per device-hour, 0 or more",
@@ -238,4 +388,32 @@ _SETTINGS: dict[str, _Setting] = {
     "store_bytes": _Setting("a number of bytes, at least 1048576", _bytes),
     "slots": _Setting("a number from 1 to 64", lambda value: _whole(value, 1, 64)),
     "idle_exit_seconds": _Setting("a number of seconds, 1 or more", lambda value: _whole(value, 1, 10**9)),
+    "sharing.paused": _Setting("true or false", _flag),
+    "sharing.allow": _Setting(_PEERS, _peers, 'a peer id like "12D3KooW..."'),
+    "sharing.deny": _Setting(_PEERS, _peers, 'a peer id like "12D3KooW..."'),
+    "sharing.hours": _Setting(
+        'a list of windows like "22:00-07:00" or "sat,sun 00:00-24:00"',
+        lambda value: tuple(dict.fromkeys(parse_window(_text(item)) for item in _many(value))),
+    ),
+    "sharing.time_zone": _Setting('the name of a time zone like "Europe/Paris"', _zone),
+    "sharing.busy": _Setting('"no-bids" or "ignore"', _one_of("no-bids", "ignore")),
+    "sharing.busy_utilisation": _Setting(_SHARE, _share),
+    "sharing.busy_graphics_bytes": _Setting(
+        "a number of bytes, 0 or more", lambda value: _whole(value, 0, MAX_COUNT - 1)
+    ),
+    "sharing.busy_ignore": _Setting(
+        "a list of names of programs",
+        lambda value: tuple(dict.fromkeys(_name(item) for item in _many(value))),
+    ),
+    "sharing.on_busy": _Setting(_STOP, _one_of("stop", "finish")),
+    "sharing.max_temperature": _Setting(
+        "a whole number of degrees Celsius, 30 to 120", lambda value: _whole(value, 30, 120)
+    ),
+    "sharing.max_power": _Setting(
+        "a whole number of watts, 1 to 10000", lambda value: _whole(value, 1, 10_000)
+    ),
+    "sharing.max_load": _Setting(_SHARE, _share),
+    "sharing.on_limit": _Setting(_STOP, _one_of("stop", "finish")),
+    "sharing.strict": _Setting("true or false", _flag),
+    "sharing.memory_share": _Setting(_SHARE, _share),
 }

@@ -316,7 +316,7 @@ async def _open_provider(stack: AsyncExitStack, node: Node, parts: Parts) -> Pro
         served,
         node.outbox,
         lambda: node.hub,
-        allowed=frozenset(node.config.allow),
+        allowed=frozenset(node.config.trust),
         isolation=announced(seen, put_on),
         now_us=now_us,
         random_bytes=secrets.token_bytes,

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from coppermesh.agent.pricing import amount_for, format_money, format_rate
+from coppermesh.agent.sharing import Obstacle, Sharing
 from coppermesh.p2p.ids import MeshId, PeerId, format_peer
 from coppermesh.p2p.records import DeviceOffer, Order
 
@@ -28,6 +29,9 @@ DECLINE_CODES = {
     "too-many-orders": "this requester has sent too many orders in a short time",
     "too-many-leases": "this requester holds as many slots as one requester may",
     "paused": "the owner has paused the provider",
+    "out-of-hours": "the owner lends the provider at other hours",
+    "denied": "the owner takes nothing from this requester",
+    "not-listed": "the owner takes work only from peers on a list, without this requester",
     "lease-length": "the lease would be too long, or too short for one task",
     "wall-limit": "a task may run for longer than the provider lets it",
     "isolation": "an isolation layer that was asked for was not witnessed here",
@@ -39,12 +43,21 @@ DECLINE_CODES = {
     "unit": "the price is in another unit",
     "rate": "the device costs more than the order's maximum",
     "budget": "the budget does not cover one task of the longest allowed time",
+    "device-busy": "the owner's own programs use the device",
+    "too-hot": "the device is hotter than its owner wants",
+    "power-limit": "the device draws more power than its owner wants",
+    "load-limit": "other programs use more of the device than its owner wants",
+    "not-known": "the device does not tell what its owner wants to know first",
     "busy": "every slot that fits is taken",
     "internal": "the provider failed to answer; its owner's log says why",
 }
 """Every code of a decline, with its meaning."""
 
-LASTING_CODES = frozenset({"isolation", "device-kind", "features", "not-allowed", "memory", "unit", "rate"})
+LASTING_CODES = frozenset(
+    {
+        "denied", "not-listed", "isolation", "device-kind", "features", "not-allowed", "memory", "unit", "rate",
+    }
+)  # fmt: skip
 """Declines that stay the same however often the same order is sent."""
 
 
@@ -71,6 +84,8 @@ class DeviceState:
 
     offer: DeviceOffer
     free_slots: int
+    obstacles: tuple[Obstacle, ...] = ()
+    """Why the owner does not lend it just now (`device_gate`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,9 +95,11 @@ class ProviderState:
     mesh: MeshId
     devices: tuple[DeviceState, ...]
     paused: bool = False
+    """By `coppermesh pause`; `sharing` may say the same."""
+    sharing: Sharing = field(default_factory=Sharing)
     isolation: tuple[str, ...] = ()
     allowed: frozenset[PeerId] = frozenset()
-    """Peers named by `--allow`."""
+    """Peers named by `--allow` or `trust`."""
     requester_holds: int = 0
     """Slots that this requester holds now (`Reservations.held_by`)."""
     recent_orders: int = 0
@@ -192,13 +209,14 @@ def check_flood(case: Case) -> DeclineReason | None:
     return None
 
 
-def check_paused(case: Case) -> DeclineReason | None:
-    """The owner lets others use the machine now."""
-    if not case.state.paused:
-        return None
-    return decline(
-        "paused", "the owner has paused this provider; it takes work again after `coppermesh resume` there"
-    )
+def check_owner(case: Case) -> DeclineReason | None:
+    """The owner lets others use the machine now: it is not paused, and these are its hours."""
+    return _as_decline(case.state.sharing.closed(case.state.paused, case.now_us))
+
+
+def check_requester(case: Case) -> DeclineReason | None:
+    """The owner lets this requester use it."""
+    return _as_decline(case.state.sharing.refuses(case.requester))
 
 
 def check_times(case: Case) -> DeclineReason | None:
@@ -305,6 +323,11 @@ def check_budget(case: Case, device: DeviceState) -> DeclineReason | None:
     return decline("budget", text)
 
 
+def check_conditions(_case: Case, device: DeviceState) -> DeclineReason | None:
+    """Its owner does not need it, and it is within the owner's limits."""
+    return _as_decline(device.obstacles[0] if device.obstacles else None)
+
+
 def check_free(_case: Case, device: DeviceState) -> DeclineReason | None:
     """The device has a slot that is not promised to anyone."""
     if device.free_slots > 0:
@@ -317,7 +340,8 @@ ORDER_CHECKS: tuple[OrderCheck, ...] = (
     check_mesh,
     check_clock,
     check_flood,
-    check_paused,
+    check_requester,
+    check_owner,
     check_times,
     check_isolation,
 )
@@ -331,9 +355,14 @@ DEVICE_CHECKS: tuple[DeviceCheck, ...] = (
     check_unit,
     check_rate,
     check_budget,
+    check_conditions,
     check_free,
 )
 """In the order in which they are asked: what can never change comes first, what changes by itself last."""
+
+
+def _as_decline(obstacle: Obstacle | None) -> DeclineReason | None:
+    return None if obstacle is None else decline(obstacle.code, obstacle.sentence)
 
 
 def _judge(case: Case, device: DeviceState) -> tuple[int, DeclineReason | None]:

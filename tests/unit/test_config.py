@@ -36,7 +36,7 @@ def test_no_file_gives_the_defaults(home: Home) -> None:
     assert config == Config()
     assert config.listen == "/ip4/127.0.0.1/tcp/0", "loopback unless told otherwise"
     assert config.mesh == "open"
-    assert config.allow == ()
+    assert config.trust == ()
 
 
 def test_every_setting_can_be_written(home: Home) -> None:
@@ -46,7 +46,7 @@ def test_every_setting_can_be_written(home: Home) -> None:
         mesh = "a lab"
         listen = "/ip6/::1/tcp/4001"
         bootstrap = ["{ADDRESS}", "{ADDRESS}"]
-        allow = ["{format_peer(PEER)}"]
+        trust = ["{format_peer(PEER)}"]
         provide = false
         rate = 0
         unit = "eur"
@@ -60,7 +60,7 @@ def test_every_setting_can_be_written(home: Home) -> None:
         mesh="a lab",
         listen="/ip6/::1/tcp/4001",
         bootstrap=(ADDRESS,),
-        allow=(PEER,),
+        trust=(PEER,),
         provide=False,
         rate=0,
         unit="eur",
@@ -79,14 +79,14 @@ def test_rates_depend_on_the_device_until_one_is_set() -> None:
 
 def test_overrides_win_and_none_means_not_given(home: Home) -> None:
     write(home, 'mesh = "lab"\nrate = 5')
-    config = load_config(home, mesh=None, rate=0, allow=[PEER], bootstrap=(ADDRESS,))
-    assert (config.mesh, config.rate, config.allow, config.bootstrap) == ("lab", 0, (PEER,), (ADDRESS,))
+    config = load_config(home, mesh=None, rate=0, trust=[PEER], bootstrap=(ADDRESS,))
+    assert (config.mesh, config.rate, config.trust, config.bootstrap) == ("lab", 0, (PEER,), (ADDRESS,))
 
 
 @pytest.mark.parametrize(
     ("line", "wanted"),
     [
-        ("rtae = 5", r"'rtae': no such setting; there are allow,"),
+        ("rtae = 5", r"line 1: 'rtae': no such setting; did you mean rate\?; there are bootstrap,"),
         ('rate = "5"', r"rate: want a whole number .*, got '5'"),
         ("rate = -1", "rate: want a whole number"),
         ("rate = 1.5", "rate: want a whole number"),
@@ -105,8 +105,8 @@ def test_overrides_win_and_none_means_not_given(home: Home) -> None:
         ('bootstrap = ["/ip4/192.0.2.1/tcp/1"]', "bootstrap: want a list of addresses"),
         (f'bootstrap = ["{ADDRESS}x"]', "bootstrap: want a list of addresses"),
         (f'bootstrap = ["{ADDRESS.replace("4001", "0")}"]', "bootstrap: want a list of addresses"),
-        ('allow = ["12D3KooWnobody"]', "allow: want a list of peer ids"),
-        ("allow = {}", "allow: want a list of peer ids"),
+        ('trust = ["12D3KooWnobody"]', "trust: want a list of peer ids"),
+        ("trust = {}", "trust: want a list of peer ids"),
         ('unit = "USD"', "unit: want a code"),
         ("memory_bytes = 1000", "memory_bytes: want a number of bytes"),
         ("idle_exit_seconds = 0", "idle_exit_seconds: want a number of seconds"),

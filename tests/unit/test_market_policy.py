@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coppermesh.agent.hours import parse_window
 from coppermesh.agent.policy import (
     DECLINE_CODES,
     MAX_SENTENCE,
@@ -21,6 +22,7 @@ from coppermesh.agent.policy import (
     decide,
     decline,
 )
+from coppermesh.agent.sharing import Obstacle, Sharing
 from coppermesh.exec.sandbox.layers import FLOOR
 from coppermesh.p2p.ids import MeshId, PeerId, format_peer
 from coppermesh.p2p.records import Decline, DeviceOffer, Order
@@ -92,6 +94,8 @@ def test_strangers_send_source_where_the_sandbox_was_seen_to_hold() -> None:
     )
 
 
+NIGHT = (parse_window("23:00-22:00"),)
+"""Open but for an hour in which `NOW` (22:13 UTC) lies."""
 GPU_ONLY = state(DeviceState(GPU, 1))
 CASES: list[tuple[str, Order, ProviderState, str]] = [
     ("wrong-mesh", order(mesh=b"x" * 16), state(), "join that mesh"),
@@ -102,6 +106,10 @@ CASES: list[tuple[str, Order, ProviderState, str]] = [
     ("too-many-orders", ORDER, state(recent_orders=100), "wait 10 s"),
     ("too-many-leases", ORDER, state(requester_holds=16), "release a lease"),
     ("paused", ORDER, state(paused=True), "coppermesh resume"),
+    ("paused", ORDER, state(sharing=Sharing(paused=True)), "coppermesh resume"),
+    ("out-of-hours", ORDER, state(sharing=Sharing(hours=NIGHT, time_zone="UTC")), "closed until 23:00"),
+    ("denied", ORDER, state(sharing=Sharing(deny=(STRANGER,), allow=(STRANGER,))), "from this requester"),
+    ("not-listed", ORDER, state(sharing=Sharing(allow=(FRIEND,))), "peers on a list"),
     ("wall-limit", order(wall_limit_us=2 * 3600 * SECOND), state(), "1 h here, the order allows 2 h"),
     ("wall-limit", order(wall_limit_us=0), state(), "above zero"),
     ("lease-length", order(lease_us=DAY), state(), "at most 1 h here"),
@@ -120,6 +128,15 @@ CASES: list[tuple[str, Order, ProviderState, str]] = [
     ("unit", order(unit="eur"), GPU_ONLY, "priced in usd, the order pays in eur"),
     ("rate", order(max_rate=35_999), GPU_ONLY, "costs 0.036 usd/h, the order pays at most 0.035999 usd/h"),
     ("budget", order(budget=99), GPU_ONLY, "can cost 0.0001 usd on gpu0, the budget is 0.000099 usd"),
+    *[
+        (
+            code,
+            ORDER,
+            state(DeviceState(GPU, 1, (Obstacle(code, "not now", "pid 1234 of user x"),))),
+            "not now",
+        )
+        for code in ("device-busy", "too-hot", "power-limit", "load-limit", "not-known")
+    ],
     ("busy", ORDER, state(DeviceState(GPU, 0)), "ask again later"),
 ]
 
@@ -137,6 +154,15 @@ def test_each_refusal_has_its_code_and_says_what_would_help(
 
 def test_every_code_is_covered_here_or_made_elsewhere() -> None:
     assert {case[0] for case in CASES} == set(DECLINE_CODES) - {"internal"}
+
+
+def test_who_is_allowed_is_served_and_a_device_that_is_needed_leaves_the_others_to_be_bid() -> None:
+    friendly = state(sharing=Sharing(allow=(FRIEND,), deny=(STRANGER,)))
+    assert isinstance(decide(order(requester=FRIEND), FRIEND, friendly, NOW), BidTerms)
+    needed = (Obstacle("device-busy", "not now"),)
+    terms = decide(ORDER, STRANGER, state(DeviceState(GPU, 1), DeviceState(CPU, 1, needed)), NOW)
+    assert isinstance(terms, BidTerms)
+    assert terms.device.device == "gpu0"
 
 
 def test_one_step_less_and_it_would_have_been_a_bid() -> None:
