@@ -69,7 +69,11 @@ PARTICLE = np.dtype(
 def record_structures(cm, xp, rng):
     n = 77
     particles = np.zeros(n, PARTICLE)
-    particles["x"], particles["v"] = rng.random(n), rng.standard_normal(n)
+    # Multiples of 2^-20 stay exact through x + v * dt, so contracting it changes nothing.
+    particles["x"], particles["v"] = (
+        rng.integers(0, 2**20, n) / 2**20,
+        rng.integers(-(2**21), 2**21, n) / 2**20,
+    )
     particles["mass"], particles["kind"] = rng.random(n), rng.integers(0, 4, n)
     particles["state"] = rng.integers(0, 2, n) | rng.integers(0, 2**24, n) << 8
     inputs = {"particles": particles.view(u4).reshape(n, -1)}
@@ -161,8 +165,7 @@ CASES = [
     ("constant_memory", ("__constant__", "get_global"), record_constants, constants,
      (1e-5, 1e-5, "single precision")),
     ("module_state", ("__device__ data over launches", "RawModule"), record_device_state, device_state, EXACT),
-    ("structures", ("structures", "union", "bit fields"), record_structures, structures,
-     (0.0, 0.0, "bits of doubles: a GPU contracts x + v * dt", 0.6)),
+    ("structures", ("structures", "union", "bit fields"), record_structures, structures, EXACT),
     ("bool_mask", ("bool", "short", "narrow scalars"), record_mask, mask, EXACT),
     ("libcudacxx", ("cuda/std headers",), record_library, library, (1e-7, 0.0, "one root")),
     ("virtual_shapes", ("virtual functions", "recursion"), record_shapes, shapes, (1e-6, 0.0, "one product")),
