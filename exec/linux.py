@@ -24,6 +24,9 @@ SEAL_SIZE = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 SEAL_CONTENT = SEAL_SIZE | fcntl.F_SEAL_WRITE
 """Nobody can change size or content any more; the kernel grants it only while nobody maps the file writable."""
 
+SEAL_OTHER_WRITERS = SEAL_SIZE | 0x0010
+"""F_SEAL_FUTURE_WRITE, Linux 5.1: writable mappings that exist stay so, and there will be no other, nor a write()."""
+
 _COPY_CHUNK = 1 << 30
 
 
@@ -82,6 +85,18 @@ def private_memory_bytes() -> int:
     """Bytes of private writable memory of this process: what RLIMIT_DATA counts."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[5]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def available_memory_bytes() -> int:
+    """What this machine can still give without swapping, by the kernel's own estimate; no limit where it has none."""
+    try:
+        with open("/proc/meminfo") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 1 << 62
 
 
 def memory_file(name: str, size: int = 0) -> int:

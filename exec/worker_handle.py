@@ -7,7 +7,7 @@ bounded and checked, and one that makes no sense ends the process.
 
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -32,6 +32,7 @@ from coppermesh.exec.errors import plain_sentence
 from coppermesh.exec.keeper import Child, WorkerUnavailable
 from coppermesh.exec.meter import Meter
 from coppermesh.exec.metering import read_energy
+from coppermesh.exec.receive_buffers import ReceiveBuffer, ReceiveBuffers
 from coppermesh.exec.runs import InputBuffer, RunOutcome, WorkerLimits
 from coppermesh.exec.sockets import close_all
 from coppermesh.exec.trace_digests import DIGEST_BYTES, TraceDigests
@@ -101,6 +102,7 @@ class Worker:
         self._process: Process | None = None
         self._turn = trio.Lock()
         self._number = 0
+        self._buffers = ReceiveBuffers()
 
     @property
     def pid(self) -> int | None:
@@ -113,8 +115,11 @@ class Worker:
             await self._live_process()
 
     async def close(self) -> None:
-        """End the process, at once."""
-        await self._discard()
+        """End the process, at once, and give back the memory that its inputs came in."""
+        try:
+            await self._discard()
+        finally:
+            self._buffers.close()
 
     async def run(
         self,
@@ -132,18 +137,27 @@ class Worker:
         one is needed, does not count against `wall_limit_s`.
         """
         async with self._turn:
-            parts, files = await prepare_parts(program, inputs)
+            try:
+                prepared = await prepare_parts(program, inputs, self._buffers)
+            except WorkerUnavailable as error:
+                return self._outcome(explain_unavailable(error), time.time_ns() // 1000, 0, None, None)
             try:
                 try:
                     process = await self._live_process()
                 except WorkerUnavailable as error:
                     return self._outcome(explain_unavailable(error), time.time_ns() // 1000, 0, None, None)
-                run = _Run(parts, files, output_sizes, digests)
+                run = _Run(prepared.parts, prepared.files, output_sizes, digests)
                 outcome = await self._timed_run(process, run, wall_limit_s)
                 outcome.input_bytes = len(program) + sum(buffer.size for buffer in inputs)
                 return outcome
             finally:
-                close_all(files)
+                prepared.close()
+
+    def receive_buffer(self, size: int) -> AbstractContextManager[ReceiveBuffer]:
+        """`with worker.receive_buffer(size) as buffer`: memory to fill (`buffer.view`) and to run with, uncopied
+        (`buffer.as_input()`). Used again for this worker's later inputs. Raises OSError where there is no memory.
+        """
+        return self._buffers.borrow(size)
 
     async def _timed_run(self, process: Process, run: _Run, wall_limit_s: float) -> RunOutcome:
         before_mj = await read_energy(self._workshop.meter)

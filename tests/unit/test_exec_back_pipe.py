@@ -18,6 +18,7 @@ from coppermesh.exec.buffers import adopt_outputs, prepare_parts
 from coppermesh.exec.channel import Channel
 from coppermesh.exec.cuda_build import scrub
 from coppermesh.exec.endings import explain_exit, explain_wall_limit
+from coppermesh.exec.receive_buffers import ReceiveBuffers
 from coppermesh.exec.runs import InputBuffer
 from coppermesh.exec.scratch import make_directory, remove_tree
 
@@ -136,17 +137,22 @@ async def test_inputs_in_place_and_as_files():
     before = open_descriptors()
     big = bytes(range(256)) * 8192
     try:
-        parts, files = await prepare_parts(
+        pool = ReceiveBuffers()
+        prepared = await prepare_parts(
             b"program",
             [InputBuffer(3, data=b"xyz"), InputBuffer(len(big), data=big), InputBuffer(4, fd=descriptor)],
+            pool,
         )
-        assert parts == [b"program", b"xyz", len(big), 4]
-        assert os.pread(files[0], len(big) + 1, 0) == big
-        assert linux.seals_of(files[0]) & linux.SEAL_CONTENT == linux.SEAL_CONTENT
+        files = prepared.files
+        assert prepared.parts == [b"program", b"xyz", len(big), 4]
+        assert os.pread(files[0], len(big), 0) == big
+        assert linux.seals_of(files[0]) & linux.SEAL_OTHER_WRITERS == linux.SEAL_OTHER_WRITERS
         assert os.pread(files[1], 9, 0) == b"abcdef"
-        with pytest.raises(OSError, match="Bad file descriptor"):
-            os.write(files[1], b"x")  # opened again, for reading only
-        sockets.close_all(files)
+        for file in files:
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.write(file, b"x")  # opened again, for reading only
+        prepared.close()
+        pool.close()
         assert open_descriptors() == before
     finally:
         os.close(descriptor)
@@ -155,11 +161,13 @@ async def test_inputs_in_place_and_as_files():
 async def test_a_file_shorter_than_its_input_is_the_callers_mistake():
     descriptor = linux.sealed_file("mine", b"abcdef")
     before = open_descriptors()
+    pool = ReceiveBuffers()
     try:
         with pytest.raises(ValueError, match="6"):
             await prepare_parts(
-                b"p", [InputBuffer(1 << 20, data=bytes(1 << 20)), InputBuffer(7, fd=descriptor)]
+                b"p", [InputBuffer(1 << 20, data=bytes(1 << 20)), InputBuffer(7, fd=descriptor)], pool
             )
+        pool.close()
         assert open_descriptors() == before
     finally:
         os.close(descriptor)
@@ -213,6 +221,13 @@ def _future_writes_only() -> int:
     return descriptor
 
 
+def _holes() -> int:
+    """A file with a size and without pages: whoever reads it is charged for them."""
+    descriptor = linux.memory_file("out", 1 << 20)
+    linux.seal(descriptor, linux.SEAL_CONTENT)
+    return descriptor
+
+
 def _pipe_end() -> int:
     reading, writing = os.pipe()
     os.close(writing)
@@ -231,6 +246,7 @@ def _pipe_end() -> int:
         (lambda: linux.sealed_file("out", b"result"), 7),
         (lambda: linux.sealed_file("out", b"result"), 5),
         (lambda: linux.sealed_file("out", b""), 1 << 40),
+        (_holes, 1 << 20),
     ],
 )
 def test_an_output_that_could_change_or_lies_about_its_size_is_refused(make, size):
