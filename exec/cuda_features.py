@@ -92,15 +92,16 @@ FEATURES: tuple[Feature, ...] = (
         # `__hadd` alone is the average of two integers.
         pattern=r"__hadd(?:2|_)\w*|__h(?:sub|mul|div|neg|abs|fma|eq|ne|lt|le|gt|ge|max|min)2?(?:_\w+)?"
         r"|__(?:low|high)2half\w*|__half22\w+|__halves2half2|h(?:sqrt|rsqrt|exp|log|sin|cos|rcp|floor|ceil|trunc|rint)",
-        headers=r"cuda_fp16\.h",
+        headers=r"cuda_fp16\.h|cupy/float16\.cuh",
     ),
     Feature(
         "cuda-bfloat16", "bfloat16", CUDA_ONLY, "run the job on a CUDA device, or compute in float",
         pattern=r"_{0,2}nv_bfloat16\w*|__float2bfloat16\w*|__bfloat16\w*", headers=r"cuda_bf16\.h",
     ),
     Feature(
-        "cuda-complex", "complex number headers", EVERYWHERE, _USE_CUDA,
-        words=_words("cuComplex cuFloatComplex cuDoubleComplex"), headers=r"cuComplex\.h|cupy/complex\.cuh",
+        "cuda-complex", "complex number headers, and CuPy's others", EVERYWHERE, _USE_CUDA,
+        words=_words("cuComplex cuFloatComplex cuDoubleComplex"),
+        headers=r"cuComplex\.h|cupy/(?:complex\.cuh|carray\.cuh|math_constants\.h)",
     ),
     Feature(
         "cuda-inline-ptx", "inline assembly", CUDA_ONLY,

@@ -42,6 +42,12 @@ _OF_LIBCUDACXX = "array bit cassert climits cmath cstddef cstdint cstring limits
 HEADERS = frozenset(_OF_CUDA.split()) | {f"cuda/std/{name}" for name in _OF_LIBCUDACXX.split()}
 """Names that a kernel may include on every device: each exists in `SHIM`. Others come with a feature."""
 
+_OF_COMPLEX = frozenset(
+    """complex real imag abs arg norm conj polar proj exp log log10 pow sqrt sin cos tan sinh cosh tanh asin acos atan
+    asinh acosh atanh""".split()
+)
+"""What cupy/complex.cuh has of thrust."""
+
 _DIRECTIVES = frozenset(
     {
         "",
@@ -353,6 +359,8 @@ def _check_words(text: SplicedText, tokens: Sequence[Token]) -> Iterator[Finding
             following = tokens[position + 1].text if position + 1 < len(tokens) else ""
             if token.text == "std" and _std_is_there(tokens, position):
                 continue
+            if token.text == "thrust" and _names_complex(tokens, position):
+                continue
             if feature := feature_of_word(token.text, following):
                 yield Finding(*text.place(token.start), f"{token.text} ({feature.name})", feature)
             elif what := _FORBIDDEN.get(token.text):
@@ -372,6 +380,12 @@ def _std_is_there(tokens: Sequence[Token], position: int) -> bool:
         [":", ":", "forward"],
         [":", ":", "initializer_list"],
     )
+
+
+def _names_complex(tokens: Sequence[Token], position: int) -> bool:
+    """Whether the `thrust` at `position` is the namespace of CuPy's complex numbers: `thrust::complex<T>`."""
+    after = [token.text for token in tokens[position + 1 : position + 4]]
+    return after[:2] == [":", ":"] and after[2:] != [] and after[2] in _OF_COMPLEX
 
 
 def _attribute_fault(tokens: Sequence[Token], position: int, attributes: bool) -> str | None:

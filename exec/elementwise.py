@@ -4,7 +4,8 @@ The call rules are CuPy's (cupy.ElementwiseKernel). A parameter is `[raw] TYPE N
 placeholder that stands for one dtype throughout. Arrays decide the placeholders, output arrays first; a scalar is
 converted to what was decided. Arrays that are not raw are broadcast together and give the loop its shape; where there
 is none, `size` must be given. In the operation, `i` is the flat index, `n` the loop's size, `_ind.size()` as well;
-a raw parameter is indexed by hand and knows `size()`.
+a raw parameter is indexed by hand and knows `size()`; given a number, it is that number. A parameter may be called `n`
+(CuPy reserves the name, and takes it), which then hides the loop's size.
 
 `generate_source` writes a plain kernel over contiguous arrays, one element per thread in a grid-stride loop, so that a
 backend needs to know nothing but `__global__` functions.
@@ -52,7 +53,7 @@ _ALIASES = {
     "single": "float32",
 }
 _PARAMETER_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
-_RESERVED = frozenset({"i", "n", "_ind"})
+_RESERVED = frozenset({"i", "_ind"})
 _REFUSED = {
     "float16": "float16 is not among the element types; use float32",
     "half": "float16 is not among the element types; use float32",
@@ -225,7 +226,7 @@ def generate_source(kernel: KernelSource, loop: ResolvedLoop, scalars: Sequence[
     """The CUDA source of the loop. `scalars` go with the parameters, inputs first.
 
     Arguments: for each parameter its value (a scalar), or its pointer, and for raw ones their shape (a pointer to
-    int64) and size; then the loop's shape (a pointer to int64) and `n`. The first line of the user's operation is
+    int64) and size; then the loop's shape (a pointer to int64) and its size. The first line of the user's operation is
     line 1 of "operation", so that a compiler's message points into what the user wrote.
     """
     texts = texts_of(kernel)
@@ -244,20 +245,22 @@ def generate_source(kernel: KernelSource, loop: ResolvedLoop, scalars: Sequence[
         else:
             arguments.append(f"{element} *_raw_{parameter.name}")
             bindings.append(f"{element} &{parameter.name} = _raw_{parameter.name}[i];")
-    arguments += ["const long long *_loop_shape", "long long n"]
+    arguments += ["const long long *_loop_shape", "long long _n"]
+    if not any(parameter.name == "n" for parameter in (*inputs, *outputs)):
+        prologue.append("const long long n = _n; (void)n;")
     return "\n".join(
         [
             *prelude(kernel, loop.dtypes, loop.placeholders, texts.preamble),
             f'extern "C" __global__ void {GENERATED_NAME}({", ".join(arguments)}) {{',
-            f"_coppermesh_index<{max(1, len(loop.shape))}> _ind{{n, _loop_shape}};",
+            f"_coppermesh_index<{max(1, len(loop.shape))}> _ind{{_n, _loop_shape}};",
             *prologue,
             "(void)_ind;",
             '#line 1 "loop_prep"',
             f"{texts.loop_prep};",
             '#line 1 "generated"',
-            "const long long _share = (n - 1) / ((long long)gridDim.x * blockDim.x) + 1;",
+            "const long long _share = (_n - 1) / ((long long)gridDim.x * blockDim.x) + 1;",
             "const long long _begin = ((long long)blockIdx.x * blockDim.x + threadIdx.x) * _share;",
-            "const long long _end = _begin + _share < n ? _begin + _share : n;",
+            "const long long _end = _begin + _share < _n ? _begin + _share : _n;",
             "for (long long i = _begin; i < _end; i++) {",
             "_ind.at = i;",
             *bindings,
@@ -288,6 +291,7 @@ def prelude(
     )
     return [
         *(["#include <cupy/complex.cuh>"] if is_complex else []),
+        "#include <cupy/carray.cuh>",
         *_HELPERS,
         *(f"typedef {c_type(dtype)} {letter};" for letter, dtype in sorted(placeholders.items())),
         '#line 1 "preamble"',
@@ -312,7 +316,9 @@ struct _coppermesh_range { long long count; __device__ long long size() const { 
 template <int N> struct _coppermesh_index {
   long long count; const long long *lengths; long long at; long long place[N];
   __device__ _coppermesh_index(long long n, const long long *shape) : count(n), lengths(shape), at(0) {}
+  static const int ndim = N;
   __device__ long long size() const { return count; }
+  __device__ const long long *shape() const { return lengths; }
   __device__ const long long *get() {
     long long left = at;
     for (int d = N; d-- > 0; left /= lengths[d]) place[d] = left % lengths[d];

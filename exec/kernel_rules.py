@@ -127,9 +127,6 @@ def _elementwise_kernel(call: Call) -> tuple[ArraySpec, ...]:
     if any(scalar is not None for scalar in call.scalars[len(inputs) :]):
         raise refuse("kernel-call", "an output argument must be an array")
     arrays = [spec if s is None else None for spec, s in zip(call.specs, call.scalars, strict=True)]
-    for parameter, spec in zip(inputs, arrays, strict=False):
-        if parameter.raw and spec is None:
-            raise refuse("kernel-call", f"raw parameter {parameter.name} needs an array")
     size = call.attrs["size"]
     if size is not None and not isinstance(size, int):
         raise refuse("bad-attribute", "size is an integer or absent")
@@ -179,9 +176,6 @@ def _reduction_kernel(call: Call) -> tuple[ArraySpec, ...]:
     if any(scalar is not None for scalar in call.scalars[len(inputs) :]):
         raise refuse("kernel-call", "an output argument must be an array")
     arrays = [spec if s is None else None for spec, s in zip(call.specs, call.scalars, strict=True)]
-    for parameter, array in zip(inputs, arrays, strict=False):
-        if parameter.raw and array is None:
-            raise refuse("kernel-call", f"raw parameter {parameter.name} needs an array")
     resolved = resolve_reduction(call)
     for parameter, spec, dtype in zip(inputs, call.specs, resolved.dtypes, strict=False):
         need_dtype(spec, frozenset({dtype}), f"kernel argument {parameter.name}")

@@ -67,3 +67,83 @@ def test_zero_is_a_null_pointer_as_with_cupy(runtime):
     results = evaluate(with_mean, without, mean, runtime=runtime)
     assert results[0].tolist() == results[1].tolist() == (x - 3.5).tolist()
     assert results[2][0] == 3.5
+
+
+def test_a_loop_has_what_cupy_puts_before_its_loops(runtime):
+    kernel = cm.ElementwiseKernel(
+        "T x, raw int32 n, float64 scale",
+        "T y",
+        """using wide = typename cupy::type_traits::conditional<
+               cupy::type_traits::is_same<T, float>::value, double, T>::type;
+           int last = _ind.shape()[_ind.ndim - 1];
+           y = (T)(wide(x) * M_PI * k + n + i % last);""",
+        "before",
+        loop_prep="const double k = scale / 2",
+    )
+    x = np.linspace(-2, 2, 12, dtype=np.float32).reshape(3, 4)
+    y = kernel(xp.asarray(x), 100, 0.5)
+    expected = x.astype(np.float64) * np.pi * 0.25 + 100 + np.arange(4)
+    np.testing.assert_allclose(evaluate(y, runtime=runtime)[0], expected, rtol=1e-6)
+
+
+def test_a_raw_parameter_may_be_a_number(runtime):
+    pack = cm.ElementwiseKernel(
+        "raw bool bits, raw int32 size",
+        "uint8 packed",
+        """unsigned char byte = 0;
+           for (int k = 0; k < 8 && 8 * i + k < size; k++) byte |= bits[8 * i + k] << (7 - k);
+           packed = byte;""",
+        "pack",
+    )
+    bits = np.random.default_rng(3).random(21) > 0.5
+    packed = pack(xp.asarray(bits), bits.size, size=3)
+    assert evaluate(packed, runtime=runtime)[0].tolist() == np.packbits(bits).tolist()
+    first = cm.ReductionKernel(
+        "T x, raw int64 size",
+        "int64 where",
+        "x != T(0) ? _j : size",
+        "min(a, b)",
+        "where = a",
+        "size",
+        "first",
+    )
+    x = np.zeros(40)
+    where = [first(xp.asarray(x), x.size)]
+    x[17] = x[30] = 2
+    where.append(first(xp.asarray(x), x.size))
+    assert [int(value) for value in evaluate(*where, runtime=runtime)] == [40, 17]
+
+
+def test_complex_numbers_under_the_name_of_their_namespace(runtime):
+    module = cm.RawModule(
+        code="""
+        #include <cupy/carray.cuh>
+        #include <cupy/math_constants.h>
+        #include <cupy/complex.cuh>
+        template <typename T> __global__ void turn(const T* z, T* out, int n) {
+            int i = blockIdx.x * blockDim.x + threadIdx.x;
+            if (i < n) out[i] = z[i] * thrust::exp(T(0, M_PI / 2)) + thrust::norm(z[i]);
+            else if (i == n) out[i] = T(CUDART_INF, 0);
+        }""",
+        name_expressions=["turn<thrust::complex<double>>", "turn<complex<float>>"],
+    )
+    z = np.random.default_rng(4).standard_normal(10) + 1j * np.random.default_rng(5).standard_normal(10)
+    wide, narrow = xp.zeros(11, dtype=np.complex128), xp.zeros(11, dtype=np.complex64)
+    module.get_function("turn<thrust::complex<double>>")((1,), (32,), (xp.asarray(z), wide, 10))
+    module.get_function("turn<complex<float>>")((1,), (32,), (xp.asarray(z.astype(np.complex64)), narrow, 10))
+    loop = cm.ElementwiseKernel(
+        "complex128 z", "complex128 w", "w = thrust::conj(z) + thrust::sqrt(z)", "loop"
+    )
+    results = evaluate(wide, narrow, loop(xp.asarray(z)), runtime=runtime)
+    np.testing.assert_allclose(results[0][:10], z * 1j + np.abs(z) ** 2, rtol=1e-12)
+    np.testing.assert_allclose(results[1][:10], z * 1j + np.abs(z) ** 2, rtol=1e-4)
+    np.testing.assert_allclose(results[2], z.conj() + np.sqrt(z), rtol=1e-12)
+    assert results[0][10] == np.inf
+
+
+@pytest.mark.parametrize(
+    "text", ["thrust::sort(x, x + 3)", "thrust::device_ptr<int> p", "thrust ::", "thrust::"]
+)
+def test_the_rest_of_that_namespace_stays_refused(text):
+    with pytest.raises(ValueError, match="thrust"):
+        cm.RawKernel(f'extern "C" __global__ void k(int* x) {{ {text}; }}', "k")
