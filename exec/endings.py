@@ -3,6 +3,7 @@
 import signal
 from dataclasses import dataclass, field
 
+from coppermesh.exec.budget import format_bytes
 from coppermesh.exec.errors import ExecError
 from coppermesh.exec.runs import OutputBuffer
 from coppermesh.exec.trace_digests import TraceDigests
@@ -18,6 +19,8 @@ _CAUSES = {
 }
 
 
+_CLOCK_TICKS_US = 20_000
+"""The kernel's accounting of a process's limit and of its use may be two ticks apart."""
 SPOILING_CODES = frozenset({"device-lost", "kernel-crashed"})
 """Failures after which a worker, though it has answered, cannot run anything more: its GPU's context is ruined."""
 
@@ -36,8 +39,13 @@ class Answer:
     digests: TraceDigests | None = None
 
 
-def explain_exit(exit_code: int | None, stage: str, printed: str, cpu_seconds: int) -> Answer:
+def explain_exit(
+    exit_code: int | None, stage: str, printed: str, cpu_seconds: int, cpu_us: int = 0
+) -> Answer:
     """What an exit status means. `stage` is what was running, `printed` what the process said.
+
+    `cpu_us` is the processor time that it used, of `cpu_seconds` that it may use. The kernel sends SIGXCPU or SIGKILL
+    when that is over, and native code may have caught the former.
 
     A signal of the code's own making is the job's failure. SIGKILL that did not come from here is the kernel's doing
     on a machine without memory, and no status at all means that the zygote went too: the provider's failures.
@@ -46,12 +54,14 @@ def explain_exit(exit_code: int | None, stage: str, printed: str, cpu_seconds: i
     if exit_code is None:
         sentence = f"this machine's worker processes were ended{where}"
         return Answer("provider-failed", "zygote-lost", sentence, printed)
+    used_up = cpu_us > 0 and cpu_us >= 1e6 * cpu_seconds - _CLOCK_TICKS_US
+    if exit_code == -signal.SIGXCPU or (exit_code == -signal.SIGKILL and used_up):
+        spent = f"{cpu_us / 1e6:.3g} s" if cpu_us else "all"
+        sentence = f"the worker has used {spent} of its {cpu_seconds} s of processor time{where}"
+        return Answer("job-failed", "cpu-limit", sentence, printed)
     if exit_code == -signal.SIGKILL:
         sentence = f"the worker process was killed{where}; this machine may be out of memory"
         return Answer("provider-failed", "worker-killed", sentence, printed)
-    if exit_code == -signal.SIGXCPU:
-        sentence = f"the worker has used up its {cpu_seconds} s of processor time{where}"
-        return Answer("job-failed", "cpu-limit", sentence, printed)
     if exit_code < 0:
         return Answer(
             "job-failed", "crashed", f"the worker died of {_signal_words(-exit_code)}{where}", printed
@@ -59,6 +69,14 @@ def explain_exit(exit_code: int | None, stage: str, printed: str, cpu_seconds: i
     return Answer(
         "job-failed", "crashed", f"the worker process ended with status {exit_code}{where}", printed
     )
+
+
+def explain_memory_kill(peak_bytes: int | None, limit: int, stage: str, printed: str) -> Answer:
+    """A worker that the kernel ended because its cgroup was full."""
+    where = f", in {stage}" if stage else ""
+    held = f"held {format_bytes(peak_bytes)} of memory" if peak_bytes else "asked for more memory"
+    sentence = f"the program {held}, the limit is {format_bytes(limit)}; it was ended{where}"
+    return Answer("job-failed", "memory-limit", sentence, printed)
 
 
 def explain_wall_limit(stage: str, printed: str, limit_s: float) -> Answer:

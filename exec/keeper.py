@@ -51,6 +51,8 @@ class Child:
     ended: trio.Event = field(default_factory=trio.Event)
     exit_code: int | None = None
     """Once `ended`: exit status or minus the signal's number; None where nobody was left to ask."""
+    cpu_us: int = 0
+    """Once `ended`: processor time it used, in microseconds; 0 where nobody was left to ask."""
 
     def kill(self) -> None:
         """SIGKILL. Harmless when it has ended already."""
@@ -117,7 +119,7 @@ class _Session:
                 pending.answered.set()
         elif isinstance(message, pipe.Exited):
             if message.serial in self.children:
-                _end(self.children.pop(message.serial), message.code)
+                _end(self.children.pop(message.serial), message.code, message.cpu_us)
         else:
             raise pipe.PipeError(
                 f"the zygote said {type(message).__name__} with {len(descriptors)} descriptors"
@@ -152,8 +154,9 @@ def _pid_here(pidfd: int) -> int | None:
     return numbers[0] if numbers and numbers[0] > 0 else None
 
 
-def _end(child: Child, code: int | None) -> None:
+def _end(child: Child, code: int | None, cpu_us: int = 0) -> None:
     child.exit_code = code
+    child.cpu_us = cpu_us
     child.ended.set()
     os.close(child.pidfd)
 
@@ -179,6 +182,11 @@ class Keeper:
         self._changed = trio.Event()
         self._last_log = ""
         self._serial = 0
+
+    @property
+    def kind(self) -> str:
+        """Which runtime the workers have: `cpu` or `cuda`."""
+        return self._start.kind
 
     @property
     def zygote_pid(self) -> int | None:

@@ -113,6 +113,8 @@ class Exited(PipeMessage, frozen=True, tag="exited"):
 
     serial: int
     code: int
+    cpu_us: Size = 0
+    """Processor time that it used, in microseconds."""
 
 
 class Run(PipeMessage, frozen=True, tag="run"):

@@ -24,6 +24,8 @@ class WorkerLimits:
     """Largest file that a compiler may write."""
     processes: int = 4096
     """RLIMIT_NPROC, which counts the processes and threads of the *user*. Not applied to root."""
+    threads: int = 256
+    """Threads of one worker; more is `process-limit`. It cannot have processes."""
     cpu_seconds: int = 24 * 3600
     """Processor time of one worker process in all; more is `cpu-limit`."""
     blob_bytes: int | None = None

@@ -9,8 +9,8 @@ they work in. Everything that it started has ended when its block ends.
 """
 
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -19,11 +19,15 @@ import trio
 from coppermesh.exec import pipe
 from coppermesh.exec.blackbox import BlackBox, make_black_box
 from coppermesh.exec.budget import WORKER_CORES, format_bytes
+from coppermesh.exec.cgroups import Cgroups
 from coppermesh.exec.channel import Channel, channel_pair
 from coppermesh.exec.cuda_build import BUILD_SECONDS
 from coppermesh.exec.cuda_toolchain import SYSTEM_PATH, find_toolchain
 from coppermesh.exec.device import DeviceInfo, usable_cores
+from coppermesh.exec.device_watch import open_device_watch
+from coppermesh.exec.fitness import Fitness, probe_device
 from coppermesh.exec.keeper import Child, Keeper, WorkerUnavailable
+from coppermesh.exec.memory_watch import Allowance, read_memory
 from coppermesh.exec.meter import Meter
 from coppermesh.exec.metering import close_meter, open_meter_in_time
 from coppermesh.exec.runs import InputBuffer, OutputBuffer, RunOutcome, WorkerLimits
@@ -45,6 +49,7 @@ from coppermesh.exec.scratch import (
     size_of,
 )
 from coppermesh.exec.sockets import close_all
+from coppermesh.exec.watchdog import Watchdog
 from coppermesh.exec.worker_handle import Process, Worker
 
 __all__ = [
@@ -69,12 +74,22 @@ LOOK_SECONDS = 0.1
 class Supervisor:
     """Owner of one zygote and of what is forked from it."""
 
-    def __init__(self, keeper: Keeper, scratch: Path, meter: Meter) -> None:
+    def __init__(
+        self,
+        keeper: Keeper,
+        scratch: Path,
+        meter: Meter,
+        watchdog: Watchdog | None = None,
+        cgroups: Cgroups | None = None,
+    ) -> None:
+        """Without a watchdog nothing is watched; without `cgroups` workers get none of their own."""
         self._keeper = keeper
         self._scratch = scratch
         self._made = 0
-        self._stuck: list[Child] = []
-        """Killed, and not gone in time: a driver that has lost its GPU can hold a process for ever."""
+        self._watchdog = watchdog
+        self._cgroups = cgroups
+        self.fitness = Fitness(lambda: probe_device(self, self.make_process_even_if_unfit))
+        """A killed worker that is not gone in time makes the device unfit until a probe has passed."""
         self.meter = meter
 
     @property
@@ -102,12 +117,12 @@ class Supervisor:
 
     async def make_process(self, limits: WorkerLimits, kernels: bool) -> Process:
         """A new worker process. Raises WorkerUnavailable."""
-        self._stuck = [child for child in self._stuck if not child.ended.is_set()]
-        if self._stuck:
-            raise WorkerUnavailable(
-                f"worker process {self._stuck[0].pid} was killed and does not end: a driver holds it, so no other is"
-                " started; the machine may need a restart"
-            )
+        if not self.fitness.health.fit:
+            raise WorkerUnavailable(self.fitness.health.reason)
+        return await self.make_process_even_if_unfit(limits, kernels)
+
+    async def make_process_even_if_unfit(self, limits: WorkerLimits, kernels: bool) -> Process:
+        """The same, for probes of a device that takes no work. Raises WorkerUnavailable."""
         box = self._make_box()
         try:
             child, channel, directory = await self._fork("worker", limits, kernels, box)
@@ -116,15 +131,32 @@ class Supervisor:
             raise
         view = BlackBox(box)
         os.close(box)  # the mapping stays
-        return Process(child, channel, view, directory)
+        process = Process(child, channel, view, directory)
+        self._watch(process, limits)
+        return process
+
+    def _watch(self, process: Process, limits: WorkerLimits) -> None:
+        """Before it has seen a byte of a job, so that what it holds now is an idle worker's."""
+        held = read_memory(process.child.pid)
+        process.allowance = Allowance.of(held.total if held else 0, limits, gpu=self._keeper.kind == "cuda")
+        if self._cgroups is not None:
+            with suppress(OSError):  # the other limits have to do
+                process.group = self._cgroups.make(process.allowance.total, limits.threads)
+                process.group.add(process.child.pid)
+        if self._watchdog is not None:
+            self._watchdog.add(process)
 
     async def end_process(self, process: Process) -> None:
         """Kill it and remove what it left. Not cancelled from outside; a second call does nothing."""
         with trio.CancelScope(shield=True):
+            if self._watchdog is not None:
+                self._watchdog.remove(process)
             process.child.kill()
             process.channel.close()
             if not await process.child.gone():
-                self._stuck.append(process.child)
+                self.fitness.not_gone(process.child)
+            if process.group is not None:
+                process.group.remove()
             process.box.close()
             await self._remove(process.directory)
 
@@ -272,12 +304,13 @@ def _remove_quietly(directory: Path) -> None:
 
 @asynccontextmanager
 async def open_supervisor(
-    device: DeviceInfo, *, scratch: Path, compiler: str | None = None
+    device: DeviceInfo, *, scratch: Path, compiler: str | None = None, cgroups: Cgroups | None = None
 ) -> AsyncIterator[Supervisor]:
     """Start a zygote for `device` and keep it alive for the block.
 
     `scratch` is a directory of this supervisor's own, made when missing and emptied of what a crash left; `compiler`
-    is the configured C++ compiler. Raises WorkerUnavailable where no zygote gets ready or the device is none.
+    is the configured C++ compiler; `cgroups` a subtree in which each worker gets a group. Raises WorkerUnavailable
+    where no zygote gets ready or the device is none.
     """
     if device.simulated:
         raise WorkerUnavailable(f"{device.name} is no device: NVML is a stand-in on this machine")
@@ -287,8 +320,9 @@ async def open_supervisor(
     keeper = Keeper(start, scratch, _environment(device), prefix)
     meter = await open_meter_in_time(device.meter, device.uuid)
     try:
-        async with _keep(keeper):
-            supervisor = Supervisor(keeper, scratch, meter)
+        watchdog = Watchdog(await open_device_watch(device))
+        supervisor = Supervisor(keeper, scratch, meter, watchdog, cgroups)
+        async with _keep(keeper, watchdog.run, supervisor.fitness.run):
             if start.family == "zig":
                 await supervisor.warm_compiler()
             yield supervisor
@@ -297,11 +331,13 @@ async def open_supervisor(
 
 
 @asynccontextmanager
-async def _keep(keeper: Keeper) -> AsyncIterator[None]:
-    """A nursery around the keeper that does not show: what leaves the block leaves as it is."""
+async def _keep(keeper: Keeper, *others: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    """A nursery around them that does not show: what leaves the block leaves as it is."""
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(keeper.run)
+            for other in others:
+                nursery.start_soon(other)
             yield
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:

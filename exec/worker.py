@@ -177,7 +177,7 @@ class Worker:
             else:
                 result = self._runtime.run(checked, inputs.arrays, self._limits, files=inputs.files)
             for number, output in enumerate(result.outputs):
-                files.append(_hand_over(number, output))
+                files.append(_hand_over(number, output, self._order.output_bytes))
         finally:
             _unmap(inputs)
         if digests is not None:
@@ -294,14 +294,15 @@ def _unmap(inputs: _Inputs) -> None:
             continue  # an array still looks at it (an output that is a view of an input); it goes with that array
 
 
-def _hand_over(number: int, output: Array) -> int:
-    """The array's bytes as a file that nobody can change any more."""
+def _hand_over(number: int, output: Array, limit: int) -> int:
+    """The array's bytes as a file that nobody can change any more. `limit` bounds all outputs, for the error."""
     try:
         octets = np.ascontiguousarray(output).reshape(-1).view(np.uint8)
         return linux.sealed_file("coppermesh-output", octets.data)
     except OSError as error:
         raise RunFailed(
-            f"output {number} ({format_bytes(output.nbytes)}) could not be stored: {error.strerror}",
+            f"output {number} of {format_bytes(output.nbytes)} could not be stored: {error.strerror}; "
+            f"all outputs may have {format_bytes(limit)}",
             code="output-limit",
         ) from error
 

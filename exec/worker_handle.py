@@ -18,18 +18,21 @@ from coppermesh.exec import pipe
 from coppermesh.exec.blackbox import BlackBox
 from coppermesh.exec.budget import format_bytes
 from coppermesh.exec.buffers import adopt_outputs, prepare_parts
+from coppermesh.exec.cgroups import WorkerGroup
 from coppermesh.exec.channel import Channel
 from coppermesh.exec.cuda_build import scrub
 from coppermesh.exec.endings import (
     SPOILING_CODES,
     Answer,
     explain_exit,
+    explain_memory_kill,
     explain_nonsense,
     explain_unavailable,
     explain_wall_limit,
 )
 from coppermesh.exec.errors import plain_sentence
 from coppermesh.exec.keeper import Child, WorkerUnavailable
+from coppermesh.exec.memory_watch import Allowance, FileId, file_ids
 from coppermesh.exec.meter import Meter
 from coppermesh.exec.metering import read_energy
 from coppermesh.exec.receive_buffers import ReceiveBuffer, ReceiveBuffers
@@ -53,6 +56,14 @@ class Process:
     """It must not get another run: it is in the middle of one, or has misbehaved, or ended."""
     peak_bytes: int = 0
     determinism: str = ""
+    allowance: Allowance | None = None
+    """What the watchdog lets it hold; None: it is not watched."""
+    sent: frozenset[FileId] = frozenset()
+    """Memory files that the agent gave it for the run at hand: they count as the agent's."""
+    verdict: Answer | None = None
+    """Why the watchdog ended it."""
+    group: WorkerGroup | None = None
+    """Its cgroup, where there are any."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +174,7 @@ class Worker:
         before_mj = await read_energy(self._workshop.meter)
         started_us, began = time.time_ns() // 1000, time.perf_counter_ns()
         process.spoiled = True  # until it has answered: nobody may find it in the middle of a program
+        process.sent = file_ids(run.files)
         try:
             answer = await self._bounded(process, run, wall_limit_s)
             wall_us = (time.perf_counter_ns() - began) // 1000
@@ -193,7 +205,7 @@ class Worker:
         except _Ended:
             return await self._explain_end(process)
         except pipe.PipeError as error:
-            return explain_nonsense(error)
+            return process.verdict or explain_nonsense(error)
 
     async def _next_answer(self, process: Process, run: _Run, *, may_build: bool) -> Answer | None:
         """Take one message. None: it was a build, and is done."""
@@ -214,7 +226,7 @@ class Worker:
                 answer = Answer(f"{message.fault}-failed", message.code, message.sentence, message.detail)
             else:
                 answer = self._take_outputs(message, descriptors, run)
-            process.spoiled = answer.code in SPOILING_CODES
+            process.spoiled = answer.code in SPOILING_CODES or process.verdict is not None
             return answer
         finally:
             close_all(descriptors)
@@ -259,8 +271,13 @@ class Worker:
         if not await process.child.gone(seconds=1.0):
             process.child.kill()
             return explain_nonsense(pipe.PipeError("it closed its socket and went on"))
+        if process.verdict is not None:
+            return process.verdict
         stage, printed = scrub(process.box.stage()), scrub(process.box.output())
-        return explain_exit(process.child.exit_code, stage, printed, self._limits.cpu_seconds)
+        if process.group is not None and process.group.memory_kills():
+            return explain_memory_kill(process.group.peak_bytes(), self._limits.memory_bytes, stage, printed)
+        child = process.child
+        return explain_exit(child.exit_code, stage, printed, self._limits.cpu_seconds, child.cpu_us)
 
     async def _live_process(self) -> Process:
         process = self._process

@@ -129,12 +129,13 @@ class Zygote:
         """Report children that ended. Orphans of builders come here too and are only reaped."""
         with contextlib.suppress(ChildProcessError):
             while True:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status, used = os.wait4(-1, os.WNOHANG)
                 if pid == 0:
                     return
                 serial = self._serials.pop(pid, None)
                 if serial is not None:
-                    self._tell(pipe.Exited(serial, os.waitstatus_to_exitcode(status)))
+                    cpu_us = int(1e6 * (used.ru_utime + used.ru_stime))
+                    self._tell(pipe.Exited(serial, os.waitstatus_to_exitcode(status), cpu_us))
 
     def _tell(self, message: pipe.PipeMessage, descriptors: list[int] | None = None) -> None:
         sockets.send(self._control, pipe.encode(message), descriptors or [])
@@ -210,7 +211,9 @@ def _seclude(start: pipe.Start) -> tuple[tuple[str, ...], int | None]:
     scratch = os.open(start.scratch, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) if start.scratch else None
     apply.leave_root()
     if start.compiler and scratch is not None:
-        importlib.import_module("coppermesh.exec.builder").look_around(scratch)  # loaded already, by `preload`
+        importlib.import_module("coppermesh.exec.builder").look_around(
+            scratch
+        )  # loaded already, by `preload`
     return (*layers, *apply.available()), scratch
 
 

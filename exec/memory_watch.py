@@ -1,0 +1,140 @@
+"""How much memory a worker process holds, seen from outside, and how much its lease lets it hold.
+
+The kernel's limit on private memory (`RLIMIT_DATA`) ends an honest program at the allocation that is too much. It does
+not count shared memory, nor files in memory, and native code can make both. So the agent counts:
+
+- `RssAnon`, `RssShmem` and `VmSwap` of /proc/PID/status, which anybody may read: private memory that is in use, and
+  shared memory and memory files as far as they are mapped and were touched;
+- the pages of memory files that it holds open, by /proc/PID/fd, less those that the agent itself sent. A file that is
+  mapped as well counts twice: a job has no reason to do that. Whether the agent may look there is the kernel's to say
+  (workers are not dumpable): root may, and an ordinary user whose workers are under bubblewrap; else `files` is None
+  and only a cgroup bounds such files (`cgroups`).
+
+What is allowed is what an idle worker had, and the lease's memory, and on top the second copy of outputs that is made
+when they are handed over, stacks of fibers, and what libraries take for themselves.
+"""
+
+import os
+import stat
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+from coppermesh.exec.budget import WORKER_CORES, format_bytes
+from coppermesh.exec.runs import WorkerLimits
+
+MEBIBYTE: Final = 1 << 20
+LIBRARY_BYTES: Final = 96 * MEBIBYTE
+"""Stacks of threads, NumPy's and BLAS' own buffers, libraries of kernels."""
+STACK_BYTES: Final = WORKER_CORES * 2 * 68 * MEBIBYTE
+"""Fibers of kernels: two pieces of at most 67 MiB a core (`cuda_launch.Arenas`)."""
+DRIVER_BYTES: Final = 1536 * MEBIBYTE
+"""What CUDA's driver and libraries take of a process's own memory: 300 to 800 MiB by what others report."""
+_BLOCK_BYTES = 512
+
+FileId = tuple[int, int]
+"""Device and inode."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldMemory:
+    """What a process holds, in bytes."""
+
+    private: int
+    """Private memory that is in use, or swapped out."""
+    shared: int
+    """Mapped shared memory and memory files that were touched."""
+    files: int | None
+    """Pages of memory files that it holds open; None where the agent may not look."""
+    threads: int
+
+    @property
+    def total(self) -> int:
+        """All that could be counted."""
+        return self.private + self.shared + (self.files or 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """What a worker may hold, in bytes."""
+
+    idle: int
+    """What it held before it had seen a job."""
+    memory: int
+    """The lease's."""
+    extra: int
+    """For outputs, stacks and libraries."""
+    threads: int
+
+    @classmethod
+    def of(cls, idle: int, limits: WorkerLimits, *, gpu: bool) -> Self:
+        """For a worker on a CPU, or on a GPU."""
+        own = DRIVER_BYTES if gpu else STACK_BYTES
+        return cls(idle, limits.memory_bytes, limits.output_bytes + LIBRARY_BYTES + own, limits.threads)
+
+    @property
+    def total(self) -> int:
+        """Bytes in all."""
+        return self.idle + self.memory + self.extra
+
+    def excess(self, held: HeldMemory) -> str:
+        """Why it must end, as (part of) a sentence; an empty text where it holds no more than it may."""
+        job = held.total - self.idle
+        if job <= self.memory + self.extra:
+            return ""
+        return (
+            f"the program holds {format_bytes(job)} of memory, the limit is {format_bytes(self.memory)} (and "
+            f"{format_bytes(self.extra)} for outputs, stacks and libraries)"
+        )
+
+    def excess_threads(self, held: HeldMemory) -> str:
+        """The same for threads."""
+        if held.threads <= self.threads:
+            return ""
+        return f"the program runs {held.threads} threads, the limit is {self.threads}"
+
+
+def read_memory(pid: int, sent: Collection[FileId] = (), proc: Path = Path("/proc")) -> HeldMemory | None:
+    """What process `pid` holds now; None where it has ended. `sent` are the files that the agent gave it."""
+    try:
+        status = (proc / str(pid) / "status").read_text()
+    except OSError:
+        return None
+    pairs = [line.split()[:2] for line in status.splitlines()]
+    values = {pair[0].rstrip(":"): pair[1] for pair in pairs if len(pair) == 2}
+    if "RssAnon" not in values:  # a zombie has no memory
+        return None
+    kibibytes = {name: int(values.get(name, "0")) for name in ("RssAnon", "RssShmem", "VmSwap")}
+    return HeldMemory(
+        private=1024 * (kibibytes["RssAnon"] + kibibytes["VmSwap"]),
+        shared=1024 * kibibytes["RssShmem"],
+        files=_memory_files(proc / str(pid) / "fd", sent),
+        threads=int(values.get("Threads", "1")),
+    )
+
+
+def _memory_files(descriptors: Path, sent: Collection[FileId]) -> int | None:
+    """Bytes of the memory files that are open there, each counted once; None where we may not look."""
+    try:
+        names = os.listdir(descriptors)
+    except OSError:
+        return None
+    pages: dict[FileId, int] = {}
+    for name in names:
+        path = descriptors / name
+        try:
+            if not os.readlink(path).startswith("/memfd:"):
+                continue
+            status = os.stat(path)
+        except OSError:
+            continue  # closed meanwhile
+        if stat.S_ISREG(status.st_mode):
+            pages[status.st_dev, status.st_ino] = status.st_blocks * _BLOCK_BYTES
+    return sum(size for file, size in pages.items() if file not in sent)
+
+
+def file_ids(descriptors: Collection[int]) -> frozenset[FileId]:
+    """Which files these descriptors are of."""
+    statuses = [os.fstat(descriptor) for descriptor in descriptors]
+    return frozenset((status.st_dev, status.st_ino) for status in statuses)

@@ -1,0 +1,118 @@
+"""Looks at every worker process while it lives, and ends one that holds more than its lease allows.
+
+Twenty times a second, between runs too: threads of native code may outlive the run that started them. Device memory is
+read twice a second in a thread, since a driver may hang; after one reading that took too long it is not asked again.
+What was found is kept with the process, so that whoever waits for its answer can say why there is none.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import trio
+
+from coppermesh.exec.blackbox import BlackBox
+from coppermesh.exec.cuda_build import scrub
+from coppermesh.exec.device_watch import DeviceWatch, device_excess
+from coppermesh.exec.endings import Answer
+from coppermesh.exec.keeper import Child
+from coppermesh.exec.memory_watch import Allowance, FileId, HeldMemory, read_memory
+
+LOOK_SECONDS = 0.05
+"""A core fills some 100 MiB of fresh memory in that time."""
+DEVICE_SECONDS = 0.5
+READING_SECONDS = 2.0
+"""Most that NVML may take; it takes about a millisecond."""
+
+
+class Watched(Protocol):
+    """What the watchdog needs of a worker process."""
+
+    child: Child
+    box: BlackBox
+    allowance: Allowance | None
+    sent: frozenset[FileId]
+    verdict: Answer | None
+    spoiled: bool
+
+
+class Watchdog:
+    """Watches all workers of one supervisor."""
+
+    def __init__(
+        self,
+        device: DeviceWatch | None = None,
+        read: Callable[[int, frozenset[FileId]], HeldMemory | None] = read_memory,
+    ) -> None:
+        self._device = device
+        self._read = read
+        self._watched: dict[int, Watched] = {}
+        self._some = trio.Event()
+
+    @property
+    def watches_device(self) -> bool:
+        """Whether device memory is being read."""
+        return self._device is not None
+
+    def add(self, process: Watched) -> None:
+        """Watch it from now on."""
+        self._watched[process.child.pid] = process
+        self._some.set()
+
+    def remove(self, process: Watched) -> None:
+        """It is being ended by somebody else."""
+        self._watched.pop(process.child.pid, None)
+        if not self._watched:
+            self._some = trio.Event()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with trio.open_nursery() as nursery:
+            if self._device is not None:
+                nursery.start_soon(self._run_device)
+            while True:
+                await self._some.wait()
+                self.look()
+                await trio.sleep(LOOK_SECONDS)
+
+    def look(self) -> None:
+        """Look at each once. Some 0.05 ms for a process."""
+        for process in list(self._watched.values()):
+            held = None if process.allowance is None else self._read(process.child.pid, process.sent)
+            if held is None or process.allowance is None:
+                continue
+            if reason := process.allowance.excess(held):
+                _end(process, "memory-limit", reason)
+            elif reason := process.allowance.excess_threads(held):
+                _end(process, "process-limit", reason)
+
+    async def _run_device(self) -> None:
+        while self._device is not None:
+            await self._some.wait()
+            await self.look_at_device()
+            await trio.sleep(DEVICE_SECONDS)
+
+    async def look_at_device(self) -> None:
+        """Read the device memory of all of them once."""
+        if self._device is None:
+            return
+        used: dict[int, int] | None = None
+        with trio.move_on_after(READING_SECONDS) as scope:
+            used = await trio.to_thread.run_sync(self._device.used, abandon_on_cancel=True)
+        if scope.cancelled_caught:
+            self._device = None  # a thread is stuck in it, one is enough
+            return
+        for pid, process in list(self._watched.items()):
+            if process.allowance is None or used is None or pid not in used:
+                continue
+            if reason := device_excess(used[pid], process.allowance.memory):
+                _end(process, "memory-limit", reason)
+
+
+def _end(process: Watched, code: str, reason: str) -> None:
+    if process.verdict is not None or process.child.ended.is_set():
+        return
+    stage, printed = scrub(process.box.stage()), scrub(process.box.output())
+    where = f", in {stage}" if stage else ""
+    process.verdict = Answer("job-failed", code, f"{reason}; it was ended{where}", printed)
+    process.spoiled = True
+    process.child.kill()
