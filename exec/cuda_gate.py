@@ -42,10 +42,9 @@ _OF_LIBCUDACXX = "array bit cassert climits cmath cstddef cstdint cstring limits
 HEADERS = frozenset(_OF_CUDA.split()) | {f"cuda/std/{name}" for name in _OF_LIBCUDACXX.split()}
 """Names that a kernel may include on every device: each exists in `SHIM`. Others come with a feature."""
 
-_OF_COMPLEX = frozenset(
-    """complex real imag abs arg norm conj polar proj exp log log10 pow sqrt sin cos tan sinh cosh tanh asin acos atan
-    asinh acosh atanh""".split()
-)
+_COMPLEX_NAMES = """complex real imag abs arg norm conj polar proj exp log log10 pow sqrt sin cos tan sinh cosh tanh
+asin acos atan asinh acosh atanh"""
+_OF_COMPLEX = frozenset(_COMPLEX_NAMES.split())
 """What cupy/complex.cuh has of thrust."""
 
 _DIRECTIVES = frozenset(

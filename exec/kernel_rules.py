@@ -175,7 +175,6 @@ def _reduction_kernel(call: Call) -> tuple[ArraySpec, ...]:
         )
     if any(scalar is not None for scalar in call.scalars[len(inputs) :]):
         raise refuse("kernel-call", "an output argument must be an array")
-    arrays = [spec if s is None else None for spec, s in zip(call.specs, call.scalars, strict=True)]
     resolved = resolve_reduction(call)
     for parameter, spec, dtype in zip(inputs, call.specs, resolved.dtypes, strict=False):
         need_dtype(spec, frozenset({dtype}), f"kernel argument {parameter.name}")
