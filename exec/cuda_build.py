@@ -79,8 +79,8 @@ def build_kernel(
 ) -> int:
     """Compile in `directory` and return the library as a sealed memory file.
 
-    `cache` is where a compiler may keep parts of itself; `headers` holds what `SHIM` does. Raises SourceRefused, KernelCompileError, or BuildFailed
-    (`kernel-build-limit`, `compiler-missing`). Blocks for up to `BUILD_SECONDS`.
+    `cache` is where a compiler may keep parts of itself; `headers` holds what `SHIM` does. Raises SourceRefused,
+    KernelCompileError, or BuildFailed (`kernel-build-limit`, `compiler-missing`). Blocks for up to `BUILD_SECONDS`.
     """
     check_cpu_source(kernel.source, kernel.options)
     for expression in kernel.expressions:
@@ -193,7 +193,13 @@ def _explain(name: str, status: int, log: str) -> ExecError:
 def _out_of_resources(log: str) -> bool:
     return any(
         sign in log
-        for sign in ("out of memory", "Killed signal", "File size limit", "virtual memory exhausted", _NO_SPACE)
+        for sign in (
+            "out of memory",
+            "Killed signal",
+            "File size limit",
+            "virtual memory exhausted",
+            _NO_SPACE,
+        )
     )
 
 

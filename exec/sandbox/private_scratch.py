@@ -3,8 +3,8 @@
 Theory. A limit on file sizes bounds each file and not their number, and a disk has no quota that an ordinary user could
 set. A memory file system has one: `size` and `nr_inodes` bound everything in it, files without a name included. It can
 be mounted in a mount namespace of the builder's own, which takes a user namespace where it is not root. Nothing has to
-be removed afterwards: the namespace ends with the last process in it. The capabilities that come with the user namespace
-are dropped with all others (`capabilities`).
+be removed afterwards: the namespace ends with its last process. The capabilities that come with the user namespace are
+dropped with all others (`capabilities`).
 
 Where none can be made the directory lies on the disk, and the agent watches how it grows (`supervisor`).
 """
