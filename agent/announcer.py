@@ -183,6 +183,6 @@ class Announcer:
             addresses=self._transport.addresses[:MAX_ADDRESSES],
             devices=self._provider.offers,
             isolation=list(self._provider.isolation),
-            busy_slots=self._provider.reservations.busy_slots,
-            paused=self._provider.paused,
+            busy_slots=self._provider.busy_slots,
+            paused=self._provider.closed,
         )

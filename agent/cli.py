@@ -99,8 +99,10 @@ def _build_parser() -> argparse.ArgumentParser:
         reading = _add_verb(verbs, verb, text, _read)
         reading.add_argument("--json", action="store_true", help=_JSON)
         reading.set_defaults(verb=verb)
-    for verb, text in (("pause", "take no new leases"), ("resume", "take leases again")):
-        _add_control(verbs, verb, text)
+    pause = _add_control(verbs, "pause", "take no new work; what was accepted is finished")
+    pause.add_argument("--now", action="store_true", help="end running tasks too; they run elsewhere")
+    _add_control(verbs, "resume", "take leases again")
+    _add_config(verbs)
     _add_control(verbs, "stop", "end this home's agent")
     identity = _add_verb(verbs, "id", "print this home's peer id on its mesh (made when missing)", _id)
     _add_mesh(identity, "another mesh than the configured one")
@@ -131,6 +133,11 @@ exit codes: 0 every device takes it (what could not be tried is not counted, unl
 Compiling for CUDA needs no GPU, but NVIDIA's NVRTC: bootstrap/setup --check installs it.
 
 example: coppermesh check blur.cu --arch sm_90 --name 'blur<float>'
+"""
+_CONFIG_EPILOG = """\
+The settings are in config.toml in the home; an agent's first start leaves one with every setting, its default and
+what it does. A running agent takes changes within two seconds. A wrong change leaves the settings as they were:
+`config check` and `status` say what is wrong, and in which line.
 """
 _JSON = "print JSON on stdout"
 _JOB = "job id, or its first digits"
@@ -210,10 +217,22 @@ def _add_mesh(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("--mesh", type=option_types.text_setting("mesh"), metavar="NAME", help=text)
 
 
-def _add_control(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]", verb: str, text: str) -> None:
+def _add_control(
+    verbs: "argparse._SubParsersAction[argparse.ArgumentParser]", verb: str, text: str
+) -> argparse.ArgumentParser:
     control = _add_verb(verbs, verb, text, _control)
     control.add_argument("--json", action="store_true", help=_JSON)
     control.set_defaults(verb=verb)
+    return control
+
+
+def _add_config(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    text = "show the settings that hold and where each came from, or check the file"
+    config = _add_verb(verbs, "config", text, _config)
+    config.formatter_class = argparse.RawDescriptionHelpFormatter
+    config.epilog = _CONFIG_EPILOG
+    config.add_argument("action", nargs="?", choices=("show", "check"), default="show")
+    config.add_argument("--json", action="store_true", help=_JSON)
 
 
 def _add_submit(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -400,11 +419,26 @@ def _control(options: argparse.Namespace) -> int:
     from coppermesh.agent.local_link import LocalLink
 
     with LocalLink(_home(options).socket_path) as link:
-        arguments = json.dumps({"job": options.job} if options.verb == "cancel" else {})
+        given = {"cancel": "job", "pause": "now"}.get(options.verb)
+        arguments = json.dumps({given: getattr(options, given)} if given is not None else {})
         facts = json.loads(link.call_json(options.verb, arguments))
     print(f"coppermesh: {facts['sentence']}", file=sys.stderr)
     if options.json:
         print(json.dumps(facts))
+    return EXIT_OK
+
+
+def _config(options: argparse.Namespace) -> int:
+    from coppermesh.agent import config_view
+
+    home = _home(options)
+    facts = config_view.check(home) if options.action == "check" else config_view.show(home)
+    if options.json:
+        print(json.dumps(facts))
+    elif options.action == "check":
+        print(f"coppermesh: {facts['sentence']}", file=sys.stderr)
+    else:
+        _show(screens.config(facts))
     return EXIT_OK
 
 

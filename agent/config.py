@@ -134,6 +134,11 @@ def values_of(config: Config) -> dict[str, Any]:
     return {key: _written(value) for key, value in values.items()}
 
 
+def described(origins: Mapping[str, str], values: Mapping[str, object]) -> dict[str, dict[str, object]]:
+    """Each setting's value and where it came from, for people and scripts."""
+    return {key: {"value": value, "from": origins.get(key, "default")} for key, value in values.items()}
+
+
 def _written(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_written(item) for item in value]
@@ -179,9 +184,18 @@ def _tables(text: str, path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not TOML: {error}") from None
+        raise ConfigError(f"{path}: not TOML: {error}{_quoted(text, str(error))}") from None
     except RecursionError:
         raise ConfigError(f"{path}: not TOML: nested too deeply") from None
+
+
+def _quoted(text: str, error: str) -> str:
+    """The line that a TOML error names, for whoever has to mend it."""
+    found = re.search(r"at line ([0-9]+)", error)
+    lines = text.splitlines()
+    if found is None or not 0 < int(found[1]) <= len(lines):
+        return ""
+    return f": {_short(lines[int(found[1]) - 1].strip())}"
 
 
 def _parse_all(raw: Mapping[str, object], where: str, text: str = "") -> dict[str, Any]:

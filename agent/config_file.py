@@ -65,7 +65,7 @@ TEMPLATE = """\
 #busy_graphics_bytes = 1073741824
 # Programs that never count, by name.
 #busy_ignore = [DESKTOP]
-# Leases on the card when such a program appears: "stop" them (their tasks run elsewhere), or "finish" what was accepted.
+# Leases on the card when such a program appears: "stop" (their tasks run elsewhere), or "finish" what was accepted.
 #on_busy = "stop"
 
 # Above these no new work is taken: degrees Celsius (lent again 5 below), watts that the device draws (again at 90 %),
@@ -111,6 +111,8 @@ class ConfigFile:
     def __init__(self, path: Path, overrides: Mapping[str, Any]) -> None:
         self.path = path
         self._overrides = dict(overrides)
+        self.taken: Stamp | None = None
+        """What the stamp was before `load` read the file last: a change since then is seen."""
 
     def stamp(self) -> Stamp | None:
         """Differs whenever the file does; None where there is none."""
@@ -122,6 +124,7 @@ class ConfigFile:
 
     def load(self) -> Loaded:
         """At the start: no file is a whole configuration. Raises ConfigError."""
+        self.taken = self.stamp()
         return load_settings(self.path, self._overrides)
 
     def load_again(self) -> Loaded | Wrong:
@@ -129,6 +132,6 @@ class ConfigFile:
         if self.stamp() is None:
             return Wrong(f"{self.path}: is gone; an agent that is started again has the defaults")
         try:
-            return self.load()
+            return load_settings(self.path, self._overrides)
         except ConfigError as error:
             return Wrong(str(error))

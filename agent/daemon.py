@@ -10,7 +10,8 @@ from typing import Any
 
 import trio
 
-from coppermesh.agent.config import Config, load_config
+from coppermesh.agent.config import Loaded
+from coppermesh.agent.config_file import ConfigFile, write_template
 from coppermesh.agent.home import Home
 from coppermesh.agent.node import Node, open_node
 from coppermesh.p2p.errors import MeshError
@@ -27,10 +28,13 @@ def run_agent(
     Returns the exit code. Raises HomeLocked, HomeError, ConfigError, IdentityError.
     """
     _set_up_logging(verbose)
-    config = load_config(home, **overrides)
+    file = ConfigFile(home.config_path, overrides)
+    loaded = file.load()
     with home.lock():
+        if write_template(home.config_path):
+            loaded = file.load()
         try:
-            trio.run(_main, home, config, json_ready, until_eof)
+            trio.run(_main, home, loaded, file, json_ready, until_eof)
         except BaseExceptionGroup as group:
             # Nurseries wrap what their tasks raise; a person is told the sentence inside.
             error = _mesh_error_in(group)
@@ -45,13 +49,13 @@ def _set_up_logging(verbose: bool) -> None:
     logging.getLogger("coppermesh").setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
-async def _main(home: Home, config: Config, json_ready: bool, until_eof: bool) -> None:
+async def _main(home: Home, loaded: Loaded, file: ConfigFile, json_ready: bool, until_eof: bool) -> None:
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_on_signal, signals, nursery.cancel_scope)
             if until_eof:
                 nursery.start_soon(_cancel_on_eof, nursery.cancel_scope)
-            async with open_node(home, config) as node:
+            async with open_node(home, loaded, file=file) as node:
                 _say_ready(node, json_ready)
                 await node.stopping.wait()
             nursery.cancel_scope.cancel()

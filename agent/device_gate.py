@@ -16,6 +16,8 @@ LOAD_RETURN = 0.8
 LOAD_LOOKS = 5
 """Load is judged by the mean of so many looks: a short burst is no program of the owner's."""
 CLEAR_US = 5_000_000
+UNKNOWN_LOOKS = 4
+"""A program whose owner cannot be told counts when it was there so often in a row while no lease was."""
 STOP_LOOKS = 2
 """Another program must be seen so often in a row before leases are ended for it."""
 
@@ -38,6 +40,7 @@ class DeviceGate:
         self._busy: Obstacle | None = None
         self._busy_looks = 0
         self._busy_us = 0
+        self._unknown: dict[int, int] = {}
         self._over: set[str] = set()
         self._loads: list[float] = []
 
@@ -71,7 +74,12 @@ class DeviceGate:
     def _seen(self, sharing: Sharing, now: Conditions, serving: bool) -> Obstacle | None:
         """The owner's work on the card, by its programs, else by the use of a card that we do not use."""
         sentence = f"{self._device} is in use by its owner's own programs; ask again later"
-        others = [process for process in now.processes or () if _counts(process, sharing, serving)]
+        self._count_unknown(now, serving)
+        others = [
+            process
+            for process in now.processes or ()
+            if _counts(process, sharing) and self._unknown.get(process.pid, UNKNOWN_LOOKS) >= UNKNOWN_LOOKS
+        ]
         if others:
             who = ", ".join(_words(process) for process in others[:3])
             more = f" and {len(others) - 3} more" if len(others) > 3 else ""
@@ -81,6 +89,13 @@ class DeviceGate:
             return None
         used = f"{100 * now.utilisation:.0f} %, over {100 * sharing.busy_utilisation:.0f} %"
         return Obstacle("device-busy", sentence, f"{self._device} is in use ({used}), not by this agent")
+
+    def _count_unknown(self, now: Conditions, serving: bool) -> None:
+        """For how long each program of unknown owner has been there without a lease of ours: it may be our own worker,
+        seen from outside a container, or one that has just ended.
+        """
+        pids = [process.pid for process in now.processes or () if process.owner == "unknown"]
+        self._unknown = {pid: 0 if serving else self._unknown.get(pid, 0) + 1 for pid in pids}
 
     def _judge_heat(self, sharing: Sharing, now: Conditions) -> list[Obstacle]:
         limit, degrees = sharing.max_temperature, now.temperature_c
@@ -140,11 +155,9 @@ class DeviceGate:
         return Obstacle("not-known", text)
 
 
-def _counts(process: DeviceProcess, sharing: Sharing, serving: bool) -> bool:
+def _counts(process: DeviceProcess, sharing: Sharing) -> bool:
     """Whether this program means that its owner needs the device."""
     if process.owner == "ours" or process.name in sharing.busy_ignore:
-        return False
-    if process.owner == "unknown" and serving:  # our own worker, seen from outside a container
         return False
     return not process.graphics or (process.memory_bytes or 0) >= sharing.busy_graphics_bytes
 

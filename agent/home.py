@@ -2,6 +2,7 @@
 
     <home>/                  0700, ours, never writable by others
       config.toml            settings (see `config`)
+      paused                 there while `coppermesh pause` holds, over restarts too
       agent.lock             held with flock by the one agent of this home; contains its pid
       agent.sock             the local API, 0600
       agent.log
@@ -102,6 +103,22 @@ class Home:
     def config_path(self) -> Path:
         """The settings a person writes."""
         return self.path / "config.toml"
+
+    @property
+    def paused_path(self) -> Path:
+        """A mark, there while the owner has paused the agent."""
+        return self.path / "paused"
+
+    def keep_paused(self, paused: bool) -> bool:
+        """Leave or remove the mark. False where the home does not let us."""
+        try:
+            if paused:
+                os.close(_open_private(self.paused_path))
+            else:
+                self.paused_path.unlink(missing_ok=True)
+        except (OSError, HomeError):
+            return False
+        return True
 
     @property
     def lock_path(self) -> Path:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
+from functools import lru_cache
 
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 DAY_MINUTES = 24 * 60
@@ -66,7 +67,14 @@ def is_open(windows: Sequence[Window], now_us: int, zone: tzinfo | None) -> bool
 
 def next_change_us(windows: Sequence[Window], now_us: int, zone: tzinfo | None) -> int | None:
     """When `is_open` changes next, within `LOOK_AHEAD_DAYS`; None where it does not."""
-    now_s, before = now_us // SECOND, is_open(windows, now_us, zone)
+    return _next_change_us(tuple(windows), now_us // (60 * SECOND), zone)
+
+
+@lru_cache(maxsize=64)
+def _next_change_us(windows: tuple[Window, ...], minute: int, zone: tzinfo | None) -> int | None:
+    """Kept, since it takes a millisecond or two and every order of a stranger asks for it."""
+    now_s = minute * 60
+    before = is_open(windows, now_s * SECOND, zone)
     for at_s in sorted(_candidates(windows, now_s, zone)):
         if at_s > now_s and is_open(windows, at_s * SECOND, zone) != before:
             return at_s * SECOND

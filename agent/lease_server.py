@@ -19,6 +19,7 @@ from coppermesh.agent.ledger_store import LedgerStore
 from coppermesh.agent.negotiation import Move, Role, TaskRun, TaskState
 from coppermesh.agent.receipts import LaneHead, RunFacts, build_receipt
 from coppermesh.agent.result_outbox import PendingResult, ResultOutbox
+from coppermesh.agent.sharing import Obstacle
 from coppermesh.exec.device import DeviceInfo
 from coppermesh.exec.errors import ExecError
 from coppermesh.exec.supervisor import InputBuffer, RunOutcome, Supervisor, Worker, WorkerLimits
@@ -95,6 +96,7 @@ class LeaseServer:
         self._queue_in, self._queue_out = trio.open_memory_channel[_Accepted](math.inf)
         self._ending = trio.CancelScope()
         self._over = False
+        self._draining: Obstacle | None = None
         self.end_code = "expired"
         self.end_sentence = "the lease's time is over"
         self.told = False
@@ -107,6 +109,11 @@ class LeaseServer:
     def lease_named_in(task_body: bytes) -> Digest:
         """Which lease a task claims to belong to; nothing about it is proven yet. Raises RemoteProtocolError."""
         return Digest(decode(Task, task_body, max_bytes=Task.MAX_BYTES).lease)
+
+    @property
+    def tasks_accepted(self) -> int:
+        """Tasks that run or wait."""
+        return len(self._tasks)
 
     def idle_us(self, now_us: int) -> int:
         """For how long the lease has had no task; 0 while it has one, or was promised the blobs of one."""
@@ -121,6 +128,12 @@ class LeaseServer:
             _log.info("lease %s ends: %s: %s", self.lease.id.hex()[:8], code, sentence)
             self.end_code, self.end_sentence = code, sentence
             self._ending.cancel()
+
+    def drain(self, reason: Obstacle | None) -> None:
+        """The owner wants the device back: take no more tasks and end when none is left. None: go on."""
+        self._draining = reason
+        if reason is not None and not self._tasks:
+            self.stop(reason.code, reason.sentence)
 
     def cancel_task(self, number: int, sentence: str) -> None:
         """Kill or forget one task; it gets no receipt and costs nothing."""
@@ -138,6 +151,8 @@ class LeaseServer:
         known = self._tasks.get(task.record.number)
         if known is not None and known.task.id == task.id:
             return TaskReply("accepted", [], "ok", "")
+        if self._draining is not None:
+            raise Refused(self._draining.code, self._draining.sentence)
         check_task(self.lease.record, task.record, self._spent, now_us)
         self._check_declared(task.record, request)
         try:

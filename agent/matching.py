@@ -70,7 +70,7 @@ def misfits(announcement: Announcement, device: DeviceOffer, requirement: Requir
     """Every reason why `device` does not meet `requirement`, as text for a person; empty when it fits."""
     reasons = []
     if announcement.paused:
-        reasons.append("is paused by its owner")
+        reasons.append("takes no work now: it is paused, or closed at this hour, by its owner")
     if requirement.device_kind not in ("any", device.kind):
         reasons.append(f"{device.device} is a {device.kind} device, wanted {requirement.device_kind}")
     if missing := sorted(requirement.features - set(device.features)):

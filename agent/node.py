@@ -20,15 +20,18 @@ from coppermesh.agent.announcer import Announcer
 from coppermesh.agent.blob_door import StoreDoor
 from coppermesh.agent.challenger import Challenger
 from coppermesh.agent.clock import now_us
-from coppermesh.agent.config import Config, ConfigError
+from coppermesh.agent.config import Config, ConfigError, Loaded
+from coppermesh.agent.config_file import ConfigFile
 from coppermesh.agent.home import Home
 from coppermesh.agent.isolation import announced, witness_once
 from coppermesh.agent.job_intake import JobIntake
 from coppermesh.agent.lease_broker import LeaseBroker
 from coppermesh.agent.ledger import LeaseEnded
 from coppermesh.agent.ledger_store import LedgerStore, open_ledger
+from coppermesh.agent.lending import Lending
 from coppermesh.agent.local_api import LocalApi
 from coppermesh.agent.node_views import NodeViews
+from coppermesh.agent.owner import OwnersHand
 from coppermesh.agent.provider import Provider, ServedDevice
 from coppermesh.agent.requester import Requester
 from coppermesh.agent.result_intake import ResultIntake
@@ -37,6 +40,7 @@ from coppermesh.agent.screens import counted
 from coppermesh.agent.story import printable
 from coppermesh.agent.task_driver import TaskDriver
 from coppermesh.agent.traces import NODE_DIGESTS
+from coppermesh.exec.conditions import ConditionsReader, open_conditions
 from coppermesh.exec.device import ARRAY_PROGRAMS, DeviceInfo, probe_devices
 from coppermesh.exec.supervisor import Supervisor, open_supervisor
 from coppermesh.p2p.announcements import AnnouncementBook
@@ -83,6 +87,8 @@ class Parts:
     """Called with a device and `scratch=`."""
     probe: Callable[[], list[DeviceInfo]] = probe_devices
     """Blocking; called in a thread."""
+    conditions: Callable[[str, str | None], ConditionsReader] = open_conditions
+    """Called with a device's kind and uuid; blocking, in a thread."""
 
 
 class Node:
@@ -101,6 +107,8 @@ class Node:
         self.connected_since: dict[PeerId, int] = {}
         self.plan = DialPlan(key.peer, random.Random())
         self.provider: Provider | None = None
+        self.served: list[DeviceInfo] = []
+        self.owner: OwnersHand
         self.simulated: list[str] = []
         """GPUs that a stand-in for NVML reports: shown to the owner, never announced, never given work."""
         self.hub: ControlHub
@@ -211,12 +219,16 @@ class Node:
 
 
 @asynccontextmanager
-async def open_node(home: Home, config: Config, parts: Parts | None = None) -> AsyncIterator[Node]:
-    """Run an agent for the length of the block. The caller holds the home's lock.
+async def open_node(
+    home: Home, settings: Config | Loaded, parts: Parts | None = None, file: ConfigFile | None = None
+) -> AsyncIterator[Node]:
+    """Run an agent for the length of the block. The caller holds the home's lock. `file`: read again when it changes.
 
     Raises IdentityError, HomeError, LedgerUnusable, and OSError where the listening address is taken.
     """
     parts = parts or Parts()
+    loaded = settings if isinstance(settings, Loaded) else Loaded(settings, {})
+    config = loaded.config
     mesh = mesh_id(config.mesh)
     key = PeerKey.load_or_create(home.key_path(mesh))
     async with AsyncExitStack() as stack:
@@ -230,6 +242,15 @@ async def open_node(home: Home, config: Config, parts: Parts | None = None) -> A
         node.outbox = ResultOutbox(lambda: node.hub, mesh, ledger, store, now_us=now_us)
         if config.provide:
             node.provider = await _open_provider(stack, node, parts)
+        node.owner = OwnersHand(
+            node.provider,
+            node.served,
+            loaded,
+            file,
+            make_offer=_offer,
+            open_reader=parts.conditions,
+            now_us=now_us,
+        )
         node.blobs = BlobService(
             transport, mesh, store, admit=node.provider.admits_blob if node.provider else _admit_nothing
         )
@@ -274,6 +295,7 @@ async def _start(nursery: trio.Nursery, node: Node) -> None:
     await nursery.start(node.requester.run)
     if node.provider is not None:
         await nursery.start(node.provider.run)
+    await nursery.start(node.owner.run)
     nursery.start_soon(node.follow_channels)
     await nursery.start(node.announcer.run)
     node.announcer.plan = node.plan
@@ -304,6 +326,7 @@ async def _open_provider(stack: AsyncExitStack, node: Node, parts: Parts) -> Pro
     for info in gpus or [device for device in found if device.kind == "cpu"]:
         scratch = node.home.scratch_path / info.device
         supervisor = await stack.enter_async_context(parts.supervisor(info, scratch=scratch))
+        node.served.append(info)
         served.append(ServedDevice(info, _offer(info, node.config), supervisor))
     put_on = [device.supervisor.layers for device in served]
     # Nothing is put on in some tests, and trying the layers takes a while.
@@ -316,8 +339,8 @@ async def _open_provider(stack: AsyncExitStack, node: Node, parts: Parts) -> Pro
         served,
         node.outbox,
         lambda: node.hub,
-        allowed=frozenset(node.config.trust),
         isolation=announced(seen, put_on),
+        lending=Lending(node.config.sharing, node.home.paused_path.exists(), frozenset(node.config.trust)),
         now_us=now_us,
         random_bytes=secrets.token_bytes,
         changed=lambda: node.announcer.changed(),
@@ -327,6 +350,7 @@ async def _open_provider(stack: AsyncExitStack, node: Node, parts: Parts) -> Pro
 def _offer(info: DeviceInfo, config: Config) -> DeviceOffer:
     kind: Literal["cpu", "cuda"] = "cuda" if info.kind == "cuda" else "cpu"
     memory = min(info.memory_bytes, config.memory_bytes) if kind == "cpu" else info.memory_bytes
+    memory = int(memory * config.sharing.memory_share)
     return DeviceOffer(
         device=info.device,
         kind=kind,

@@ -10,6 +10,7 @@ import trio
 from coppermesh.agent import ledger_views
 from coppermesh.agent.challenge_facts import ROUND_SECONDS
 from coppermesh.agent.clock import now_us
+from coppermesh.agent.config import described, values_of
 from coppermesh.agent.jobs import JobState
 from coppermesh.agent.local_api import Method
 from coppermesh.agent.local_messages import (
@@ -21,6 +22,7 @@ from coppermesh.agent.local_messages import (
     WaitCall,
 )
 from coppermesh.agent.screens import counted
+from coppermesh.agent.sharing import Obstacle
 from coppermesh.p2p.addresses import parse_address
 from coppermesh.p2p.encoding import decode
 from coppermesh.p2p.envelope import open_record
@@ -52,6 +54,7 @@ class NodeViews:
             "devices": self._devices,
             "pause": self._pause,
             "resume": self._resume,
+            "config": self._config,
             "stop": self._stop,
             "receipts": self._receipts,
             "receipt": self._receipt,
@@ -107,7 +110,10 @@ class NodeViews:
                 "first_announcement_us": node.announcer.first_heard_us,
                 "provide": node.config.provide,
                 "simulated": node.simulated,
-                "paused": provider is not None and provider.paused,
+                "paused": provider is not None and provider.closed,
+                "not_lending": [] if provider is None else provider.not_lending(),
+                "settings_error": node.owner.settings.error,
+                "settings_waiting": list(node.owner.settings.waiting),
                 "bootstrap": self._bootstrap(),
                 "connected": len(node.transport.connected()),
                 "announced": len(node.book.current(now_us())),
@@ -183,19 +189,47 @@ class NodeViews:
         return _json({"devices": rows})
 
     async def _pause(self, body: bytes) -> LocalMessage:
-        return self._set_paused(paused=True)
+        """`now` true: leases end as well; their tasks cost nothing and run elsewhere."""
+        return self._set_paused(paused=True, now=_arguments(body).get("now") is True)
 
     async def _resume(self, body: bytes) -> LocalMessage:
         return self._set_paused(paused=False)
 
-    def _set_paused(self, *, paused: bool) -> LocalMessage:
+    async def _config(self, body: bytes) -> LocalMessage:
+        """Every setting that holds, and where it came from."""
+        settings = self._node.owner.settings
+        facts = described(settings.origins, values_of(settings.config))
+        return _json(
+            {
+                "path": str(self._node.home.config_path),
+                "running": True,
+                "error": settings.error,
+                "waiting": list(settings.waiting),
+                "settings": facts,
+            }
+        )
+
+    def _set_paused(self, *, paused: bool, now: bool = False) -> LocalMessage:
         provider = self._node.provider
         if provider is None:
             raise Refused("no-provider", "this agent offers no device: there is nothing to pause")
+        kept = self._node.home.keep_paused(paused)
+        ended = 0
+        if paused and now:
+            reason = "the owner of the provider has paused it and ended its leases; run the tasks elsewhere"
+            ended = provider.stop_leases(Obstacle("paused", reason))
         provider.paused = paused
         self._node.announcer.changed()
-        running = counted(len(provider.leases), "running lease")
-        sentence = f"paused: no new leases; {running} to the end" if paused else "resumed: taking leases"
+        if not paused:
+            reasons = [reason["sentence"] for reason in provider.not_lending()]
+            sentence = f"resumed, but {'; '.join(map(str, reasons))}" if reasons else "resumed: taking leases"
+        elif now:
+            sentence = f"paused: no new leases; {counted(ended, 'lease')} ended"
+        else:
+            running = counted(provider.tasks_accepted, "accepted task")
+            sentence = f"paused: no new leases or tasks; {running} to the end"
+        if not kept:
+            sentence += "; not kept over a restart, for the home cannot be written"
         return _json({"paused": paused, "sentence": sentence})
 
     async def _stop(self, body: bytes) -> LocalMessage:

@@ -9,8 +9,8 @@ before our signature on it leaves. Only orders that were bid on are remembered: 
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import trio
 
@@ -19,10 +19,12 @@ from coppermesh.agent.lease_server import LeaseServer
 from coppermesh.agent.leases import check_lease
 from coppermesh.agent.ledger import LeaseAgreed
 from coppermesh.agent.ledger_store import LedgerStore
+from coppermesh.agent.lending import Lending
 from coppermesh.agent.negotiation import Move, Negotiation, Role
 from coppermesh.agent.policy import BidTerms, DeclineReason, DeviceState, ProviderState, decide
 from coppermesh.agent.reservations import Reservations
 from coppermesh.agent.result_outbox import ResultOutbox
+from coppermesh.agent.sharing import Obstacle, Sharing
 from coppermesh.agent.traces import NODE_DIGESTS
 from coppermesh.exec.device import DeviceInfo
 from coppermesh.exec.supervisor import Supervisor
@@ -95,7 +97,7 @@ class Provider:
         outbox: ResultOutbox,
         hub: Callable[[], ControlHub],
         *,
-        allowed: frozenset[PeerId],
+        lending: Lending,
         isolation: tuple[str, ...] = (),
         now_us: Callable[[], int],
         random_bytes: Callable[[int], bytes],
@@ -109,7 +111,6 @@ class Provider:
         self._devices = {device.offer.device: device for device in devices}
         self._outbox = outbox
         self._hub = hub
-        self._allowed = allowed
         self.isolation = isolation
         self._now_us = now_us
         self._random_bytes = random_bytes
@@ -119,7 +120,8 @@ class Provider:
         self._order_times: dict[PeerId, list[int]] = {}
         self.reservations = Reservations({name: device.offer.slots for name, device in self._devices.items()})
         self.leases: dict[bytes, LeaseServer] = {}
-        self.paused = False
+        self.lending = lending
+        self._was_closed = False
         self._waiting: dict[PeerId, int] = {}
         """Requesters that were declined as busy a moment ago, and when: they will ask again."""
         self.challenges = ChallengeServer(
@@ -164,6 +166,81 @@ class Provider:
         for peer, times in list(self._order_times.items()):
             if times[-1] <= now_us - ORDER_WINDOW_US:
                 del self._order_times[peer]
+
+    # The owner's hand
+
+    @property
+    def paused(self) -> bool:
+        """Paused by `coppermesh pause`."""
+        return self.lending.paused
+
+    @paused.setter
+    def paused(self, paused: bool) -> None:
+        self.lending.paused = paused
+        self.follow_owner()
+
+    @property
+    def closed(self) -> bool:
+        """It bids on nothing now, on any device: what the announcement calls paused."""
+        return self.lending.closed(self._now_us()) is not None
+
+    @property
+    def busy_slots(self) -> int:
+        """Slots that nobody gets now: those held, and free ones of devices that their owner needs."""
+        kept = [name for name in self._devices if self.lending.obstacles.get(name)]
+        return self.reservations.busy_slots + sum(max(0, self.reservations.free(name)) for name in kept)
+
+    def not_lending(self) -> list[dict[str, str | None]]:
+        """Why devices are not lent now, for their owner."""
+        return self.lending.reasons(self._devices, self._now_us())
+
+    @property
+    def tasks_accepted(self) -> int:
+        """Tasks under all leases that have no result yet."""
+        return sum(server.tasks_accepted for server in self.leases.values())
+
+    def serves_on(self, device: str) -> bool:
+        """A lease is on that device."""
+        return any(server.lease.record.device == device for server in self.leases.values())
+
+    def adopt(self, offers: Mapping[str, DeviceOffer], trusted: frozenset[PeerId], sharing: Sharing) -> None:
+        """Settings have changed: they hold for all bids from now on. Leases keep what was agreed."""
+        for name, offer in offers.items():
+            self._devices[name] = replace(self._devices[name], offer=offer)
+        self.reservations.resize({name: device.offer.slots for name, device in self._devices.items()})
+        self.lending.trusted, self.lending.sharing = trusted, sharing
+        self.follow_owner()
+        self._changed()
+
+    def set_obstacles(self, device: str, obstacles: tuple[Obstacle, ...]) -> None:
+        """What a look at the device has given."""
+        before = self.lending.obstacles.get(device, ())
+        self.lending.obstacles[device] = obstacles
+        if bool(before) != bool(obstacles):
+            self.follow_owner()
+            self._changed()
+
+    def follow_owner(self) -> None:
+        """Carry out what the owner wants now: leases against it end with their accepted tasks. Call each second."""
+        now_us = self._now_us()
+        for server in list(self.leases.values()):
+            server.drain(self.lending.against(server.requester, server.lease.record.device, now_us))
+        if not all(self.lending.is_lent(name, now_us) for name in self._devices):
+            self.challenges.make_way()
+        if self.closed != self._was_closed:
+            self._was_closed = self.closed
+            self._changed()
+
+    def stop_leases(self, reason: Obstacle, device: str | None = None) -> int:
+        """End leases now, of one device or all: their tasks cost nothing and run elsewhere. Returns how many."""
+        ended = [
+            server
+            for server in self.leases.values()
+            if device is None or server.lease.record.device == device
+        ]
+        for server in ended:
+            server.stop(reason.code, reason.sentence)
+        return len(ended)
 
     # Requests
 
@@ -215,8 +292,9 @@ class Provider:
         now_us = self._now_us()
         talk.negotiation.step(Move.LEASE_OFFER, Role.REQUESTER, now_us, f"lease {lease.id.hex()[:8]}")
         check_lease(lease.record, talk.order, talk.bid, now_us)
-        if self.paused:
-            raise Refused("paused", "the owner has paused this provider since it bid")
+        obstacle = self.lending.against(talk.order.signer, lease.record.device, now_us)
+        if obstacle is not None:
+            raise Refused(obstacle.code, f"since the bid: {obstacle.sentence}")
         if not self.reservations.convert(talk.order.id, lease.id, lease.record.expires_us, now_us):
             talk.negotiation.step(Move.LEASE_REFUSE, Role.PROVIDER, now_us, "reservation expired")
             raise Refused("busy", "the bid's reservation has expired: order again")
@@ -273,9 +351,9 @@ class Provider:
 
     def _free_for_challenges(self, device: str) -> int:
         """Slots of `device` where nothing that is paid runs or is promised; a lease without a task counts as free."""
-        if self.paused:
-            return 0
         now_us = self._now_us()
+        if not self.lending.is_lent(device, now_us):
+            return 0
         idle = [
             server
             for server in self.leases.values()
@@ -314,14 +392,16 @@ class Provider:
         recent = len(times)
         self._order_times[peer] = [*times[-200:], now_us]
         devices = tuple(
-            DeviceState(device.offer, self.reservations.free(name)) for name, device in self._devices.items()
+            DeviceState(device.offer, self.reservations.free(name), self.lending.obstacles.get(name, ()))
+            for name, device in self._devices.items()
         )
         return ProviderState(
             mesh=self._mesh,
             devices=devices,
-            paused=self.paused,
+            paused=self.lending.paused,
+            sharing=self.lending.sharing,
             isolation=self.isolation,
-            allowed=self._allowed,
+            allowed=self.lending.trusted,
             requester_holds=self.reservations.held_by(peer),
             recent_orders=recent,
         )

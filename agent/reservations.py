@@ -38,8 +38,18 @@ class Reservations:
         if any(count < 1 for count in slots.values()):
             raise ValueError("reservations: every device needs at least one slot")
         self._slots = dict(slots)
+        self._over: dict[str, int] = {}
+        """Holds of devices that had more of them than slots when the slots became fewer."""
         self._bids: dict[Digest, Hold] = {}
         self._leases: dict[Digest, Hold] = {}
+
+    def resize(self, slots: Mapping[str, int]) -> None:
+        """Other numbers of slots. Holds stay: a device with more of them than slots has none free until they end."""
+        if any(count < 1 for count in slots.values()):
+            raise ValueError("reservations: every device needs at least one slot")
+        held = {name: len(self._held_on(name)) for name in self._slots}
+        self._over = {name: count for name, count in held.items() if count > slots.get(name, 0)}
+        self._slots = dict(slots)
 
     def reserve(self, order: Digest, device: str, requester: PeerId, expires_us: int, now_us: int) -> bool:
         """Hold a slot of `device` for the bid on `order`. False, and nothing changes, where none is free.
@@ -95,9 +105,11 @@ class Reservations:
         return [*self._bids.values(), *self._leases.values()]
 
     def free(self, device: str) -> int:
-        """Free slots of `device`; 0 for a device that is not there."""
-        taken = sum(hold.device == device for hold in self.holds())
-        return self._slots.get(device, 0) - taken
+        """Free slots of `device`; 0 for a device that is not there, or that has more holds than slots."""
+        return max(0, self._slots.get(device, 0) - len(self._held_on(device)))
+
+    def _held_on(self, device: str) -> list[Hold]:
+        return [hold for hold in self.holds() if hold.device == device]
 
     @property
     def busy_slots(self) -> int:
@@ -111,8 +123,10 @@ class Reservations:
     def validate(self) -> None:
         """Check every invariant; raises AssertionError that names the broken one. For tests and debugging."""
         for device, slots in self._slots.items():
-            taken = slots - self.free(device)
-            _require(0 <= taken <= slots, f"{device}: {taken} of {slots} slots held")
+            taken = len(self._held_on(device))
+            # Holds may be more than slots only as long as they were there when the slots became fewer.
+            most = max(slots, self._over.get(device, 0))
+            _require(taken <= most, f"{device}: {taken} of {slots} slots held")
         for kind, table in ((HoldKind.BID, self._bids), (HoldKind.LEASE, self._leases)):
             for key, hold in table.items():
                 _require(key == hold.key, "a hold is filed under another key")

@@ -3,11 +3,14 @@
 Whatever comes from another peer or a job passes through `printable`, so that no stranger's bytes steer a terminal.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 Facts = Mapping[str, Any]
+MAX_CELL = 64
+"""Characters of a setting's value; `--json` has all of it."""
 
 
 def printable(text: str) -> str:
@@ -76,10 +79,40 @@ def status(facts: Facts) -> list[str]:
     lines += [f"bootstrap  {line}" for line in _bootstrap(facts)]
     serving = counted(facts["leases_serving"], "lease")
     lines.append(f"provider   {serving} served now" if facts["provide"] else "provider   no")
+    lines += [f"not lent   {_one_line(reason['sentence'])}" for reason in facts.get("not_lending", ())]
+    lines += [f"settings   {line}" for line in _settings_trouble(facts)]
     lines += [f"simulated  {name}: NVML is a stand-in here; not offered" for name in facts["simulated"]]
     jobs_open, held = counted(facts["jobs_open"], "job"), counted(facts["leases_held"], "lease")
     lines.append(f"requester  {jobs_open} open, {held} held")
     return lines
+
+
+def _settings_trouble(facts: Facts) -> list[str]:
+    """What of config.toml does not count, and why."""
+    lines = []
+    if facts.get("settings_error"):
+        lines.append(f"those before stay: {_one_line(facts['settings_error'])}")
+    if facts.get("settings_waiting"):
+        lines.append(f"changed, and needing a restart: {', '.join(facts['settings_waiting'])}")
+    return lines
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_CELL else text[: MAX_CELL - 3] + "..."
+
+
+def _one_line(text: str) -> str:
+    return printable(text).replace("\n", " ")
+
+
+def config(facts: Facts) -> list[str]:
+    """`coppermesh config`: one line a setting, as config.toml would have it, and where it came from."""
+    rows = [
+        (key, "-" if entry["value"] is None else _cut(json.dumps(entry["value"])), entry["from"])
+        for key, entry in facts["settings"].items()
+    ]
+    told = {"settings_error": facts["error"], "settings_waiting": facts["waiting"]}
+    return [*table(("SETTING", "VALUE", "FROM"), rows), *_settings_trouble(told)]
 
 
 def _bootstrap(facts: Facts) -> list[str]:

@@ -1,0 +1,27 @@
+"""`coppermesh config`: what a running agent goes by, or what one would that is started now."""
+
+import json
+from typing import Any
+
+from coppermesh.agent.config import described, load_settings, values_of
+from coppermesh.agent.home import Home
+from coppermesh.agent.local_link import LocalLink, socket_alive
+
+
+def show(home: Home) -> dict[str, Any]:
+    """Every setting and its origin: from the agent where one runs, whose command line counts. Raises ConfigError."""
+    if socket_alive(home.socket_path):
+        with LocalLink(home.socket_path) as link:
+            return dict(json.loads(link.call_json("config")))
+    loaded = load_settings(home.config_path)
+    facts = described(loaded.origins, values_of(loaded.config))
+    path = str(home.config_path)
+    return {"path": path, "running": False, "error": None, "waiting": [], "settings": facts}
+
+
+def check(home: Home) -> dict[str, Any]:
+    """Whether the file can be used. Raises ConfigError with the line and what is wanted."""
+    loaded = load_settings(home.config_path)
+    there = home.config_path.exists()
+    said = f"good ({len(loaded.origins)} settings)" if there else "is not there: the defaults hold"
+    return {"path": str(home.config_path), "exists": there, "sentence": f"{home.config_path}: {said}"}

@@ -1,0 +1,51 @@
+"""Whether this provider lends its devices now: its owner's settings and pause, and each device's state (pure).
+
+`Provider` asks before it bids, signs or takes a task; `owner` keeps this up to date.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from coppermesh.agent.sharing import Obstacle, Sharing
+from coppermesh.p2p.ids import PeerId
+
+
+@dataclass(slots=True)
+class Lending:
+    """What the owner allows at this moment."""
+
+    sharing: Sharing = field(default_factory=Sharing)
+    paused: bool = False
+    """By `coppermesh pause`."""
+    trusted: frozenset[PeerId] = frozenset()
+    """Peers named by `--allow` or `trust`, whose kernels run even below the sandbox's floor."""
+    obstacles: dict[str, tuple[Obstacle, ...]] = field(default_factory=dict)
+    """By device: why it is not lent just now."""
+
+    def closed(self, now_us: int) -> Obstacle | None:
+        """Why the whole machine takes no work."""
+        return self.sharing.closed(self.paused, now_us)
+
+    def against(self, requester: PeerId, device: str, now_us: int) -> Obstacle | None:
+        """Why this requester gets no more work done on this device."""
+        found = self.sharing.refuses(requester) or self.closed(now_us)
+        if found is None and self.obstacles.get(device):
+            found = self.obstacles[device][0]
+        return found
+
+    def is_lent(self, device: str, now_us: int) -> bool:
+        """Whether somebody may get it."""
+        return not self.obstacles.get(device) and self.closed(now_us) is None
+
+    def reasons(self, devices: Iterable[str], now_us: int) -> list[dict[str, str | None]]:
+        """Everything that keeps devices from being lent, in words for their owner."""
+        closed = self.closed(now_us)
+        found: list[dict[str, str | None]] = []
+        if closed is not None:
+            found.append({"device": None, "code": closed.code, "sentence": closed.for_owner})
+        found += [
+            {"device": device, "code": obstacle.code, "sentence": obstacle.for_owner}
+            for device in devices
+            for obstacle in self.obstacles.get(device, ())
+        ]
+        return found
