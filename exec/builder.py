@@ -15,6 +15,7 @@ from pathlib import Path
 
 from coppermesh.exec import pipe, sockets
 from coppermesh.exec.blackbox import BlackBox
+from coppermesh.exec.budget import format_bytes
 from coppermesh.exec.cuda_build import BUILD_SECONDS, Kernel, build_kernel
 from coppermesh.exec.cuda_toolchain import Toolchain
 from coppermesh.exec.errors import ExecError, plain_sentence
@@ -59,11 +60,20 @@ def _build(kernel: Kernel, order: pipe.Fork, start: pipe.Start) -> tuple[pipe.Bu
         toolchain = Toolchain(start.compiler, start.family)
         library = build_kernel(kernel, toolchain, here, cache, _BESIDE / HEADERS)
     except ExecError as error:
-        return pipe.Built(error.code, error.sentence, pipe.plain_detail(error.detail)), None
+        limit = _what_it_may_use(order) if error.code == "kernel-build-limit" else ""
+        sentence = plain_sentence(error.sentence + limit)
+        return pipe.Built(error.code, sentence, pipe.plain_detail(error.detail)), None
     except OSError as error:
-        reason = plain_sentence(f"kernel {kernel.name}: the build failed: {error.strerror}")
-        return pipe.Built("kernel-build-limit", reason, ""), None
+        reason = f"kernel {kernel.name}: the build failed: {error.strerror}{_what_it_may_use(order)}"
+        return pipe.Built("kernel-build-limit", plain_sentence(reason), ""), None
     return pipe.Built("ok", "", ""), library
+
+
+def _what_it_may_use(order: pipe.Fork) -> str:
+    return (
+        f"; a compiler may use {BUILD_SECONDS:.0f} s, {format_bytes(BUILD_MEMORY_BYTES)} of memory and "
+        f"{format_bytes(order.scratch_bytes)} of files"
+    )
 
 
 def confine(order: pipe.Fork, start: pipe.Start) -> None:

@@ -74,11 +74,17 @@ def offer_to_oom_killer() -> None:
 
 
 def set_limits(limits: Mapping[int, int]) -> None:
-    """Set resource limits, soft and hard, never above what is allowed already."""
+    """Set resource limits, soft and hard, never above what is allowed already.
+
+    Processor time has its hard limit a second later: at the soft one SIGXCPU says what happened, at the hard one
+    SIGKILL ends who ignored it.
+    """
     for which, value in limits.items():
-        _, hard = resource.getrlimit(which)
-        bounded = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(which, (bounded, bounded))
+        _, most = resource.getrlimit(which)
+        hard = value + 1 if which == resource.RLIMIT_CPU else value
+        if most != resource.RLIM_INFINITY:
+            value, hard = min(value, most), min(hard, most)
+        resource.setrlimit(which, (value, hard))
 
 
 def private_memory_bytes() -> int:

@@ -69,7 +69,7 @@ def test_nobody_else_can_change_it_even_with_a_descriptor_for_writing(buffer, ac
     act(control)  # each act works on a file without these seals
     os.close(control)
     buffer.fill(b"mine")
-    with pytest.raises(OSError, match="not permitted|fallocate"):
+    with pytest.raises(OSError, match=r"not permitted|fallocate"):
         act(buffer.fd)
     assert os.pread(buffer.fd, 4, 0) == b"mine"
 
@@ -142,6 +142,6 @@ def test_nothing_outlives_the_lease():
 
 def test_no_memory_is_an_error_and_leaves_nothing():
     before = open_descriptors()
-    with pytest.raises(OSError, match="No space|allocate memory|too large"):
+    with pytest.raises(OSError, match=r"No space|allocate memory|too large"):
         ReceiveBuffers().take(1 << 60)
     assert open_descriptors() == before
