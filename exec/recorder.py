@@ -7,7 +7,7 @@ is a value, not a window into `x`. `trace` turns handles into a program and the 
 
 from collections.abc import Iterator
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -125,6 +125,10 @@ class Array(Handle):
 
     def item(self) -> Any:
         return self._scalar("x.item()").item()
+
+    def get(self) -> np.ndarray[Any, Any]:
+        """The value, as CuPy's arrays give it: a NumPy array of its own."""
+        return barrier.fetch("x.get()", self)[0].copy()
 
     def tolist(self) -> Any:
         return barrier.fetch("x.tolist()", self)[0].tolist()
@@ -415,6 +419,14 @@ class Array(Handle):
     def take(self, indices: Any, axis: int | None = None) -> "Array":
         flat = self.ravel() if axis is None else self
         return _apply("take", flat, indices, axis=0 if axis is None else axis)
+
+    if not TYPE_CHECKING:  # a type checker shall go on telling which attributes there are
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("__"):  # a protocol asked for, by many libraries and often
+                raise AttributeError(name)
+            advice = import_module("coppermesh.exec.xp_spellings").METHOD_ADVICE.get(name)
+            raise AttributeError(f"a lazy array has no {name!r}" + (f": {advice}" if advice else ""))
 
 
 def _apply(function: str, *args: Any, **options: Any) -> Array:

@@ -12,7 +12,7 @@ values only after `mesh.compute`.
 
 The functions live in `xp_creation`, `xp_elementwise`, `xp_reductions`, `xp_arrangement`, `xp_products`,
 `xp_sets`, `xp_inspection`, `xp_linalg` and `xp_fft`; beyond the standard in `xp_windows`, `xp_random`
-and `xp_scan`.
+and `xp_scan`; for scripts written for CuPy in `xp_spellings`, with the kernels' classes.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,10 @@ from numpy import uint32 as uint32
 from numpy import uint64 as uint64
 
 from coppermesh.exec import xp_fft, xp_linalg, xp_names, xp_random
+from coppermesh.exec.kernels import ElementwiseKernel as ElementwiseKernel
+from coppermesh.exec.kernels import RawKernel as RawKernel
+from coppermesh.exec.kernels import RawModule as RawModule
+from coppermesh.exec.kernels import ReductionKernel as ReductionKernel
 from coppermesh.exec.module_arrays import ndarray as ndarray
 from coppermesh.exec.recorder import Array as Array
 from coppermesh.exec.xp_arrangement import add_at as add_at
@@ -185,6 +189,15 @@ from coppermesh.exec.xp_sets import unique_all as unique_all
 from coppermesh.exec.xp_sets import unique_counts as unique_counts
 from coppermesh.exec.xp_sets import unique_inverse as unique_inverse
 from coppermesh.exec.xp_sets import unique_values as unique_values
+from coppermesh.exec.xp_spellings import ADVICE as _ADVICE
+from coppermesh.exec.xp_spellings import allclose as allclose
+from coppermesh.exec.xp_spellings import array_equal as array_equal
+from coppermesh.exec.xp_spellings import ascontiguousarray as ascontiguousarray
+from coppermesh.exec.xp_spellings import asnumpy as asnumpy
+from coppermesh.exec.xp_spellings import get_array_module as get_array_module
+from coppermesh.exec.xp_spellings import hstack as hstack
+from coppermesh.exec.xp_spellings import isclose as isclose
+from coppermesh.exec.xp_spellings import vstack as vstack
 from coppermesh.exec.xp_windows import avg_pool as avg_pool
 from coppermesh.exec.xp_windows import conv as conv
 from coppermesh.exec.xp_windows import erf as erf
@@ -205,6 +218,8 @@ random = xp_random
 
 # NumPy's older spellings.
 absolute = abs
+amax = max
+amin = min
 arccos = acos
 arccosh = acosh
 arcsin = asin
@@ -216,8 +231,10 @@ conjugate = conj
 cumsum = cumulative_sum
 invert = bitwise_invert
 left_shift = bitwise_left_shift
+mod = remainder
 power = pow
 right_shift = bitwise_right_shift
+true_divide = divide
 
 
 def __dir__() -> list[str]:
@@ -227,4 +244,4 @@ def __dir__() -> list[str]:
 if not TYPE_CHECKING:  # a type checker shall go on telling which names there are
 
     def __getattr__(name: str) -> Any:
-        raise xp_names.missing("coppermesh.xp", name, __dir__())
+        raise xp_names.missing("coppermesh.xp", name, __dir__(), _ADVICE)

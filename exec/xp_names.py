@@ -8,10 +8,14 @@ STANDARD = "2024.12"
 """The version of the Python Array API standard that the namespaces follow."""
 
 
-def missing(namespace: str, name: str, names: Iterable[str]) -> AttributeError:
-    """The error for `name`; `names` is what the namespace has."""
+def missing(
+    namespace: str, name: str, names: Iterable[str], advice: Mapping[str, str] | None = None
+) -> AttributeError:
+    """The error for `name`; `names` is what the namespace has, `advice` what to do instead of names of CuPy's."""
     if name.startswith("_"):
         return AttributeError(f"{namespace} has no {name!r}")
+    if advice and name in advice:
+        return AttributeError(f"{namespace} has no {name!r}: {advice[name]}")
     near = get_close_matches(name, names, 3, cutoff=0.75)
     hint = f" (did you mean {' or '.join(near)}?)" if near else ""
     where = f"it follows the Python Array API standard {STANDARD}: see exec/README.md"

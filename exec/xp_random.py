@@ -9,13 +9,16 @@ Philox4x32-10 makes a block of four words from a key and a counter, with no stat
 takes a stream of its own, so results depend on the seed and on how many calls came before, not on shapes or machines.
 The seed is data: programs are the same for every seed. Numbers are made from the words by exact arithmetic. Not for
 secrets.
+
+`rand`, `randn`, `randint`, `uniform`, `normal` and their like are CuPy's names and arguments, by one generator of this
+process: from `seed(n)`, else from a seed that the operating system gives at the first call.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from coppermesh.exec import dtypes
+from coppermesh.exec import dtypes, xp_names
 from coppermesh.exec.graph import Handle, record_one
 from coppermesh.exec.indexing import normalize_shape
 from coppermesh.exec.program import Attributes
@@ -104,3 +107,73 @@ def generator(seed: Any = 0) -> Generator:
         raise ValueError("a seed is a number from 0 to 2**64 - 1")
     words = np.array([number & 0xFFFFFFFF, number >> 32], dtype=np.uint32)
     return Generator(asarray(words))
+
+
+_default: list[Generator] = []
+"""The generator behind the functions below, once there is one."""
+_ADVICE = dict.fromkeys(
+    ("choice", "permutation", "shuffle"), "xp.argsort(xp.random.rand(n)) is a random order"
+)
+_GENERATORS = "default_rng", "RandomState", "Generator"
+_ADVICE |= dict.fromkeys(_GENERATORS, "use xp.random.generator(seed), with uniform, normal and integers")
+
+
+def seed(seed: int | None = None) -> None:
+    """Begin anew with this seed, from 0 to 2**64 - 1; with None, with one that the operating system gives."""
+    entropy = np.random.SeedSequence().generate_state(1, np.uint64)[0] if seed is None else seed
+    _default[:] = [generator(int(entropy))]
+
+
+def _generator() -> Generator:
+    if not _default:
+        seed()
+    return _default[0]
+
+
+def uniform(low: float = 0.0, high: float = 1.0, size: Shape | None = None, dtype: Any = "float64") -> Array:
+    """Uniform in [low, high)."""
+    return _generator().uniform(() if size is None else size, low=low, high=high, dtype=dtype)
+
+
+def normal(loc: float = 0.0, scale: float = 1.0, size: Shape | None = None, dtype: Any = "float64") -> Array:
+    """Normally distributed."""
+    return _generator().normal(() if size is None else size, mean=loc, std=scale, dtype=dtype)
+
+
+def randint(low: int, high: int | None = None, size: Shape | None = None, dtype: Any = "int64") -> Array:
+    """Integers from `low` up to but not including `high`, or from 0 up to `low`."""
+    first, end = (0, low) if high is None else (low, high)
+    return _generator().integers(first, end, () if size is None else size, dtype=dtype)
+
+
+def random(size: Shape | None = None, dtype: Any = "float64") -> Array:
+    """Uniform in [0, 1)."""
+    return uniform(size=size, dtype=dtype)
+
+
+random_sample = random
+
+
+def standard_normal(size: Shape | None = None, dtype: Any = "float64") -> Array:
+    """Normally distributed with mean 0 and deviation 1."""
+    return normal(size=size, dtype=dtype)
+
+
+def rand(*size: int, dtype: Any = "float64") -> Array:
+    """Uniform in [0, 1): lengths as arguments."""
+    return uniform(size=size, dtype=dtype)
+
+
+def randn(*size: int, dtype: Any = "float64") -> Array:
+    """Normally distributed: lengths as arguments."""
+    return normal(size=size, dtype=dtype)
+
+
+def __dir__() -> list[str]:
+    return xp_names.public(globals())
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        raise xp_names.missing("coppermesh.xp.random", name, __dir__(), _ADVICE)
