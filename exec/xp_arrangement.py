@@ -95,10 +95,11 @@ def expand_dims(x: Any, /, axis: int = 0) -> Array:
     return Array(reshape_value(value, (*shape[:position], 1, *shape[position:])))
 
 
-def squeeze(x: Any, /, axis: int | tuple[int, ...]) -> Array:
-    """Axes of length 1 dropped."""
+def squeeze(x: Any, /, axis: int | tuple[int, ...] | None = None) -> Array:
+    """Axes of length 1 dropped, all of them where none is named."""
     value = as_value(x)
-    axes = normalize_axes(axis, value.spec.ndim)
+    alone = tuple(one for one, length in enumerate(value.spec.shape) if length == 1)
+    axes = normalize_axes(alone if axis is None else axis, value.spec.ndim)
     if any(value.spec.shape[one] != 1 for one in axes):
         raise ValueError(f"axes {axes} of shape {value.spec.shape} are not all of length 1")
     return Array(reshape_value(value, [n for one, n in enumerate(value.spec.shape) if one not in axes]))
@@ -125,7 +126,7 @@ def _of_one_dtype(arrays: Sequence[Any]) -> list[Value]:
     return [cast_value(operand, dtype) for operand in operands]
 
 
-def concat(arrays: Sequence[Any], /, *, axis: int | None = 0) -> Array:
+def concat(arrays: Sequence[Any], /, axis: int | None = 0) -> Array:
     """Arrays joined along an axis; with `axis=None` flattened first."""
     values = _of_one_dtype(arrays)
     if axis is None:
@@ -141,7 +142,7 @@ def concat(arrays: Sequence[Any], /, *, axis: int | None = 0) -> Array:
 concatenate = concat
 
 
-def stack(arrays: Sequence[Any], /, *, axis: int = 0) -> Array:
+def stack(arrays: Sequence[Any], /, axis: int = 0) -> Array:
     """Arrays of one shape joined along a new axis."""
     values = _of_one_dtype(arrays)
     shape = values[0].spec.shape
@@ -152,20 +153,20 @@ def stack(arrays: Sequence[Any], /, *, axis: int = 0) -> Array:
     return concat(wide, axis=position)
 
 
-def unstack(x: Any, /, *, axis: int = 0) -> tuple[Array, ...]:
+def unstack(x: Any, /, axis: int = 0) -> tuple[Array, ...]:
     """The slices of `x` along `axis`."""
     array = moveaxis(x, axis, 0)
     return tuple(array[number] for number in range(array.shape[0]))
 
 
-def flip(x: Any, /, *, axis: int | tuple[int, ...] | None = None) -> Array:
+def flip(x: Any, /, axis: int | tuple[int, ...] | None = None) -> Array:
     """The order of elements reversed along the axes."""
     value = as_value(x)
     axes = normalize_axes(axis, value.spec.ndim)
     return Array(record_one("flip", (value,), {"axes": axes}) if axes else value)
 
 
-def roll(x: Any, /, shift: int | tuple[int, ...], *, axis: int | tuple[int, ...] | None = None) -> Array:
+def roll(x: Any, /, shift: int | tuple[int, ...], axis: int | tuple[int, ...] | None = None) -> Array:
     """Elements shifted along the axes, what falls off coming in at the other end."""
     value = as_value(x)
     shape = value.spec.shape
@@ -184,7 +185,7 @@ def roll(x: Any, /, shift: int | tuple[int, ...], *, axis: int | tuple[int, ...]
     return Array(reshape_value(record_one("roll", (value,), attrs), shape))
 
 
-def repeat(x: Any, repeats: Any, /, *, axis: int | None = None) -> Array:
+def repeat(x: Any, repeats: Any, /, axis: int | None = None) -> Array:
     """Each element `repeats` times, one after the other. An array of counts is a barrier: the shape hangs on it."""
     value, number = gather_axis(as_value(x), axis)
     shape = value.spec.shape
@@ -212,7 +213,7 @@ def tile(x: Any, repetitions: Sequence[int], /) -> Array:
     return Array(reshape_value(repeated, [count * own for count, own in zip(times, shape, strict=True)]))
 
 
-def take(x: Any, indices: Any, /, *, axis: int | None = None) -> Array:
+def take(x: Any, indices: Any, /, axis: int | None = None) -> Array:
     """Elements at `indices` along `axis` (left out only for one dimension). Negative ones count from the end."""
     value = as_value(x)
     if axis is None and value.spec.ndim != 1:
@@ -260,7 +261,7 @@ def topk(x: Any, k: int, /, *, axis: int = -1, largest: bool = True) -> tuple[Ar
     return take_along_axis(array, positions, axis=number), positions
 
 
-def take_along_axis(x: Any, indices: Any, /, *, axis: int = -1) -> Array:
+def take_along_axis(x: Any, indices: Any, /, axis: int = -1) -> Array:
     """For each position the element that `indices` names along `axis`."""
     value = as_value(x)
     number = normalize_axis(axis, value.spec.ndim)
@@ -268,12 +269,12 @@ def take_along_axis(x: Any, indices: Any, /, *, axis: int = -1) -> Array:
     return Array(record_one("take_along_axis", (value, positions), {"axis": number}))
 
 
-def sort(x: Any, /, *, axis: int = -1, descending: bool = False, stable: bool = True) -> Array:
+def sort(x: Any, /, axis: int = -1, *, descending: bool = False, stable: bool = True) -> Array:
     """Elements in order along `axis`; NaN last (first when descending)."""
     return Array(_ordered("sort", x, axis, descending))
 
 
-def argsort(x: Any, /, *, axis: int = -1, descending: bool = False, stable: bool = True) -> Array:
+def argsort(x: Any, /, axis: int = -1, *, descending: bool = False, stable: bool = True) -> Array:
     """Positions that put the elements in order; equal elements keep their order."""
     return Array(_ordered("argsort", x, axis, descending))
 

@@ -43,22 +43,22 @@ def _accumulate(op: str, x: Any, axis: Axis, dtype: Any, keepdims: bool) -> Arra
     return Array(record_one(op, (value,), attrs))
 
 
-def sum(x: Any, /, *, axis: Axis = None, dtype: Any = None, keepdims: bool = False) -> Array:
+def sum(x: Any, /, axis: Axis = None, *, dtype: Any = None, keepdims: bool = False) -> Array:
     """Sum; of integers in 64 bits unless `dtype` says otherwise."""
     return _accumulate("sum", x, axis, dtype, keepdims)
 
 
-def prod(x: Any, /, *, axis: Axis = None, dtype: Any = None, keepdims: bool = False) -> Array:
+def prod(x: Any, /, axis: Axis = None, *, dtype: Any = None, keepdims: bool = False) -> Array:
     """Product; of integers in 64 bits unless `dtype` says otherwise."""
     return _accumulate("prod", x, axis, dtype, keepdims)
 
 
-def max(x: Any, /, *, axis: Axis = None, keepdims: bool = False) -> Array:
+def max(x: Any, /, axis: Axis = None, *, keepdims: bool = False) -> Array:
     """Largest element; NaN where there is one."""
     return _extreme("max", x, axis, keepdims)
 
 
-def min(x: Any, /, *, axis: Axis = None, keepdims: bool = False) -> Array:
+def min(x: Any, /, axis: Axis = None, *, keepdims: bool = False) -> Array:
     """Smallest element; NaN where there is one."""
     return _extreme("min", x, axis, keepdims)
 
@@ -70,7 +70,7 @@ def _extreme(op: str, x: Any, axis: Axis, keepdims: bool) -> Array:
     return _reduce(op, value, axis, keepdims)
 
 
-def mean(x: Any, /, *, axis: Axis = None, keepdims: bool = False) -> Array:
+def mean(x: Any, /, axis: Axis = None, *, keepdims: bool = False) -> Array:
     """Arithmetic mean; of integers in float64."""
     return _reduce("mean", floating_value(x), axis, keepdims)
 
@@ -84,8 +84,8 @@ def _spread(op: str, x: Any, axis: Axis, correction: float, keepdims: bool) -> A
 def var(
     x: Any,
     /,
-    *,
     axis: Axis = None,
+    *,
     correction: float = 0.0,
     keepdims: bool = False,
     ddof: float | None = None,
@@ -97,8 +97,8 @@ def var(
 def std(
     x: Any,
     /,
-    *,
     axis: Axis = None,
+    *,
     correction: float = 0.0,
     keepdims: bool = False,
     ddof: float | None = None,
@@ -107,7 +107,7 @@ def std(
     return _spread("std", x, axis, correction if ddof is None else ddof, keepdims)
 
 
-def median(x: Any, /, *, axis: int | None = None, keepdims: bool = False) -> Array:
+def median(x: Any, /, axis: int | None = None, *, keepdims: bool = False) -> Array:
     """The middle element in order, or the mean of the middle two; NaN where there is one (NumPy)."""
     array = Array(floating_value(x))
     number = 0 if axis is None else normalize_axis(axis, array.ndim)
@@ -123,17 +123,17 @@ def median(x: Any, /, *, axis: int | None = None, keepdims: bool = False) -> Arr
     return result.reshape(kept) if keepdims else result
 
 
-def any(x: Any, /, *, axis: Axis = None, keepdims: bool = False) -> Array:
+def any(x: Any, /, axis: Axis = None, *, keepdims: bool = False) -> Array:
     """Whether any element is true (not zero)."""
     return _reduce("any", cast_value(truth(as_value(x)), "bool"), axis, keepdims)
 
 
-def all(x: Any, /, *, axis: Axis = None, keepdims: bool = False) -> Array:
+def all(x: Any, /, axis: Axis = None, *, keepdims: bool = False) -> Array:
     """Whether all elements are true (not zero)."""
     return _reduce("all", cast_value(truth(as_value(x)), "bool"), axis, keepdims)
 
 
-def count_nonzero(x: Any, /, *, axis: Axis = None, keepdims: bool = False) -> Array:
+def count_nonzero(x: Any, /, axis: Axis = None, *, keepdims: bool = False) -> Array:
     """How many elements are true (not zero), as int64."""
     counted = cast_value(truth(as_value(x)), "int64")
     return _accumulate("sum", Array(counted), axis, "int64", keepdims)
@@ -151,12 +151,12 @@ def _position(op: str, x: Any, axis: int | None, keepdims: bool) -> Array:
     return Array(reshape_value(result, (1,) * ndim) if axis is None and keepdims else result)
 
 
-def argmax(x: Any, /, *, axis: int | None = None, keepdims: bool = False) -> Array:
+def argmax(x: Any, /, axis: int | None = None, *, keepdims: bool = False) -> Array:
     """Position of the first largest element, along `axis` or in the flattened array."""
     return _position("argmax", x, axis, keepdims)
 
 
-def argmin(x: Any, /, *, axis: int | None = None, keepdims: bool = False) -> Array:
+def argmin(x: Any, /, axis: int | None = None, *, keepdims: bool = False) -> Array:
     """Position of the first smallest element, along `axis` or in the flattened array."""
     return _position("argmin", x, axis, keepdims)
 
@@ -178,14 +178,14 @@ def _running(op: str, x: Any, axis: int | None, dtype: Any, start: int | None) -
 
 
 def cumulative_sum(
-    x: Any, /, *, axis: int | None = None, dtype: Any = None, include_initial: bool = False
+    x: Any, /, axis: int | None = None, *, dtype: Any = None, include_initial: bool = False
 ) -> Array:
     """Running sum along `axis`; with `include_initial` it starts with a 0 of its own."""
     return _running("cumulative_sum", x, axis, dtype, 0 if include_initial else None)
 
 
 def cumulative_prod(
-    x: Any, /, *, axis: int | None = None, dtype: Any = None, include_initial: bool = False
+    x: Any, /, axis: int | None = None, *, dtype: Any = None, include_initial: bool = False
 ) -> Array:
     """Running product along `axis`; with `include_initial` it starts with a 1 of its own."""
     return _running("cumulative_prod", x, axis, dtype, 1 if include_initial else None)

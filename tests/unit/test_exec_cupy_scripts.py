@@ -93,6 +93,32 @@ def test_equality_and_stacking_are_numpys():
     assert [bool(result) for result in results[4:]] == [True, False, False]
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["sum", "prod", "max", "min", "mean", "var", "std", "median", "any", "all", "count_nonzero", "argmax", "argmin",
+     "cumsum", "flip", "sort", "argsort"],
+)  # fmt: skip
+def test_the_axis_may_come_second_without_its_name(name):
+    x = np.random.default_rng(1).random((3, 4))
+    [result] = evaluate(getattr(cp, name)(cp.asarray(x), 1))
+    np.testing.assert_allclose(result, getattr(np, name)(x, 1), rtol=1e-12)
+
+
+def test_the_axis_may_come_third_without_its_name():
+    x, order = np.arange(12.0).reshape(3, 4), np.array([[2, 0, 1, 0]])
+    lazy = cp.asarray(x)
+    results = evaluate(
+        cp.concatenate([lazy, lazy], 1), cp.stack([lazy, lazy], 2), cp.roll(lazy, 1, 0), cp.repeat(lazy, 2, 1),
+        cp.take(lazy, [0, 2], 1), cp.take_along_axis(lazy, cp.asarray(order), 0), cp.squeeze(lazy[:1, :, None]),
+    )  # fmt: skip
+    expected = (
+        np.concatenate([x, x], 1), np.stack([x, x], 2), np.roll(x, 1, 0), np.repeat(x, 2, 1),
+        np.take(x, [0, 2], 1), np.take_along_axis(x, order, 0), x[0],
+    )  # fmt: skip
+    for got, wanted in zip(results, expected, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
 def test_random_numbers_by_cupys_names():
     cp.random.seed(5)
     arrays = [
