@@ -85,6 +85,9 @@ class _Session:
 
     def __init__(self, process: "subprocess.Popen[bytes]", channel: Channel, log: Path) -> None:
         self.process = process
+        self.pidfd = os.pidfd_open(process.pid)
+        self.forker: int | None = None
+        """The pidfd of the process that forks: where there are namespaces, a child of the one that was started."""
         self.channel = channel
         self.log = log
         self.children: dict[int, Child] = {}
@@ -92,7 +95,27 @@ class _Session:
         self.sending = trio.Lock()
 
     async def read(self) -> None:
-        """Take its messages until it ends."""
+        """Take its messages until it ends, or the process around it does. Raises PipeError, OSError.
+
+        Bubblewrap, once it has given up root, has no right to end a process of another user with itself.
+        """
+        faults: list[Exception] = []
+
+        async def read_messages() -> None:
+            try:
+                await self._read_messages()
+            except (pipe.PipeError, OSError) as error:
+                faults.append(error)
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read_messages)
+            await trio.lowlevel.wait_readable(self.pidfd)
+            nursery.cancel_scope.cancel()
+        if faults:
+            raise faults[0]
+
+    async def _read_messages(self) -> None:
         while True:
             data, descriptors = await self.channel.receive()
             try:
@@ -132,7 +155,13 @@ class _Session:
             for child in self.children.values():
                 child.kill()
             self.process.kill()
+            if self.forker is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(self.forker, signal.SIGKILL)
+                os.close(self.forker)
+                self.forker = None
             await trio.to_thread.run_sync(self.process.wait)
+            os.close(self.pidfd)
             for pending in self.pending.values():
                 pending.reason = "the zygote ended"
                 pending.answered.set()
@@ -261,15 +290,16 @@ class Keeper:
         return _Session(process, channel, log)
 
     async def _wait_until_ready(self, session: _Session) -> None:
-        data = b""
+        data, descriptors = b"", list[int]()
         with trio.move_on_after(START_SECONDS), contextlib.suppress(OSError):  # it may be gone already
             await session.channel.send(pipe.encode(self._start))
-            data, _ = await session.channel.receive()
+            data, descriptors = await session.channel.receive()
         if data:
             ready = pipe.decode_from_zygote(data)
-            if isinstance(ready, pipe.Ready) and ready.threads == 1:
-                self.layers = ready.layers
+            if isinstance(ready, pipe.Ready) and ready.threads == 1 and len(descriptors) == 1:
+                self.layers, session.forker = ready.layers, descriptors[0]
                 return
+            close_all(descriptors)
             raise WorkerUnavailable(f"the process for workers is not fit to be forked: {ready}")
         said = session.log.read_bytes()[-2000:].decode(errors="replace")
         raise WorkerUnavailable(

@@ -7,7 +7,8 @@ descriptors are checked by `adopt_output` before they are mapped.
 
 A `Part` is how bytes travel: in place while small, else as the size of a file whose descriptor rides along, in order.
 
-    agent -> zygote   Start, Fork + [socket, box]    zygote -> agent   Ready, Forked + [pidfd], ForkFailed, Exited
+    agent -> zygote   Start, Fork + [socket, box]    zygote -> agent   Ready + [pidfd], Forked + [pidfd],
+                                                                       ForkFailed, Exited
     agent -> worker   Run + [files], Built + [file]  worker -> agent   Build + [file], Done + [files], Failed
     agent -> builder  Build + [file]                 builder -> agent  Built + [file]
 """
@@ -87,7 +88,7 @@ class Fork(PipeMessage, frozen=True, tag="fork"):
 
 
 class Ready(PipeMessage, frozen=True, tag="ready"):
-    """The zygote has loaded everything. `layers` are those it is in and those its children put on."""
+    """The zygote has loaded everything; its pidfd rides along. `layers` are those it is in and its children put on."""
 
     threads: int
     """Must be 1."""

@@ -192,7 +192,9 @@ def main() -> None:
     layers, scratch = _seclude(start)
     gc.collect()
     gc.freeze()  # what is loaded is garbage to nobody; a child that collects must not touch, and so copy, its pages
-    sockets.send(control, pipe.encode(pipe.Ready(count_threads(), layers)))
+    pidfd = os.pidfd_open(os.getpid())
+    sockets.send(control, pipe.encode(pipe.Ready(count_threads(), layers)), [pidfd])
+    os.close(pidfd)
     Zygote(control, start, scratch).serve()
 
 

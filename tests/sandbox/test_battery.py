@@ -229,7 +229,8 @@ def bench(mode: str, *, user: int = 0, outer: str = "none") -> Iterator[Bench]:
     try:
         with services(directory) as stage:
             sockets.send(control, pipe.encode(start))
-            data, _ = sockets.receive(control)
+            data, descriptors = sockets.receive(control)
+            sockets.close_all(descriptors)
             assert data, (scratch / "log").read_text()
             ready = pipe.decode_from_zygote(data)
             assert isinstance(ready, pipe.Ready)
