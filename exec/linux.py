@@ -81,10 +81,10 @@ def set_limits(limits: Mapping[int, int]) -> None:
     """
     for which, value in limits.items():
         _, most = resource.getrlimit(which)
-        hard = value + 1 if which == resource.RLIMIT_CPU else value
+        soft, hard = value, value + 1 if which == resource.RLIMIT_CPU else value
         if most != resource.RLIM_INFINITY:
-            value, hard = min(value, most), min(hard, most)
-        resource.setrlimit(which, (value, hard))
+            soft, hard = min(soft, most), min(hard, most)
+        resource.setrlimit(which, (soft, hard))
 
 
 def private_memory_bytes() -> int:

@@ -98,6 +98,11 @@ class Supervisor:
         return self._keeper.layers
 
     @property
+    def unfit(self) -> str:
+        """Why the device takes no work (a worker could not be killed); an empty text while it does."""
+        return self.fitness.health.reason
+
+    @property
     def zygote_pid(self) -> int | None:
         """The running zygote's process id, for people and tests."""
         return self._keeper.zygote_pid

@@ -1,4 +1,3 @@
-# ruff: noqa: ASYNC240  # files in /proc do not block
 """Every limit of a worker, broken by a real one: the answer names the limit, what was asked and what is allowed."""
 
 import ctypes
@@ -52,7 +51,8 @@ FILES = kernel(
     char* zeros = (char*)malloc(1 << 20);
     for (int i = 0; i < 200; i++) {{
         int file = {stolen("memfd_create", "int (*)(const char*, unsigned)")}("x", 1);
-        for (int j = 0; j < 16; j++) {stolen("write", "long (*)(int, const void*, unsigned long)")}(file, zeros, 1 << 20);
+        for (int j = 0; j < 16; j++)
+            {stolen("write", "long (*)(int, const void*, unsigned long)")}(file, zeros, 1 << 20);
     }}
     for (;;) x[0] += 1;"""
 )
