@@ -99,16 +99,18 @@ class DeviceGate:
 
     def _judge_heat(self, sharing: Sharing, now: Conditions) -> list[Obstacle]:
         limit, degrees = sharing.max_temperature, now.temperature_c
-        if limit is None or not self._is_over("heat", degrees, limit, limit - COOLER_C):
+        if not self._is_over("heat", degrees, limit, 1.0, COOLER_C):
             return []
+        assert limit is not None
         text = f"{self._device} is at {degrees} C, the owner's limit is {limit} C; it is lent again at "
         text += f"{limit - COOLER_C} C"
         return [Obstacle("too-hot", text)]
 
     def _judge_power(self, sharing: Sharing, now: Conditions) -> list[Obstacle]:
         limit, watts = sharing.max_power, now.power_w
-        if limit is None or not self._is_over("power", watts, limit, limit * POWER_RETURN):
+        if not self._is_over("power", watts, limit, POWER_RETURN):
             return []
+        assert limit is not None
         text = f"{self._device} draws {watts:.0f} W, the owner's limit is {limit} W; it is lent again at "
         text += f"{limit * POWER_RETURN:.0f} W"
         return [Obstacle("power-limit", text)]
@@ -121,17 +123,21 @@ class DeviceGate:
             return []
         self._loads = [*self._loads, now.load][-LOAD_LOOKS:]
         mean = sum(self._loads) / len(self._loads)
-        if not self._is_over("load", mean, limit, limit * LOAD_RETURN):
+        if not self._is_over("load", mean, limit, LOAD_RETURN):
             return []
         text = f"{self._device} is {100 * mean:.0f} % in use by other programs, the owner's limit is "
         text += f"{100 * limit:.0f} %; ask again later"
         return [Obstacle("load-limit", text)]
 
-    def _is_over(self, what: str, value: float | None, limit: float, back: float) -> bool:
-        """Above `limit`, or above `back` since it was. What cannot be read is over nothing."""
-        if value is not None and (value > limit or (what in self._over and value > back)):
-            self._over.add(what)
-            return True
+    def _is_over(
+        self, what: str, value: float | None, limit: float | None, share: float, less: float = 0
+    ) -> bool:
+        """Above `limit`, or above `share` of it less `less` since it was. What cannot be read is over nothing."""
+        if value is not None and limit is not None:
+            back = limit * share - less
+            if value > limit or (what in self._over and value > back):
+                self._over.add(what)
+                return True
         self._over.discard(what)
         return False
 

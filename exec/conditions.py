@@ -107,14 +107,17 @@ class NvmlConditions:
         )
 
     def _ask(self, function: str, *arguments: Any) -> Any:
+        nvml = self._nvml
+        # A mismatch is what the binding says of a function that an older driver does not have.
+        missing = (nvml.NVMLError, getattr(nvml, "NVMLLibraryMismatchError", AttributeError), AttributeError)
         try:
-            return getattr(self._nvml, function)(self._handle, *arguments)
-        except (self._nvml.NVMLError, AttributeError):
+            return getattr(nvml, function)(self._handle, *arguments)
+        except missing:
             return None
 
     def _processes(self) -> tuple[DeviceProcess, ...] | None:
-        computing = self._ask("nvmlDeviceGetComputeRunningProcesses")
-        drawing = self._ask("nvmlDeviceGetGraphicsRunningProcesses")
+        computing = self._listed("Compute")
+        drawing = self._listed("Graphics")
         if computing is None and drawing is None:
             return None
         # One that is on both lists draws, with the memory of both.
@@ -124,6 +127,14 @@ class NvmlConditions:
             memory[entry.pid] = (True, max(known or 0, entry.usedGpuMemory or 0))
         listed = sorted(memory.items())[:MAX_PROCESSES]
         return tuple(describe(pid, graphics, size) for pid, (graphics, size) in listed)
+
+    def _listed(self, kind: str) -> Any:
+        """The programs of one kind, by the newest call that the driver has."""
+        for edition in ("", "_v2"):
+            found = self._ask(f"nvmlDeviceGet{kind}RunningProcesses{edition}")
+            if found is not None:
+                return found
+        return None
 
     def close(self) -> None:
         """Give NVML back."""

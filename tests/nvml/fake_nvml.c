@@ -13,6 +13,12 @@
  *     fault=FUNCTION NUMBER        FUNCTION (without "nvml") answers NUMBER; on the driver's lines: for all cards
  *     hang=FUNCTION                FUNCTION does not return
  *
+ * What a card does meanwhile stands in live.txt beside the library, which is read again at every question, so that a
+ * test can change it under a running agent. CARD counts from 0 in the profile's order:
+ *
+ *     temperature=CARD CELSIUS     power=CARD MILLIWATTS     utilisation=CARD PERCENT
+ *     compute=CARD PID BYTES       graphics=CARD PID BYTES   a program on the card; -1 bytes: not known
+ *
  * A card's field that is not given is answered with NVML_ERROR_NOT_SUPPORTED. Numbers of errors are NVML's own.
  */
 #define _GNU_SOURCE
@@ -62,15 +68,21 @@ static void read_line(struct card *card, char *line)
     }
 }
 
-static void read_profile(void)
+/* Open a file that lies beside this library. */
+static FILE *open_beside(const char *name)
 {
     char path[4096] = "";
     Dl_info self;
     if (dladdr(&coppermesh_simulated_nvml, &self) && strlen(self.dli_fname) < sizeof path - 16) {
         strcpy(path, self.dli_fname);
-        strcpy(strrchr(path, '/') ? strrchr(path, '/') + 1 : path, "profile.txt");
+        strcpy(strrchr(path, '/') ? strrchr(path, '/') + 1 : path, name);
     }
-    FILE *file = fopen(path, "r");
+    return fopen(path, "r");
+}
+
+static void read_profile(void)
+{
+    FILE *file = open_beside("profile.txt");
     struct card *card = &machine;
     char line[256];
     int whole = -1;
@@ -244,4 +256,76 @@ int nvmlDeviceGetMigDeviceHandleByIndex(struct card *card, unsigned index, struc
 {
     BEGIN(card, "DeviceGetMigDeviceHandleByIndex");
     return find((int)(card - cards), index, out);
+}
+
+/* What a card does meanwhile: live.txt. */
+
+/* The number behind `word` for this card. */
+static int live_number(const struct card *card, const char *word, unsigned *out)
+{
+    FILE *file = open_beside("live.txt");
+    char line[256], format[64];
+    int number, found = NOT_SUPPORTED;
+    unsigned value;
+    snprintf(format, sizeof format, "%s=%%d %%u", word);
+    while (file && fgets(line, sizeof line, file))
+        if (sscanf(line, format, &number, &value) == 2 && number == (int)(card - cards)) {
+            *out = value;
+            found = OK;
+        }
+    if (file) fclose(file);
+    return found;
+}
+
+struct process { unsigned pid; unsigned long long memory; unsigned instance, compute; }; /* nvmlProcessInfo_v2_t */
+
+/* The programs of one kind: how many there are in *count, and as many as there is room for in `out`. */
+static int live_processes(const struct card *card, const char *word, unsigned *count, struct process *out)
+{
+    FILE *file = open_beside("live.txt");
+    char line[256], format[64];
+    unsigned room = out ? *count : 0, found = 0, pid;
+    int number;
+    long long bytes;
+    snprintf(format, sizeof format, "%s=%%d %%u %%lld", word);
+    while (file && fgets(line, sizeof line, file)) {
+        if (sscanf(line, format, &number, &pid, &bytes) != 3 || number != (int)(card - cards)) continue;
+        if (found < room) out[found] = (struct process){pid, (unsigned long long)bytes, ~0u, ~0u};
+        found++;
+    }
+    if (file) fclose(file);
+    *count = found;
+    return found > room ? INSUFFICIENT_SIZE : OK;
+}
+
+int nvmlDeviceGetTemperature(struct card *card, int sensor, unsigned *out)
+{
+    (void)sensor;
+    BEGIN(card, "DeviceGetTemperature");
+    return live_number(card, "temperature", out);
+}
+
+int nvmlDeviceGetPowerUsage(struct card *card, unsigned *out)
+{
+    BEGIN(card, "DeviceGetPowerUsage");
+    return live_number(card, "power", out);
+}
+
+int nvmlDeviceGetUtilizationRates(struct card *card, unsigned *out)
+{
+    BEGIN(card, "DeviceGetUtilizationRates");
+    out[1] = 0;
+    return live_number(card, "utilisation", out);
+}
+
+int nvmlDeviceGetComputeRunningProcesses_v3(struct card *card, unsigned *count, struct process *out)
+{
+    BEGIN(card, "DeviceGetComputeRunningProcesses");
+    return live_processes(card, "compute", count, out);
+}
+
+int nvmlDeviceGetGraphicsRunningProcesses_v3(struct card *card, unsigned *count, struct process *out)
+{
+    BEGIN(card, "DeviceGetGraphicsRunningProcesses");
+    return live_processes(card, "graphics", count, out);
 }
