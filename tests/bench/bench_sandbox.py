@@ -7,7 +7,7 @@ Prints medians in milliseconds of ROUNDS (default 200) turns of each, every figu
 
 - a fork alone, and a fork with every layer of a CPU worker, from before the fork until its parent has seen it end; the
   parent has loaded all that a zygote loads, and is in namespaces of its own where it can be;
-- a program of 90 operations and 1 KiB on a lease's running worker, and the same program in this process, checked before.
+- a program of 90 operations and 1 KiB on a lease's running worker, and the same program in this process, checked once.
 """
 
 import os
