@@ -86,6 +86,11 @@ FEATURES: tuple[Feature, ...] = (
         words=_words("cooperative_groups"), headers=r"cooperative_groups(?:/reduce)?\.h",
     ),
     Feature(
+        "cuda-large-tiles", "groups of several warps", CUDA_ONLY,
+        "run the job on a CUDA device, or use tiles of at most 32 threads",
+        words=_words("block_tile_memory thread_block_tile_memory"),
+    ),
+    Feature(
         "cuda-half", "half precision", CUDA_ONLY,
         "run the job on a CUDA device, or compute in float",
         words=_words("__half __half2 __half_raw __half2_raw __float2half __half2float __float2half_rn"),
@@ -122,7 +127,7 @@ FEATURES: tuple[Feature, ...] = (
     ),
     Feature(
         "cuda-grid-sync", "grid synchronisation", NOWHERE, "split the kernel in two where the grid must wait",
-        words=_words("this_grid grid_group this_multi_grid multi_grid_group"),
+        words=_words("this_multi_grid multi_grid_group"),  # and what waits for a `grid_group`: cuda_gate tells
     ),
     Feature(
         "cuda-clusters", "thread block clusters", NOWHERE, "use blocks alone",
@@ -170,6 +175,10 @@ _BY_WORD = {word: feature for feature in reversed(FEATURES) for word in feature.
 _BY_NAMESPACE = {word: feature for feature in FEATURES for word in feature.namespaces}
 _BY_PATTERN = tuple((re.compile(feature.pattern), feature) for feature in FEATURES if feature.pattern)
 _BY_HEADER = tuple((re.compile(feature.headers), feature) for feature in FEATURES if feature.headers)
+
+
+GRID_SYNC = next(feature for feature in FEATURES if feature.code == "cuda-grid-sync")
+"""Shown by what is done with a grid's group, not by a word: to ask it for a thread's rank is possible everywhere."""
 
 
 def feature_of_word(word: str, following: str = "") -> Feature | None:

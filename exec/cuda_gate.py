@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from coppermesh.exec.cuda_features import CPU, Feature, feature_of_header, feature_of_word
+from coppermesh.exec.cuda_features import CPU, GRID_SYNC, Feature, feature_of_header, feature_of_word
 from coppermesh.exec.errors import ExecError
 
 SHIM = Path(__file__).with_name("shim")
@@ -44,6 +44,7 @@ HEADERS = frozenset(_OF_CUDA.split()) | {f"cuda/std/{name}" for name in _OF_LIBC
 
 _COMPLEX_NAMES = """complex real imag abs arg norm conj polar proj exp log log10 pow sqrt sin cos tan sinh cosh tanh
 asin acos atan asinh acosh atanh"""
+_GRID_WAITS = frozenset({"sync", "barrier_arrive", "barrier_wait"})
 _OF_COMPLEX = frozenset(_COMPLEX_NAMES.split())
 """What cupy/complex.cuh has of thrust."""
 
@@ -368,6 +369,8 @@ def _check_words(text: SplicedText, tokens: Sequence[Token]) -> Iterator[Finding
                 yield Finding(*text.place(token.start), f"{token.text} (a name of the build itself)")
         if what := _attribute_fault(tokens, position, attributes):
             yield Finding(*text.place(token.start), what)
+    for token in _grid_waits(tokens):
+        yield Finding(*text.place(token.start), f"{token.text} ({GRID_SYNC.name})", GRID_SYNC)
 
 
 def _std_is_there(tokens: Sequence[Token], position: int) -> bool:
@@ -379,6 +382,44 @@ def _std_is_there(tokens: Sequence[Token], position: int) -> bool:
         [":", ":", "forward"],
         [":", ":", "initializer_list"],
     )
+
+
+def _grid_waits(tokens: Sequence[Token]) -> Iterator[Token]:
+    """Where threads wait for the whole grid: `grid.sync()` and its like, `grid` being declared a group.
+
+    What this does not see (a group handed to a template) ends the launch when it runs, on every device.
+    """
+    words = [token.text for token in tokens if token.kind != "newline"]
+    if not {"this_grid", "grid_group"}.intersection(words):
+        return
+    names = _names_of_grids(words)
+    places = [token for token in tokens if token.kind != "newline"]
+    for position, word in enumerate(words):
+        if word in _GRID_WAITS and words[position + 1 : position + 2] == ["("]:
+            of_name = words[position - 1] == "." and words[position - 2] in names
+            of_call = words[max(0, position - 4) : position] == ["this_grid", "(", ")", "."]
+            argument = [inner for inner in words[position + 2 : position + 8] if inner not in (":", "(")]
+            handed_over = words[position - 1] != "." and (
+                argument[:1] != [] and (argument[0] in names or "this_grid" in argument)
+            )
+            if of_name or of_call or handed_over:
+                yield places[position]
+
+
+def _names_of_grids(words: Sequence[str]) -> set[str]:
+    """Variables that are a grid's group: `grid_group g`, `auto g = cg::this_grid()`."""
+    names = set()
+    for position, word in enumerate(words):
+        if word == "grid_group":
+            after = [other for other in words[position + 1 : position + 5] if other not in ("&", "const")]
+            names.update(after[:1])
+        elif word == "this_grid":
+            before = position - 1
+            while before > 1 and (words[before] == ":" or words[before + 1] == ":"):
+                before -= 1
+            if words[before] == "=" or words[before] in ("{", "("):
+                names.add(words[before - 1])
+    return names
 
 
 def _names_complex(tokens: Sequence[Token], position: int) -> bool:

@@ -68,6 +68,36 @@ public:
 };
 inline thread_block this_thread_block() { return thread_block(); }
 
+// All threads of a launch: their number and order. They cannot wait for each other.
+class grid_group {
+    grid_group() = default;
+    friend grid_group this_grid();
+    COPPERMESH_METHOD static unsigned long long threads_of_block() {
+        return (unsigned long long)blockDim.x * blockDim.y * blockDim.z;
+    }
+
+public:
+    COPPERMESH_METHOD static bool is_valid() { return false; }
+    [[noreturn]] static void sync(COPPERMESH_LINE) {
+        coppermesh::assertion_failed(line, "kernel.cu", "no thread waits for the whole grid");
+    }
+    COPPERMESH_METHOD static unsigned long long num_blocks() {
+        return (unsigned long long)gridDim.x * gridDim.y * gridDim.z;
+    }
+    COPPERMESH_METHOD static unsigned long long block_rank() {
+        return blockIdx.x + (unsigned long long)gridDim.x * (blockIdx.y + (unsigned long long)gridDim.y * blockIdx.z);
+    }
+    COPPERMESH_METHOD static unsigned long long num_threads() { return num_blocks() * threads_of_block(); }
+    COPPERMESH_METHOD static unsigned long long size() { return num_threads(); }
+    COPPERMESH_METHOD static unsigned long long thread_rank() {
+        return block_rank() * threads_of_block() + coppermesh::running.block->current;
+    }
+    COPPERMESH_METHOD static dim3 dim_blocks() { return dim3(gridDim); }
+    COPPERMESH_METHOD static dim3 group_dim() { return dim3(gridDim); }
+    COPPERMESH_METHOD static dim3 block_index() { return dim3(blockIdx); }
+};
+inline grid_group this_grid() { return grid_group(); }
+
 // What all groups within a warp can do. `lanes` is the mask; ranks count its members.
 class coppermesh_lanes_group : public thread_group {
 protected:

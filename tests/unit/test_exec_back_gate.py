@@ -37,7 +37,7 @@ REFUSED = [
     ("\n\n\nint a = __any(1);", 4, "Volta"),
     ("float s = __shfl_down(s, 1);", 1, "Volta"),
     ("unsigned b = __ballot(1);", 1, "Volta"),
-    ("cooperative_groups::this_grid();", 1, "grid synchronisation"),
+    ("cooperative_groups::this_grid().sync();", 1, "grid synchronisation"),
     ("float v = tex2D<float>(t, 1, 2);", 1, "textures"),
     ("cudaTextureObject_t t;", 1, "textures"),
     ("surf2Dwrite(1, s, 0, 0);", 1, "surfaces"),

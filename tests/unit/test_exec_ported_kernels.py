@@ -8,7 +8,9 @@ import pytest
 import coppermesh as cm
 from coppermesh.exec.cuda_build import build_kernel
 from coppermesh.exec.cuda_cpu import CudaCpu
+from coppermesh.exec.cuda_gate import SourceRefused, check_cpu_source
 from coppermesh.exec.cuda_toolchain import find_toolchain
+from coppermesh.exec.errors import RunFailed
 from coppermesh.exec.evaluate import evaluate
 from coppermesh.exec.numpy_runtime import NumpyRuntime
 
@@ -147,3 +149,63 @@ def test_complex_numbers_under_the_name_of_their_namespace(runtime):
 def test_the_rest_of_that_namespace_stays_refused(text):
     with pytest.raises(ValueError, match="thrust"):
         cm.RawKernel(f'extern "C" __global__ void k(int* x) {{ {text}; }}', "k")
+
+
+GRID = """#include <cooperative_groups.h>
+namespace cg = cooperative_groups;
+extern "C" __global__ void ranks(unsigned long long* rank, unsigned* blocks, unsigned n) {
+    cg::grid_group grid = cg::this_grid();
+    cg::thread_block block = cg::this_thread_block();
+    for (unsigned long long i = grid.thread_rank(); i < n; i += grid.size()) {
+        rank[i] = i + 1000 * grid.num_threads();
+        blocks[i] = (unsigned)(grid.block_rank() + 100 * grid.num_blocks()) + 10000 * grid.dim_blocks().y;
+    }
+    block.sync();
+    cg::sync(block);
+}"""
+
+
+def test_a_grids_group_tells_ranks(runtime):
+    ranks, blocks = xp.zeros(100, dtype=np.uint64), xp.zeros(100, dtype=np.uint32)
+    cm.RawKernel(GRID, "ranks")((3, 2), (4, 2), (ranks, blocks, np.uint32(100)))
+    results = evaluate(ranks, blocks, runtime=runtime)
+    i = np.arange(100)
+    assert results[0].tolist() == (i + 48_000).tolist()
+    assert results[1].tolist() == (i % 48 // 8 + 600 + 20_000).tolist()
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        "grid.sync();",
+        "grid . sync ( ) ;",
+        "cg::sync(grid);",
+        "cg::this_grid().sync();",
+        "cooperative_groups::this_grid().sync();",
+        "cg::sync(cg::this_grid());",
+        "auto all = cg::this_grid(); all.sync();",
+        "const auto& all = cooperative_groups::this_grid(); cg::sync(all);",
+        "auto arrival = grid.barrier_arrive();",
+    ],
+)
+def test_waiting_for_the_grid_is_refused_by_its_line(wait):
+    with pytest.raises(ValueError, match=r"line 11: \w+ \(grid synchronisation\)"):
+        cm.RawKernel(GRID.replace("    cg::sync(block);", f"    {wait}"), "ranks")
+
+
+def test_waiting_for_the_grid_unseen_ends_the_launch(runtime):
+    source = GRID.replace(
+        "extern", "template <class Group> __device__ void meet(Group g) { g.sync(); }\nextern"
+    )
+    ranks, blocks = xp.zeros(8, dtype=np.uint64), xp.zeros(8, dtype=np.uint32)
+    kernel = cm.RawKernel(source.replace("cg::sync(block)", "meet(block); meet(grid)"), "ranks")
+    kernel((2,), (4,), (ranks, blocks, np.uint32(8)))
+    with pytest.raises(RunFailed, match="no thread waits for the whole grid"):
+        evaluate(ranks, runtime=runtime)
+
+
+def test_groups_of_several_warps_are_named():
+    with pytest.raises(
+        SourceRefused, match=r"line 1: block_tile_memory \(groups of several warps\) .* CPU device"
+    ):
+        check_cpu_source("__shared__ cooperative_groups::block_tile_memory<128> scratch;")
