@@ -243,6 +243,13 @@ def _add_submit(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         metavar="SECONDS",
         help="give a job up after so long, where the script names no time (default 300)",
     )
+    submit.add_argument(
+        "--isolation",
+        type=option_types.isolation,
+        metavar="LAYERS",
+        help="only providers that witnessed these layers of the sandbox, such as landlock,seccomp,netns, where the"
+        " script names none (`coppermesh doctor sandbox` lists them)",
+    )
     submit.add_argument("--quiet", action="store_true", help="show no progress")
     submit.add_argument("script", type=Path)
     submit.add_argument("arguments", nargs=argparse.REMAINDER, help="handed to the script")
@@ -465,6 +472,8 @@ def _submit(options: argparse.Namespace) -> int:
         os.environ["COPPERMESH_PROGRESS"] = "1"
     if options.deadline is not None:
         os.environ["COPPERMESH_DEADLINE"] = str(options.deadline)
+    if options.isolation is not None:
+        os.environ["COPPERMESH_ISOLATION"] = ",".join(options.isolation)
     sys.argv = [str(options.script), *options.arguments]
     # As `python script.py` would: the script's own folder first.
     sys.path.insert(0, str(options.script.resolve().parent))

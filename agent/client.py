@@ -52,6 +52,8 @@ PROGRESS = "COPPERMESH_PROGRESS"
 """Environment variable: show progress on stderr."""
 DEADLINE = "COPPERMESH_DEADLINE"
 """Environment variable: deadline of jobs in seconds, where the script names none."""
+ISOLATION = "COPPERMESH_ISOLATION"
+"""Environment variable: layers that a provider must have, with commas between, where the script names none."""
 
 
 @dataclass(frozen=True)
@@ -357,7 +359,8 @@ class Mesh:
                                     the default
             providers=1             spread the tasks over at least so many providers, where so many offer
             fresh=False             True: a new worker process for every task
-            isolation=()            names of isolation layers that a provider must have
+            isolation=()            names of isolation layers that a provider must have witnessed; `coppermesh submit
+                                    --isolation` sets the default
             trace=False             True: record a digest for each node while it runs, and sign their root in the
                                     receipt; hashing is billed like the rest
 
@@ -496,9 +499,13 @@ def _chosen(options: dict[str, Any]) -> JobOptions:
 
 
 def _options_from_environment() -> dict[str, Any]:
-    """What `coppermesh submit --deadline` asked for."""
-    deadline = os.environ.get(DEADLINE)
-    return {} if deadline is None else {"deadline_s": float(deadline)}
+    """What `coppermesh submit --deadline` and `--isolation` asked for."""
+    options: dict[str, Any] = {}
+    if deadline := os.environ.get(DEADLINE):
+        options["deadline_s"] = float(deadline)
+    if layers := os.environ.get(ISOLATION):
+        options["isolation"] = tuple(layers.split(","))
+    return options
 
 
 def _show_progress(job: str, facts: dict[str, Any]) -> None:

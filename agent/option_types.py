@@ -4,6 +4,7 @@ argparse puts the option's name with its dashes before what is raised here.
 """
 
 import argparse
+import difflib
 import math
 import os
 import re
@@ -74,6 +75,21 @@ def deadline(text: str) -> float:
             f"want seconds, above 0 and at most {MAX_DEADLINE_SECONDS}, got {text!r}"
         )
     return seconds
+
+
+def isolation(text: str) -> tuple[str, ...]:
+    """Names of sandbox layers, with commas between."""
+    from coppermesh.exec.sandbox.layers import NAMES
+
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    for name in names:
+        if name not in NAMES:
+            near = difflib.get_close_matches(name, NAMES, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise argparse.ArgumentTypeError(
+                f"want layers of {', '.join(NAMES)}, with commas between, got {name!r}{hint}"
+            )
+    return names
 
 
 def home_directory(text: str) -> Path:

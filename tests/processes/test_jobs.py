@@ -15,6 +15,7 @@ import pytest
 import coppermesh as cm
 from coppermesh.agent import agent_start
 from coppermesh.agent.client import JobFailed, Mesh
+from coppermesh.agent.isolation import witness
 from coppermesh.agent.screens import printable
 from coppermesh.exec.sandbox import landlock, seccomp
 from coppermesh.p2p.ids import format_peer
@@ -238,6 +239,32 @@ def test_submit_says_what_it_waits_for_and_ctrl_c_takes_the_job_back(lab, tmp_pa
     again = run_cli("cancel", job, home=home)
     assert (again.returncode, again.stdout) == (0, "")
     assert "had ended already" in again.stderr
+
+
+WANTS_A_SUM = """
+import numpy as np
+import coppermesh as cm
+with cm.connect() as mesh:
+    print(mesh.compute(cm.xp.sum(cm.xp.asarray(np.ones(3)))))
+"""
+
+
+@needs_floor
+def test_submit_asks_for_layers_and_is_told_who_lacks_one(lab, tmp_path):
+    lab.start(1)
+    home = lab.mesh.home("requester").path
+    script = tmp_path / "script.py"
+    script.write_text(WANTS_A_SUM)
+    with start_submit(home, script, "--isolation", "landlock,seccomp") as process:
+        said, complaints = process.communicate(timeout=60)
+    assert (process.returncode, said) == (0, "3.0\n"), complaints
+    missing = [entry.layer for entry in witness() if not entry.held]
+    if missing:  # on a machine that has every layer there is nobody to say no
+        script.write_text(WANTS_A_SUM.replace("np.ones(3)", "np.ones(4)"))
+        with start_submit(home, script, "--deadline", "5", "--isolation", missing[0]) as process:
+            _, complaints = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert missing[0] in complaints
 
 
 def test_a_bootstrap_out_of_reach_is_shown(lab, tmp_path):

@@ -41,6 +41,9 @@ def exit_code(*arguments: str) -> int:
         (["submit", "--deadline", "0", "x.py"], "--deadline"),
         (["submit", "--deadline", "-3", "x.py"], "--deadline"),
         (["submit", "--deadline", "nan", "x.py"], "--deadline"),
+        (["submit", "--isolation", "moat", "x.py"], "--isolation"),
+        (["submit", "--isolation", "", "x.py"], "--isolation"),
+        (["submit", "--isolation", "landlock,,seccomp", "x.py"], "--isolation"),
         (["agent", "--listen", "localhost"], "--listen"),
         (["agent", "--bootstrap", "/ip4/127.0.0.1/tcp/1"], "--bootstrap"),
         (["agent", "--allow", "me"], "--allow"),
@@ -65,6 +68,26 @@ def test_a_wrong_value_is_wrong_usage_and_names_its_option(tmp_path, monkeypatch
     assert option in last
     assert "Traceback" not in said.err
     assert not list(tmp_path.iterdir())
+
+
+def test_layers_are_handed_to_the_script_as_the_default(tmp_path, monkeypatch, capsys):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from coppermesh.agent.client import _chosen, _options_from_environment as asked\n"
+        "print(_chosen(asked()).isolation, _chosen({**asked(), 'isolation': ('uid',)}).isolation)\n"
+    )
+    for name in ("COPPERMESH_ISOLATION", "COPPERMESH_DEADLINE", "COPPERMESH_HOME"):
+        monkeypatch.setenv(name, "")  # so that what `submit` sets is unset afterwards
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    layers = "seccomp, landlock,netns,seccomp"
+    assert exit_code("submit", "--home", str(tmp_path), "--quiet", "--isolation", layers, str(script)) == 0
+    assert capsys.readouterr().out == "('seccomp', 'landlock', 'netns') ('uid',)\n"
+
+
+def test_a_misspelled_layer_is_told_the_near_one(capsys):
+    assert exit_code("submit", "--isolation", "landlok", "x.py") == 2
+    assert "did you mean landlock?" in capsys.readouterr().err
 
 
 def test_the_demo_does_not_start_where_it_may_not_keep(tmp_path, capsys):
