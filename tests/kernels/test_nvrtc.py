@@ -89,6 +89,11 @@ EVIDENCE = {
     "cuda-warps": "__global__ void k(int* x) { x[0] = __shfl_down_sync(~0u, x[1], 1) + __any_sync(~0u, x[2]); }",
     "cuda-groups": "#include <cooperative_groups.h>\n"
     "__global__ void k(int* x) { x[0] = cooperative_groups::this_thread_block().thread_rank(); }",
+    "cuda-large-tiles": "#include <cooperative_groups.h>\n"
+    "namespace cg = cooperative_groups;\n"
+    "__global__ void k(unsigned* x) { __shared__ cg::block_tile_memory<128> memory;\n"
+    "auto block = cg::this_thread_block(memory); auto tile = cg::tiled_partition<64>(block);\n"
+    "tile.sync(); x[cg::this_grid().thread_rank()] = tile.thread_rank(); }",
     "cuda-half": "#include <cuda_fp16.h>\n"
     "__global__ void k(float* x) { x[0] = __half2float(__hadd(__float2half(x[1]), __float2half(1.0f))); }",
     "cuda-bfloat16": "#include <cuda_bf16.h>\n"
