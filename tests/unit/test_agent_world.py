@@ -6,7 +6,7 @@ is scripted where a test is about the protocol and not about execution.
 
 import json
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,14 +20,17 @@ import coppermesh.exec.xp as xp  # noqa: PLR0402 - a namespace module, as users 
 from coppermesh.agent import requester as requester_module
 from coppermesh.agent import result_outbox, task_driver
 from coppermesh.agent.client import JobOptions
-from coppermesh.agent.config import Config
+from coppermesh.agent.config import Config, Loaded
+from coppermesh.agent.config_file import ConfigFile
 from coppermesh.agent.dispatch import Dispatcher
 from coppermesh.agent.dispatch_state import DispatchLimits
 from coppermesh.agent.home import Home
 from coppermesh.agent.local_messages import Blob, JobEvent, JsonBody, SubmitCall, TaskSpec, WaitCall
 from coppermesh.agent.node import Node, Parts, open_node
 from coppermesh.agent.node_views import NodeViews
+from coppermesh.agent.owner import OpenReader
 from coppermesh.agent.result_outbox import PendingResult
+from coppermesh.exec.conditions import open_conditions
 from coppermesh.exec.device import DeviceInfo
 from coppermesh.exec.recorder import Array, trace
 from coppermesh.exec.supervisor import InputBuffer, OutputBuffer, RunOutcome, WorkerLimits
@@ -54,7 +57,7 @@ CPU = DeviceInfo(
     features=("array-programs",),
     cores=2,
 )
-Script = Callable[[Sequence[InputBuffer]], bytes]
+Script = Callable[[Sequence[InputBuffer]], bytes | Awaitable[bytes]]
 
 
 class HeapOutput(OutputBuffer):
@@ -75,7 +78,8 @@ class ScriptedWorker:
     ) -> RunOutcome:
         if self._script is None:
             await trio.sleep_forever()
-        data = self._script(inputs)
+        given = self._script(inputs)
+        data = given if isinstance(given, bytes) else await given
         return RunOutcome(
             status="ok",
             code="ok",
@@ -94,6 +98,7 @@ class ScriptedWorker:
 
 class ScriptedSupervisor:
     layers: tuple[str, ...] = ()
+    unfit = ""
 
     def __init__(self, script: Script | None) -> None:
         self._script = script
@@ -118,7 +123,16 @@ class World:
     stack: AsyncExitStack
 
     async def add(
-        self, name: str, *, provide: bool, script: Script | None = add_one, bootstrap: Node | None = None
+        self,
+        name: str,
+        *,
+        provide: bool,
+        script: Script | None = add_one,
+        bootstrap: Node | None = None,
+        device: DeviceInfo = CPU,
+        conditions: OpenReader = open_conditions,
+        file: ConfigFile | None = None,
+        **settings: Any,
     ) -> Node:
         @asynccontextmanager
         async def transport(key, mesh, listen):
@@ -129,12 +143,15 @@ class World:
         async def supervisor(info, scratch):
             yield ScriptedSupervisor(script)
 
-        parts = Parts(transport=transport, supervisor=supervisor, probe=lambda: [CPU])
+        parts = Parts(
+            transport=transport, supervisor=supervisor, probe=lambda: [device], conditions=conditions
+        )
         home = Home(self.base / name)
         home.prepare()
         known = () if bootstrap is None else tuple(bootstrap.transport.addresses)
-        config = Config(mesh="test", provide=provide, bootstrap=known)
-        return await self.stack.enter_async_context(open_node(home, config, parts))
+        config = Config(mesh="test", provide=provide, bootstrap=known, **settings)
+        loaded = Loaded(config, {}) if file is None else file.load()
+        return await self.stack.enter_async_context(open_node(home, loaded, parts, file))
 
 
 @asynccontextmanager
@@ -343,6 +360,32 @@ async def test_a_paused_provider_is_waited_for(tmp_path, monkeypatch):
         first = (await requester.requester.wait(WaitCall(job, 0, 20_000))).events[0]
         assert "paused" in json.loads(first.text)["text"]
         provider.provider.paused = False
+        assert (await events_of(requester, job))[-1].kind == "finished"
+
+
+async def test_a_device_that_is_out_of_order_is_not_announced_and_gets_no_bid_until_it_is_fit(
+    tmp_path, monkeypatch
+):
+    at_once = DispatchLimits(hopeless_us=0)
+    monkeypatch.setattr(requester_module, "Dispatcher", lambda now_us: Dispatcher(now_us, at_once))
+    async with open_world(tmp_path) as world:
+        provider = await world.add("provider", provide=True)
+        requester = await world.add("requester", provide=False, bootstrap=provider)
+        await until_found(requester, 1)
+        assert provider.provider is not None
+        (offer,) = provider.provider.offers
+        supervisor = provider.provider._devices[offer.device].supervisor
+        supervisor.unfit = "worker process 7 was killed and had not ended 10 s later"
+        provider.provider.set_obstacles(offer.device, ())
+        assert provider.provider.offers == []
+        (reason,) = provider.provider.not_lending()
+        assert (reason["code"], "process 7" in (reason["sentence"] or "")) == ("unfit", True)
+        job = await submit(requester, numbers(1.0), deadline_s=20.0)
+        first = (await requester.requester.wait(WaitCall(job, 0, 20_000))).events[0]
+        assert "process 7" not in first.text, "strangers need not know"
+        supervisor.unfit = ""
+        provider.provider.set_obstacles(offer.device, ())
+        assert provider.provider.offers == [offer]
         assert (await events_of(requester, job))[-1].kind == "finished"
 
 
