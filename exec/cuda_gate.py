@@ -44,6 +44,8 @@ HEADERS = frozenset(_OF_CUDA.split()) | {f"cuda/std/{name}" for name in _OF_LIBC
 
 _COMPLEX_NAMES = """complex real imag abs arg norm conj polar proj exp log log10 pow sqrt sin cos tan sinh cosh tanh
 asin acos atan asinh acosh atanh"""
+_MAX_QUALIFIERS = 12
+"""Tokens of `cooperative_groups::` and its like before a name."""
 _GRID_WAITS = frozenset({"sync", "barrier_arrive", "barrier_wait"})
 _OF_COMPLEX = frozenset(_COMPLEX_NAMES.split())
 """What cupy/complex.cuh has of thrust."""
@@ -415,7 +417,8 @@ def _names_of_grids(words: Sequence[str]) -> set[str]:
             names.update(after[:1])
         elif word == "this_grid":
             before = position - 1
-            while before > 1 and (words[before] == ":" or words[before + 1] == ":"):
+            furthest = max(1, position - _MAX_QUALIFIERS)  # or a chain of its own name would cost its square
+            while before > furthest and (words[before] == ":" or words[before + 1] == ":"):
                 before -= 1
             if words[before] == "=" or words[before] in ("{", "("):
                 names.add(words[before - 1])

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -250,3 +251,10 @@ def test_ordinary_attributes_and_names_pass(source):
 def test_an_attribute_in_an_option_is_refused():
     with pytest.raises(SourceRefused, match="section"):
         check_cpu_source(KERNEL, ("-DX=section",))
+
+
+def test_a_long_chain_of_names_is_read_in_linear_time():
+    started = time.process_time()
+    scan(["this_grid::" * 20_000])
+    scan(["grid_group " * 20_000 + "sync(" * 20_000])
+    assert time.process_time() - started < 5
