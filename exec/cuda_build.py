@@ -153,8 +153,12 @@ def _read_options(options: tuple[str, ...]) -> tuple[str, str]:
 
 
 def _run_compiler(command: list[str], environment: dict[str, str], directory: Path) -> tuple[int, str]:
-    """Exit status and messages, at most `MAX_LOG_BYTES` of them. What it started ends with this process."""
-    with open(directory / "log", "w+b") as log:
+    """Exit status and messages, at most `MAX_LOG_BYTES` of them. What it started ends with this process.
+
+    The messages go into a memory file that cannot grow: when the directory is full they must still say so.
+    """
+    with open(linux.memory_file("coppermesh-log", MAX_LOG_BYTES), "w+b") as log:
+        linux.seal(log.fileno(), linux.SEAL_SIZE | linux.SEAL_SEAL)
         try:
             process = subprocess.Popen(  # noqa: S603 - the compiler this machine's owner has, without a shell
                 command,
@@ -175,7 +179,7 @@ def _run_compiler(command: list[str], environment: dict[str, str], directory: Pa
                 process.wait()
                 status = _TIMED_OUT
         log.seek(0)
-        return status, log.read(MAX_LOG_BYTES).decode(errors="replace")
+        return status, log.read(MAX_LOG_BYTES).rstrip(b"\0").decode(errors="replace")
 
 
 def _explain(name: str, status: int, log: str) -> ExecError:

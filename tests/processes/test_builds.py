@@ -1,0 +1,169 @@
+# ruff: noqa: ASYNC240  # these look at what real processes write; nothing here blocks
+"""Builds in real builder processes: how much one may write, what stays of it, and what the next one can reach."""
+
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import msgspec
+import pytest
+import trio
+
+from coppermesh.exec import pipe, scratch
+from coppermesh.exec import supervisor as supervising
+from coppermesh.exec.cuda_toolchain import find_toolchain
+from coppermesh.exec.device import probe_cpu
+from coppermesh.exec.sandbox.private_scratch import MAX_FILES
+from coppermesh.exec.sockets import close_all
+from coppermesh.exec.supervisor import WorkerLimits, open_supervisor
+
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.skipif(find_toolchain() is None, reason="needs a C++ compiler"),
+]
+
+MEBIBYTE = 1 << 20
+SMALL = WorkerLimits(memory_bytes=0, output_bytes=0, scratch_bytes=4 * MEBIBYTE)
+DOUBLE = b'extern "C" __global__ void k(float* x) { x[threadIdx.x] *= 2.0f; }'
+LARGE = (
+    b'extern "C" __global__ void k(float* x) { static const unsigned char t[3 << 20] = {1, 2, 3};'
+    b" x[0] = t[(int)x[1]]; }"
+)
+"""An object file and a library of 3 MiB: each fits, both do not."""
+
+
+def greedy_compiler(directory: Path, act: str) -> str:
+    """A g++ that has been taken over and does `act`, in Python, before it ends as a compiler would."""
+    program = directory / "g++"
+    program.write_text(f"#!{sys.executable} -IS\n{act}\n")
+    program.chmod(0o755)
+    return str(program)
+
+
+def own_disk(monkeypatch):
+    """Builders have no directory in memory: as where no user namespace can be made."""
+    monkeypatch.setattr(
+        supervising, "_choose_namespaces", lambda start: (msgspec.structs.replace(start, namespaces="none"), [])
+    )
+
+
+async def build(supervisor, limits=SMALL, source=DOUBLE):
+    built, library = await supervisor.build(limits, pipe.Build(source, "k", ()), [])
+    close_all(library)
+    return built
+
+
+async def test_a_build_that_fills_its_directory_is_ended_and_the_next_one_works(tmp_path):
+    async with open_supervisor(probe_cpu(), scratch=tmp_path / "scratch") as supervisor:
+        assert (await build(supervisor)).code == "ok"
+        built = await build(supervisor, source=LARGE)
+        assert built.code == "kernel-build-limit", built
+        assert "scratch directory" in built.sentence
+        assert (await build(supervisor, WorkerLimits(0, 0), LARGE)).code == "ok"
+        assert (await build(supervisor)).code == "ok"
+        assert sorted(path.name for path in (tmp_path / "scratch").iterdir()) == ["compiler", "zygote.log"]
+
+
+@pytest.mark.parametrize("act", ["one large file", "many files", "deep directories"])
+async def test_on_a_disk_the_agent_measures_and_ends_what_writes_too_much(tmp_path, act):
+    """What `size_of` says of what a compiler may leave, and that a build is ended by it."""
+    directory = tmp_path / "builder-1"
+    directory.mkdir()
+    if act == "one large file":
+        (directory / "a").write_bytes(bytes(5 * MEBIBYTE))
+    elif act == "many files":
+        for number in range(MAX_FILES + 1):
+            (directory / str(number)).touch()
+    else:
+        here = os.open(directory, os.O_RDONLY)
+        for _ in range(3000):
+            os.mkdir("x" * 200, dir_fd=here)
+            below = os.open("x" * 200, os.O_RDONLY, dir_fd=here)
+            os.close(here)
+            here = below
+        os.close(here)
+    assert scratch.size_of(directory, SMALL.scratch_bytes, MAX_FILES) > SMALL.scratch_bytes
+    scratch.remove_tree(directory)
+    assert scratch.size_of(tmp_path, SMALL.scratch_bytes, MAX_FILES) == 0
+
+
+async def test_a_link_is_not_followed_when_a_directory_is_measured(tmp_path):
+    large = tmp_path / "large"
+    large.mkdir()
+    (large / "a").write_bytes(bytes(8 * MEBIBYTE))
+    directory = tmp_path / "builder-1"
+    directory.mkdir()
+    (directory / "file").symlink_to(large / "a")
+    (directory / "directory").symlink_to(large)
+    assert scratch.size_of(directory, 4 * MEBIBYTE, MAX_FILES) <= 2 * 4096
+
+
+async def test_a_build_on_the_disk_that_writes_too_much_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(supervising, "size_of", lambda directory, most, files: most + 1)
+    monkeypatch.setattr(supervising, "LOOK_SECONDS", 0.0)
+    async with open_supervisor(probe_cpu(), scratch=tmp_path / "scratch") as supervisor:
+        built = await build(supervisor)
+        assert (built.code, "4 MiB" in built.sentence) == ("kernel-build-limit", True), built.sentence
+
+
+async def test_builds_see_nothing_of_each_other(tmp_path):
+    """Twenty at once, each with a macro file name of its own in the one name that all use."""
+    async with open_supervisor(probe_cpu(), scratch=tmp_path / "scratch") as supervisor:
+        codes = []
+
+        async def one(number: int) -> None:
+            source = DOUBLE.replace(b"2.0f", b"%d.0f" % number)
+            codes.append((await build(supervisor, source=source)).code)
+            codes.append((await build(supervisor, source=b'#include "left.h"\n' + source)).code)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(6):
+                nursery.start_soon(one, number)
+        assert sorted(codes) == ["ok"] * 6 + ["unsupported-feature"] * 6
+
+
+HOME_OF_ROOT = """
+import sys, trio
+from pathlib import Path
+import msgspec
+from coppermesh.exec import pipe, supervisor as supervising
+from coppermesh.exec.device import probe_cpu
+from coppermesh.exec.supervisor import WorkerLimits, open_supervisor
+
+if sys.argv[2] == "none":
+    supervising._choose_namespaces = lambda start: (msgspec.structs.replace(start, namespaces="none"), [])
+
+async def main():
+    async with open_supervisor(probe_cpu(), scratch=Path(sys.argv[1])) as supervisor:
+        request = pipe.Build(b'extern "C" __global__ void k(float* x) { x[0] = 1; }', "k", ())
+        built, library = await supervisor.build(WorkerLimits(0, 0), request, [])
+        print(built.code, built.sentence, built.detail, len(library))
+
+trio.run(main)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has directories that its workers' user cannot enter")
+@pytest.mark.parametrize("namespaces", ["own", "none"])
+def test_what_only_root_can_enter_does_not_keep_kernels_from_being_built(tmp_path, namespaces):
+    """The package, with the headers, and the scratch directory lie behind a directory of mode 0700."""
+    package = Path(supervising.__file__).parents[1]
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    shutil.copytree(package / "exec", closed / "site" / "coppermesh" / "exec")
+    (closed / "site" / "coppermesh" / "__init__.py").touch()
+    environment = closed / "venv"
+    venv.create(environment, symlinks=True, with_pip=False)
+    (packages,) = environment.glob("lib/python*/site-packages")
+    others = [path for path in sys.path if path.endswith("site-packages")]
+    (packages / "here.pth").write_text("\n".join([str(closed / "site"), *others]))
+    started = subprocess.run(
+        [str(environment / "bin" / "python"), "-c", HOME_OF_ROOT, str(closed / "scratch"), namespaces],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert started.stdout.split() == ["ok", "1"], started.stdout + started.stderr
