@@ -1131,6 +1131,54 @@ def large_object(stage):
     return os.path.getsize("a.o") >= 1 << 30
 
 
+@act("fill the disk with many files", needs="mountns", role="builder")
+def many_objects(stage):
+    for number in range(5):
+        with open(f"part-{number}", "wb") as file:
+            file.write(bytes(20 * MEBIBYTE))
+    return sum(os.path.getsize(f"part-{number}") for number in range(5)) >= 100 * MEBIBYTE
+
+
+@act("fill the disk with files that have no name any more", needs="mountns", role="builder")
+def unlinked_objects(stage):
+    held = []
+    for _ in range(5):
+        held.append(open("unnamed", "wb"))  # noqa: SIM115 - they stay open, which is the act
+        os.unlink("unnamed")
+        held[-1].write(bytes(20 * MEBIBYTE))
+        held[-1].flush()
+    return len(held) == 5
+
+
+@act("read what another build has in its directory", role="builder")
+def sibling_build(stage):
+    return "owner" in open("../builder-0/kernel.cu").read()
+
+
+@act("list the builds beside this one", role="builder")
+def sibling_builds(stage):
+    return os.listdir("..")
+
+
+@act("leave something for the next build in what builds share", role="builder")
+def poison_shared(stage):
+    with open("../compiler/left.h", "w") as file:
+        return file.write("left")
+
+
+@act("change what builds share", role="builder")
+def change_shared(stage):
+    with open("../compiler/header.h", "a") as file:
+        return file.write("left")
+
+
+@act("put another directory in the place of what builds share", role="builder")
+def replace_shared(stage):
+    os.rename("../compiler", "../compiler-away")
+    os.rename("../compiler-away", "../compiler")
+    return True
+
+
 @act("take more memory than a compiler may", role="builder")
 def compiler_memory(stage):
     return len(mmap.mmap(-1, 4 << 30, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000))

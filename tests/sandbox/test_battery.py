@@ -182,6 +182,13 @@ def bench(mode: str, *, user: int = 0, outer: str = "none") -> Iterator[Bench]:
     directory.chmod(0o777)
     if as_root:
         os.chown(scratch, works_as, works_as)
+    for name in ("compiler/header.h", "builder-0/kernel.cu"):  # what builds share, and what another one has
+        file = scratch / name
+        file.parent.mkdir()
+        file.write_text(acts.SECRET)
+        if as_root:
+            os.chown(file.parent, works_as, works_as)
+            os.chown(file, works_as, works_as)
     (directory / "link").symlink_to(directory / "secret")
     (directory / "secret").write_text(acts.SECRET)
     toolchain = TOOLCHAIN
