@@ -125,7 +125,16 @@ def _out_of_bounds(fault: Fault) -> str:
 
 
 def _shared_overflow(fault: Fault) -> str:
-    return f"went beyond its dynamic shared memory: byte {fault.number} of {fault.limit} (the launch's shared_mem)"
+    side = "before" if fault.number < 0 else "beyond"
+    return f"went {side} its dynamic shared memory: byte {fault.number} of {fault.limit} (the launch's shared_mem)"
+
+
+def _shared_index(fault: Fault) -> str:
+    element = max(1, fault.mask)
+    return (
+        f"used index {fault.number} of dynamic shared memory with {fault.limit // element} elements of {element}"
+        f" bytes (the launch's shared_mem is {fault.limit} bytes)"
+    )
 
 
 def _shared_canary(fault: Fault) -> str:
@@ -207,4 +216,5 @@ _WORDS = {
     12: _bad_width,
     13: _deadlock,
     14: _no_stack,
+    15: _shared_index,
 }

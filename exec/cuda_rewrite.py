@@ -3,10 +3,13 @@
 Only for modules whose threads wait for each other (`uses_fibers`). What is changed:
 
 - `extern __shared__ T x[];` becomes `T (&x)[] = coppermesh::DynamicShared();`. At file scope it becomes that line at
-  the beginning of each function that names `x`, because the memory is another one for each running block.
-- `return;` inside a kernel's own body becomes `return coppermesh::leave();`, except as its last statement. A thread
-  that leaves so is not waited for at later barriers, as on a GPU since Volta; one that comes to the kernel's end while
-  others wait at a barrier has taken another way, and that is an error.
+  the beginning of each function that names `x`, because the memory is another one for each running block. A lambda
+  that names `x` gets the line too: on a GPU it need not capture what has static storage.
+- `x[i]` of such an array becomes `x[coppermesh::within(x, (i))]`, which holds `i` to the launch's shared memory.
+- `return;` inside a kernel's own body, or that of a function or lambda in which threads may wait at a barrier, becomes
+  `return coppermesh::leave();`, except as its last statement. A thread that ends after it without a barrier is not
+  waited for, as on a GPU since Volta; one that comes to the kernel's end otherwise while others wait at a barrier
+  has taken another way, and that is an error.
 - `__shared__ alignas(16) T x` becomes `alignas(16) __shared__ T x`.
 
 Theory. The tokens are the gate's own, so this sees what the compiler will see (`cuda_gate`). Every change puts
@@ -15,7 +18,7 @@ lines. Macros are not expanded: in a `#define`, `return;` is changed wherever it
 barrier and breaks nothing), and `extern __shared__` is refused.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -29,6 +32,18 @@ _MEMORY = " = coppermesh::DynamicShared()"
 _ALIGNING = frozenset({"__align__", "__builtin_align__", "alignas", "__attribute__"})
 _DROPPED = frozenset({"extern", "__shared__", "__device__"})
 _BEFORE_BODY = frozenset({")", "const", "noexcept", "override", "final"})
+_MAY_PRECEDE_INDEXED = frozenset(
+    {"return", "else", "do", "case", "and", "or", "not", "xor", "throw", "co_return"}
+)
+"""Words after which `x[i]` is an element. After any other word it is a declaration."""
+_BARRIERS = frozenset(
+    {"__syncthreads", "__syncthreads_and", "__syncthreads_or", "__syncthreads_count", "sync"}
+)
+_MAX_CALLS_DEEP = 8
+"""Functions that call functions that wait: followed so far."""
+MAX_BRACES_DEEP = 256
+MAX_DYNAMIC_ARRAYS = 64
+"""Names for the one piece of dynamic shared memory, in a source."""
 
 
 def uses_fibers(source: str, options: Sequence[str]) -> bool:
@@ -48,7 +63,7 @@ def rewrite(source: str) -> str:
         if token.text == "extern" and "__shared__" in following:
             raise _refused(text, token, "extern __shared__ in a macro")
     edits = _returns(macros)
-    edits += _Reader(text, code).read()
+    edits += _Reader(text, code, _macro_words(macros)).read()
     return text.restored(edits)
 
 
@@ -78,6 +93,16 @@ def _split(tokens: Sequence[Token]) -> tuple[list[Token], list[Token]]:
     return code, macros
 
 
+def _macro_words(tokens: Sequence[Token]) -> list[tuple[str, frozenset[str]]]:
+    """Each macro's name, and the words that it may stand for."""
+    starts = [at for at, token in enumerate(tokens) if token.text == "define"]
+    return [
+        (tokens[start + 1].text, frozenset(token.text for token in tokens[start + 2 : end]))
+        for start, end in pairwise([*starts, len(tokens)])
+        if start + 1 < end
+    ]
+
+
 def _returns(tokens: Sequence[Token]) -> list[Edit]:
     return [
         (token.end, token.end, _LEAVE)
@@ -90,12 +115,20 @@ def _without(token: Token) -> Edit:
     return (token.start, token.end, "")
 
 
-@dataclass
-class _Array:
-    """Dynamic shared memory declared at file scope."""
+_CLOSED_BY = {")": "(", "]": "[", "}": "{"}
 
-    name: str
-    declaration: str
+
+def _partners(code: Sequence[Token]) -> dict[int, int]:
+    """For the position of each bracket that of its other half. A kind is matched without regard to the others."""
+    waiting: dict[str, list[int]] = {"(": [], "[": [], "{": []}
+    found: dict[int, int] = {}
+    for position, token in enumerate(code):
+        if token.text in waiting:
+            waiting[token.text].append(position)
+        elif (opening := _CLOSED_BY.get(token.text)) and waiting[opening]:
+            start = waiting[opening].pop()
+            found[start], found[position] = position, start
+    return found
 
 
 @dataclass
@@ -104,13 +137,45 @@ class _Reader:
 
     text: SplicedText
     code: Sequence[Token]
+    macros: Sequence[tuple[str, frozenset[str]]]
     edits: list[Edit] = field(default_factory=list)
-    arrays: list[_Array] = field(default_factory=list)
+    arrays: dict[str, str] = field(default_factory=dict)
+    """Dynamic shared memory declared at file scope: the declaration of each name within a function."""
+    local: dict[str, str] = field(default_factory=dict)
+    """The same, of what the function at hand has declared."""
     braces: list[str] = field(default_factory=list)
-    """Of each open brace: `scope`, `function`, `kernel` (a kernel's body), `lambda`."""
+    """Of each open brace: `kernel` (a kernel's body), `waits` (another body with barriers), `lambda`, `function` (any
+    other, and blocks within one), `scope`."""
     in_declaration_of_kernel: bool = False
     statement: int = 0
     """Where the statement or declaration began."""
+    declared_until: int = 0
+    """Up to here it is known that no declaration of shared memory begins."""
+
+    def __post_init__(self) -> None:
+        self.partners = _partners(self.code)
+        self.waiting = self._functions_that_wait()
+
+    def _functions_that_wait(self) -> frozenset[str]:
+        """Names of barriers, and of functions in which a thread may come to one."""
+        bodies = [*self.macros]
+        end = 0
+        for position, token in enumerate(self.code):
+            if token.text == "(" and position >= end and self.code[position - 1].kind == "word":
+                body = self.partners.get(position, len(self.code)) + 1
+                while self._at(body) in _BEFORE_BODY:
+                    body += 1
+                if self._at(body) == "{" and body in self.partners:
+                    end = self.partners[body]
+                    words = frozenset(token.text for token in self.code[body:end] if token.kind == "word")
+                    bodies.append((self.code[position - 1].text, words))
+        waiting = _BARRIERS
+        for _ in range(_MAX_CALLS_DEEP):
+            more = waiting | {name for name, words in bodies if not words.isdisjoint(waiting)}
+            if more == waiting:
+                break
+            waiting = more
+        return waiting
 
     def read(self) -> list[Edit]:
         position = 0
@@ -126,6 +191,8 @@ class _Reader:
         elif token == "}":
             if self.braces:
                 self.braces.pop()
+            if not self._in_function():
+                self.local = {}
             self.statement = position + 1
         elif token == ";":
             self.statement = position + 1
@@ -137,6 +204,8 @@ class _Reader:
             self._return(position)
         elif token in ("extern", "__shared__"):
             return self._shared(position)
+        elif token in self.arrays or token in self.local:
+            self._check_index(position)
         return position + 1
 
     def _in_function(self) -> bool:
@@ -146,61 +215,87 @@ class _Reader:
         return self.code[position].text if 0 <= position < len(self.code) else ""
 
     def _open(self, position: int) -> None:
+        if len(self.braces) == MAX_BRACES_DEEP:
+            line = self.text.place(self.code[position].start)[0]
+            raise SourceRefused(f"line {line}: braces within {MAX_BRACES_DEEP} others are not possible")
         if self._in_function():
-            self.braces.append("lambda" if self._opens_lambda(position) else "function")
+            start = self._lambda_at(position)
+            if start is None:
+                self.braces.append("function")
+            else:
+                self.braces.append("waits" if self._waits(position) else "lambda")
+                self._bring_arrays(position, start, {**self.arrays, **self.local})
         elif self._at(position - 1) in _BEFORE_BODY:
-            self.braces.append("kernel" if self.in_declaration_of_kernel else "function")
+            other = "waits" if self._waits(position) else "function"
+            self.braces.append("kernel" if self.in_declaration_of_kernel else other)
             self.in_declaration_of_kernel = False
-            self._bring_arrays(position)
+            self._bring_arrays(position, self.statement, self.arrays)
         else:
             self.braces.append("scope")
         self.statement = position + 1
 
-    def _opens_lambda(self, position: int) -> bool:
-        if self._at(position - 1) == "]":
-            return True
-        opening = self._matching(position - 1) if self._at(position - 1) == ")" else 0
-        return self._at(opening - 1) == "]"
+    def _lambda_at(self, position: int) -> int | None:
+        """Where the lambda begins whose body opens at `position`; None where none does."""
+        before = position - 1
+        if self._at(before) == "mutable":
+            before -= 1
+        if self._at(before) == ")":
+            before = self.partners.get(before, 0) - 1
+        return self.partners.get(before, before) if self._at(before) == "]" else None
 
-    def _matching(self, closing: int) -> int:
-        """The position of the parenthesis that `closing` closes."""
-        depth = 0
-        for position in range(closing, max(-1, closing - 2000), -1):
-            depth += (self._at(position) == ")") - (self._at(position) == "(")
-            if depth == 0:
-                return position
-        return 0
+    def _body(self, position: int) -> Sequence[Token]:
+        return self.code[position : self.partners.get(position, len(self.code))]
 
-    def _bring_arrays(self, position: int) -> None:
-        """Declare the file's dynamic shared memory in the function whose body opens at `position`."""
-        if not self.arrays:
+    def _waits(self, position: int) -> bool:
+        """Whether threads may wait at a barrier in the body that opens at `position`."""
+        return any(token.text in self.waiting for token in self._body(position))
+
+    def _bring_arrays(self, position: int, start: int, arrays: Mapping[str, str]) -> None:
+        """Declare dynamic shared memory in the body that opens at `position`, of what begins at `start`."""
+        if not arrays:
             return
-        end, depth = position, 0
-        while end < len(self.code):
-            depth += (self._at(end) == "{") - (self._at(end) == "}")
-            end += 1
-            if depth == 0:
-                break
-        used = {token.text for token in self.code[position:end]}
-        parameters = {token.text for token in self.code[self.statement : position]}
-        wanted = [a for a in self.arrays if a.name in used and a.name not in parameters]
+        used = {token.text for token in self._body(position)}
+        parameters = {token.text for token in self.code[start:position]}
+        wanted = [line for name, line in arrays.items() if name in used and name not in parameters]
         at = self.code[position].end
-        self.edits.append((at, at, "".join(f" {array.declaration};" for array in wanted)))
+        self.edits.append((at, at, "".join(f" {line};" for line in wanted)))
+
+    def _check_index(self, position: int) -> None:
+        """Hold the index of an element of dynamic shared memory to its size."""
+        opens, before = position + 1, self.code[position - 1]
+        closes = self.partners.get(opens, 0)
+        if not self._in_function() or self._at(opens) != "[" or closes <= opens + 1:
+            return
+        if before.kind == "word" and before.text not in _MAY_PRECEDE_INDEXED:
+            return
+        if before.text == "." or (self._at(position - 2), before.text) in (("-", ">"), (":", ":")):
+            return
+        function = "coppermesh::at_most" if before.text == "&" else "coppermesh::within"
+        start, end = self.code[opens].end, self.code[closes].start
+        self.edits.append((start, start, f"{function}({self.code[position].text}, ("))
+        self.edits.append((end, end, "))"))
 
     def _return(self, position: int) -> None:
-        if self._at(position + 1) != ";" or "kernel" not in self.braces or "lambda" in self.braces:
+        ours = "kernel" in self.braces or "waits" in self.braces
+        if self._at(position + 1) != ";" or not ours or self._innermost_body() == "lambda":
             return
         last = self._at(position + 2) == "}" and self.braces[-1] == "kernel"
         if not last:
             self.edits += _returns(self.code[position : position + 2])
 
+    def _innermost_body(self) -> str:
+        return next((brace for brace in reversed(self.braces) if brace != "function"), "")
+
     def _shared(self, position: int) -> int:
         """A declaration that may be of shared memory; gives the position after what was read."""
+        if position < self.declared_until:
+            return position + 1
         end = position
         while self._at(end) not in ("", ";", "{", "}"):
             end += 1
-        words = [token.text for token in self.code[position:end]]
+        words = {token.text for token in self.code[position:end]}
         if "__shared__" not in words or self._at(end) != ";":
+            self.declared_until = end
             return position + 1
         if "extern" in words:
             self._dynamic(self.code[position:end], self.code[end])
@@ -218,35 +313,46 @@ class _Reader:
     def _dynamic(self, declaration: Sequence[Token], end: Token) -> None:
         """`extern __shared__` arrays, several perhaps."""
         aligning = set(_aligning(declaration, _ALIGNING))
-        kept = [
-            token
+        dropped = {
+            position
             for position, token in enumerate(declaration)
-            if token.text not in _DROPPED and position not in aligning
-        ]
+            if token.text in _DROPPED or position in aligning
+        }
+        kept = [token for position, token in enumerate(declaration) if position not in dropped]
         names = [token for token, after in pairwise(kept) if token.kind == "word" and after.text == "["]
         if not names or any(token.text in ("=", "(") for token in kept):
             raise _refused(self.text, declaration[0], "extern __shared__ of anything but arrays")
+        into = self.local if self._in_function() else self.arrays
+        into.update(_declarations(kept, names[0]))
+        if len(into) > MAX_DYNAMIC_ARRAYS:
+            raise _refused(
+                self.text, declaration[0], f"extern __shared__ by more than {MAX_DYNAMIC_ARRAYS} names"
+            )
         if not self._in_function():
-            self._keep_for_functions(kept, names)
             self.edits += [_without(token) for token in declaration]
             return
-        self.edits += [_without(token) for token in declaration if token not in kept]
+        self.edits += [_without(declaration[position]) for position in dropped]
         for name in names:
             self.edits.append((name.start, name.end, f"(&{name.text})"))
         for comma in [*_commas(kept), end]:
             self.edits.append((comma.start, comma.start, _MEMORY))
 
-    def _keep_for_functions(self, kept: Sequence[Token], names: Sequence[Token]) -> None:
-        first = kept.index(names[0])
-        base = " ".join(token.text for token in kept[:first])
-        for name in names:
-            start = kept.index(name) + 1
-            sizes = []
-            for token in kept[start:]:
-                if token.text == ",":
-                    break
-                sizes.append(token.text)
-            self.arrays.append(_Array(name.text, f"{base} (&{name.text}){''.join(sizes)}{_MEMORY}"))
+
+def _declarations(kept: Sequence[Token], first_name: Token) -> dict[str, str]:
+    """For each name of `T x[], y[][4]` its own declaration."""
+    first = kept.index(first_name)
+    base = " ".join(token.text for token in kept[:first])
+    found: dict[str, str] = {}
+    name, sizes = "", ""
+    for token in [*kept[first:], Token("other", ",", 0, 0)]:
+        if token.text == ",":
+            found[name] = f"{base} (&{name}){sizes}{_MEMORY}"
+            name, sizes = "", ""
+        elif name:
+            sizes += token.text
+        else:
+            name = token.text
+    return found
 
 
 def _aligning(declaration: Sequence[Token], words: Iterable[str]) -> list[int]:

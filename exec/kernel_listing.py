@@ -45,8 +45,8 @@ def list_kernels(source: str) -> list[ListedKernel]:
     tokens = _without_directives(read)
     found: dict[str, ListedKernel] = {}
     scopes: list[str] = []
-    begins = 0
-    position = 0
+    begins = position = 0
+    barren = 0  # up to here there is no list of parameters
     while position < len(tokens) and len(found) < MAX_KERNELS:
         text = tokens[position].text
         if text == "{":
@@ -55,7 +55,11 @@ def list_kernels(source: str) -> list[ListedKernel]:
             scopes.pop()
         if text in ("{", "}", ";"):
             begins = position + 1
-        elif text == "__global__" and (opens := _parameter_list(tokens, position)) is not None:
+        elif text == "__global__" and position >= barren:
+            opens, barren = _parameter_list(tokens, position)
+            if opens is None:
+                position += 1
+                continue
             closes = _closing(tokens, opens)
             before = [tokens[at].text for at in range(begins, opens)]
             name = "::".join(
@@ -99,16 +103,16 @@ def _scope(before: Sequence[Token]) -> str:
     return "".join(word for word in words[words.index("namespace") + 1 :] if word != "inline")
 
 
-def _parameter_list(tokens: Sequence[Token], position: int) -> int | None:
-    """The `(` of the parameters of the kernel marked at `position`."""
+def _parameter_list(tokens: Sequence[Token], position: int) -> tuple[int | None, int]:
+    """The `(` of the parameters of the kernel marked at `position`, and how far was read where there is none."""
     at = position + 1
     while at < len(tokens) and tokens[at].text not in (";", "{", "}"):
         if tokens[at].text == "(":
             if tokens[at - 1].kind == "word" and not tokens[at - 1].text.startswith("__"):
-                return at
+                return at, 0
             at = _closing(tokens, at)  # __launch_bounds__(256), __attribute__((...))
         at += 1
-    return None
+    return None, at
 
 
 def _closing(tokens: Sequence[Token], opens: int) -> int:

@@ -10,8 +10,8 @@
 //
 // The arena. Each operating-system thread of a launch gets one piece of memory (from cuda_launch.py, which keeps it):
 //     0        the state below, and a stack for signal handlers at 128 KiB
-//     192 KiB  nothing: no access
-//     256 KiB  dynamic shared memory; its end is at 512 KiB, or up to 15 bytes before
+//     192 KiB  nothing: no access, up to the page in which dynamic shared memory begins
+//     256 KiB  dynamic shared memory, at the end: it ends at 512 KiB, or up to 15 bytes before
 //     512 KiB  nothing: no access
 //     576 KiB  the stacks, `Launch::stack_bytes` apart, the lowest page of each without access
 //
@@ -57,6 +57,7 @@ struct Warp {
     unsigned int ready;    // lanes that can run, the one that does and those not started included
     unsigned int started;
     unsigned int at_barrier;
+    unsigned int early;    // lanes that took a `return` other than the kernel's end, and have not come to a barrier since
     unsigned int groups;
     Group group[32];
     unsigned int line[32];           // where a waiting lane waits
@@ -75,7 +76,6 @@ struct Block {
     unsigned int live;               // threads that have not left
     unsigned int ready_warps;
     unsigned int streak;
-    bool early;                      // the running thread leaves by a `return` of the kernel's own
     unsigned int ended;              // threads that have left at the kernel's end
     unsigned int last_ended;
     unsigned int arrived;            // threads at the barrier
@@ -199,6 +199,7 @@ static __attribute__((noinline)) unsigned int wait_at_barrier(
         fail_barrier(block, DIVERGENT_BARRIER, line, block->barrier_thread, block->barrier_line);
     }
     block->voted += predicate;
+    block->warp[block->current >> 5].early &= ~(1u << (block->current & 31));
     if (++block->arrived == block->live) {
         release_barrier(block);
         if (__builtin_expect(__atomic_load_n(&block->launch->stop, __ATOMIC_RELAXED), 0)) abandon();
@@ -344,7 +345,7 @@ static __attribute__((noinline, cold)) void finish_meetings(Block* block, Warp& 
 static inline void depart(Block* block) {
     Warp& warp = block->warp[block->current >> 5];
     const unsigned int bit = 1u << (block->current & 31);
-    if (!block->early) {
+    if (!(warp.early & bit)) {
         block->ended++, block->last_ended = block->current;
         if (block->arrived) {
             const unsigned int ended = block->current;
@@ -362,7 +363,6 @@ static inline void depart(Block* block) {
 static void live_on_stack(Block* block, unsigned int stack) {
     set_index(block, block->current);
     for (;;) {
-        block->early = false;
         block->invoke(block->arguments);
         depart(block);
         void* dead;
@@ -488,8 +488,37 @@ struct DynamicShared {
     template <class T> operator T&() const { return *(T*)dynamic_shared(running.block); }
 };
 
-// `return;` in a kernel, other than its last statement.
-COPPERMESH_INLINE void leave() { running.block->early = true; }
+// `x[i]` of such an array becomes `x[coppermesh::within(x, (i))]`, and `&x[i]` has at_most instead: the address just
+// behind the end may be taken. Anything else of that name goes through unchanged.
+template <class T, class I> COPPERMESH_INLINE I within(T (&)[], I index, unsigned int line = __builtin_LINE());
+template <class T, class I> COPPERMESH_INLINE I at_most(T (&)[], I index, unsigned int line = __builtin_LINE());
+template <class X, class I> COPPERMESH_INLINE I within(const X&, I index) { return index; }
+template <class X, class I> COPPERMESH_INLINE I at_most(const X&, I index) { return index; }
+
+[[noreturn]] static __attribute__((noinline, cold, unused)) void outside_shared(
+    unsigned int line, long long index, unsigned int element) {
+    if (claim(SHARED_INDEX, line)) {
+        Fault& fault = running.launch->fault;
+        fault.number = index, fault.limit = running.shared_bytes, fault.mask = element;
+    }
+    abandon();
+}
+template <class T, class I> I within(T (&)[], I index, unsigned int line) {
+    if (__builtin_expect((unsigned long long)(long long)index >= running.shared_bytes / sizeof(T), 0))
+        outside_shared(line, (long long)index, sizeof(T));
+    return index;
+}
+template <class T, class I> I at_most(T (&)[], I index, unsigned int line) {
+    if (__builtin_expect((unsigned long long)(long long)index > running.shared_bytes / sizeof(T), 0))
+        outside_shared(line, (long long)index, sizeof(T));
+    return index;
+}
+
+// `return;` other than a kernel's last statement. A barrier that the thread comes to later takes it back.
+COPPERMESH_INLINE void leave() {
+    Block* block = running.block;
+    block->warp[block->current >> 5].early |= 1u << (block->current & 31);
+}
 
 // --- signals: an access beside dynamic shared memory or below a stack is the kernel's fault and known; others go on
 
@@ -504,12 +533,11 @@ static void on_signal(int number, void* information, void*) {
     if (block) {
         const size_t offset = address - (size_t)block->arena, stacks = offset - STACKS_AT;
         const size_t bytes = block->launch->stack_bytes;
-        if (offset >= SHARED_END && offset < SHARED_END + GUARD_BYTES) {
-            const unsigned int size = block->launch->shared_bytes;
+        if (offset >= SHARED_AT - GUARD_BYTES && offset < SHARED_END + GUARD_BYTES) {
             if (claim(SHARED_OVERFLOW, 0)) {
                 set_index(block, block->current, block->launch->fault.thread);
-                block->launch->fault.number = (long long)(offset - SHARED_END + ((size + 15) & ~15u));
-                block->launch->fault.limit = size;
+                block->launch->fault.number = (long long)(address - (size_t)dynamic_shared(block));
+                block->launch->fault.limit = block->launch->shared_bytes;
             }
             abandon();
         }
@@ -548,7 +576,7 @@ static void begin_block(Block* block) {
         Warp& warp = block->warp[w];
         const unsigned int lanes = threads - 32 * w;
         warp.alive = warp.ready = lanes >= 32 ? ~0u : (1u << lanes) - 1;
-        warp.started = warp.at_barrier = warp.groups = 0;
+        warp.started = warp.at_barrier = warp.early = warp.groups = 0;
     }
     block->warp[0].started = 1;
 }
@@ -577,6 +605,13 @@ static void run_blocks(void* data) {
     }
 }
 
+// Dynamic shared memory: access from the page in which it begins to its end, and no further. Gives false on failure.
+static bool guard_dynamic_shared(const Block* block) {
+    unsigned char *before = block->arena + SHARED_AT - GUARD_BYTES, *after = block->arena + SHARED_END;
+    unsigned char* begin = (unsigned char*)((size_t)(dynamic_shared(block) - CANARY_BYTES) & ~(PAGE - 1));
+    return !mprotect(before, begin - before, 0) && !mprotect(begin, after - begin, 3) && !mprotect(after, GUARD_BYTES, 0);
+}
+
 static __attribute__((noinline)) void run_with_fibers(
     Launch& launch, void* const* arguments, void (*invoke)(void* const*)) {
     unsigned char* arena =
@@ -588,11 +623,11 @@ static __attribute__((noinline)) void run_with_fibers(
     const SignalStack stack = {arena + SIGNAL_STACK_AT, 0, SIGNAL_STACK_BYTES};
     SignalStack previous = {};
     sigaltstack(&stack, &previous);
-    running = Running{&launch, nullptr, block};
-    if (mprotect(arena + SHARED_END, GUARD_BYTES, 0) || mprotect(arena + SHARED_AT - GUARD_BYTES, GUARD_BYTES, 0))
-        claim(NO_STACK, 0);
-    else
+    running = Running{&launch, nullptr, block, launch.shared_bytes};
+    if (guard_dynamic_shared(block))
         coppermesh_call(&running.launcher, run_blocks, block);
+    else
+        claim(NO_STACK, 0);
     running = Running{};
     sigaltstack(&previous, nullptr);
 }

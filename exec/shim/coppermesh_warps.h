@@ -92,7 +92,7 @@ COPPERMESH_SHUFFLED(float) COPPERMESH_SHUFFLED(double)
 
 // --- barriers. A place is told apart by a counter: several may stand on one line.
 
-#define COPPERMESH_PLACE ((unsigned long long)__COUNTER__ << 32 | __LINE__), __LINE__
+#define COPPERMESH_PLACE ((__COUNTER__ + 1ull) << 32 | __LINE__), __LINE__
 #define __syncthreads() ((void)coppermesh::barrier(COPPERMESH_PLACE))
 #define __syncthreads_count(...) ((int)coppermesh::barrier(COPPERMESH_PLACE, (bool)(__VA_ARGS__)))
 #define __syncthreads_or(...) ((int)(coppermesh::barrier(COPPERMESH_PLACE, (bool)(__VA_ARGS__)) != 0))

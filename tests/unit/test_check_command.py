@@ -4,6 +4,7 @@ NVRTC itself is tried in tests/kernels and by the slow lane; here a stand-in ans
 """
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -282,6 +283,12 @@ namespace outer::inner { inline namespace v2 { namespace { __global__ void neste
     ]
     assert list_kernels('R"(') == []
     assert [kernel.name for kernel in list_kernels("__global__ void f(")] == ["f"]
+
+
+def test_marks_without_kernels_are_read_in_linear_time():
+    start = time.process_time()
+    assert list_kernels("__global__ " * 20_000) == []
+    assert time.process_time() - start < 5  # a square of the length would be minutes
 
 
 def test_the_words_of_both_compilers_become_lines_and_columns():

@@ -1,7 +1,9 @@
 """Kernels whose threads wait for each other, on the CPU: every primitive against NumPy or Python, and every trap."""
 
+import contextlib
 import os
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -189,6 +191,32 @@ def test_barriers_that_count(run):
     out = np.zeros(150, i4)
     run(source, (3,), (50,), out)
     assert set(out.tolist()) == {17 + 1000 + 10000}
+
+
+EARLY = [
+    "__device__ void body(int* out, int t) { if (t > 40) return; __syncthreads(); out[t] = 1; }",
+    """__device__ void waits() { __syncthreads(); }
+    __device__ void body(int* out, int t) { if (t > 40) { return; } waits(); out[t] = 1; }""",
+    """#define WAIT __syncthreads()
+    template <int N> struct Body {
+        __device__ void run(int* out, int t) const { if (t > N) return; WAIT; out[t] = 1; }
+    };
+    __device__ void body(int* out, int t) { Body<40>().run(out, t); }""",
+    "#define body(out, t) auto f = [&](int) mutable {if (t > 40) return; __syncthreads(); out[t] = 1; }; f(1);",
+]
+
+
+@pytest.mark.parametrize("before", EARLY)
+def test_threads_that_returned_early_from_a_function_that_waits_are_not_waited_for(run, before):
+    out = np.zeros(64, i4)
+    run(kernel("body(out, t);", before), (1,), (64,), out)
+    assert out.tolist() == [1] * 41 + [0] * 23
+
+
+def test_an_early_return_before_a_barrier_that_was_come_to_excuses_nobody(run):
+    before = "__device__ void body(int t) { if (t > 40) return; if (t < 0) __syncthreads(); }"
+    body = "body(t); __syncthreads();\nif (t < 40)\n__syncthreads();"
+    assert "line 6" in run.trap(kernel(body, before), (1,), (64,), np.zeros(64, i4))
 
 
 def test_threads_that_returned_early_are_not_waited_for(run):
@@ -495,17 +523,66 @@ def test_indices_out_of_an_arrays_bounds_are_told_with_line_and_type(run):
         assert sentence.startswith("kernel k: " + place.format(thread, index)), sentence
 
 
-def test_dynamic_shared_memory_has_an_end_and_a_beginning(run):
+DYNAMIC = "extern __shared__ int s[]; "
+
+
+def test_dynamic_shared_memory_through_a_pointer_has_an_end_and_a_beginning(run):
     out = np.zeros(64, i4)
-    beyond = kernel("extern __shared__ int s[]; s[t + 8 * blockIdx.y] = t; __syncthreads(); out[g] = s[0];")
-    run(beyond, (1,), (16,), out, shared=64)
-    sentence = run.trap(beyond, (1,), (16,), out, shared=60)
+    moved = kernel(
+        DYNAMIC + "int* p = s; p[t + out[0]] = t; int got = p[t + out[0]]; __syncthreads(); out[g] = got;"
+    )
+    run(moved, (1,), (16,), np.zeros(64, i4), shared=64)
+    sentence = run.trap(moved, (1,), (16,), out, shared=60)
     assert "wrote 4 bytes beyond its dynamic shared memory of 60 bytes" in sentence
-    sentence = run.trap(beyond, (1,), (64,), out, shared=64)
+    sentence = run.trap(moved, (1,), (64,), out, shared=64)
     assert "thread (16,0,0) of block (0,0,0) went beyond its dynamic shared memory: byte 64 of 64" in sentence
-    assert "byte 0 of 0" in run.trap(beyond, (1,), (64,), out)
-    sentence = run.trap(kernel("extern __shared__ int s[]; s[t - 1] = t;"), (1,), (64,), out, shared=256)
-    assert "wrote 4 bytes before its dynamic shared memory" in sentence
+    assert "byte 0 of 0" in run.trap(moved, (1,), (64,), out)
+    out[0] = -1
+    assert "wrote 4 bytes before its dynamic shared memory" in run.trap(moved, (1,), (64,), out, shared=256)
+    out[0] = -10_000
+    sentence = run.trap(moved, (1,), (64,), out, shared=256)
+    assert (
+        "thread (0,0,0) of block (0,0,0) went before its dynamic shared memory: byte -40000 of 256"
+        in sentence
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "thread", "index", "elements"),
+    [
+        (DYNAMIC + "out[g] = s[t + 1];", 15, 16, "16 elements of 4"),
+        (DYNAMIC + "out[g] = s[t - 1];", 0, -1, "16 elements of 4"),
+        (DYNAMIC + "s[t * 100000] = 1;", 1, 100000, "16 elements of 4"),
+        (DYNAMIC + "s[s[t] + 17u] = 1;", 0, 17, "16 elements of 4"),
+        (DYNAMIC + "auto f = [](int i) { return s[i]; }; out[g] = f(t + 10);", 6, 16, "16 elements of 4"),
+        (DYNAMIC + "int* end = &s[16]; end = &s[t + 2];", 15, 17, "16 elements of 4"),
+        ("extern __shared__ short s[][2]; s[t][1] = 1; s[t + 16][0] = 2;", 0, 16, "16 elements of 4"),
+        ("extern __shared__ double s[]; out[g] = s[t];", 8, 8, "8 elements of 8"),
+    ],
+)
+def test_indices_out_of_dynamic_shared_memory_are_told_with_their_line(run, body, thread, index, elements):
+    sentence = run.trap(kernel("\n" + body), (1,), (16,), np.zeros(64, i4), shared=64)
+    expected = (
+        f"line 5: thread ({thread},0,0) of block (0,0,0) used index {index} of dynamic shared memory with"
+    )
+    assert f"{expected} {elements} bytes" in sentence
+
+
+def test_what_only_has_the_name_of_dynamic_shared_memory_is_left_alone(run):
+    out = np.zeros(64, i4)
+    source = kernel(
+        """Own own; own.s[3] = 5; Own* p = &own;
+        s[t] = p->s[3] + Own::t[1] + of(out, 0);
+        { int s[100]; s[99] = 1; out[g] = s[99] - 1; }
+        auto f = [=](int* s) { return s[40]; };
+        auto g2 = [=] { return s[t] + (int)sizeof(s[0]); };
+        out[g] += g2() + f(out) - f(out);""",
+        """extern __shared__ int s[];
+        struct Own { int s[50]; static constexpr int t[2] = {1, 2}; };
+        __device__ int of(int* s, int i) { return s[i + 60]; }""",
+    )
+    run(source, (1,), (16,), out, shared=64)
+    assert out[:16].tolist() == [11] * 16
 
 
 TRAPS = [
@@ -530,6 +607,12 @@ def test_traps(run, body, words):
     sentence = run.trap(kernel(body), (1,), (48,), np.zeros(64, i4))
     for word in ["kernel k: ", "block (0,0,0)", *words]:
         assert word in sentence, sentence
+
+
+def test_a_groups_barrier_is_not_the_blocks_on_the_same_line(run):
+    body = "if (t < 4) cooperative_groups::this_thread_block().sync(); else __syncthreads();"
+    sentence = run.trap(kernel(body, "#include <cooperative_groups.h>\n"), (1,), (48,), np.zeros(64, i4))
+    assert "waits at this barrier while thread (0,0,0) waits at" in sentence
 
 
 def test_traps_without_fibers_leave_the_worker_too(run):
@@ -652,6 +735,27 @@ def test_lines_stay_and_only_early_returns_change():
 def test_dynamic_shared_memory_declared_in_an_unknown_way_is_refused_by_line(source, line):
     with pytest.raises(SourceRefused, match=f"^line {line}: extern __shared__"):
         rewrite(source)
+
+
+HOSTILE = {
+    "extern": "extern ",
+    "shared": "__shared__ a ",
+    "names": "extern __shared__ int " + "a[], " * 20_000,
+    "lambdas": "void f() {" + "[] {" * 20_000,
+    "braces": "{",
+    "functions": "void f() { __syncthreads(); } ",
+    "calls": "void f(int a) { f(f(f(1))); } ",
+    "parentheses": "void f(",
+}
+
+
+@pytest.mark.parametrize("unit", HOSTILE.values(), ids=HOSTILE.keys())
+def test_hostile_sources_are_rewritten_or_refused_in_linear_time(unit):
+    source = (unit * 100_000)[:200_000]
+    start = time.process_time()
+    with contextlib.suppress(SourceRefused):
+        rewrite(source)
+    assert time.process_time() - start < 5  # a square of the length would be minutes
 
 
 def test_compile_errors_have_the_users_own_lines(run):

@@ -1,6 +1,7 @@
 """The check `if (i < n)` of a kernel, taken out of its loop: which forms, and that nobody is let through."""
 
 import os
+import time
 
 import numpy as np
 import pytest
@@ -96,3 +97,10 @@ def test_the_threads_that_pass_are_the_right_ones(tmp_path, tmp_path_factory, pa
         else:
             expected = (np.arange(200) < min(limit, 80 + shift)) & (np.arange(200) >= shift)
         np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize("unit", ["{", "void f() {", "__global__ void k(int n) {{}} "])
+def test_hostile_sources_are_read_in_linear_time(unit):
+    start = time.process_time()
+    hoist_guards((unit * 200_000)[:200_000], ["k"])
+    assert time.process_time() - start < 5  # a square of the length would be minutes
