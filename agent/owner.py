@@ -117,7 +117,7 @@ class OwnersHand:
                 task_status = trio.TASK_STATUS_IGNORED
                 await trio.sleep(LOOK_SECONDS)
         finally:
-            look.close()
+            await look.close()
 
     def _judge(
         self, device: str, gate: DeviceGate, conditions: Conditions, before: tuple[str, ...]
@@ -169,10 +169,12 @@ class _Look:
         finally:
             self._inside = False
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Unless a thread is still inside: then the driver's handle is left to the process's end."""
-        if self._reader is not None and not self._inside:
-            self._reader.close()
+        if self._reader is None or self._inside:
+            return
+        with trio.CancelScope(shield=True), trio.move_on_after(READ_SECONDS):
+            await trio.to_thread.run_sync(self._reader.close, abandon_on_cancel=True)
 
 
 def _is_wanted(sharing: Sharing, kind: str) -> bool:

@@ -18,6 +18,8 @@ def test_a_job_on_a_gpu_provider_has_a_receipt_that_says_cuda(load, tmp_path, gp
     agents = load("processes/conftest.py")
     with local_mesh(tmp_path) as mesh:
         lab = agents.Lab(mesh)
+        with mesh.home("provider-1").config_path.open("a") as settings:
+            settings.write('[sharing]\nbusy = "ignore"\n')  # these tests are a program on the card themselves
         client = lab.start(1)
         with client:
             (device,) = lab.ask(client, "devices")["devices"]

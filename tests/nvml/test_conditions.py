@@ -225,7 +225,7 @@ async def test_a_driver_that_hangs_is_unknown_and_asked_once(monkeypatch):
     try:
         assert [await look.read() for _ in range(3)] == [UNKNOWN] * 3
         assert opened == [UUID]
-        look.close()
+        await look.close()
     finally:
         release.set()
     with trio.fail_after(30):

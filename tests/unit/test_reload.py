@@ -119,6 +119,15 @@ def test_every_setting_stands_in_the_commented_file_with_its_default(path):
     assert {key for key in given if defaults[key] is None} == examples
 
 
+def test_the_example_in_the_readme_is_right(path):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (example,) = re.findall(r"```toml\n(.*?)```", readme, re.DOTALL)
+    path.write_text(example.replace("12D3KooW...", PEER))
+    config = load_settings(path).config
+    assert config.rate_for("cuda") == 400_000
+    assert [str(window) for window in config.sharing.hours] == ["22:00-07:00", "sat,sun 00:00-24:00"]
+
+
 def test_a_home_that_takes_no_file_is_no_trouble(tmp_path, caplog):
     assert not write_template(tmp_path / "missing" / "config.toml")
     assert "cannot be written" in caplog.text
