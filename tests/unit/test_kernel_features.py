@@ -202,7 +202,7 @@ async def test_where_nobody_has_the_feature_the_user_reads_its_name_and_line(tmp
     async with world.open_world(tmp_path) as mesh:
         provider = await mesh.add("provider", provide=True, script=zeros)
         requester = await mesh.add("requester", provide=False, bootstrap=provider)
-        provider.provider._allowed = frozenset({requester.key.peer})
+        provider.provider.lending.trusted = frozenset({requester.key.peer})
         await world.until_found(requester, 1)
         job = await world.submit(requester, launched(LANES, "lanes"), deadline_s=60.0)
         failure = json.loads((await world.events_of(requester, job))[-1].text)
@@ -221,7 +221,7 @@ async def test_the_provider_that_announces_the_feature_gets_the_job(tmp_path, mo
         rich = await mesh.add("rich", provide=True, script=zeros, bootstrap=poor)
         requester = await mesh.add("requester", provide=False, bootstrap=rich)
         for node in (poor, rich):
-            node.provider._allowed = frozenset({requester.key.peer})
+            node.provider.lending.trusted = frozenset({requester.key.peer})
         await world.until_found(requester, 1)
         job = await world.submit(requester, launched(LANES, "lanes"), deadline_s=20.0)
         assert (await world.events_of(requester, job))[-1].kind == "finished"
