@@ -44,6 +44,7 @@ DECLINE_CODES = {
     "rate": "the device costs more than the order's maximum",
     "budget": "the budget does not cover one task of the longest allowed time",
     "device-busy": "the owner's own programs use the device",
+    "unfit": "the device is out of order: a worker on it could not be ended, and no probe has passed since",
     "too-hot": "the device is hotter than its owner wants",
     "power-limit": "the device draws more power than its owner wants",
     "load-limit": "other programs use more of the device than its owner wants",

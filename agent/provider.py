@@ -71,6 +71,18 @@ class ServedDevice:
     offer: DeviceOffer
     supervisor: Supervisor
 
+    @property
+    def unfit(self) -> tuple[Obstacle, ...]:
+        """Why it takes no work whatever its owner wants: a worker could not be killed, and no probe has passed since."""
+        if not self.supervisor.unfit:
+            return ()
+        sentence = f"{self.offer.device} is out of order; ask again later, or another"
+        return (Obstacle("unfit", sentence, f"{self.offer.device}: {self.supervisor.unfit}"),)
+
+
+def _is_unfit(obstacles: tuple[Obstacle, ...]) -> bool:
+    return any(obstacle.code == "unfit" for obstacle in obstacles)
+
 
 @dataclass(slots=True)
 class _Talk:
@@ -141,7 +153,7 @@ class Provider:
     @property
     def offers(self) -> list[DeviceOffer]:
         """What the announcement lists."""
-        return [device.offer for device in self._devices.values()]
+        return [device.offer for device in self._devices.values() if not device.unfit]
 
     def admits_blob(self, peer: PeerId, root: Digest, size: int) -> Refused | None:
         """Blobs are taken only from peers with a lease, none larger than its memory, and where one was asked for."""
@@ -187,7 +199,11 @@ class Provider:
     @property
     def busy_slots(self) -> int:
         """Slots that nobody gets now: those held, and free ones of devices that their owner needs."""
-        kept = [name for name in self._devices if self.lending.obstacles.get(name)]
+        kept = [
+            name
+            for name, each in self._devices.items()
+            if self.lending.obstacles.get(name) and not each.unfit
+        ]
         return self.reservations.busy_slots + sum(max(0, self.reservations.free(name)) for name in kept)
 
     def not_lending(self) -> list[dict[str, str | None]]:
@@ -213,10 +229,11 @@ class Provider:
         self._changed()
 
     def set_obstacles(self, device: str, obstacles: tuple[Obstacle, ...]) -> None:
-        """What a look at the device has given."""
+        """What a look at the device has given. Whether it is fit at all is added here."""
         before = self.lending.obstacles.get(device, ())
-        self.lending.obstacles[device] = obstacles
-        if bool(before) != bool(obstacles):
+        now = (*self._devices[device].unfit, *obstacles)
+        self.lending.obstacles[device] = now
+        if bool(before) != bool(now) or _is_unfit(before) != _is_unfit(now):
             self.follow_owner()
             self._changed()
 

@@ -63,6 +63,7 @@ class Machine:
     runs: int = 0
     recorded: int = 0
     layers: tuple[str, ...] = ()
+    unfit = ""
 
     @asynccontextmanager
     async def worker(self, limits: WorkerLimits, *, kernels: bool = True) -> AsyncIterator["Machine"]:

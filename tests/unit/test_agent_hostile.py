@@ -118,6 +118,7 @@ class EchoSupervisor:
     """Makes such workers; raises `failure` where that is set."""
 
     layers: tuple[str, ...] = ()
+    unfit = ""
 
     def __init__(self) -> None:
         self.failure: Exception | None = None

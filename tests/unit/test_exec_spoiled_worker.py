@@ -87,9 +87,12 @@ async def test_after_a_process_that_cannot_be_killed_no_other_is_started(tmp_pat
     folder.mkdir()
     await supervisor.end_process(Process(stuck, channel, BlackBox(make_black_box()), folder))
     os.close(theirs)
-    with pytest.raises(WorkerUnavailable, match="worker process 1 was killed and does not end"):
+    with pytest.raises(WorkerUnavailable, match="worker process 1 was killed and had not ended"):
         await supervisor.make_process(LIMITS, kernels=True)
     stuck.ended.set()
+    with pytest.raises(WorkerUnavailable, match="until a probe has passed"):
+        await supervisor.make_process(LIMITS, kernels=True)
+    supervisor.fitness.health.probed("", 0)
     with pytest.raises(AttributeError):  # it goes on to ask the zygote, which this test has none of
         await supervisor.make_process(LIMITS, kernels=True)
 

@@ -135,7 +135,7 @@ CASES: list[tuple[str, Order, ProviderState, str]] = [
             state(DeviceState(GPU, 1, (Obstacle(code, "not now", "pid 1234 of user x"),))),
             "not now",
         )
-        for code in ("device-busy", "too-hot", "power-limit", "load-limit", "not-known")
+        for code in ("device-busy", "unfit", "too-hot", "power-limit", "load-limit", "not-known")
     ],
     ("busy", ORDER, state(DeviceState(GPU, 0)), "ask again later"),
 ]
