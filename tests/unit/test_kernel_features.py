@@ -197,10 +197,10 @@ def zeros(inputs: Any) -> bytes:
     return bytes(128)
 
 
-async def test_where_nobody_has_the_feature_the_user_reads_its_name_and_line(tmp_path, monkeypatch, hurried):
-    monkeypatch.setattr(world, "CPU", replace(world.CPU, features=("array-programs", "cuda-source")))
+async def test_where_nobody_has_the_feature_the_user_reads_its_name_and_line(tmp_path, hurried):
+    compiling = replace(world.CPU, features=("array-programs", "cuda-source"))
     async with world.open_world(tmp_path) as mesh:
-        provider = await mesh.add("provider", provide=True, script=zeros)
+        provider = await mesh.add("provider", provide=True, script=zeros, device=compiling)
         requester = await mesh.add("requester", provide=False, bootstrap=provider)
         provider.provider.lending.trusted = frozenset({requester.key.peer})
         await world.until_found(requester, 1)
@@ -211,14 +211,12 @@ async def test_where_nobody_has_the_feature_the_user_reads_its_name_and_line(tmp
         assert "(needed: kernel lanes, line 4: asm (inline assembly))" in failure["sentence"]
 
 
-async def test_the_provider_that_announces_the_feature_gets_the_job(tmp_path, monkeypatch):
+async def test_the_provider_that_announces_the_feature_gets_the_job(tmp_path):
     without = replace(world.CPU, features=("array-programs", "cuda-source"))
     having = replace(without, features=(*without.features, INLINE_PTX))
     async with world.open_world(tmp_path) as mesh:
-        monkeypatch.setattr(world, "CPU", without)
-        poor = await mesh.add("poor", provide=True, script=zeros)
-        monkeypatch.setattr(world, "CPU", having)
-        rich = await mesh.add("rich", provide=True, script=zeros, bootstrap=poor)
+        poor = await mesh.add("poor", provide=True, script=zeros, device=without)
+        rich = await mesh.add("rich", provide=True, script=zeros, bootstrap=poor, device=having)
         requester = await mesh.add("requester", provide=False, bootstrap=rich)
         for node in (poor, rich):
             node.provider.lending.trusted = frozenset({requester.key.peer})
