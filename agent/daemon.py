@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import trio
@@ -13,7 +14,9 @@ import trio
 from coppermesh.agent.config import Loaded
 from coppermesh.agent.config_file import ConfigFile, write_template
 from coppermesh.agent.home import Home
-from coppermesh.agent.node import Node, open_node
+from coppermesh.agent.node import Node, Parts, open_node
+from coppermesh.exec.cgroups import Cgroups, NoCgroups
+from coppermesh.exec.supervisor import open_supervisor
 from coppermesh.p2p.errors import MeshError
 from coppermesh.p2p.ids import format_peer
 
@@ -55,10 +58,22 @@ async def _main(home: Home, loaded: Loaded, file: ConfigFile, json_ready: bool, 
             nursery.start_soon(_cancel_on_signal, signals, nursery.cancel_scope)
             if until_eof:
                 nursery.start_soon(_cancel_on_eof, nursery.cancel_scope)
-            async with open_node(home, loaded, file=file) as node:
+            parts = Parts(supervisor=partial(open_supervisor, cgroups=_find_cgroups()))
+            async with open_node(home, loaded, parts, file=file) as node:
                 _say_ready(node, json_ready)
                 await node.stopping.wait()
             nursery.cancel_scope.cancel()
+
+
+def _find_cgroups() -> Cgroups | None:
+    """The subtree that was delegated to this agent, for its workers' limits; None where there is none."""
+    try:
+        found = Cgroups.find()
+    except NoCgroups as error:
+        logging.getLogger(__name__).debug("workers get no cgroups of their own: %s", error)
+        return None
+    logging.getLogger(__name__).info("workers get cgroups of their own under %s", found.root)
+    return found
 
 
 def _mesh_error_in(group: BaseExceptionGroup) -> MeshError | None:
