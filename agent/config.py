@@ -183,7 +183,7 @@ def _read(path: Path) -> str:
 def _tables(text: str, path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError, and what Python says of a number of thousands of digits
         raise ConfigError(f"{path}: not TOML: {error}{_quoted(text, str(error))}") from None
     except RecursionError:
         raise ConfigError(f"{path}: not TOML: nested too deeply") from None

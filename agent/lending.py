@@ -40,12 +40,9 @@ class Lending:
     def reasons(self, devices: Iterable[str], now_us: int) -> list[dict[str, str | None]]:
         """Everything that keeps devices from being lent, in words for their owner."""
         closed = self.closed(now_us)
-        found: list[dict[str, str | None]] = []
-        if closed is not None:
-            found.append({"device": None, "code": closed.code, "sentence": closed.for_owner})
-        found += [
+        found: list[tuple[str | None, Obstacle]] = [] if closed is None else [(None, closed)]
+        found += [(device, obstacle) for device in devices for obstacle in self.obstacles.get(device, ())]
+        return [
             {"device": device, "code": obstacle.code, "sentence": obstacle.for_owner}
-            for device in devices
-            for obstacle in self.obstacles.get(device, ())
+            for device, obstacle in found
         ]
-        return found

@@ -56,6 +56,8 @@ class Card:
 
     def look(self, *lines: str) -> Conditions:
         self.live.write_text("\n".join(lines))
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()
         fields = json.loads(self.process.stdout.readline())
@@ -70,7 +72,7 @@ def card(library, tmp_path):
         pytest.skip("no C compiler on this machine")
     started = []
 
-    def start(driver: str = "", uuid: str = UUID) -> Card:
+    def start(driver="", uuid=UUID):
         shutil.copy(library, tmp_path)
         (tmp_path / "profile.txt").write_text(f"{driver}\n{(HERE / 'profiles' / 't4.txt').read_text()}")
         started.append(Card(tmp_path, uuid))
@@ -188,7 +190,7 @@ def test_the_processors_load_is_that_of_others(tmp_path):
     (hwmon / "hwmon4" / "temp1_input").write_text("99000\n")
     reader = CpuConditions(proc, hwmon)
 
-    def pass_time(user: int, idle: int, ours: int) -> Conditions:
+    def pass_time(user, idle, ours):
         (proc / "stat").write_text(f"cpu {user} 0 0 {idle} 0 0 0 0 0 0\ncpu0 1 2 3\n")
         mine = ["S", "1", *["0"] * 9, str(ours), "0", "0", "0", *["0"] * 30]
         (proc / str(os.getpid()) / "stat").write_text(f"{os.getpid()} (python) x) {' '.join(mine)}\n")

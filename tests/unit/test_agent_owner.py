@@ -69,6 +69,7 @@ def quick(monkeypatch):
 async def call(node: Node, method: str, **arguments: Any) -> Any:
     """What a local client gets."""
     answer = await NodeViews(node).methods()[method](encode(JsonBody(json.dumps(arguments))))
+    assert isinstance(answer, JsonBody)
     return json.loads(answer.text)
 
 

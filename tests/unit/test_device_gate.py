@@ -16,8 +16,8 @@ GIB = 1 << 30
 
 
 def program(owner: str = "other", **changes: Any) -> DeviceProcess:
-    known = {"pid": 1234, "name": "blender", "user": "x", "graphics": False, "memory_bytes": GIB} | changes
-    return DeviceProcess(owner=owner, **known)
+    known: dict[str, Any] = {"pid": 1234, "name": "blender", "user": "x", "graphics": False}
+    return DeviceProcess(owner=owner, **known | {"memory_bytes": GIB} | changes)
 
 
 class Watched:

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -85,6 +86,42 @@ def test_what_is_wrong_is_told_with_its_line(path, text, wrong):
     with pytest.raises(ConfigError, match=wrong) as caught:
         load_settings(path)
     assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_a_number_too_long_for_python_is_not_toml(path):
+    path.write_text("rate = " + "9" * 20_000)
+    with pytest.raises(ConfigError, match="not TOML") as caught:
+        load_settings(path)
+    assert len(str(caught.value)) < 1000
+
+
+values = st.recursive(
+    st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from([PEER, "22:00-07:00", "stop"]),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=5,
+)
+
+
+@given(key=st.sampled_from(sorted(Sharing.__dataclass_fields__)), value=values)
+def test_any_wish_is_taken_or_refused_in_words(tmp_path_factory, key, value):
+    path = tmp_path_factory.getbasetemp() / "none.toml"
+    try:
+        config = load_settings(path, {"sharing": {key: value}}).config
+    except ConfigError as error:
+        assert f"sharing.{key}" in str(error)
+    else:
+        assert set(differences(Config(), config)) <= {f"sharing.{key}"}
+        assert config.sharing.closed(False, 1_700_000_000_000_000) is None or key in ("hours", "paused")
+
+
+@given(st.text(alphabet="[]sharing=\"'\n .,:0159#{}-paused", max_size=200))
+def test_any_text_is_a_configuration_or_refused_in_words(tmp_path_factory, text):
+    path = tmp_path_factory.getbasetemp() / "any.toml"
+    path.write_text(text)
+    try:
+        load_settings(path)
+    except ConfigError as error:
+        assert str(error).startswith(f"{path}: ")
 
 
 # The commented file
