@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import os
 import re
 from dataclasses import dataclass
 
@@ -163,6 +164,8 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 async def test_a_broken_limit_is_named_with_both_amounts(tmp_path, name):
     case = CASES[name]
+    if name == "memory files" and os.geteuid() != 0:
+        pytest.skip("only root, or a cgroup, can see files that a process of this user keeps open and does not map")
     async with open_supervisor(probe_cpu(), scratch=tmp_path / "scratch") as supervisor:
         async with supervisor.worker(case.limits) as worker:
             outcome = await worker.run(case.program, _inputs_of(case), case.wall_limit_s)
