@@ -89,3 +89,55 @@ def test_kill_9_of_a_provider_in_the_middle_of_a_task(lab):
     lab.stop()
     rows = lab.audit("provider-1", "provider-2")
     assert [row.peer for row in rows if row.job.hex() == job.id] == [parse_peer(other.ready["peer"])]
+
+
+def zygote_of(lab, agent: LocalAgent) -> int:
+    """The zygote that the agent started, of however many processes it is."""
+    for pid in sorted(lab.descendants(agent.process.pid)):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        if int(fields[1]) == agent.process.pid:
+            return pid
+    raise AssertionError("the agent has no child")
+
+
+@pytest.mark.slow
+def test_kill_9_of_the_zygote_in_the_middle_of_a_job(lab):
+    """The only provider loses its zygote twice; its workers go with it, another one comes, and the job is finished.
+
+    Tasks that wait go on at once; the two that were lost are tried again after the minute for which a provider that
+    failed is left out.
+    """
+    client = lab.start(1)
+    (provider,) = (agent for agent in lab.mesh.agents if agent.name.startswith("provider"))
+    client.submit_many([spin(0.0, 1)]).result()
+    starts = [float(number) for number in range(6)]
+    job = client.submit_many([spin(start, ROUNDS // 4) for start in starts])
+    for _ in range(2):
+        zygote = zygote_of(lab, provider)
+        spent = {pid: ticks(pid) for pid in lab.descendants(zygote)}
+
+        def at_work(zygote: int = zygote, spent: dict[int, int] = spent) -> bool:
+            return any(ticks(pid) - spent.get(pid, 0) >= 5 * BUSY_TICKS for pid in lab.descendants(zygote))
+
+        lab.wait_until(
+            at_work, f"a worker computes; the story so far: {lab.ask(client, 'explain', job=job.id)}"
+        )
+        family = lab.descendants(zygote)
+        os.kill(zygote, signal.SIGKILL)
+        lab.wait_until(
+            lambda family=family, zygote=zygote: not any(running(pid) for pid in (zygote, *family)),
+            "the zygote and its workers are gone",
+            1.0,
+        )
+        lab.wait_until(
+            lambda zygote=zygote: (
+                any(pid != zygote for pid in lab.descendants(provider.process.pid))
+                and zygote_of(lab, provider) != zygote
+            ),
+            "another zygote",
+        )
+    results = job.result()
+    assert [result.shape for result in results] == [(1,)] * len(starts)
+    lab.await_settled(provider.name)
+    lab.stop()
+    lab.audit("provider-1")
