@@ -7,14 +7,17 @@ is none, `size` must be given. In the operation, `i` is the flat index, `n` the 
 a raw parameter is indexed by hand and knows `size()`; given a number, it is that number. A parameter may be called `n`
 (CuPy reserves the name, and takes it), which then hides the loop's size.
 
-`generate_source` writes a plain kernel over contiguous arrays, one element per thread in a grid-stride loop, so that a
-backend needs to know nothing but `__global__` functions.
+`generate_source` writes a plain kernel over contiguous arrays, in which each thread has a piece of the loop, so that a
+backend needs to know nothing but `__global__` functions. CuPy gives each thread one element, and user's code can tell:
+`return` in the operation ends a thread, a variable of `loop_prep` lives as long as one. `blocks_for` gives such code
+the threads it counts on, and all other code pieces large enough for a vectorised loop.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from coppermesh.exec.cuda_source import tokens_and_macros
 from coppermesh.exec.dtypes import NUMPY_DTYPES
 from coppermesh.exec.errors import ProgramInvalid
 from coppermesh.exec.program import ArraySpec, KernelSource
@@ -27,6 +30,7 @@ MAX_BLOCKS = 64
 """More elements than this many blocks have threads go to each thread as one piece, so that its loop vectorises."""
 MIN_SHARE = 16
 """Fewest elements of a thread, where there are so many."""
+_TELLS_THREADS = frozenset({"return", "goto", "threadIdx", "blockIdx", "blockDim", "gridDim"})
 
 _C_TYPES = {
     "bool": "bool",
@@ -99,6 +103,17 @@ class ElementwiseTexts:
 def texts_of(kernel: KernelSource) -> ElementwiseTexts:
     """The texts by name."""
     return ElementwiseTexts(*kernel.texts)
+
+
+def blocks_for(kernel: KernelSource, count: int) -> int:
+    """How many blocks of `THREADS_PER_BLOCK` threads a loop over `count` elements gets."""
+    texts = texts_of(kernel)
+    words = set(tokens_and_macros(texts.operation)[0])
+    for name, body in tokens_and_macros(texts.preamble)[1].items():
+        words.update(body if name in words else ())
+    if texts.loop_prep.strip() or texts.after_loop.strip() or words & _TELLS_THREADS:
+        return -(-count // THREADS_PER_BLOCK)
+    return min(MAX_BLOCKS, -(-count // (MIN_SHARE * THREADS_PER_BLOCK)))
 
 
 def parse_parameters(text: str) -> tuple[ElementwiseParameter, ...]:
@@ -264,8 +279,10 @@ def generate_source(kernel: KernelSource, loop: ResolvedLoop, scalars: Sequence[
             "for (long long i = _begin; i < _end; i++) {",
             "_ind.at = i;",
             *bindings,
+            "for (bool _once = true; _once; _once = false) {",  # `break` ends an element, as where each has a thread
             '#line 1 "operation"',
             f"{texts.operation};",
+            "}",
             "}",
             '#line 1 "after_loop"',
             f"{texts.after_loop};",

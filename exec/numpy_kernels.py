@@ -153,8 +153,7 @@ class NumpyKernels:
         arguments += [np.array(loop.shape or (1,), np.int64), np.int64(count)]
         source = elementwise.generate_source(kernel, loop, scalars)
         launch = self._backend.load(source, kernel.name, kernel.options, elementwise.GENERATED_NAME)
-        threads = -(-count // elementwise.MIN_SHARE)
-        blocks = min(elementwise.MAX_BLOCKS, -(-threads // elementwise.THREADS_PER_BLOCK))
+        blocks = elementwise.blocks_for(kernel, count)
         launch((blocks, 1, 1), (elementwise.THREADS_PER_BLOCK, 1, 1), 0, arguments)
         return results
 

@@ -148,6 +148,22 @@ def test_code_around_the_loop(cpu):
     check(cpu, [(scaled(xp.asarray(p), xp.asarray(np.float32([3, 4]))), p / 2 * 12)])
 
 
+@pytest.mark.parametrize(
+    ("operation", "around"),
+    [
+        ("if (p < 0) return; r = p + 1", {}),
+        ("if (p < 0) break; r = p + 1", {}),
+        ("if (p < 0) continue; r = p + 1", {}),
+        ("SKIP; r = p + 1", {"preamble": "#define SKIP if (p < 0) return"}),
+        ("most = max(most, p); r = most < 0 ? 0 : most + 1", {"loop_prep": "T most = -2"}),
+    ],
+)
+def test_a_thread_has_one_element_as_far_as_the_users_code_can_tell(cpu, operation, around):
+    p = np.where(np.arange(100_000) % 7 == 3, -1.0, np.arange(100_000) % 11)
+    kernel = ElementwiseKernel("T p", "T r", operation, "one_each", **around)
+    check(cpu, [(kernel(xp.asarray(p)), np.where(p < 0, 0, p + 1))])
+
+
 def test_the_index_by_dimension(cpu):
     steps = ElementwiseKernel(
         "T p",
