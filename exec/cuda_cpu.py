@@ -103,7 +103,8 @@ class _Library:
         read = self._library[f"coppermesh_symbol_{number}"]
         read.restype = ctypes.POINTER(_Symbol)
         symbol = read().contents
-        memory = np.ctypeslib.as_array((ctypes.c_ubyte * symbol.bytes).from_address(symbol.address))
+        # not np.ctypeslib: NumPy imports that when it is first used, which a confined worker cannot do
+        memory = np.frombuffer((ctypes.c_ubyte * symbol.bytes).from_address(symbol.address), dtype=np.uint8)
         memory.flags.writeable = bool(symbol.writable)
         return memory
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from coppermesh.exec import xp
+from coppermesh.exec.cuda_toolchain import find_toolchain
 from coppermesh.exec.device import probe_cpu
+from coppermesh.exec.kernels import RawModule
 from coppermesh.exec.supervisor import InputBuffer, WorkerLimits, open_supervisor
 from coppermesh.exec.tracing import trace
 
@@ -85,3 +87,27 @@ async def test_the_second_task_imports_no_module_on_the_agents_side(tmp_path):
                 outcome.close()
                 before = before or set(sys.modules)
             assert set(sys.modules) == before
+
+
+MODULE = """
+__constant__ int step;
+__device__ int total;
+extern "C" __global__ void count(int* seen) { total += step; seen[0] = total; }
+"""
+
+
+@pytest.mark.skipif(find_toolchain() is None, reason="needs a C++ compiler")
+async def test_a_confined_worker_reaches_a_modules_variables(tmp_path):
+    """It can open no file any more: whatever reads a variable must have been imported before."""
+    module = RawModule(code=MODULE)
+    xp.ndarray((), np.int32, module.get_global("step"))[...] = 3
+    seen = xp.zeros(1, dtype=np.int32)
+    module.get_function("count")((1,), (1,), (seen,))
+    recording = trace(seen, xp.ndarray((), np.int32, module.get_global("total")))
+    limits = WorkerLimits(memory_bytes=1 << 28, output_bytes=1 << 26)
+    async with open_supervisor(probe_cpu(), scratch=tmp_path / "scratch") as supervisor:
+        async with supervisor.worker(limits) as worker:
+            inputs = [InputBuffer(array.nbytes, data=array.tobytes()) for array in recording.inputs]
+            outcome = await worker.run(recording.program, inputs, 60.0)
+            assert outcome.status == "ok", outcome.sentence
+            outcome.close()
