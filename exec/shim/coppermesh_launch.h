@@ -50,6 +50,20 @@ template <class T> COPPERMESH_INLINE bool row_within(T limit) {
 static constexpr unsigned int SMALL_GRID = 1u << 20;  // blocks in x
 static constexpr unsigned int ROW = 64;               // most blocks between two looks at `stop`
 
+// Rounding and the treatment of subnormal numbers: what a kernel makes of them ends with its launch, or the same
+// program would give other results in the worker's next task.
+struct FloatingPointModes {
+#if defined(__x86_64__)
+    unsigned int vector;
+    unsigned short scalar;
+    FloatingPointModes() : vector(__builtin_ia32_stmxcsr()) { __asm__ volatile("fnstcw %0" : "=m"(scalar)); }
+    ~FloatingPointModes() {
+        __builtin_ia32_ldmxcsr(vector);
+        __asm__ volatile("fldcw %0" : : "m"(scalar));
+    }
+#endif
+};
+
 template <auto kernel, class Signature> struct entry;
 template <auto kernel, class... A> struct entry<kernel, void (*)(A...)> {
     typedef typename count_up<(int)sizeof...(A)>::type Indices;
@@ -137,6 +151,7 @@ template <auto kernel, class... A> struct entry<kernel, void (*)(A...)> {
         loop(*call->launch, call->arguments, Indices());
     }
     static void run(Launch& launch, void* const* arguments) {
+        const FloatingPointModes modes;
 #if defined(COPPERMESH_FIBERS)
         run_with_fibers(launch, arguments, &invoke);
 #else
