@@ -265,23 +265,22 @@ def nvrtc_diagnostics(log: str) -> tuple[Diagnostic, ...]:
 
 
 def host_diagnostics(log: str) -> tuple[Diagnostic, ...]:
-    """The C++ compiler's messages."""
+    """The C++ compiler's messages. Of those about no line of the user's the first, where there is nothing else."""
     found: list[Diagnostic] = []
+    elsewhere: list[Diagnostic] = []
     for line in log.splitlines():
         if match := _HOST_MESSAGE.match(line):
-            own = match["file"] == "kernel.cu"
-            found.append(
-                Diagnostic(
-                    int(match["line"]) if own else 0,
-                    int(match["column"] or 0) if own else 0,
-                    match["severity"].removeprefix("fatal "),
-                    _message(match["text"]),
-                )
-            )
+            severity = match["severity"].removeprefix("fatal ")
+            if match["file"] == "kernel.cu":
+                place = int(match["line"]), int(match["column"] or 0)
+                found.append(Diagnostic(*place, severity, _message(match["text"])))
+            else:
+                about = "a kernel's name: " if match["file"] == "module.cpp" else ""
+                elsewhere.append(Diagnostic(0, 0, severity, _message(about + match["text"])))
         elif match := _LINKER_MESSAGE.search(line):
             name = match["name"] or match["other"]
             found.append(Diagnostic(0, 0, "error", _message(f"nothing defines {name}")))
-    return _bounded(found, log)
+    return _bounded(found or elsewhere[:1], log)
 
 
 def _in_own_columns(

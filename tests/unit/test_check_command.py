@@ -316,6 +316,17 @@ kernel.cu(1): warning #177-D: variable "i" was declared but never referenced
     )
 
 
+@pytest.mark.skipif(find_toolchain() is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize("name", ["scale<nope>", "other<int>"])
+def test_a_name_that_names_nothing_is_one_message(kernel_file, capsys, name):
+    path = kernel_file("template <class T> __global__ void scale(T* x) { *x *= 2; }")
+    assert main(["check", str(path), "--name", name]) == EXIT_NOWHERE
+    errors = [line for line in capsys.readouterr().out.splitlines() if ": error: " in line]
+    assert len(errors) == 1
+    assert "kernel.cu: error: a kernel's name: " in errors[0]
+    assert "nope" in errors[0] or "other" in errors[0]
+
+
 def test_a_flood_of_messages_is_cut():
     log = "".join(f"kernel.cu:{n}:1: error: {'x' * 5000}\n" for n in range(1, 10_000))
     found = host_diagnostics(log)
