@@ -1,4 +1,4 @@
-# ruff: noqa: ASYNC240  # these look at what real processes write; nothing here blocks
+# these look at what real processes write; nothing here blocks
 """Builds in real builder processes: how much one may write, what stays of it, and what the next one can reach."""
 
 import os
@@ -8,7 +8,6 @@ import sys
 import venv
 from pathlib import Path
 
-import msgspec
 import pytest
 import trio
 
@@ -16,6 +15,7 @@ from coppermesh.exec import pipe, scratch
 from coppermesh.exec import supervisor as supervising
 from coppermesh.exec.cuda_toolchain import find_toolchain
 from coppermesh.exec.device import probe_cpu
+from coppermesh.exec.sandbox import private_scratch
 from coppermesh.exec.sandbox.private_scratch import MAX_FILES
 from coppermesh.exec.sockets import close_all
 from coppermesh.exec.supervisor import WorkerLimits, open_supervisor
@@ -35,21 +35,6 @@ LARGE = (
 """An object file and a library of 3 MiB: each fits, both do not."""
 
 
-def greedy_compiler(directory: Path, act: str) -> str:
-    """A g++ that has been taken over and does `act`, in Python, before it ends as a compiler would."""
-    program = directory / "g++"
-    program.write_text(f"#!{sys.executable} -IS\n{act}\n")
-    program.chmod(0o755)
-    return str(program)
-
-
-def own_disk(monkeypatch):
-    """Builders have no directory in memory: as where no user namespace can be made."""
-    monkeypatch.setattr(
-        supervising, "_choose_namespaces", lambda start: (msgspec.structs.replace(start, namespaces="none"), [])
-    )
-
-
 async def build(supervisor, limits=SMALL, source=DOUBLE):
     built, library = await supervisor.build(limits, pipe.Build(source, "k", ()), [])
     close_all(library)
@@ -57,6 +42,12 @@ async def build(supervisor, limits=SMALL, source=DOUBLE):
 
 
 async def test_a_build_that_fills_its_directory_is_ended_and_the_next_one_works(tmp_path):
+    here = os.open(tmp_path, os.O_RDONLY)
+    try:
+        if not private_scratch.possible(here):
+            pytest.skip("this machine gives builders no file system of their own")
+    finally:
+        os.close(here)
     async with open_supervisor(probe_cpu(), scratch=tmp_path / "scratch") as supervisor:
         assert (await build(supervisor)).code == "ok"
         built = await build(supervisor, source=LARGE)
@@ -68,8 +59,7 @@ async def test_a_build_that_fills_its_directory_is_ended_and_the_next_one_works(
 
 
 @pytest.mark.parametrize("act", ["one large file", "many files", "deep directories"])
-async def test_on_a_disk_the_agent_measures_and_ends_what_writes_too_much(tmp_path, act):
-    """What `size_of` says of what a compiler may leave, and that a build is ended by it."""
+async def test_what_a_compiler_may_leave_on_a_disk_is_measured_and_removed(tmp_path, act):
     directory = tmp_path / "builder-1"
     directory.mkdir()
     if act == "one large file":
@@ -109,20 +99,19 @@ async def test_a_build_on_the_disk_that_writes_too_much_is_ended(tmp_path, monke
         assert (built.code, "4 MiB" in built.sentence) == ("kernel-build-limit", True), built.sentence
 
 
-async def test_builds_see_nothing_of_each_other(tmp_path):
-    """Twenty at once, each with a macro file name of its own in the one name that all use."""
+async def test_builds_run_beside_each_other(tmp_path):
+    """Under the same names in directories of their own. What one could see of another: `tests/sandbox`."""
     async with open_supervisor(probe_cpu(), scratch=tmp_path / "scratch") as supervisor:
         codes = []
 
         async def one(number: int) -> None:
             source = DOUBLE.replace(b"2.0f", b"%d.0f" % number)
             codes.append((await build(supervisor, source=source)).code)
-            codes.append((await build(supervisor, source=b'#include "left.h"\n' + source)).code)
 
         async with trio.open_nursery() as nursery:
             for number in range(6):
                 nursery.start_soon(one, number)
-        assert sorted(codes) == ["ok"] * 6 + ["unsupported-feature"] * 6
+        assert codes == ["ok"] * 6
 
 
 HOME_OF_ROOT = """

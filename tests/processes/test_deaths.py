@@ -239,7 +239,7 @@ async def test_a_killed_zygote_takes_all_with_it_and_queued_tasks_go_on(tmp_path
                 if b"coppermesh.exec.zygote" in Path(f"/proc/{pid}/cmdline").read_bytes()
             ]
             within = [pid for pid in halves if int(status_of(pid)[1]) == zygote]
-            if not within or apart == "none":
+            if not within or "pidns" not in supervisor.layers:
                 pytest.skip("this zygote is one process")
             (victim,) = within
         killed = time.monotonic()

@@ -25,7 +25,7 @@ from coppermesh.exec import pipe, sockets
 from coppermesh.exec.blackbox import make_black_box
 from coppermesh.exec.cuda_toolchain import find_toolchain
 from coppermesh.exec.device import probe_cpu
-from coppermesh.exec.sandbox import apply, landlock, seccomp
+from coppermesh.exec.sandbox import apply, landlock, namespaces, seccomp
 from coppermesh.exec.sandbox.capabilities import SANDBOX_ID
 from coppermesh.exec.sandbox.namespaces import (
     bubblewrap_command,
@@ -57,6 +57,8 @@ acts = load_acts()
 TOOLCHAIN = find_toolchain()
 TRIED = [act for act in (*acts.ACTS, *acts.DUTIES) if act.role == "worker" or TOOLCHAIN is not None]
 DUTIES = {act.name for act in acts.DUTIES}
+NAMESPACE_ACTS = {"make_user_namespace", "make_namespaces", "mount_tmpfs", "compiler_namespace"}
+"""Their controls work only on a machine that gives processes namespaces."""
 
 
 @dataclass
@@ -303,10 +305,11 @@ def test_there_are_many_acts():
 @pytest.mark.parametrize("user", USERS)
 def test_the_acts_work_without_a_sandbox(user):
     _, results = outcomes("bare", user=user)
+    excused = NAMESPACE_ACTS if namespaces._try_in_a_child() else set()
     failed = {
         act.name: results[act.name]
         for act in TRIED
-        if not act.control and results[act.name].startswith("blocked")
+        if not act.control and act.name not in excused and results[act.name].startswith("blocked")
     }
     assert not failed, (
         f"of {len(TRIED)} acts these show nothing, for they fail without a sandbox too: {failed}"
