@@ -21,7 +21,7 @@ class WorkerLimits:
     output_bytes: int
     """Sum of one program's outputs; more is `over-output` or `output-limit`."""
     scratch_bytes: int = 256 * MEBIBYTE
-    """Largest file that a compiler may write."""
+    """Most that one build may write in all, and in any one file."""
     processes: int = 4096
     """RLIMIT_NPROC, which counts the processes and threads of the *user*. Not applied to root."""
     threads: int = 256
