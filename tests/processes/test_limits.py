@@ -11,7 +11,7 @@ import pytest
 
 from coppermesh.exec.cuda_toolchain import find_toolchain
 from coppermesh.exec.device import probe_cpu
-from coppermesh.exec.program import ArraySpec, KernelSource, Node, Program, encode_program
+from coppermesh.exec.program import ArraySpec, AttributeValue, KernelSource, Node, Program, encode_program
 from coppermesh.exec.supervisor import InputBuffer, RunOutcome, WorkerLimits, open_supervisor
 
 pytestmark = [
@@ -99,7 +99,7 @@ def kernel_program(source: str) -> bytes:
 def hoard_then_negate() -> bytes:
     """A kernel that keeps 150 MiB, of 64 and the 96 that libraries may take, then an array of 20 MiB."""
     kernels = (KernelSource("raw", "k", (), (HOARD,)),)
-    call = {"kernel": 0, "grid": (1, 1, 1), "block": (1, 1, 1), "shared_mem": 0}
+    call: dict[str, AttributeValue] = {"kernel": 0, "grid": (1, 1, 1), "block": (1, 1, 1), "shared_mem": 0}
     specs = (ArraySpec("float32", (5 * MEBIBYTE,)), ArraySpec("float32", (4,)))
     nodes = (Node("raw_kernel", (1,), call), Node("negative", (0,), {}))
     return encode_program(Program(1, specs, kernels, nodes, (2, 3)))
@@ -165,7 +165,9 @@ CASES = {
 async def test_a_broken_limit_is_named_with_both_amounts(tmp_path, name):
     case = CASES[name]
     if name == "memory files" and os.geteuid() != 0:
-        pytest.skip("only root, or a cgroup, can see files that a process of this user keeps open and does not map")
+        pytest.skip(
+            "only root, or a cgroup, can see files that a process of this user keeps open and does not map"
+        )
     async with open_supervisor(probe_cpu(), scratch=tmp_path / "scratch") as supervisor:
         async with supervisor.worker(case.limits) as worker:
             outcome = await worker.run(case.program, _inputs_of(case), case.wall_limit_s)
