@@ -8,6 +8,7 @@ with limits (`compile_child`). Errors carry the line and column in the user's fi
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ _NVRTC_MESSAGE = re.compile(
     r"^(?P<file>[^\s()][^()\n]*)\((?P<line>\d+)\): (?P<severity>(?:catastrophic )?error|warning|note|remark)"
     r"(?: #[\w-]+)?: (?P<text>.*)$"
 )
+_OWN_BLANKS = 2
+"""What NVRTC puts before the lines that it quotes."""
 _HOST_MESSAGE = re.compile(
     r"^(?P<file>[\w./+-]+):(?P<line>\d+):(?:(?P<column>\d+):)? (?P<severity>(?:fatal )?error|warning): (?P<text>.*)$"
 )
@@ -244,24 +247,32 @@ def _check_cuda(
 
 
 def nvrtc_diagnostics(log: str) -> tuple[Diagnostic, ...]:
-    """NVRTC's messages. The column is where it drew its caret, two blanks being its own."""
+    """NVRTC's messages."""
     lines = log.splitlines()
     found: list[Diagnostic] = []
     for number, line in enumerate(lines):
         match = _NVRTC_MESSAGE.match(line)
         if match is None:
             continue
-        caret = next((text for text in lines[number + 1 : number + 4] if text.strip() == "^"), "")
         own = match["file"] == "kernel.cu"
         found.append(
             Diagnostic(
                 int(match["line"]) if own else 0,
-                max(0, caret.find("^") - 1) if own else 0,
+                _marked_column(lines[number + 1 : number + 4]) if own else 0,
                 match["severity"].removeprefix("catastrophic "),
                 _message(match["text"] if own else f"{Path(match['file']).name}: {match['text']}"),
             )
         )
     return _bounded(found, log)
+
+
+def _marked_column(lines: Sequence[str]) -> int:
+    """Where NVRTC drew its caret, which it moves by the bytes of the line above; 0 where it drew none."""
+    for quoted, caret in pairwise(lines):
+        if caret.strip() == "^":
+            before = quoted.encode()[_OWN_BLANKS : caret.index("^")]
+            return 1 + len(before.decode(errors="ignore"))
+    return 0
 
 
 def host_diagnostics(log: str) -> tuple[Diagnostic, ...]:

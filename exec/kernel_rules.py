@@ -85,9 +85,9 @@ def kernel_of(call: Call, kind: str) -> KernelSource:
     return call.kernel
 
 
-def check_launch(call: Call) -> None:
-    """Refuse a launch beyond CUDA's limits. Raises ProgramInvalid (`launch-limits`)."""
-    name = f"kernel {call.kernel.name}" if call.kernel is not None else "a kernel"
+def check_launch(call: Call, kernel: str) -> None:
+    """Refuse a launch of `kernel` beyond CUDA's limits. Raises ProgramInvalid (`launch-limits`)."""
+    name = f"kernel {kernel}"
     grid, block = call.integers("grid"), call.integers("block")
     if len(grid) != 3 or len(block) != 3:
         raise refuse("launch-limits", "grid and block have three lengths each")
@@ -109,7 +109,7 @@ def check_launch(call: Call) -> None:
 
 def _raw_kernel(call: Call) -> tuple[ArraySpec, ...]:
     kernel = kernel_of(call, "raw")
-    check_launch(call)
+    check_launch(call, kernel.name)
     written = written_arguments(kernel, [scalar is None for scalar in call.scalars])
     if not written:
         raise refuse("kernel-call", f"kernel {kernel.name} writes none of its arguments: it would do nothing")

@@ -111,7 +111,12 @@ class NumpyKernels:
         _writable: Sequence[bool],
     ) -> list[NumpyArray]:
         data = np.ascontiguousarray(arrays[1])
-        self._place(kernel, checked_node, data.nbytes)[...] = data.reshape(-1).view(np.uint8)
+        place = self._place(kernel, checked_node, data.nbytes)
+        if not place.flags.writeable:
+            attrs: Any = checked_node.node.attrs
+            name = module_parts(kernel).symbols[attrs["symbol"]]
+            raise RunFailed(f"the variable {name} is const, so read-only: it cannot be set", code="kernel-symbol")
+        place[...] = data.reshape(-1).view(np.uint8)
         return [_state()]
 
     def _module_get(

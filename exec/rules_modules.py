@@ -67,10 +67,10 @@ def _check_state(call: Call) -> None:
 def _module_kernel(call: Call) -> tuple[ArraySpec, ...]:
     parts = _parts(call)
     assert call.kernel is not None
-    check_launch(call)
     function, by_value = call.integer("function"), call.integers("by_value")
     if not 0 <= function < len(parts.kernels):
         raise refuse("kernel-name", f"the module has no kernel {function}")
+    check_launch(call, parts.kernels[function])
     state = needs_state(call.kernel)
     if state:
         _check_state(call)

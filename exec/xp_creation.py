@@ -33,7 +33,7 @@ def _check_device(device: Any) -> None:
         raise ValueError(f"device {device!r}: a lazy array is on 'mesh', which chooses where it is computed")
 
 
-def asarray(obj: Any, /, *, dtype: Any = None, device: Any = None, copy: bool | None = None) -> Array:
+def asarray(obj: Any, /, dtype: Any = None, *, device: Any = None, copy: bool | None = None) -> Array:
     """A lazy array of data: a NumPy array, nested lists, a number, or a lazy array.
 
     NumPy data is copied, so that later changes to it cannot reach the program, unless `copy=False` asks for the
@@ -81,7 +81,7 @@ def from_dlpack(x: Any, /, *, device: Any = None, copy: bool | None = None) -> A
     return Array(input_value(np.from_dlpack(x), copy=True))
 
 
-def full(shape: Shape, fill_value: Any, *, dtype: Any = None, device: Any = None) -> Array:
+def full(shape: Shape, fill_value: Any, dtype: Any = None, *, device: Any = None) -> Array:
     """An array of one repeated value."""
     _check_device(device)
     operand = as_operand(fill_value)
@@ -89,44 +89,44 @@ def full(shape: Shape, fill_value: Any, *, dtype: Any = None, device: Any = None
     return Array(record_one("full", (cast(operand, name),), {"shape": normalize_shape(shape)}))
 
 
-def zeros(shape: Shape, *, dtype: Any = None, device: Any = None) -> Array:
+def zeros(shape: Shape, dtype: Any = None, *, device: Any = None) -> Array:
     """Zeros, float64 unless told otherwise."""
     return full(shape, 0, dtype="float64" if dtype is None else dtype, device=device)
 
 
-def ones(shape: Shape, *, dtype: Any = None, device: Any = None) -> Array:
+def ones(shape: Shape, dtype: Any = None, *, device: Any = None) -> Array:
     """Ones, float64 unless told otherwise."""
     return full(shape, 1, dtype="float64" if dtype is None else dtype, device=device)
 
 
-def empty(shape: Shape, *, dtype: Any = None, device: Any = None) -> Array:
+def empty(shape: Shape, dtype: Any = None, *, device: Any = None) -> Array:
     """Room for a kernel to write to. Zeros: a program reads no uninitialised memory."""
     return zeros(shape, dtype=dtype, device=device)
 
 
-def full_like(x: Any, /, fill_value: Any, *, dtype: Any = None, device: Any = None) -> Array:
+def full_like(x: Any, /, fill_value: Any, dtype: Any = None, *, device: Any = None) -> Array:
     """`full` with the shape and, unless told otherwise, the dtype of `x`."""
     spec = as_value(x).spec
     return full(spec.shape, fill_value, dtype=spec.dtype if dtype is None else dtype, device=device)
 
 
-def zeros_like(x: Any, /, *, dtype: Any = None, device: Any = None) -> Array:
+def zeros_like(x: Any, /, dtype: Any = None, *, device: Any = None) -> Array:
     """`zeros` with the shape and, unless told otherwise, the dtype of `x`."""
     return full_like(x, 0, dtype=dtype, device=device)
 
 
-def ones_like(x: Any, /, *, dtype: Any = None, device: Any = None) -> Array:
+def ones_like(x: Any, /, dtype: Any = None, *, device: Any = None) -> Array:
     """`ones` with the shape and, unless told otherwise, the dtype of `x`."""
     return full_like(x, 1, dtype=dtype, device=device)
 
 
-def empty_like(x: Any, /, *, dtype: Any = None, device: Any = None) -> Array:
+def empty_like(x: Any, /, dtype: Any = None, *, device: Any = None) -> Array:
     """`empty` with the shape and, unless told otherwise, the dtype of `x`."""
     return full_like(x, 0, dtype=dtype, device=device)
 
 
 def arange(
-    start: float, /, stop: float | None = None, step: float = 1, *, dtype: Any = None, device: Any = None
+    start: float, /, stop: float | None = None, step: float = 1, dtype: Any = None, *, device: Any = None
 ) -> Array:
     """`start`, `start + step`, ... below `stop`; one argument alone is `stop`. Arguments are plain numbers."""
     _check_device(device)

@@ -327,6 +327,11 @@ def test_a_name_that_names_nothing_is_one_message(kernel_file, capsys, name):
     assert "nope" in errors[0] or "other" in errors[0]
 
 
+def test_a_column_counts_characters_where_nvrtc_counts_bytes():
+    log = 'kernel.cu(1): error: identifier "z" is undefined\n  /* \u20ac */ x[0] = z;\n' + " " * 19 + "^\n"
+    assert [diagnostic.column for diagnostic in nvrtc_diagnostics(log)] == [16]
+
+
 def test_a_flood_of_messages_is_cut():
     log = "".join(f"kernel.cu:{n}:1: error: {'x' * 5000}\n" for n in range(1, 10_000))
     found = host_diagnostics(log)

@@ -136,6 +136,23 @@ def test_integers_become_float64_in_floating_functions(x):
     check(xp.sqrt(xp.asarray(x)), np.sqrt(x.astype(np.float64)))
 
 
+@pytest.mark.parametrize(
+    ("ours", "numpys"),
+    [
+        (lambda: xp.zeros((2, 3), np.float32), np.zeros((2, 3), np.float32)),
+        (lambda: xp.ones(3, "int8"), np.ones(3, "int8")),
+        (lambda: xp.full(2, 7, np.int16), np.full(2, 7, np.int16)),
+        (lambda: xp.zeros_like(xp.ones(2), np.int32), np.zeros(2, np.int32)),
+        (lambda: xp.arange(1, 7, 2, np.float32), np.arange(1, 7, 2, np.float32)),
+        (lambda: xp.asarray([1, 2], np.float32), np.asarray([1, 2], np.float32)),
+    ],
+)
+def test_a_dtype_may_stand_by_position_as_with_cupy(ours, numpys):
+    [result] = evaluate(ours())
+    assert result.dtype == numpys.dtype
+    np.testing.assert_array_equal(result, numpys)
+
+
 @pytest.mark.parametrize("name", ["add", "subtract", "multiply", "equal", "not_equal"])
 @quick
 @given(pair=pairs())
