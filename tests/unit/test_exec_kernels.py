@@ -17,7 +17,7 @@ from coppermesh.exec.cuda_toolchain import find_toolchain
 from coppermesh.exec.elementwise import parse_parameters
 from coppermesh.exec.errors import KernelCompileError, ProgramInvalid
 from coppermesh.exec.evaluate import evaluate
-from coppermesh.exec.kernels import ElementwiseKernel, RawKernel
+from coppermesh.exec.kernels import ElementwiseKernel, RawKernel, RawModule
 from coppermesh.exec.numpy_runtime import NumpyRuntime
 from coppermesh.exec.program import MAX_SOURCE_CHARACTERS
 from coppermesh.exec.recorder import trace
