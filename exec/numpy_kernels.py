@@ -115,7 +115,9 @@ class NumpyKernels:
         if not place.flags.writeable:
             attrs: Any = checked_node.node.attrs
             name = module_parts(kernel).symbols[attrs["symbol"]]
-            raise RunFailed(f"the variable {name} is const, so read-only: it cannot be set", code="kernel-symbol")
+            raise RunFailed(
+                f"the variable {name} is const, so read-only: it cannot be set", code="kernel-symbol"
+            )
         place[...] = data.reshape(-1).view(np.uint8)
         return [_state()]
 

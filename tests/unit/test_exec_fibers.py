@@ -76,7 +76,9 @@ REVERSE = kernel(
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="sets a register of x86-64")
 @pytest.mark.parametrize("end", ["", "__syncthreads();", "__syncthreads(); __trap();", "assert(false);"])
 def test_a_kernels_floating_point_modes_end_with_it(run, end):
-    everything_at_once = "__builtin_ia32_ldmxcsr(0x1f80 | 0x8000 | 0x40 | 0x6000);"  # to zero, subnormal numbers too
+    everything_at_once = (
+        "__builtin_ia32_ldmxcsr(0x1f80 | 0x8000 | 0x40 | 0x6000);"  # to zero, subnormal numbers too
+    )
     with contextlib.suppress(RunFailed):
         run(kernel(everything_at_once + end), (1,), (64,), np.zeros(64, i4))
     assert np.array([1.0])[0] / np.array([3.0])[0] == 1 / 3

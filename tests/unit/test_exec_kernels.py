@@ -308,5 +308,5 @@ def test_a_kernel_that_does_not_compile_shows_the_users_line(cpu):
 
 def test_a_launch_beyond_the_limits_names_the_kernel_of_its_module():
     module = RawModule(code='__device__ int n; extern "C" __global__ void count(int* x) { *x = n++; }')
-    with pytest.raises(ProgramInvalid, match="^kernel count: block .2000, 1, 1. is outside CUDA's limits"):
+    with pytest.raises(ProgramInvalid, match=r"^kernel count: block .2000, 1, 1. is outside CUDA's limits"):
         module.get_function("count")((1,), (2000,), (xp.zeros(1, dtype=np.int32),))
