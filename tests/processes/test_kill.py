@@ -93,7 +93,8 @@ def test_kill_9_of_a_provider_in_the_middle_of_a_task(lab):
 
 def zygote_of(lab, agent: LocalAgent) -> int:
     """The zygote that the agent started, of however many processes it is."""
-    for pid in sorted(lab.descendants(agent.process.pid)):
+    found: set[int] = lab.descendants(agent.process.pid)
+    for pid in sorted(found):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         if int(fields[1]) == agent.process.pid:
             return pid
