@@ -71,6 +71,10 @@ class JobOptions:
     trace: bool = False
 
 
+_OF_A_LAUNCH = frozenset(("kernel-compile", "kernel-trap"))
+"""Codes of failures that stay with what a kernel was to write, also where the kernel's source is mended."""
+
+
 class JobFailed(MeshError):
     """The job ended without a result. `code` is stable; `detail` holds a compiler's log or the like.
 
@@ -82,6 +86,8 @@ class JobFailed(MeshError):
     ) -> None:
         detail = screens.printable(detail)  # a stranger's text on its way to a terminal
         text = "\n".join(part for part in (sentence, line and f"  recorded at {line}", detail) if part)
+        if line and code in _OF_A_LAUNCH:
+            text += "\n  arrays that this launch writes keep it: make them anew before another one"
         super().__init__(f"{text}\n(code {code}; the whole story: coppermesh explain {job[:8]})")
         self.job = job
         self.code = code

@@ -360,8 +360,8 @@ class Dispatcher:
     def _none_took_it(self, group: Group, job: Job) -> str:
         waited_s = (self._now_us - job.submitted_us) // SECOND
         return (
-            f"no provider took the job in {waited_s} s: {group.heard} heard, of which {group.declined} were asked "
-            "and gave no lease"
+            f"no provider took the job in {waited_s} s: {group.heard} heard, of which {group.declined} were asked; "
+            "none gave a lease"
         )
 
     # Tasks and jobs.

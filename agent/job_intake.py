@@ -202,7 +202,7 @@ def _parse_options(text: str) -> dict[str, Any]:
 
 def _require(holds: bool, name: str, want: str) -> None:
     if not holds:
-        raise Refused("bad-option", f"option {name}: want {want}")
+        raise Refused("bad-option", f"option {name} must be {want}")
 
 
 def _is_name(value: object) -> bool:

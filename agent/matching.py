@@ -9,6 +9,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 
 from coppermesh.agent.pricing import format_rate
+from coppermesh.exec.budget import format_bytes
 from coppermesh.p2p.ids import PeerId
 from coppermesh.p2p.records import Announcement, Bid, DeviceOffer
 
@@ -79,8 +80,10 @@ def misfits(announcement: Announcement, device: DeviceOffer, requirement: Requir
     if unwitnessed := [layer for layer in requirement.isolation if layer not in announcement.isolation]:
         reasons.append(f"has not witnessed isolation by {', '.join(unwitnessed)}")
     if device.memory_bytes < requirement.memory_bytes:
+        memory, wanted = format_bytes(device.memory_bytes), format_bytes(requirement.memory_bytes)
         reasons.append(
-            f"{device.device} has {device.memory_bytes} bytes of memory, wanted {requirement.memory_bytes}"
+            f"{device.device} has {memory} of memory, wanted {wanted}"
+            " (cm.trace_report shows which line needs most; mesh.map takes an array in chunks)"
         )
     if device.unit != requirement.unit:
         reasons.append(f"{device.device} is priced in {device.unit}, wanted {requirement.unit}")
@@ -139,7 +142,8 @@ def bid_misfits(bid: Bid, requirement: Requirement) -> list[str]:
     if requirement.device_kind not in ("any", bid.device_kind):
         reasons.append(f"bids a {bid.device_kind} device, wanted {requirement.device_kind}")
     if bid.memory_bytes < requirement.memory_bytes:
-        reasons.append(f"bids {bid.memory_bytes} bytes of memory, wanted {requirement.memory_bytes}")
+        memory, wanted = format_bytes(bid.memory_bytes), format_bytes(requirement.memory_bytes)
+        reasons.append(f"bids {memory} of memory, wanted {wanted}")
     if bid.unit != requirement.unit:
         reasons.append(f"bids in {bid.unit}, wanted {requirement.unit}")
     elif bid.rate > requirement.max_rate:

@@ -134,8 +134,16 @@ def _chosen(what: str) -> Evaluator | None:
 @pointing_at_caller
 def _compute(what: str, arrays: Sequence[Handle], advice: str) -> None:
     function = _chosen(what)
+    if function is None and _scoped.get() is not None:
+        raise NeedsValue(
+            f"{what} needs the array's value, but a function given to map or scan is recorded before there is data:"
+            " choose between values by xp.where instead"
+        )
     if function is None:
-        raise NeedsValue(f"{what} needs the array's value, which is not computed yet: {advice}")
+        raise NeedsValue(
+            f"{what} needs the array's value, which is not computed yet: {advice}; inside"
+            " `with cm.connect() as mesh:` it is fetched without asking"
+        )
     specs = tuple(array.recorded.spec for array in arrays)
     _state.total += 1
     _state.recent.append(Barrier(what, caller(), specs))

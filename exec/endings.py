@@ -82,7 +82,9 @@ def explain_memory_kill(peak_bytes: int | None, limit: int, stage: str, printed:
 def explain_wall_limit(stage: str, printed: str, limit_s: float) -> Answer:
     """A run that was killed because its time was up."""
     where = f", in {stage}" if stage else ""
-    sentence = f"the program ran longer than its {limit_s:g} s of wall time and was ended{where}"
+    sentence = (
+        f"the program ran longer than its {limit_s:g} s of wall time (wall_limit_s) and was ended{where}"
+    )
     return Answer("job-failed", "wall-limit", sentence, printed)
 
 

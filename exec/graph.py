@@ -13,7 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from coppermesh.exec.errors import ExecError
+from coppermesh.exec.errors import ExecError, ProgramInvalid
 from coppermesh.exec.operations import Call
 from coppermesh.exec.program import ArraySpec, AttributeValue, KernelSource, Scalar
 from coppermesh.exec.schema import checked_body, infer, scalar_spec
@@ -98,8 +98,10 @@ def record(
         body = checked_body(args[0]) if args and isinstance(args[0], bytes) else None
         results = infer(op, Call(specs, checked_attrs, scalars, kernel, body))
     except ExecError as error:
+        if error.sentence.startswith(("argument is ", "attribute ")):  # rules do not name the operation
+            error = ProgramInvalid(error.code, f"{op}: {error.sentence}")
         point_at_caller(error)
-        raise
+        raise error from None
     node = RecordedNode(op, tuple(args), checked_attrs, results, caller(), kernel=kernel)
     return tuple(Value(node, position) for position in range(len(results)))
 

@@ -5,6 +5,7 @@ user's line: CuPy hands anything over, and the kernel reads garbage. Only what c
 memory as words of another size stays possible through unsigned pointers, bytes and `void *`.
 """
 
+import operator
 import sys
 import warnings
 from collections.abc import Sequence
@@ -27,7 +28,13 @@ def dim3(lengths: Sequence[int] | int) -> tuple[int, ...]:
     given = (lengths,) if isinstance(lengths, int | np.integer) else tuple(lengths)
     if not 1 <= len(given) <= 3:
         raise ProgramInvalid("launch-limits", f"a grid or block has one to three lengths, not {len(given)}")
-    return (*(int(length) for length in given), 1, 1)[:3]
+    try:
+        return (*(operator.index(length) for length in given), 1, 1)[:3]
+    except TypeError:
+        raise ProgramInvalid(
+            "launch-limits",
+            f"a grid or block is whole numbers, not {given}: round up, as in (n + 255) // 256",
+        ) from None
 
 
 def kernel_operand(position: int, item: Any) -> tuple[Operand, bool]:

@@ -19,6 +19,7 @@ An argument that is a slice or a transpose is passed as a C-contiguous copy.
 Keywords of CuPy's constructors are taken; what cannot be had on somebody else's device is refused with the reason.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,6 +34,7 @@ from coppermesh.exec.kernel_arguments import (
     refuse_twice_written,
     warn_of_lost_writes,
 )
+from coppermesh.exec.kernel_listing import list_kernels
 from coppermesh.exec.loop_kernels import ElementwiseKernel, ReductionKernel
 from coppermesh.exec.module_arrays import MemoryPointer
 from coppermesh.exec.module_recording import ModuleRecorder
@@ -89,6 +91,7 @@ class RawKernel:
         if has_state(code):
             self._use_module(ModuleRecorder(code, self.options), is_expression=False)
         kernel_rules.check_kernel(self._source)
+        _must_occur("kernel", name, code, self.options)
 
     def _use_module(self, module: ModuleRecorder, *, is_expression: bool) -> None:
         self._module = module
@@ -211,6 +214,8 @@ class RawModule:
         kernel.code, kernel.name, kernel.options, kernel.backend = self.code, name, self.options, self.backend
         kernel.__name__ = name
         kernel._use_module(self._module, is_expression=is_expression)  # noqa: SLF001 - two halves of one thing
+        if not is_expression:
+            _must_occur("kernel", name, self.code, self.options)
         return kernel
 
     @pointing_at_caller
@@ -221,6 +226,7 @@ class RawModule:
         launches so far have left there.
         """
         self._module.check_symbol(name)
+        _must_occur("variable", name, self.code, self.options)
         return MemoryPointer(self._module, name)
 
     def compile(self, log_stream: Any = None) -> None:
@@ -234,6 +240,15 @@ def refuse_stream(stream: Any) -> None:
     """Refuse a stream: the order of calls is the order of their effects, and there is nothing to choose."""
     if stream is not None:
         raise TypeError("stream= is not possible: calls take effect in the order in which they are written")
+
+
+def _must_occur(what: str, name: str, code: str, options: Sequence[str]) -> None:
+    """Refuse a name that stands nowhere in the source and that no macro could make. Raises ProgramInvalid."""
+    if "##" in code or any(re.search(rf"\b{re.escape(name)}\b", text) for text in (code, *options)):
+        return
+    listed = ", ".join(kernel.name for kernel in list_kernels(code)[:8])
+    hint = f"; its kernels are {listed}" if what == "kernel" and listed else ""
+    raise ProgramInvalid("kernel-name", f"the source has no {what} {name[:80]!r}{hint}")
 
 
 def _options(options: Sequence[str]) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from coppermesh.exec import xp, xp_fft, xp_linalg
 from coppermesh.exec.recorder import Array
+from coppermesh.exec.xp_advice import LINALG_ADVICE, NUMPY_ADVICE
 
 _UFUNC_NAMES = {
     "absolute": "abs",
@@ -243,6 +244,9 @@ def _keyword_refused(call: str, keyword: str) -> TypeError:
 
 
 def _not_recorded(call: str) -> TypeError:
+    advice = LINALG_ADVICE.get(call[7:]) if call.startswith("linalg.") else NUMPY_ADVICE.get(call)
+    if advice:
+        return TypeError(f"np.{call} has no counterpart that a lazy array could record: {advice}")
     near = get_close_matches(
         call.rpartition(".")[2], [name for name in dir(xp) if name.islower()], 2, cutoff=0.75
     )

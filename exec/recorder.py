@@ -123,6 +123,12 @@ class Array(Handle):
             raise ValueError(f"{data.dtype} as {dtype} needs a copy")
         return np.array(data, dtype=dtype, copy=None if copy is False else True)
 
+    def __format__(self, form: str) -> str:
+        return format(self._scalar("formatting x").item(), form) if form else str(self)
+
+    def __round__(self, digits: int | None = None) -> Any:
+        return round(self._scalar("round(x)").item()) if digits is None else self.round(digits)
+
     def item(self) -> Any:
         return self._scalar("x.item()").item()
 
@@ -426,7 +432,8 @@ class Array(Handle):
             if name.startswith("__"):  # a protocol asked for, by many libraries and often
                 raise AttributeError(name)
             advice = import_module("coppermesh.exec.xp_spellings").METHOD_ADVICE.get(name)
-            raise AttributeError(f"a lazy array has no {name!r}" + (f": {advice}" if advice else ""))
+            text = f"a lazy array has no {name!r}" + (f": {advice}" if advice else "")
+            raise AttributeError(text, name=name, obj=self)  # for Python's own "Did you mean"
 
 
 def _apply(function: str, *args: Any, **options: Any) -> Array:

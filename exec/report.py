@@ -59,7 +59,7 @@ class TraceReport:
             f"work       about {self.flops:.2g} operations",
             f"memory     {peak}" + (f", at {self.peak_line}" if self.peak_line else ""),
             f"needs      {', '.join(self.features)}",
-            f"barriers   {self.barriers} so far",
+            f"fetched    {self.barriers} values so far in this process, a round trip each",
         ]
         lines += [f"           {text}" for text in self.recent_barriers]
         return "\n".join([*lines, f"refused    {self.refusal}"] if self.refusal else lines)

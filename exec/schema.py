@@ -188,7 +188,9 @@ def _check_counts(program: Program) -> None:
     ):
         if count > limit:
             raise ProgramInvalid(
-                f"too-many-{what}", f"the program has {count} {what}, at most {limit} are possible"
+                f"too-many-{what}",
+                f"the program has {count} {what}, at most {limit} are possible"
+                + ("; xp.scan records a loop as one node" if what == "nodes" else ""),
             )
     if not program.outputs:
         raise ProgramInvalid("no-outputs", "the program has no output")

@@ -77,11 +77,11 @@ def compare(
     """Whether `a` and `b`, results of two runs of `program`, agree: an array each, or a tuple for several outputs.
 
     `program` is the lazy array, a recording, or the program's bytes. `inputs` are what it ran on, in its order; True
-    takes what the lazy array or recording holds. They make the answer sharper: without them, elements that were summed
-    from inexact terms are held to the largest magnitude in their array, since what they were summed from is not known;
-    with them, to their own terms. It costs a few runs of the program in this process (kernels and loops excepted, whose
-    results are judged without inputs). `same_class` says that both runs name the same determinism class: then only
-    equal bits agree.
+    takes what the lazy array or recording holds. Without them, elements that were summed from inexact terms are held
+    to the largest magnitude in their array, since what they were summed from is not known; with them, to their own
+    terms, which is exact, and looser where large terms cancel. That costs a few runs of the program in this process
+    (kernels and loops excepted, whose results are judged without inputs). `same_class` says that both runs name the
+    same determinism class: then only equal bits agree.
 
     Raises ValueError where `a` and `b` are not as many arrays as the program has outputs, RunFailed (`bad-input`)
     where the inputs are not those that it takes.
@@ -190,8 +190,8 @@ def _compare_one(
     worst, here = float(differences[index]), float(allowed[index])
     sentence = (
         f"output {number}: {'agrees' if agree else 'DIFFERS'}; worst at {list(index)}: {a[index]} and {b[index]}, "
-        f"apart by {worst:.3g} where {here:.3g} is allowed; {beyond:.2%} of the elements are beyond what they may be, "
-        f"{fraction:.2%} may be"
+        f"apart by {worst:.3g} where {here:.3g} is allowed; {beyond:.2%} of the elements differ by more than is "
+        f"allowed, at most {fraction:.2%} may"
     )
     return Verdict(agree, number, index, a[index], b[index], worst, here, beyond, fraction, sentence)
 

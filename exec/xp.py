@@ -39,6 +39,7 @@ from coppermesh.exec.kernels import RawModule as RawModule
 from coppermesh.exec.kernels import ReductionKernel as ReductionKernel
 from coppermesh.exec.module_arrays import ndarray as ndarray
 from coppermesh.exec.recorder import Array as Array
+from coppermesh.exec.xp_advice import NUMPY_ADVICE
 from coppermesh.exec.xp_arrangement import add_at as add_at
 from coppermesh.exec.xp_arrangement import argsort as argsort
 from coppermesh.exec.xp_arrangement import broadcast_arrays as broadcast_arrays
@@ -189,7 +190,7 @@ from coppermesh.exec.xp_sets import unique_all as unique_all
 from coppermesh.exec.xp_sets import unique_counts as unique_counts
 from coppermesh.exec.xp_sets import unique_inverse as unique_inverse
 from coppermesh.exec.xp_sets import unique_values as unique_values
-from coppermesh.exec.xp_spellings import ADVICE as _ADVICE
+from coppermesh.exec.xp_spellings import ADVICE as _CUPY_ADVICE
 from coppermesh.exec.xp_spellings import allclose as allclose
 from coppermesh.exec.xp_spellings import array_equal as array_equal
 from coppermesh.exec.xp_spellings import ascontiguousarray as ascontiguousarray
@@ -244,4 +245,4 @@ def __dir__() -> list[str]:
 if not TYPE_CHECKING:  # a type checker shall go on telling which names there are
 
     def __getattr__(name: str) -> Any:
-        raise xp_names.missing("coppermesh.xp", name, __dir__(), _ADVICE)
+        raise xp_names.missing("coppermesh.xp", name, __dir__(), NUMPY_ADVICE | _CUPY_ADVICE)

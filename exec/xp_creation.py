@@ -131,6 +131,8 @@ def arange(
     """`start`, `start + step`, ... below `stop`; one argument alone is `stop`. Arguments are plain numbers."""
     _check_device(device)
     first, last = (0, start) if stop is None else (start, stop)
+    # Arrays of one element are taken for their value, as NumPy takes them: an integer stays one.
+    first, last, step = map(_number, (first, last, step))
     if step == 0:
         raise ValueError("arange needs a step other than 0")
     whole = all(isinstance(item, int | np.integer) for item in (first, last, step))
@@ -143,6 +145,10 @@ def arange(
         first, step = int(first), int(first + step) - int(first)
     scalars = (make_scalar(name, first), make_scalar(name, step if length > 1 else 1))
     return Array(record_one("arange", scalars, {"length": length}))
+
+
+def _number(item: Any) -> Any:
+    return item.item() if hasattr(item, "item") else item
 
 
 def linspace(
@@ -172,7 +178,9 @@ def eye(
     _check_device(device)
     name = "float64" if dtype is None else dtypes.dtype_name(dtype)
     columns = n_rows if n_cols is None else n_cols
-    diagonal = max(-int(n_rows), min(int(k), int(columns)))  # beyond either corner there is nothing, however far
+    diagonal = max(
+        -int(n_rows), min(int(k), int(columns))
+    )  # beyond either corner there is nothing, however far
     attrs: Attributes = {"rows": int(n_rows), "columns": int(columns), "diagonal": diagonal, "dtype": name}
     return Array(record_one("eye", (), attrs))
 

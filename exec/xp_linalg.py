@@ -25,6 +25,7 @@ from coppermesh.exec.promotion import (
 )
 from coppermesh.exec.recorder import Array
 from coppermesh.exec.shapes import broadcast
+from coppermesh.exec.xp_advice import LINALG_ADVICE
 from coppermesh.exec.xp_arrangement import matrix_transpose as matrix_transpose
 from coppermesh.exec.xp_arrangement import moveaxis, stack
 from coppermesh.exec.xp_creation import eye
@@ -301,4 +302,4 @@ def norm(x: Any, ord: Any = None, axis: Any = None, *, keepdims: bool = False) -
 if not TYPE_CHECKING:  # a type checker shall go on telling which names there are
 
     def __getattr__(name: str) -> Any:
-        raise missing("coppermesh.xp.linalg", name, public(globals()))
+        raise missing("coppermesh.xp.linalg", name, public(globals()), LINALG_ADVICE)

@@ -66,9 +66,8 @@ def _length(scanned: Sequence[Value], length: int | None) -> int:
     if length is not None:
         lengths.add(int(length))
     if len(lengths) != 1 or None in lengths:
-        raise ValueError(
-            f"a scan needs arrays of one length along their first axis, or length=; it has {lengths}"
-        )
+        given = ", ".join("no axis" if one is None else str(one) for one in lengths) or "no arrays"
+        raise ValueError(f"a scan needs xs of one length along their first axis, or length=; it has {given}")
     [only] = lengths
     assert only is not None
     return only

@@ -141,6 +141,7 @@ def test_the_compilers_message_reaches_the_submitter(lab):
         client.compute(y)
     assert failure.value.code == "kernel-compile"
     assert "undeclared" in failure.value.detail
+    assert "make them anew" in str(failure.value)
     line = 1 + source[: source.index("undeclared")].count("\n")
     assert f":{line}:" in failure.value.detail
     assert client.compute(xp.asarray([1.0]) + 1) == 2.0

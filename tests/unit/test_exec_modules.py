@@ -18,6 +18,7 @@ from coppermesh.exec.cuda_toolchain import Toolchain, find_toolchain
 from coppermesh.exec.errors import KernelCompileError, ProgramInvalid, RunFailed
 from coppermesh.exec.evaluate import evaluate
 from coppermesh.exec.kernels import ElementwiseKernel, RawKernel, RawModule
+from coppermesh.exec.module_arrays import MemoryPointer
 from coppermesh.exec.name_expressions import canonical
 from coppermesh.exec.numpy_runtime import NumpyRuntime
 from coppermesh.exec.program import MAX_SOURCE_CHARACTERS, decode_program
@@ -148,9 +149,14 @@ def test_variables_have_bounds_and_may_be_const(cpu):
     module.get_function("k")((1,), (1,), (out,))
     with pytest.raises(RunFailed, match="read-only"):
         evaluate(out, runtime=cpu)
-    absent = xp.ndarray(1, np.int32, RawModule(code=COUNTER).get_global("nowhere"))
+    unchecked = MemoryPointer(RawModule(code=COUNTER)._module, "nowhere")
+    absent = xp.ndarray(1, np.int32, unchecked)
     with pytest.raises(KernelCompileError, match="no variable 'nowhere'"):
         evaluate(absent, runtime=cpu)
+    with pytest.raises(ProgramInvalid, match="the source has no variable 'nowhere'"):
+        RawModule(code=COUNTER).get_global("nowhere")
+    with pytest.raises(ProgramInvalid, match=r"the source has no kernel 'nowhere'; its kernels are .*twice"):
+        RawModule(code=COUNTER).get_function("nowhere")
 
 
 def test_same_code_same_bytes():

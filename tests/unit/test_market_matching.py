@@ -68,7 +68,7 @@ def test_every_reason_is_told_at_once() -> None:
         "cuda device, wanted cpu",
         "does not take scan",
         "landlock",
-        "bytes of memory",
+        "GiB of memory, wanted 99 GiB (cm.trace_report",
         "0.03 usd/h",
     ]:
         assert any(part in reason for reason in found), part
