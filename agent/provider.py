@@ -73,7 +73,7 @@ class ServedDevice:
 
     @property
     def unfit(self) -> tuple[Obstacle, ...]:
-        """Why it takes no work, whatever its owner wants: a worker could not be killed and no probe has passed since."""
+        """Why it takes no work, whatever its owner wants: one worker could not be killed, no probe has passed since."""
         if not self.supervisor.unfit:
             return ()
         sentence = f"{self.offer.device} is out of order; ask again later, or another"
