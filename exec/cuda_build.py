@@ -3,7 +3,7 @@
 A worker never starts a program: it asks the agent, which has the zygote fork a builder, a process with limits of its
 own that runs one compiler and ends. The directory is private to that builder and is removed afterwards; the library
 leaves it as a sealed file in memory. `kernel.cu` holds the program's source, unchanged or with changes that keep every
-line (`cuda_rewrite`, `cuda_guards`), so that the compiler's line numbers are the user's, and its name is the only path
+line (`cuda_rewrite`, `cuda_loops`), so that the compiler's line numbers are the user's, and its name is the only path
 that its messages show.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from coppermesh.exec import linux, name_expressions
 from coppermesh.exec.cuda_gate import SHIM, SourceRefused, check_cpu_source
-from coppermesh.exec.cuda_guards import hoist_guards
+from coppermesh.exec.cuda_loops import rewrite_loops
 from coppermesh.exec.cuda_rewrite import rewrite, uses_fibers
 from coppermesh.exec.cuda_toolchain import Toolchain
 from coppermesh.exec.errors import ExecError, KernelCompileError
@@ -96,18 +96,18 @@ def build_kernel(
         raise SourceRefused(
             f"shared memory, barriers and warp functions need an x86-64 processor; this one is {platform.machine()}"
         )
-    guarded: tuple[str, ...] = ()
+    loops: tuple[str, ...] = ()
     if fibers:
         source = rewrite(kernel.source)
     else:
-        source, guarded = hoist_guards(kernel.source, kernel.plain_names)
+        source, loops = rewrite_loops(kernel.source, kernel.kernels, _macros(kernel.options))
     command = toolchain.arguments(standard, headers, "module.cpp", "module.so", fibers=fibers)
     environment = toolchain.environment(str(cache))
-    _write_module(directory, kernel, source, defines, guarded=guarded, fibers=fibers)
+    _write_module(directory, kernel, source, defines, loops=loops, fibers=fibers)
     status, log = _run_compiler(command, environment, directory)
-    if guarded and status not in (0, _TIMED_OUT):
+    if loops and status not in (0, _TIMED_OUT):
         # As it was written: then the compiler's messages quote the user's lines and count their columns.
-        _write_module(directory, kernel, kernel.source, defines, guarded=(), fibers=False)
+        _write_module(directory, kernel, kernel.source, defines, loops=(), fibers=False)
         status, log = _run_compiler(command, environment, directory)
     if status != 0:
         raise _explain(kernel.name, status, scrub(_INCLUDED_FROM.sub("", log), directory))
@@ -123,16 +123,17 @@ def build_kernel(
 
 
 def _write_module(
-    directory: Path, kernel: Kernel, source: str, defines: str, *, guarded: tuple[str, ...], fibers: bool
+    directory: Path, kernel: Kernel, source: str, defines: str, *, loops: tuple[str, ...], fibers: bool
 ) -> None:
     """`kernel.cu`, which holds `source`, and `module.cpp`, which includes it and exports what `kernel` names."""
     (directory / "kernel.cu").write_text(source)
     (directory / "module.cpp").write_text(
         ("#define COPPERMESH_FIBERS 1\n" if fibers else "")
+        + ("#define COPPERMESH_LOOPS 1\n" if loops else "")
         + '#include "coppermesh_cuda.h"\n'
         + defines
         + '#include "kernel.cu"\n'
-        + "".join(f"COPPERMESH_GUARD({name})\n" for name in guarded)
+        + "".join(loops)
         + "".join(f"COPPERMESH_EXPORT({number}, {name})\n" for number, name in enumerate(kernel.kernels))
         + "".join(f"COPPERMESH_SYMBOL({number}, {name})\n" for number, name in enumerate(kernel.symbols))
     )
@@ -150,6 +151,12 @@ def _read_options(options: tuple[str, ...]) -> tuple[str, str]:
         elif not _IGNORED.fullmatch(option):
             raise SourceRefused(f"compiler option {option[:80]} is not possible on a CPU device")
     return standard, "".join(defines)
+
+
+def _macros(options: tuple[str, ...]) -> dict[str, str]:
+    """Names and values of the macros among the options."""
+    matches = (_DEFINE.fullmatch(option) for option in options)
+    return {match["name"]: match["value"] or "1" for match in matches if match}
 
 
 def _run_compiler(command: list[str], environment: dict[str, str], directory: Path) -> tuple[int, str]:

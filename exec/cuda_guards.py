@@ -1,181 +1,467 @@
-"""The check `if (i < n)` of a kernel that stays a loop, taken out of the loop.
+"""How a kernel's body begins: its indices, the checks that most threads pass, and loops over the whole grid.
 
-Nearly every kernel begins with `int i = blockIdx.x * blockDim.x + threadIdx.x;` and a check that `i` is below some
-parameter. Within a block's loop over x that check holds for all threads except in the last block, but a compiler cannot
-know; it masks every store instead, which costs a factor of two where memory decides. So the launcher asks once for a
-row of blocks (`coppermesh::row_guard`, in coppermesh_launch.h) and has two loops; where the check holds it is constant.
+Read are, in this order and no further than the first statement that is anything else:
 
-Only the plainest forms are recognised, token by token: declarations of indices at the beginning of a kernel's body,
-and then `if (i < n && j < m)` or `if (i >= n || j >= m)` with parameters of the kernel or numbers as limits. `i < n`
-becomes `(coppermesh::whole || i < n)`, and before the kernel stands a structure that tells when all of a row is inside.
-Lines stay. A kernel in any other form, in a namespace, a template or a macro stays as it is.
+- declarations: indices along x (`int i = INDEX + 1`), numbers that are the same for all threads of a row (*even*:
+  `int y = blockIdx.y * blockDim.y + threadIdx.y, last = n - 1;`), and others that can change neither;
+- checks `if (x >= w || y >= h) return;`, and as the body's last statement `if (x > 0 && x < w - 1 && ...) ...`;
+- as the body's last statement, a loop over the grid, `for (int i = INDEX; i < n; i += blockDim.x * gridDim.x) ...`,
+  the same with `while`, and with index and stride declared before.
+
+A check's comparisons get `coppermesh::whole ||` in front (or `!coppermesh::whole &&`), so a wrong guess here could let
+a thread through only if `coppermesh::Range` said that the comparison holds where it does not. It is asked with the
+same expressions, of which nothing may have changed since the kernel began: parameters, numbers, block and grid
+lengths, the block's and thread's place in y and z.
 """
 
+from bisect import bisect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
-from coppermesh.exec.cuda_gate import Token, spliced_tokens
+from coppermesh.exec.cuda_gate import Token
+from coppermesh.exec.cuda_indices import INTEGERS, Indices, joined
+from coppermesh.exec.cuda_macros import Macros
 
-_PRODUCTS = ("blockIdx.{0}*blockDim.{0}", "blockDim.{0}*blockIdx.{0}")
-_FORMS = {
-    form.format(axis): axis
-    for axis in "xyz"
-    for product in _PRODUCTS
-    for form in (f"{product}+threadIdx.{{0}}", f"threadIdx.{{0}}+{product}", f"({product})+threadIdx.{{0}}")
+Edit = tuple[int, int, str]
+
+_VECTORS = {
+    f"{kind}{length}"
+    for kind in ("char", "uchar", "short", "ushort", "int", "uint", "float", "double")
+    for length in (2, 3, 4)
 }
-"""How a global index is written, without blanks."""
-_INTEGERS = frozenset(
-    {"const", "int", "unsigned", "long", "size_t", "auto", "uint32_t", "int32_t", "int64_t", "uint64_t"}
-)
+_TYPES = INTEGERS | {"auto", "float", "double", "char", "short", "bool"} | _VECTORS
+_VARIABLES = ("blockDim", "gridDim", "blockIdx", "threadIdx")
+_OF_EVEN = frozenset({"+", "-", "*", "(", ")"})
+_OF_OTHERS = _OF_EVEN | {"/", "%", ".", "[", "]", ":", "?", "<", ">", "=", ","}
+_STRIDES = ("blockDim.x*gridDim.x", "gridDim.x*blockDim.x")
+_LEAVES_TURN = frozenset({"return", "break", "continue", "goto", "static", "co_return", "co_yield", "asm"})
+"""What would end more than a turn of a loop, or live longer."""
+_METHODS = {"<": "below", "<=": "up_to", ">": "beyond", ">=": "at_least"}
+_NEGATED = {"<": ">=", "<=": ">", ">": "<=", ">=": "<"}
+_MIRRORED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
 
 
 @dataclass
-class _Kernel:
-    """A kernel's definition at file scope: positions among the tokens."""
+class Plan:
+    """What is to be done with one kernel."""
 
-    name: str
-    begin: int
-    parameters: tuple[int, int]
-    body: int
+    edits: list[Edit] = field(default_factory=list)
+    declarations: list[str] = field(default_factory=list)
+    """Even numbers that `conditions` name."""
+    conditions: list[str] = field(default_factory=list)
+    """Statements about `coppermesh_row`, a `coppermesh::Range`."""
+    loop: str = ""
+    """The header of a loop over the grid, as it was written; `variable` is its index."""
+    variable: str = ""
 
 
-def hoist_guards(source: str, names: Sequence[str]) -> tuple[str, tuple[str, ...]]:
-    """The source with such checks rewritten in the kernels `names`, and which of them had one."""
-    text, tokens = spliced_tokens(source)
-    code, directives = _without_directives(tokens)
-    kernels = [kernel for kernel in _kernels(code) if kernel.name in names]
-    edits: list[tuple[int, int, str]] = []
-    done: list[str] = []
-    for kernel in kernels:
-        alone = sum(other.name == kernel.name for other in kernels) == 1
-        found = _guard(code, kernel) if alone else None
-        if found is None:
-            continue
-        comparisons, limits, last = found
-        inside = range(code[kernel.begin].start, code[last].end)
-        if any(directive.start in inside for directive in directives):
-            continue
-        parameters = " ".join(token.text for token in code[slice(*kernel.parameters)])
-        test = " && ".join(f"coppermesh::row_within({limit})" for limit in limits)
-        start = code[kernel.begin].start
-        edits.append(
+@dataclass
+class _Known:
+    """Names while a body is read."""
+
+    even: set[str]
+    """Words that have the same value in every thread of a row, parameters first."""
+    x: dict[str, int] = field(default_factory=dict)
+    """Indices along x, and what is added to them."""
+    strides: set[str] = field(default_factory=set)
+    others: set[str] = field(default_factory=set)
+    declared: dict[str, list[str]] = field(default_factory=dict)
+    """Declarations of indices and strides, as they were written."""
+
+
+@dataclass
+class Source:
+    """What is the same for all kernels of a source."""
+
+    code: Sequence[Token]
+    words: list[str]
+    """Their texts."""
+    macros: Macros
+    newlines: Sequence[int]
+    """Offsets of line ends."""
+    aliases: dict[str, bool] = field(default_factory=dict)
+    """Macros (False) and device functions without parameters (True) that are nothing but an index."""
+
+
+class BodyReader:
+    """Reads one kernel's body, `code[body]` being its opening brace and `code[end]` the closing one."""
+
+    def __init__(self, source: Source, body: int, end: int, indices: Indices, even: set[str]) -> None:
+        """`indices` has positions in the code; `even` are the parameters and the words that stand for numbers."""
+        self.source, self.code, self.words, self.end = source, source.code, source.words, end
+        self.indices = indices.ends()
+        self.position = body + 1
+        self.known = _Known(even)
+        self.plan = Plan()
+
+    def read(self, *, loops: bool) -> Plan:
+        """The plan; an empty one where nothing is recognised. With `loops`, loops over the grid are looked for."""
+        while self._declaration() or self._check():
+            pass
+        if loops:
+            self._loop()
+        return self.plan
+
+    def _word(self, position: int) -> str:
+        return self.words[position] if 0 <= position <= self.end else ""
+
+    def _text(self, begin: int, end: int) -> str:
+        return joined(self.code[begin:end])
+
+    # --- declarations
+
+    def _declaration(self) -> bool:
+        start = self.position
+        base = start
+        while self._word(base) in _TYPES:
+            base += 1
+        if base == start or self._word(base) == "(":
+            return False
+        end = next((p for p in range(base, self.end) if self.words[p] in (";", "{")), None)
+        if end is None or self.words[end] != ";":
+            return False
+        kind = self.words[start:base]
+        for begin, stop in _split(self.words, base, end, ","):
+            if not self._declarator(kind, begin, stop):
+                return False
+        self.position = end + 1
+        return True
+
+    def _declarator(self, kind: list[str], begin: int, end: int) -> bool:
+        """`name = value`; anything else, of a shape that changes no other variable, is remembered as such."""
+        name, first = self.words[begin], begin + 2
+        if name in self.source.macros.names:
+            return False
+        plain = self.code[begin].kind == "word" and self._word(begin + 1) == "=" and end > first
+        if plain and set(kind) <= INTEGERS | {"auto"}:
+            text = f"{' '.join(kind)} {self._text(begin, end)};"
+            offset = self._index(first, end)
+            if offset is not None:
+                self.known.x[name] = offset
+                self.known.declared[name] = [text]
+                return True
+            if "".join(self.words[first:end]) in _STRIDES:
+                self.known.strides.add(name)
+                self.known.declared[name] = [text]
+                return True
+            if self._is_even(first, end):
+                self.known.even.add(name)
+                self.plan.declarations.append(text)
+                return True
+        self.known.others.add(name)
+        return self._changes_nothing(begin, end)
+
+    def _changes_nothing(self, begin: int, end: int) -> bool:
+        depth = 0
+        for position in range(begin, end):
+            token, word = self.code[position], self.words[position]
+            if token.kind not in ("word", "number") and word not in _OF_OTHERS:
+                return False
+            follows = self._word(position + 1)
+            if word in ("+", "-") and follows == word:
+                return False
+            if word == "(" and not self._brackets_a_number(position):
+                return False
+            depth += (word == "(") - (word == ")")
+            if word == "=" and depth:
+                return False
+        return sum(word == "=" for word in self.words[begin:end]) <= 1
+
+    def _brackets_a_number(self, opening: int) -> bool:
+        """Whether a bracket is for arithmetic or a conversion: a call may change what it is given."""
+        before = self.words[opening - 1]
+        if before == ")":
+            return self.words[opening - 2] in _TYPES
+        if self.code[opening - 1].kind == "word":
+            return before in _TYPES
+        return before not in ("]", ">")
+
+    def _index(self, begin: int, end: int) -> int | None:
+        """What is added to an index along x that stands from `begin` to `end`."""
+        while self._word(begin) == "(" and self.words[end - 1] == ")" and self._closing(begin) == end - 1:
+            begin, end = begin + 1, end - 1
+        after = self._index_at(begin)
+        if after is None or after == end:
+            return None if after is None else 0
+        if after == end - 2 and self.words[after] == "+" and self.words[after + 1].isdecimal():
+            offset = int(self.words[after + 1])
+            return offset if offset < 1 << 20 else None
+        return None
+
+    def _index_at(self, position: int) -> int | None:
+        after = self.indices.get(position)
+        if after is None and self._word(position) in self.source.aliases:
+            if not self.source.aliases[self.words[position]]:
+                return position + 1
+            if self.words[position + 1 : position + 3] == ["(", ")"]:
+                return position + 3
+        return after
+
+    def _is_even(self, begin: int, end: int) -> bool:
+        """Whether these words have one value for all threads of a row, and reading them does nothing else."""
+        position = begin
+        while position < end:
+            token, word = self.code[position], self.words[position]
+            if word in _VARIABLES:
+                allowed = ("y", "z") if word in _VARIABLES[2:] else ("x", "y", "z")
+                if self._word(position + 1) != "." or self._word(position + 2) not in allowed:
+                    return False
+                position += 2
+            elif token.kind == "number":
+                pass
+            elif token.kind == "word":
+                if word not in self.known.even and word not in INTEGERS:
+                    return False
+                if self._word(position + 1) == "(" and word not in INTEGERS:
+                    return False
+            elif word in ("+", "-") and self._word(position + 1) == word:
+                return False
+            elif word == "/" and self._word(position + 1).isdecimal() and int(self.words[position + 1]):
+                pass
+            elif word not in _OF_EVEN:
+                return False
+            position += 1
+        return end > begin
+
+    def _closing(self, opening: int) -> int:
+        """The position of the bracket that closes the one at `opening`; the body's end where there is none."""
+        pairs = {"(": ")", "{": "}"}
+        own, other = self.words[opening], pairs[self.words[opening]]
+        depth = 0
+        for position in range(opening, self.end):
+            depth += (self.words[position] == own) - (self.words[position] == other)
+            if depth == 0:
+                return position
+        return self.end
+
+    # --- checks
+
+    def _check(self) -> bool:
+        """An `if`; True where reading goes on behind it."""
+        if self.words[self.position : self.position + 2] != ["if", "("]:
+            return False
+        opening = self.position + 1
+        closing = self._closing(opening)
+        begin, end, wanted = opening + 1, closing, True
+        if self.words[begin : begin + 2] == ["!", "("] and self._closing(begin + 1) == end - 1:
+            begin, end, wanted = begin + 2, end - 1, False
+        after = self._return(closing + 1)
+        if after is None:
+            if self._statement_end(closing + 1) != self.end:
+                return False
+        else:
+            wanted = not wanted
+        operators = _double_operators(self.words, begin, end)
+        if operators - {"&&" if wanted else "||"}:
+            return False
+        parts = _split(self.words, begin, end, "&" if wanted else "|")
+        before = len(self.plan.conditions)
+        known = [self._comparison(first, last, wanted) for first, last in parts if first < last]
+        if any(known) and not all(known):
+            self.plan.conditions.insert(before, "coppermesh_row.decided = false;")
+        if not all(known) and after is not None:
+            self.position = self.end  # threads go different ways from here
+            return False
+        self.position = self.end if after is None else after
+        return after is not None
+
+    def _return(self, position: int) -> int | None:
+        """The position after `return;` or `{ return; }`."""
+        for form in (["return", ";"], ["{", "return", ";", "}"]):
+            if self.words[position : position + len(form)] == form:
+                return None if self._word(position + len(form)) == "else" else position + len(form)
+        return None
+
+    def _statement_end(self, position: int) -> int:
+        """The position after the statement that begins here, and after a last `return;`; -1 before an `else`."""
+        if self._word(position) == "{":
+            after = self._closing(position) + 1
+        else:
+            after, depth = position, 0
+            while after < self.end and (depth or self.words[after] != ";"):
+                depth += (self.words[after] in ("(", "{")) - (self.words[after] in (")", "}"))
+                after += 1
+            after += 1
+        if self._word(after) == "return" and self._word(after + 1) == ";":
+            after += 2
+        return -1 if self._word(after) == "else" else after
+
+    def _comparison(self, begin: int, end: int, wanted: bool) -> bool:
+        """Note what one comparison wants of a row, and rewrite it."""
+        outer = begin, end
+        while self._word(begin) == "(" and self._closing(begin) == end - 1:
+            begin, end = begin + 1, end - 1
+        places = [p for p in range(begin, end) if self.words[p] in ("<", ">")]
+        if len(places) != 1:
+            return False
+        place = places[0]
+        operator, right = self.words[place], place + 1
+        if self._word(right) == "=":
+            operator, right = operator + "=", right + 1
+        if not wanted:
+            operator = _NEGATED[operator]
+        condition = self._condition(begin, place, operator, right, end)
+        if condition is None:
+            return False
+        self.plan.conditions.append(condition)
+        opening = "(::coppermesh::whole || (" if wanted else "(!::coppermesh::whole && ("
+        first, last = self.code[outer[0]].start, self.code[outer[1] - 1].end
+        self.plan.edits += [(first, first, opening), (last, last, "))")]
+        return True
+
+    def _condition(self, begin: int, place: int, operator: str, right: int, end: int) -> str | None:
+        left_x, right_x = self._named_x(begin, place), self._named_x(right, end)
+        if left_x is not None and self._is_even(right, end):
+            return f"coppermesh_row.{_METHODS[operator]}({self._text(right, end)}, {left_x});"
+        if right_x is not None and self._is_even(begin, place):
+            return f"coppermesh_row.{_METHODS[_MIRRORED[operator]]}({self._text(begin, place)}, {right_x});"
+        if self._is_even(begin, place) and self._is_even(right, end):
+            return f"coppermesh_row.only(({self._text(begin, place)}) {operator} ({self._text(right, end)}));"
+        return None
+
+    def _named_x(self, begin: int, end: int) -> int | None:
+        if end == begin + 1 and self.words[begin] in self.known.x:
+            return self.known.x[self.words[begin]]
+        return self._index(begin, end)
+
+    # --- loops over the grid
+
+    def _loop(self) -> None:
+        """A loop over the grid that is the body's last statement."""
+        if self.plan.conditions or self.known.others:
+            return
+        if self.words[self.position : self.position + 2] == ["for", "("]:
+            self._for(self.position + 1)
+        elif self.words[self.position : self.position + 2] == ["while", "("]:
+            self._while(self.position + 1)
+
+    def _for(self, opening: int) -> None:
+        closing = self._closing(opening)
+        clauses = _split(self.words, opening + 1, closing, ";")
+        if len(clauses) != 3 or self._statement_end(closing + 1) != self.end:
+            return
+        (begin, end), (test, after_test), (step, after_step) = clauses
+        declared: tuple[str, str] | None
+        if begin == end:
+            name = self.words[test]
+            declared = self._declared(name)
+        else:
+            declared = self._first_index(begin, end)
+        stride = self._stride(step, after_step, declared[1]) if declared else None
+        if declared is None or stride is None:
+            return
+        kind, name = declared
+        if self._turn(kind, name, (opening - 1, closing + 1), (test, after_test), (closing + 1, self.end)):
+            first = self._text(begin, end)
+            self.plan.loop = f"for ({first}; {self._text(test, after_test)}; {name} += {stride})"
+
+    def _declared(self, name: str) -> tuple[str, str] | None:
+        """Type and name of an index that was declared before the loop, which counts it up."""
+        if self.known.x.get(name) != 0 or self.known.declared[name][0].startswith("const "):
+            return None
+        return self.known.declared[name][0].partition(f" {name} =")[0], name
+
+    def _first_index(self, begin: int, end: int) -> tuple[str, str] | None:
+        """Type and name of `int i = INDEX`, or of `int i = index` with an index declared before."""
+        name = begin
+        while self._word(name) in INTEGERS | {"auto"}:
+            name += 1
+        if name == begin or self._word(name + 1) != "=" or "const" in self.words[begin:name]:
+            return None
+        value = (name + 2, end)
+        if self._named_x(*value) != 0:
+            return None
+        return self._text(begin, name), self.words[name]
+
+    def _while(self, opening: int) -> None:
+        """`while (i < n) { ...; i += stride; }`."""
+        closing = self._closing(opening)
+        body = closing + 1
+        if self._word(body) != "{" or self._statement_end(body) != self.end:
+            return
+        end = self._closing(body)
+        step = max((p for p in range(body, end - 1) if self.words[p] in (";", "{", "}")), default=body)
+        declared = self._declared(self.words[opening + 1])
+        stride = self._stride(step + 1, end - 1, declared[1]) if declared else None
+        if self.words[end - 1] != ";" or declared is None or stride is None:
+            return
+        kind, name = declared
+        if self._turn(kind, name, (opening - 1, closing + 1), (opening + 1, closing), (body, step + 1)):
+            self.plan.loop = f"for (; {self._text(opening + 1, closing)}; {name} += {stride})"
+            self.plan.edits.append((self.code[step + 1].start, self.code[end - 1].end, " "))
+
+    def _stride(self, begin: int, end: int, name: str) -> str | None:
+        """The stride of `i += stride` or `i = i + stride`."""
+        words = self.words[begin:end]
+        if words[:3] == [name, "+", "="]:
+            words = words[3:]
+        elif words[:4] == [name, "=", name, "+"]:
+            words = words[4:]
+        else:
+            return None
+        text = "".join(words)
+        if text[:1] == "(" and text[-1:] == ")":
+            text = text[1:-1]
+        return text if text in _STRIDES or text in self.known.strides else None
+
+    def _turn(
+        self, kind: str, name: str, header: tuple[int, int], test: tuple[int, int], body: tuple[int, int]
+    ) -> bool:
+        """Make the loop one turn of it, where no turn can know of others but through memory."""
+        begin, end = test
+        inside = {token.text for token in self.code[body[0] : body[1]] if token.kind == "word"}
+        outer = (set(self.known.x) | self.known.strides) - {name}
+        if self.words[begin : begin + 2] != [name, "<"] or inside & (outer | _LEAVES_TURN):
+            return False
+        if self.source.macros.words & (outer | _LEAVES_TURN | {name}) or "auto" in kind:
+            return False
+        if not self._is_even(begin + 2, end) or any(
+            first == "&" and second == name for first, second in pairwise(self.words[body[0] : body[1]])
+        ):
+            return False
+        for other in [*self.known.x, *sorted(self.known.strides)]:
+            self.plan.declarations += self.known.declared[other]
+        self.plan.conditions.append(f"coppermesh_row.below({self._text(begin + 2, end)}, 0);")
+        self.plan.variable = name
+        first, last = self.code[header[0]].start, self.code[header[1] - 1].end
+        line_ends = bisect(self.source.newlines, first), bisect(self.source.newlines, last)
+        kept = "".join("\n" for offset in self.source.newlines[slice(*line_ends)])
+        # The index is const, so that a body which changes it does not compile, and is built as it was written.
+        condition = self._text(begin, end)
+        constant = "" if kind.startswith("const ") else "const "
+        self.plan.edits.append(
             (
-                start,
-                start,
-                f"struct coppermesh_guard_{kernel.name} {{ static bool inside({parameters}) {{ return {test}; }} }}; ",
+                first,
+                last,
+                f"if ({constant}{kind} {name} = ::coppermesh::turn(); ::coppermesh::whole || {condition}){kept}",
             )
         )
-        edits += comparisons
-        done.append(kernel.name)
-    return (text.restored(edits), tuple(done)) if done else (source, ())
+        return True
 
 
-def _without_directives(tokens: Sequence[Token]) -> tuple[list[Token], list[Token]]:
-    code: list[Token] = []
-    directives: list[Token] = []
-    at_start, directive = True, False
-    for token in tokens:
-        if token.kind == "newline":
-            directive = False
-        else:
-            directive = directive or (at_start and token.text in ("#", "%:"))
-            (directives if directive else code).append(token)
-        at_start = token.kind == "newline"
-    return code, directives
+def _split(words: Sequence[str], begin: int, end: int, separator: str) -> list[tuple[int, int]]:
+    """The parts between separators that are in no bracket, as positions; empty ones too."""
+    parts, depth, start = [], 0, begin
+    for position in range(begin, end):
+        word = words[position]
+        depth += (word in ("(", "[", "{")) - (word in (")", "]", "}"))
+        if word == separator and depth == 0:
+            parts.append((start, position))
+            start = position + 1
+    return [*parts, (start, end)]
 
 
-def _kernels(code: Sequence[Token]) -> list[_Kernel]:
-    """Kernels defined outside of every brace, templates left out."""
-    found = []
-    depth = begin = 0
-    for position, token in enumerate(code):
-        if token.text == "{":
-            if depth == 0 and (kernel := _read_kernel(code, begin, position)):
-                found.append(kernel)
-            depth += 1
-        elif token.text == "}":
-            depth -= 1
-        if depth == 0 and token.text in (";", "}"):
-            begin = position + 1
+def _double_operators(words: Sequence[str], begin: int, end: int) -> set[str]:
+    """`&&` and `||` outside of brackets, and any single `&` or `|`."""
+    found = set()
+    position, depth = begin, 0
+    while position < end:
+        word = words[position]
+        depth += (word in ("(", "[")) - (word in (")", "]"))
+        if word in ("&", "|") and depth == 0:
+            doubled = words[position + 1] == word
+            found.add(word * (1 + doubled))
+            position += doubled
+        position += 1
     return found
-
-
-def _read_kernel(code: Sequence[Token], begin: int, body: int) -> _Kernel | None:
-    """The kernel whose body opens at `body`: the name stands before the last parentheses."""
-    words = {token.text for token in code[begin:body]}
-    if code[body - 1].text != ")" or "__global__" not in words or "template" in words:
-        return None
-    depth, position = 1, body - 1
-    while depth and position > begin:
-        position -= 1
-        depth += (code[position].text == ")") - (code[position].text == "(")
-    name = code[position - 1]
-    return _Kernel(name.text, begin, (position + 1, body - 1), body) if name.kind == "word" else None
-
-
-Found = tuple[list[tuple[int, int, str]], list[str], int]
-
-
-def _guard(code: Sequence[Token], kernel: _Kernel) -> Found | None:
-    """Edits of a kernel's comparisons, the limits along x, and the position of the check's end."""
-    position, axes = kernel.body + 1, {}
-    while position < len(code) and code[position].text in _INTEGERS:
-        end = next((p for p in range(position, len(code)) if code[p].text == ";"), len(code))
-        declared = _indices([token.text for token in code[position:end]])
-        if declared is None:
-            return None
-        axes.update(declared)
-        position = end + 1
-    if [token.text for token in code[position : position + 2]] != ["if", "("]:
-        return None
-    end = next((p for p in range(position, len(code)) if code[p].text == ")"), len(code))
-    known = {
-        first.text
-        for first, after in pairwise(code[slice(kernel.parameters[0], kernel.parameters[1] + 1)])
-        if after.text in (",", ")")
-    }
-    return _comparisons(code[position + 2 : end], axes, known, end)
-
-
-def _indices(words: list[str]) -> dict[str, str] | None:
-    """Names and axes of `const int i = ..., j = ...`; None where anything else is declared."""
-    start = next((n for n, word in enumerate(words) if word not in _INTEGERS), len(words))
-    found = {}
-    for declarator in " ".join(words[start:]).split(","):
-        name, equals, value = declarator.replace(" ", "").partition("=")
-        axis = _FORMS.get(value)
-        if not equals or axis is None:
-            return None
-        found[name] = axis
-    return found
-
-
-def _comparisons(condition: Sequence[Token], axes: dict[str, str], known: set[str], end: int) -> Found | None:
-    """`i < n && j < m`, or `i >= n || j >= m`."""
-    operators = {token.text for token in condition if token.text in ("&", "|", "<", ">")}
-    below = operators <= {"<", "&"}
-    if not below and not operators <= {">", "|"}:
-        return None
-    separator = "&" if below else "|"
-    parts: list[list[Token]] = [[]]
-    for token in condition:
-        if token.text == separator:
-            parts.append([])
-        else:
-            parts[-1].append(token)
-    if any(bool(part) == bool(number % 2) for number, part in enumerate(parts)):
-        return None  # the operator is doubled: every second part is empty
-    edits: list[tuple[int, int, str]] = []
-    limits = []
-    for part in parts[::2]:
-        words = [token.text for token in part]
-        if words[1:-1] != (["<"] if below else [">", "="]) or words[0] not in axes:
-            return None
-        if not (words[-1] in known or words[-1].isdecimal()):
-            return None
-        if axes[words[0]] == "x":
-            limits.append(words[-1])
-            opening = "(coppermesh::whole || " if below else "(!coppermesh::whole && "
-            edits += [(part[0].start, part[0].start, opening), (part[-1].end, part[-1].end, ")")]
-    return (edits, limits, end) if limits else None

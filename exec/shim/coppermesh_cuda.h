@@ -16,7 +16,11 @@
 #define __CUDACC_RTC__ 1
 #define __CUDA_ARCH__ 800
 
+#if defined(COPPERMESH_LOOPS)  // cuda_loops.py has prepared a kernel for a loop, in which it must be seen whole
+#define __global__ __attribute__((visibility("protected"), always_inline))
+#else
 #define __global__ __attribute__((visibility("protected")))
+#endif
 #define __device__
 #define __host__
 #define __constant__

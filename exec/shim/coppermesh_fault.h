@@ -103,6 +103,10 @@ static __attribute__((noinline, cold, unused)) bool claim(unsigned int kind, uns
     if (__atomic_exchange_n(&launch->fault.claimed, 1u, __ATOMIC_RELAXED)) return false;
     Fault& fault = launch->fault;
     fault.kind = kind, fault.line = line;
+    if (flat) {  // a strided kernel's index may be beyond the grid
+        blockIdx.x = (unsigned int)(index / blockDim.x % gridDim.x);
+        threadIdx.x = index % blockDim.x;
+    }
     fault.thread[0] = threadIdx.x, fault.thread[1] = threadIdx.y, fault.thread[2] = threadIdx.z;
     fault.block[0] = blockIdx.x, fault.block[1] = blockIdx.y, fault.block[2] = blockIdx.z;
     return true;

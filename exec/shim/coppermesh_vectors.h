@@ -55,3 +55,21 @@ struct dim3 {
 // compiler may keep them in registers across stores through the kernel's pointers.
 static thread_local uint3 threadIdx, blockIdx, blockDim, gridDim;
 static constexpr int warpSize = 32;
+
+namespace coppermesh {
+// How the running thread was reached: see coppermesh_launch.h. `index` is its index along x where `flat`.
+static thread_local bool flat, whole;
+static thread_local unsigned int index;
+static thread_local long long turn_index;
+// What cuda_loops.py puts round an index along x, and instead of a loop's first index.
+template <class T> COPPERMESH_INLINE T index_or(T written) { return flat ? (T)index : written; }
+// For subscripts: see cuda_subscripts.py.
+template <class T> struct is_int { static constexpr bool value = false; };
+template <> struct is_int<int> { static constexpr bool value = true; };
+template <> struct is_int<const int> { static constexpr bool value = true; };
+template <> struct is_int<int&> { static constexpr bool value = true; };
+template <> struct is_int<const int&> { static constexpr bool value = true; };
+COPPERMESH_INLINE constexpr long long wide(int value) { return value; }
+template <class T> COPPERMESH_INLINE constexpr T wide(T value) { return value; }
+COPPERMESH_INLINE long long turn() { return flat ? (long long)index : turn_index; }
+}  // namespace coppermesh
