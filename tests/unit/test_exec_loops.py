@@ -6,6 +6,7 @@ and far beyond it; blocks that divide nothing. Results must be equal to the bit,
 # ruff: noqa: E501  # kernels are easier to compare on one line
 
 import os
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
