@@ -1,6 +1,7 @@
 """The agent's end of a SEQPACKET pair, under trio."""
 
 import array
+import select
 import socket
 from collections.abc import Sequence
 
@@ -18,6 +19,15 @@ class Channel:
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._sock = trio.socket.from_stdlib_socket(sock)
+        self.receiving = False
+        """Somebody waits for a message."""
+        self._readable = select.poll()
+        self._readable.register(sock, select.POLLIN)
+
+    @property
+    def unasked(self) -> bool:
+        """Whether something came, or the other end has closed, while nobody waits for a message."""
+        return not self.receiving and self._sock.fileno() >= 0 and bool(self._readable.poll(0))
 
     async def send(self, data: bytes, descriptors: Sequence[int] = ()) -> None:
         """Send one message. Raises OSError where the other end has closed. A cancelled send sent nothing."""
@@ -31,12 +41,15 @@ class Channel:
 
         Raises PipeError where either was cut off.
         """
+        self.receiving = True
         try:
             data, ancillary, flags, _ = await self._sock.recvmsg(
                 MAX_MESSAGE_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
             )
         except ConnectionResetError:  # it ended with something of ours unread
             return b"", []
+        finally:
+            self.receiving = False
         return data, read_rights(ancillary, flags)
 
     def close(self) -> None:

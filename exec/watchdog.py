@@ -3,6 +3,10 @@
 Twenty times a second, between runs too: threads of native code may outlive the run that started them. Device memory is
 read twice a second in a thread, since a driver may hang; after one reading that took too long it is not asked again.
 What was found is kept with the process, so that whoever waits for its answer can say why there is none.
+
+A worker speaks only when it is asked. What it says otherwise lies unread, and descriptors in it count against a limit
+that all processes of this user share: with a thousand of them nobody could hand over a file. So it is ended for that
+too. Two looks in a row must find it, since a worker that has just died is readable as well until its end is reported.
 """
 
 from collections.abc import Callable
@@ -10,10 +14,12 @@ from typing import Protocol
 
 import trio
 
+from coppermesh.exec import pipe
 from coppermesh.exec.blackbox import BlackBox
+from coppermesh.exec.channel import Channel
 from coppermesh.exec.cuda_build import scrub
 from coppermesh.exec.device_watch import DeviceWatch, device_excess
-from coppermesh.exec.endings import Answer
+from coppermesh.exec.endings import Answer, explain_nonsense
 from coppermesh.exec.keeper import Child
 from coppermesh.exec.memory_watch import Allowance, FileId, HeldMemory, read_memory
 
@@ -28,6 +34,7 @@ class Watched(Protocol):
     """What the watchdog needs of a worker process."""
 
     child: Child
+    channel: Channel
     box: BlackBox
     allowance: Allowance | None
     sent: frozenset[FileId]
@@ -46,6 +53,8 @@ class Watchdog:
         self._device = device
         self._read = read
         self._watched: dict[int, Watched] = {}
+        self._speaking: set[int] = set()
+        """Process ids of those that spoke unasked at the last look."""
         self._some = trio.Event()
 
     @property
@@ -76,6 +85,7 @@ class Watchdog:
 
     def look(self) -> None:
         """Look at each once. Some 0.05 ms for a process."""
+        self._look_for_speakers()
         for process in list(self._watched.values()):
             held = None if process.allowance is None else self._read(process.child.pid, process.sent)
             if held is None or process.allowance is None:
@@ -84,6 +94,16 @@ class Watchdog:
                 _end(process, "memory-limit", reason)
             elif reason := process.allowance.excess_threads(held):
                 _end(process, "process-limit", reason)
+
+    def _look_for_speakers(self) -> None:
+        before = self._speaking
+        self._speaking = {pid for pid, process in self._watched.items() if process.channel.unasked}
+        for pid in self._speaking & before:
+            process = self._watched[pid]
+            if process.verdict is None and not process.child.ended.is_set():
+                process.verdict = explain_nonsense(pipe.PipeError("it spoke unasked"))
+                process.spoiled = True
+                process.child.kill()
 
     async def _run_device(self) -> None:
         while self._device is not None:

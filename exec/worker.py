@@ -38,7 +38,9 @@ from coppermesh.exec.trace_digests import DIGEST_BYTES, TraceDigests, run_with_d
 
 SLACK_BYTES = 96 * 1024 * 1024
 """Private memory beside the job's arrays: thread stacks, NumPy's and BLAS' own buffers, loaded libraries."""
-OPEN_FILES = 1024
+OPEN_FILES = 640
+"""Also bounds what this user has in flight between processes: the kernel counts it for all of a user's processes, and
+refuses whose own limit (the agent's is 1,024 where nobody raised it) is below the count."""
 LARGEST_SOURCE = 4 * MAX_SOURCE_CHARACTERS
 """Bytes of a kernel's source that must fit into a file whatever the limit on outputs is."""
 REMEMBERED_BYTES = 256 * 1024

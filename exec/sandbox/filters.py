@@ -12,7 +12,7 @@ kernel's library from memory), `mmap` and `mprotect` with execution (that librar
 import errno
 from collections.abc import Iterable
 
-from coppermesh.exec.sandbox.seccomp import ALLOW, SELF, Action, Bits, Filter, In, When, refuse
+from coppermesh.exec.sandbox.seccomp import ALLOW, SELF, Action, Bits, Filter, In, NotIn, When, refuse
 from coppermesh.exec.sandbox.syscall_numbers import NUMBERS
 
 _CLONE_NAMESPACES = 0x7E020080
@@ -63,7 +63,7 @@ mknod mknodat move_pages migrate_pages execveat execve fork vfork setuid setgid 
 setresgid setfsuid setfsgid setgroups capset landlock_create_ruleset landlock_add_rule
 landlock_restrict_self seccomp lsm_set_self_attr uselib ustat sysfs vmsplice tee splice setpriority
 ioprio_set sched_setscheduler sched_setattr sched_setparam setrlimit rt_sigqueueinfo rt_tgsigqueueinfo tkill
-setsid setpgid"""
+setsid setpgid inotify_init inotify_init1 inotify_add_watch sync syncfs"""
 
 _NAMES = (15, 16, 0x53564D41)
 """prctl: PR_SET_NAME, PR_GET_NAME, PR_SET_VMA. Not the death signal, nor dumpable, nor more seccomp."""
@@ -74,6 +74,9 @@ Not F_SETOWN and F_SETSIG, with which the kernel sends signals to others."""
 _IOCTL = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 """TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX."""
 
+_REACHES_OTHERS = (0x5412, 0x541C, 0x8901, 0x8902)
+"""TIOCSTI, TIOCLINUX, FIOSETOWN, SIOCSPGRP: typing for somebody, and having the kernel signal somebody."""
+
 _NO_STRUCT_FLAGS = refuse(errno.ENOSYS)
 _THREADS_ONLY = When((Bits(0, _CLONE_NAMESPACES | _CLONE_UNTRACED), Bits(0, _CLONE_THREAD, _CLONE_THREAD)))
 _ONLY_SELF = When((In(0, (SELF,)),))
@@ -83,6 +86,8 @@ _UNIX_STREAMS = When(
 """AF_UNIX, STREAM or SEQPACKET: a datagram socket, even one of a pair, can send to any named one. Kinds 1 and 5 are the
 only ones that have bit 0 and neither bit 1 nor 3, so neither raw (3) nor datagram (2) nor RDM (4) passes."""
 _OWN_LIMITS = When((In(0, (0, SELF)),))
+_CALLER_ONLY = When((In(0, (0,)),))
+"""Process 0 is the caller. A compiler's programs have numbers that no filter made before them can name."""
 
 
 def _names(*groups: str) -> Iterable[str]:
@@ -128,6 +133,8 @@ GPU_WORKER = Filter(
     | _COMMON_CHECKS
     | {
         "mmap": ALLOW,
+        "ioctl": When((NotIn(1, _REACHES_OTHERS),)),
+        "sched_setaffinity": _OWN_LIMITS,
         "socket": _UNIX_STREAMS,
         "socketpair": _UNIX_STREAMS,
         # Not the death signal (1), dumpable (4), capabilities (8, 24, 28, 47), seccomp (22), mm (35), tracers.
@@ -157,7 +164,9 @@ COMPILER = Filter(
         "clone3": _NO_STRUCT_FLAGS,
         "memfd_create": _COMMON_CHECKS["memfd_create"],
         "mmap": _COMMON_CHECKS["mmap"],
-        "prlimit64": ALLOW,
+        # Not another process's: the kernel asks only for the same user, and neither Landlock nor a scope is asked.
+        "prlimit64": _CALLER_ONLY,
+        "sched_setaffinity": _CALLER_ONLY,
         "fcntl": When((In(1, (*_FCNTL, 5, 6, 7, 36, 37, 38, 1031, 1032)),)),
         "prctl": When((In(0, (2, 3, 15, 16, 21, 0x53564D41)),)),
         "ioctl": When((In(1, _IOCTL),), errno.ENOTTY),

@@ -52,6 +52,14 @@ class In:
 
 
 @dataclass(frozen=True)
+class NotIn:
+    """An argument must be none of these values."""
+
+    argument: int
+    values: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Bits:
     """An argument's bits under `mask` must be `value`."""
 
@@ -64,7 +72,7 @@ class Bits:
 class When:
     """Allowed where every condition holds, else refused with `otherwise`."""
 
-    conditions: tuple[In | Bits, ...]
+    conditions: tuple[In | NotIn | Bits, ...]
     otherwise: int = errno.EPERM
 
 
@@ -158,6 +166,12 @@ def _act(action: Action) -> list[_Instruction]:
         if isinstance(condition, Bits):
             code.append((_AND, 0, 0, condition.mask))
             code.append((_JUMP_IF_EQUAL, 1, 0, condition.value))
+        elif isinstance(condition, NotIn):
+            count = len(condition.values)
+            code += [
+                (_JUMP_IF_EQUAL, count - place, 0, value) for place, value in enumerate(condition.values)
+            ]
+            code.append((_JUMP, 0, 0, 1))
         else:
             count = len(condition.values)
             code += [

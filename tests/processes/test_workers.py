@@ -21,11 +21,20 @@ import trio
 from coppermesh.exec import linux, pipe, sockets
 from coppermesh.exec.blackbox import BlackBox, make_black_box
 from coppermesh.exec.channel import Channel
+from coppermesh.exec.cuda_cpu import MAX_LOADED
 from coppermesh.exec.cuda_toolchain import find_toolchain
 from coppermesh.exec.device import probe_cpu
 from coppermesh.exec.keeper import Child
 from coppermesh.exec.meter import NoMeter
-from coppermesh.exec.program import ArraySpec, KernelSource, Node, Program, encode_program
+from coppermesh.exec.program import (
+    MAX_INPUTS,
+    MAX_OUTPUTS,
+    ArraySpec,
+    KernelSource,
+    Node,
+    Program,
+    encode_program,
+)
 from coppermesh.exec.supervisor import (
     InputBuffer,
     RunOutcome,
@@ -34,6 +43,8 @@ from coppermesh.exec.supervisor import (
     WorkerLimits,
     open_supervisor,
 )
+from coppermesh.exec.watchdog import Watchdog
+from coppermesh.exec.worker import OPEN_FILES
 from coppermesh.exec.worker_handle import Process
 
 pytestmark = pytest.mark.processes
@@ -806,6 +817,37 @@ async def test_a_worker_that_asks_for_builds_without_end_is_ended(tmp_path):
         outcome = await worker.run(b"program", [], 20)
         assert outcome.code == "worker-misbehaved"
     await worker.close()
+
+
+async def test_descriptors_that_nobody_asked_for_are_not_kept_in_flight(tmp_path):
+    """All of a user's processes share one count of them: too many, and the agent itself could send none."""
+    workshop = FakeWorkshop(tmp_path)
+    worker = Worker(workshop, LIMITS, kernels=True)
+    await worker.start()
+    process, dog = worker._process, Watchdog(read=lambda pid, sent: None)
+    dog.add(process)
+    for _ in range(3):
+        dog.look()
+    assert process.verdict is None
+    sockets.send(workshop.theirs[0], b"x", [0] * 253)
+    for _ in range(2):
+        dog.look()
+    assert process.verdict.code == "worker-misbehaved"
+    assert await trio.to_thread.run_sync(workshop.processes[0].wait, 5) == -signal.SIGKILL
+    answer, output = _done(1, 4), _sealed(b"true")
+    await worker.start()
+    sockets.send(workshop.theirs[1], answer, [output])
+    os.close(output)
+    outcome = await worker.run(b"program", [FOUR], 5, output_sizes=[4])
+    assert outcome.status == "ok", outcome.sentence
+    outcome.close()
+    await worker.close()
+
+
+def test_what_workers_may_have_in_flight_leaves_the_agent_its_share():
+    """The kernel lets a process with `n` descriptors send once more while the user has up to `n` in flight."""
+    assert OPEN_FILES + 253 < 1024  # the soft limit of a service and of a login
+    assert OPEN_FILES > MAX_LOADED + MAX_INPUTS + 2 * MAX_OUTPUTS
 
 
 async def test_a_worker_that_only_closes_its_socket_is_killed(tmp_path):

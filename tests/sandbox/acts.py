@@ -1189,6 +1189,16 @@ def compiler_connects(stage):
     return socket.create_connection(("127.0.0.1", stage.port), 2).recv(10)
 
 
+@act("change another worker's limits from beside the compiler", role="builder")
+def compiler_limits(stage):
+    return resource.prlimit(stage.sibling, resource.RLIMIT_CORE, (0, 0))
+
+
+@act("move another worker to other processors from beside the compiler", role="builder")
+def compiler_affinity(stage):
+    return os.sched_setaffinity(stage.sibling, os.sched_getaffinity(0)) is None
+
+
 @act("signal the zygote from beside the compiler", role="builder")
 def compiler_signals(stage):
     return os.kill(stage.parent, 0) is None

@@ -114,7 +114,8 @@ def worker(pid=1):
     child = SimpleNamespace(pid=pid, ended=trio.Event(), killed=False)
     child.kill = lambda: setattr(child, "killed", True)
     return SimpleNamespace(
-        child=child, box=Box(), allowance=Allowance.of(0, LIMITS, gpu=True), sent=frozenset(), verdict=None,
+        child=child, channel=SimpleNamespace(unasked=False), box=Box(),
+        allowance=Allowance.of(0, LIMITS, gpu=True), sent=frozenset(), verdict=None,
         spoiled=False,
     )  # fmt: skip
 
@@ -131,6 +132,22 @@ def test_the_one_that_holds_too_much_is_killed_and_the_other_is_not():
     assert workers[1].spoiled
     assert "in kernel k" in workers[1].verdict.sentence
     assert workers[1].verdict.detail == "last words"
+
+
+def test_one_that_speaks_unasked_is_ended_at_the_second_look():
+    dog = Watchdog(read=lambda pid, sent: None)
+    loud, quiet, dying = worker(1), worker(2), worker(3)
+    for each in (loud, quiet, dying):
+        dog.add(each)
+    loud.channel.unasked = dying.channel.unasked = True
+    dog.look()
+    assert not loud.child.killed
+    dying.child.ended.set()
+    dog.look()
+    assert [each.child.killed for each in (loud, quiet, dying)] == [True, False, False]
+    assert loud.verdict.code == "worker-misbehaved"
+    assert loud.spoiled
+    assert (quiet.verdict, dying.verdict) == (None, None)
 
 
 def test_one_that_is_being_ended_already_is_left_alone():

@@ -7,7 +7,17 @@ from functools import cache
 import pytest
 
 from coppermesh.exec.sandbox import filters
-from coppermesh.exec.sandbox.seccomp import ALLOW, KILL_PROCESS, Bits, Filter, In, When, assemble, refuse
+from coppermesh.exec.sandbox.seccomp import (
+    ALLOW,
+    KILL_PROCESS,
+    Bits,
+    Filter,
+    In,
+    NotIn,
+    When,
+    assemble,
+    refuse,
+)
 from coppermesh.exec.sandbox.syscall_numbers import NEWEST, NUMBERS
 
 PID = 4711
@@ -111,6 +121,31 @@ def test_a_gpu_worker_has_local_streams_and_connects_to_nobody():
         assert call(filters.GPU_WORKER, "socket", 1, kind) == ALLOW
     assert call(filters.GPU_WORKER, "connect") == EPERM
     assert call(filters.GPU_WORKER, "accept4") == EPERM
+
+
+def test_a_compiler_changes_limits_and_processors_of_the_caller_only():
+    for name in ("prlimit64", "sched_setaffinity"):
+        assert call(filters.COMPILER, name, 0) == ALLOW
+        for other in (1, PID, -1):
+            assert call(filters.COMPILER, name, other) == EPERM, (name, other)
+
+
+def test_a_gpu_worker_has_its_drivers_requests_and_none_that_reach_others():
+    for request in (0xC020462A, 0x30000001, 0x25, 0x5451):  # of NVIDIA's driver, of its memory's, FIOCLEX
+        assert call(filters.GPU_WORKER, "ioctl", 9, request) == ALLOW
+    for request in (0x5412, 0x8901, 0x8902):  # TIOCSTI, FIOSETOWN, SIOCSPGRP
+        assert call(filters.GPU_WORKER, "ioctl", 9, request) == EPERM
+        assert call(filters.GPU_WORKER, "ioctl", 9, request | 1 << 40) == EPERM
+    assert call(filters.GPU_WORKER, "sched_setaffinity", 1) == EPERM
+    assert call(filters.GPU_WORKER, "sched_setaffinity", PID) == ALLOW
+    for name in ("inotify_init1", "inotify_add_watch", "sync", "syncfs"):
+        assert call(filters.GPU_WORKER, name) == EPERM
+
+
+def test_what_an_argument_must_not_be():
+    found = Filter("x", 0, {"read": When((NotIn(0, (1, 2)), In(1, (7,))), errno.EPERM)})
+    assert [call(found, "read", first, 7) == ALLOW for first in (0, 1, 2, 3)] == [True, False, False, True]
+    assert call(found, "read", 0, 8) == EPERM
 
 
 def test_conditions_must_all_hold_and_bodies_may_be_long():
