@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 
 from coppermesh.exec.cuda_gate import SHIM
-from coppermesh.exec.sandbox.capabilities import SANDBOX_ID
+from coppermesh.exec.sandbox.capabilities import SANDBOX_ID, can_drop_root
 
 SHARED = "compiler"
 """Sub-directory of what all builders read; everything else in scratch is somebody's and temporary."""
@@ -67,8 +67,8 @@ def size_of(directory: Path, most: int, most_files: int) -> int:
 
 
 def give_to_sandbox(directory: Path) -> None:
-    """Where this is root, whose workers become another user, the directory is that user's."""
-    if os.geteuid() == 0:
+    """Where this is root whose workers become another user, the directory is that user's."""
+    if can_drop_root():
         os.chown(directory, SANDBOX_ID, SANDBOX_ID, follow_symlinks=False)
 
 

@@ -81,7 +81,7 @@ def leave_root() -> None:
 
 def available() -> tuple[str, ...]:
     """Which of the layers that `enter_worker` puts on this kernel has, by asking it and not by trying."""
-    found = ["uid"] if os.geteuid() == 0 or os.getuid() == capabilities.SANDBOX_ID else []
+    found = ["uid"] if capabilities.can_drop_root() or os.getuid() == capabilities.SANDBOX_ID else []
     found += ["limits", "privileges"]
     if landlock.abi():
         found.append("landlock")

@@ -15,6 +15,7 @@ user can read its memory, environment or descriptors. A worker is left so whoeve
 
 import os
 import struct
+from pathlib import Path
 
 from coppermesh.exec import linux
 from coppermesh.exec.sandbox import kernel_calls
@@ -23,6 +24,7 @@ SANDBOX_ID = 65533
 """User and group id of workers where the agent runs as root."""
 
 _LAST_CAPABILITY = 63
+_SETS_IDENTITY = 1 << 6 | 1 << 7  # SETGID, SETUID
 _PR_SET_DUMPABLE = 4
 _PR_CAPBSET_DROP = 24
 _PR_CAP_AMBIENT = 47
@@ -30,12 +32,35 @@ _PR_CAP_AMBIENT_CLEAR_ALL = 4
 _CAPABILITY_VERSION_3 = 0x20080522
 
 
-def drop_root(identity: int = SANDBOX_ID) -> bool:
-    """Become the user and group `identity`, in no other group, where this process is root; True when it was.
+def can_drop_root(identity: int = SANDBOX_ID) -> bool:
+    """Whether this process is root and may become the user and group `identity`.
 
-    Clears the death signal: set it again afterwards. Raises OSError where root may not (a container without SETUID).
+    Root of a container often may not: without SETUID and SETGID, or where its user namespace knows no such user.
+    Outside it is an ordinary user then, and the layer `uid` is not there to announce.
     """
     if os.geteuid() != 0 and os.getuid() != 0:
+        return False
+    status = Path("/proc/self/status").read_text()
+    effective = int(status.partition("CapEff:")[2].split()[0], 16)
+    if effective & _SETS_IDENTITY != _SETS_IDENTITY:
+        return False
+    if Path("/proc/self/setgroups").read_text().strip() == "deny":
+        return False
+    return all(_is_mapped(identity, Path(f"/proc/self/{kind}_map").read_text()) for kind in ("uid", "gid"))
+
+
+def _is_mapped(identity: int, table: str) -> bool:
+    """Whether a user namespace's table (lines of first id inside, first id outside, count) has `identity`."""
+    rows = (line.split() for line in table.splitlines())
+    return any(int(first) <= identity < int(first) + int(count) for first, _, count in rows)
+
+
+def drop_root(identity: int = SANDBOX_ID) -> bool:
+    """Become the user and group `identity`, in no other group, where this process is root and may; True when it did.
+
+    Clears the death signal: set it again afterwards.
+    """
+    if not can_drop_root(identity):
         return False
     _empty_bounding_set()  # only who may set capabilities can, and changing the user loses that
     os.setgroups([])
