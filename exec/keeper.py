@@ -206,7 +206,10 @@ class Keeper:
         self._environment = environment
         self._prefix = list(prefix)
         self.layers: tuple[str, ...] = ()
-        """The sandbox's layers that the zygote is in or puts on its children, in its own words."""
+        """The sandbox's layers that the zygote is in or puts on its children, in its own words.
+
+        They have been announced, so a later zygote with fewer of them is ended, and tried again without end.
+        """
         self._session: _Session | None = None
         self._changed = trio.Event()
         self._last_log = ""
@@ -297,6 +300,9 @@ class Keeper:
         if data:
             ready = pipe.decode_from_zygote(data)
             if isinstance(ready, pipe.Ready) and ready.threads == 1 and len(descriptors) == 1:
+                if lost := [layer for layer in self.layers if layer not in ready.layers]:
+                    close_all(descriptors)
+                    raise WorkerUnavailable(f"the sandbox around workers has lost {', '.join(lost)}")
                 self.layers, session.forker = ready.layers, descriptors[0]
                 return
             close_all(descriptors)

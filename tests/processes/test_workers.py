@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import trio
@@ -41,6 +42,7 @@ from coppermesh.exec.supervisor import (
     Supervisor,
     Worker,
     WorkerLimits,
+    WorkerUnavailable,
     open_supervisor,
 )
 from coppermesh.exec.watchdog import Watchdog
@@ -590,6 +592,27 @@ async def test_a_killed_zygote_takes_its_workers_and_is_replaced(scratch):
         for each in (worker, other):
             assert values(await each.run(negate_program(4), [FOUR], 10)) == [0, -1, -2, -3]
         assert supervisor.zygote_pid not in (None, zygote)
+
+
+async def test_a_zygote_with_fewer_layers_than_were_announced_makes_no_worker(scratch, monkeypatch):
+    async with supervised(scratch) as supervisor:
+        if "netns" not in supervisor.layers:
+            pytest.skip("this machine gives ordinary processes no namespaces")
+        keeper, layers, zygote = supervisor._keeper, supervisor.layers, supervisor.zygote_pid
+        whole, prefix = keeper._start, keeper._prefix
+        keeper._start, keeper._prefix = msgspec.structs.replace(whole, namespaces="none"), []
+        assert zygote is not None
+        os.kill(zygote, signal.SIGKILL)
+        await becomes(lambda: supervisor.zygote_pid is None, 5.0, "the zygote is gone")
+        monkeypatch.setattr("coppermesh.exec.keeper.FORK_SECONDS", 2.0)
+        with pytest.raises(WorkerUnavailable):
+            async with supervisor.worker(LIMITS):
+                pass
+        keeper._start, keeper._prefix = whole, prefix
+        await becomes(lambda: supervisor.zygote_pid is not None, 10.0, "a whole zygote runs")
+        async with supervisor.worker(LIMITS) as worker:
+            assert values(await worker.run(negate_program(4), [FOUR], 10)) == [0, -1, -2, -3]
+        assert supervisor.layers == layers
 
 
 AGENT = """
