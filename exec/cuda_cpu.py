@@ -229,7 +229,9 @@ class CudaCpu:
             else min(self._team.size, blocks)
         )
         chunk = max(1, blocks // (wanted * CHUNKS_PER_THREAD))
-        state = LaunchState(tuple(grid), tuple(block), blocks, chunk, 0, shared_bytes)
+        state = LaunchState(
+            tuple(grid), tuple(block), blocks, chunk, shared_bytes=shared_bytes, threads=wanted
+        )
         self._note(f"kernel {function.name}")
         if function.fibers is None:
             self._team.run(wanted, lambda: function.run(ctypes.byref(state), pointers))

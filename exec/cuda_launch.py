@@ -53,6 +53,7 @@ class LaunchState(ctypes.Structure):
         ("stop", ctypes.c_uint),
         ("arenas_taken", ctypes.c_uint),
         ("stack_bytes", ctypes.c_uint),
+        ("threads", ctypes.c_uint),
         ("arenas", ctypes.c_void_p),
         ("fault", Fault),
     ]

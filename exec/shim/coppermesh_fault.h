@@ -48,6 +48,7 @@ struct Launch {
     unsigned int stop;          // set when no further block is to be run
     unsigned int arenas_taken;
     unsigned int stack_bytes;   // distance of two stacks
+    unsigned int threads;       // operating-system threads that run it
     void* const* arenas;        // one for each operating-system thread: see coppermesh_fibers.h
     Fault fault;
 };

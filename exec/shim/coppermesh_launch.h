@@ -95,7 +95,7 @@ template <auto kernel> struct loop_of : UnknownLoop {};
 static constexpr unsigned int SMALL_GRID = 1u << 20;    // blocks in x of a row whose loop is inlined
 static constexpr unsigned int LARGE_INDEX = 1u << 30;   // least index along x that is not
 static constexpr unsigned int ROW_THREADS = 1u << 16;   // most threads between two looks at `stop`
-static constexpr unsigned int STRIDED_PIECES = 8;       // a strided kernel's row is so many times longer
+static constexpr unsigned int STRIDED_ROW = 1u << 20;    // the same of a strided kernel
 
 // Rounding and the treatment of subnormal numbers: what a kernel makes of them ends with its launch, or the same
 // program would give other results in the worker's next task.
@@ -129,7 +129,7 @@ template <auto kernel, class... A> struct entry<kernel, void (*)(A...)> {
     // without which it would not vectorise. What the kernel reads is set in the loop, so that the compiler sees there
     // what it is; it moves the stores out.
     static __attribute__((noinline)) void run_flat(unsigned int first, unsigned int count, typename plain<A>::type... a) {
-        first &= LARGE_INDEX - 1, count &= 2 * ROW_THREADS * STRIDED_PIECES - 1;
+        first &= LARGE_INDEX - 1, count &= 2 * STRIDED_ROW - 1;
         for (unsigned int x = 0; x < count; x++) {
             flat = whole = true;
             index = first + x;
@@ -221,9 +221,11 @@ template <auto kernel, class... A> struct entry<kernel, void (*)(A...)> {
         if constexpr (Loop::strided) {
             if (range.end + all > (long long)LARGE_INDEX || range.first > 0 || !Loop::fits())
                 return run_each(begin, end, a...);
-            for (long long turn = 0; turn + begin < range.end; turn += all)
+            for (long long turn = 0; turn + begin < range.end; turn += all) {
+                if (__atomic_load_n(&running.launch->stop, __ATOMIC_RELAXED)) return;
                 run_flat((unsigned int)(turn + begin),
                          (unsigned int)((turn + end < range.end ? turn + end : range.end) - turn - begin), a...);
+            }
             return;
         }
         if (end > (long long)LARGE_INDEX || !Loop::fits()) return run_each(begin, end, a...);
@@ -237,9 +239,9 @@ template <auto kernel, class... A> struct entry<kernel, void (*)(A...)> {
         const unsigned int nx = launch.block[0], ny = launch.block[1], nz = launch.block[2];
         blockDim = uint3{nx, ny, nz};
         gridDim = uint3{gx, gy, launch.grid[2]};
-        const unsigned int pieces = Loop::strided ? STRIDED_PIECES : 1;
-        const unsigned int most = (ROW_THREADS * pieces - 1) / (nx * ny * nz) + 1;
-        const unsigned long long chunk = launch.chunk * pieces;
+        const unsigned int most = ((Loop::strided ? STRIDED_ROW : ROW_THREADS) - 1) / (nx * ny * nz) + 1;
+        // A strided kernel's turns are as long as they can be: one part for each processor core.
+        const unsigned long long chunk = Loop::strided ? (launch.blocks - 1) / launch.threads + 1 : launch.chunk;
         for (;;) {
             const unsigned long long first = __atomic_fetch_add(&launch.next, chunk, __ATOMIC_RELAXED);
             if (first >= launch.blocks) return;
