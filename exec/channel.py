@@ -1,6 +1,7 @@
 """The agent's end of a SEQPACKET pair, under trio."""
 
 import array
+import errno
 import select
 import socket
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from collections.abc import Sequence
 import trio
 
 from coppermesh.exec.pipe import MAX_DESCRIPTORS, MAX_MESSAGE_BYTES
-from coppermesh.exec.sockets import read_rights
+from coppermesh.exec.sockets import CROWDED_PAUSE_SECONDS, CROWDED_TRIES, read_rights
 
 _ANCILLARY_BYTES = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
 
@@ -30,10 +31,22 @@ class Channel:
         return not self.receiving and self._sock.fileno() >= 0 and bool(self._readable.poll(0))
 
     async def send(self, data: bytes, descriptors: Sequence[int] = ()) -> None:
-        """Send one message. Raises OSError where the other end has closed. A cancelled send sent nothing."""
+        """Send one message. Raises OSError where the other end has closed. A cancelled send sent nothing.
+
+        Where too many descriptors of this user are on their way it waits, as `sockets.send` does.
+        """
         rights = (
             [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         )
+        for _ in range(CROWDED_TRIES):
+            try:
+                await self._sock.sendmsg([data], rights)
+            except OSError as error:
+                if error.errno != errno.ETOOMANYREFS:
+                    raise
+                await trio.sleep(CROWDED_PAUSE_SECONDS)
+            else:
+                return
         await self._sock.sendmsg([data], rights)
 
     async def receive(self) -> tuple[bytes, list[int]]:

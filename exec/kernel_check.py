@@ -31,6 +31,8 @@ OK = "ok"
 REFUSED = "refused"
 NOT_TRIED = "not-tried"
 
+_NVRTC_NAMES = "__nv_name_map"
+"""The file that NVRTC makes of the names it is to compile."""
 _NVRTC_MESSAGE = re.compile(
     r"^(?P<file>[^\s()][^()\n]*)\((?P<line>\d+)\): (?P<severity>(?:catastrophic )?error|warning|note|remark)"
     r"(?: #[\w-]+)?: (?P<text>.*)$"
@@ -247,23 +249,28 @@ def _check_cuda(
 
 
 def nvrtc_diagnostics(log: str) -> tuple[Diagnostic, ...]:
-    """NVRTC's messages."""
+    """NVRTC's messages. Of those about a name to compile the first, where there is nothing else."""
     lines = log.splitlines()
     found: list[Diagnostic] = []
+    names: list[Diagnostic] = []
     for number, line in enumerate(lines):
         match = _NVRTC_MESSAGE.match(line)
         if match is None:
+            continue
+        severity = match["severity"].removeprefix("catastrophic ")
+        if match["file"] == _NVRTC_NAMES:
+            names.append(Diagnostic(0, 0, severity, _message(f"a kernel's name: {match['text']}")))
             continue
         own = match["file"] == "kernel.cu"
         found.append(
             Diagnostic(
                 int(match["line"]) if own else 0,
                 _marked_column(lines[number + 1 : number + 4]) if own else 0,
-                match["severity"].removeprefix("catastrophic "),
+                severity,
                 _message(match["text"] if own else f"{Path(match['file']).name}: {match['text']}"),
             )
         )
-    return _bounded(found, log)
+    return _bounded(found or names[:1], log)
 
 
 def _marked_column(lines: Sequence[str]) -> int:

@@ -1,13 +1,18 @@
 """Blocking SEQPACKET conversations of the zygote and its children: a message is a datagram, descriptors ride along."""
 
 import array
+import errno
 import os
 import socket
+import time
 from collections.abc import Sequence
 
 from coppermesh.exec.pipe import MAX_DESCRIPTORS, MAX_MESSAGE_BYTES, PipeError
 
 _INT_BYTES = array.array("i").itemsize
+CROWDED_TRIES = 200
+CROWDED_PAUSE_SECONDS = 0.01
+"""How often, and how far apart, a message with descriptors is tried where too many are on their way."""
 
 
 def receive(sock: socket.socket, max_descriptors: int = MAX_DESCRIPTORS) -> tuple[bytes, list[int]]:
@@ -34,7 +39,20 @@ def read_rights(ancillary: Sequence[tuple[int, int, bytes]], flags: int) -> list
 
 
 def send(sock: socket.socket, data: bytes, descriptors: Sequence[int] = ()) -> None:
-    """Send one message. Raises OSError where the other end has closed."""
+    """Send one message. Raises OSError where the other end has closed.
+
+    Linux limits the descriptors of one user that are on their way, over all its processes: another lease's worker may
+    have used that up for a moment, until its agent reads or ends it.
+    """
+    for _ in range(CROWDED_TRIES):
+        try:
+            socket.send_fds(sock, [data], list(descriptors))
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS:
+                raise
+            time.sleep(CROWDED_PAUSE_SECONDS)
+        else:
+            return
     socket.send_fds(sock, [data], list(descriptors))
 
 

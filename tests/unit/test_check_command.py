@@ -301,8 +301,9 @@ kernel.cu(1): warning #177-D: variable "i" was declared but never referenced
           ^
 
 /usr/include/vector_types.h(9): error: in a header
+__nv_name_map(1): error: expected an expression
 
-3 errors detected in the compilation of "kernel.cu".
+4 errors detected in the compilation of "kernel.cu".
 """
     assert nvrtc_diagnostics(log) == (
         Diagnostic(2, 12, "error", 'identifier "z" is undefined'),
@@ -322,9 +323,10 @@ def test_a_name_that_names_nothing_is_one_message(kernel_file, capsys, name):
     path = kernel_file("template <class T> __global__ void scale(T* x) { *x *= 2; }")
     assert main(["check", str(path), "--name", name]) == EXIT_NOWHERE
     errors = [line for line in capsys.readouterr().out.splitlines() if ": error: " in line]
-    assert len(errors) == 1
-    assert "kernel.cu: error: a kernel's name: " in errors[0]
-    assert "nope" in errors[0] or "other" in errors[0]
+    assert 1 <= len(errors) <= 2  # the CPU build's, and NVRTC's where it is there
+    for error in errors:
+        assert "kernel.cu: error: a kernel's name: " in error
+        assert "nope" in error or "other" in error
 
 
 def test_a_column_counts_characters_where_nvrtc_counts_bytes():

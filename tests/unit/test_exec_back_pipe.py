@@ -2,6 +2,7 @@
 a worker process.
 """
 
+import errno
 import mmap
 import os
 import signal
@@ -302,6 +303,47 @@ async def test_a_channel_carries_messages_and_descriptors_both_ways():
     channel.close()
     sockets.close_all([reading, writing])
     assert len(open_descriptors()) == len(before) - 4
+
+
+class Crowded:
+    """A socket whose user has too many descriptors on their way, until it was asked a few times."""
+
+    def __init__(self, refusals: int, code: int = errno.ETOOMANYREFS) -> None:
+        self.refusals, self.code, self.sent = refusals, code, 0
+
+    def sendmsg(self, *arguments: object) -> int:
+        if self.refusals:
+            self.refusals -= 1
+            raise OSError(self.code, os.strerror(self.code))
+        self.sent += 1
+        return 1
+
+
+class CrowdedLater(Crowded):
+    async def sendmsg(self, *arguments: object) -> int:
+        return super().sendmsg(*arguments)
+
+
+async def test_where_too_many_descriptors_are_on_their_way_a_message_waits(monkeypatch, autojump_clock):
+    monkeypatch.setattr(sockets, "CROWDED_PAUSE_SECONDS", 0.0)
+    crowded = Crowded(3)
+    sockets.send(crowded, b"x", [0])
+    assert crowded.sent == 1
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        channel = Channel(ours)
+        channel._sock = later = CrowdedLater(3)
+        await channel.send(b"x", [0])
+    assert later.sent == 1
+
+
+async def test_it_does_not_wait_for_ever_nor_for_anything_else(monkeypatch):
+    monkeypatch.setattr(sockets, "CROWDED_PAUSE_SECONDS", 0.0)
+    for refusals, code in ((10_000, errno.ETOOMANYREFS), (1, errno.EPIPE)):
+        crowded = Crowded(refusals, code)
+        with pytest.raises(OSError, match=os.strerror(code)):
+            sockets.send(crowded, b"x", [0])
+        assert crowded.sent == 0
 
 
 async def test_oversized_messages_and_floods_of_descriptors_are_refused_without_a_leak():
