@@ -130,9 +130,13 @@ template <auto kernel, class... A> struct entry<kernel, void (*)(A...)> {
     // what it is; it moves the stores out.
     static __attribute__((noinline)) void run_flat(unsigned int first, unsigned int count, typename plain<A>::type... a) {
         first &= LARGE_INDEX - 1, count &= 2 * STRIDED_ROW - 1;
+        const uint3 block = blockIdx, thread = threadIdx, length = blockDim, blocks = gridDim;
         for (unsigned int x = 0; x < count; x++) {
             flat = whole = true;
             index = first + x;
+            blockIdx.y = block.y, blockIdx.z = block.z, threadIdx.y = thread.y, threadIdx.z = thread.z;
+            blockDim.x = length.x, blockDim.y = length.y, blockDim.z = length.z;
+            gridDim.x = blocks.x, gridDim.y = blocks.y, gridDim.z = blocks.z;
             kernel(a...);
         }
     }
