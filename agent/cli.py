@@ -15,20 +15,27 @@ from pathlib import Path
 
 from coppermesh.agent import option_types, screens
 from coppermesh.agent.config import ConfigError
-from coppermesh.agent.home import Home, HomeError, HomeLocked, default_home
+from coppermesh.agent.home import HomeError, HomeLocked
 from coppermesh.agent.option_types import WrongOption
+from coppermesh.agent.verbs import (
+    EXIT_CONFIG,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_LOCKED,
+    EXIT_NO_AGENT,
+    EXIT_NO_VERDICT,
+    EXIT_OK,
+    EXIT_USAGE,
+    JOB_HELP,
+    JSON_HELP,
+    MAX_ROWS,
+    Verbs,
+    add_verb,
+    home_of,
+    say,
+    show,
+)
 from coppermesh.p2p.errors import IdentityError, MeshError, Unreachable
-
-EXIT_OK = 0
-EXIT_FAILED = 1
-EXIT_USAGE = 2
-EXIT_NO_AGENT = 3
-EXIT_LOCKED = 4
-EXIT_CONFIG = 5
-EXIT_NO_VERDICT = 6
-EXIT_INTERRUPTED = 130
-MAX_ROWS = 10_000
-"""Most that a list prints; the agent's own limit."""
 
 _EPILOG = """\
 exit codes: 0 done; 1 the job, the check or the request failed; 2 wrong usage; 3 no agent answers;
@@ -58,15 +65,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
     except WrongOption as error:
-        return _say(error, EXIT_USAGE)
+        return say(error, EXIT_USAGE)
     except HomeLocked as error:
-        return _say(error, EXIT_LOCKED)
+        return say(error, EXIT_LOCKED)
     except (HomeError, ConfigError, IdentityError) as error:
-        return _say(error, EXIT_CONFIG)
+        return say(error, EXIT_CONFIG)
     except Unreachable as error:
-        return _say(error, EXIT_NO_AGENT)
+        return say(error, EXIT_NO_AGENT)
     except MeshError as error:
-        return _say(error, EXIT_FAILED)
+        return say(error, EXIT_FAILED)
 
 
 def _joined(arguments: Sequence[str]) -> list[str]:
@@ -80,11 +87,6 @@ def _joined(arguments: Sequence[str]) -> list[str]:
     return joined
 
 
-def _say(error: BaseException, code: int) -> int:
-    print(f"coppermesh: {screens.printable(str(error))}", file=sys.stderr)
-    return code
-
-
 def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="coppermesh",
@@ -96,32 +98,32 @@ def _build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_agent(verbs)
     for verb, text in _READING.items():
-        reading = _add_verb(verbs, verb, text, _read)
-        reading.add_argument("--json", action="store_true", help=_JSON)
+        reading = add_verb(verbs, verb, text, _read)
+        reading.add_argument("--json", action="store_true", help=JSON_HELP)
         reading.set_defaults(verb=verb)
     pause = _add_control(verbs, "pause", "take no new work; what was accepted is finished")
     pause.add_argument("--now", action="store_true", help="end running tasks too; they run elsewhere")
     _add_control(verbs, "resume", "take leases again")
     _add_config(verbs)
     _add_control(verbs, "stop", "end this home's agent")
-    identity = _add_verb(verbs, "id", "print this home's peer id on its mesh (made when missing)", _id)
+    identity = add_verb(verbs, "id", "print this home's peer id on its mesh (made when missing)", _id)
     _add_mesh(identity, "another mesh than the configured one")
-    identity.add_argument("--json", action="store_true", help=_JSON)
+    identity.add_argument("--json", action="store_true", help=JSON_HELP)
     _add_submit(verbs)
     _add_jobs(verbs)
     _add_receipts(verbs)
-    explain = _add_verb(verbs, "explain", "tell the story of a job", _explain)
-    explain.add_argument("job", type=option_types.id_prefix, help=_JOB)
-    explain.add_argument("--json", action="store_true", help=_JSON)
+    explain = add_verb(verbs, "explain", "tell the story of a job", _explain)
+    explain.add_argument("job", type=option_types.id_prefix, help=JOB_HELP)
+    explain.add_argument("--json", action="store_true", help=JSON_HELP)
     _add_challenge(verbs)
     _add_check(verbs)
     _add_demo(verbs)
-    doctor = _add_verb(verbs, "doctor", "look into this machine: what its sandbox stops", _doctor, home=False)
+    doctor = add_verb(verbs, "doctor", "look into this machine: what its sandbox stops", _doctor, home=False)
     doctor.add_argument(
         "part", choices=("sandbox",), help="sandbox: each layer around a stranger's job, tried now"
     )
     doctor.add_argument("--json", action="store_true", help="print one line of JSON on stdout")
-    bench = _add_verb(verbs, "bench", "measure this machine with agents on loopback", _bench, home=False)
+    bench = add_verb(verbs, "bench", "measure this machine with agents on loopback", _bench, home=False)
     bench.add_argument("--json", action="store_true", help="print one line of JSON on stdout")
     return parser
 
@@ -139,8 +141,6 @@ The settings are in config.toml in the home; an agent's first start leaves one w
 what it does. A running agent takes changes within two seconds. A wrong change leaves the settings as they were:
 `config check` and `status` say what is wrong, and in which line.
 """
-_JSON = "print JSON on stdout"
-_JOB = "job id, or its first digits"
 _READING = {
     "status": "what this home's agent is doing",
     "peers": "peers this agent knows",
@@ -155,28 +155,8 @@ def _version() -> str:
         return "(not installed)"
 
 
-def _add_verb(
-    verbs: "argparse._SubParsersAction[argparse.ArgumentParser]",
-    name: str,
-    text: str,
-    command: Callable[[argparse.Namespace], int],
-    *,
-    home: bool = True,
-) -> argparse.ArgumentParser:
-    parser = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    if home:
-        parser.add_argument(
-            "--home",
-            type=option_types.home_directory,
-            metavar="DIR",
-            help="the agent's directory ($COPPERMESH_HOME)",
-        )
-    parser.set_defaults(command=command)
-    return parser
-
-
-def _add_agent(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    agent = _add_verb(verbs, "agent", "run this home's agent in the foreground", _agent)
+def _add_agent(verbs: Verbs) -> None:
+    agent = add_verb(verbs, "agent", "run this home's agent in the foreground", _agent)
     text, whole = option_types.text_setting, option_types.whole_setting
     _add_mesh(agent, "the mesh to join (default: open)")
     agent.add_argument(
@@ -217,26 +197,24 @@ def _add_mesh(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("--mesh", type=option_types.text_setting("mesh"), metavar="NAME", help=text)
 
 
-def _add_control(
-    verbs: "argparse._SubParsersAction[argparse.ArgumentParser]", verb: str, text: str
-) -> argparse.ArgumentParser:
-    control = _add_verb(verbs, verb, text, _control)
-    control.add_argument("--json", action="store_true", help=_JSON)
+def _add_control(verbs: Verbs, verb: str, text: str) -> argparse.ArgumentParser:
+    control = add_verb(verbs, verb, text, _control)
+    control.add_argument("--json", action="store_true", help=JSON_HELP)
     control.set_defaults(verb=verb)
     return control
 
 
-def _add_config(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_config(verbs: Verbs) -> None:
     text = "show the settings that hold and where each came from, or check the file"
-    config = _add_verb(verbs, "config", text, _config)
+    config = add_verb(verbs, "config", text, _config)
     config.formatter_class = argparse.RawDescriptionHelpFormatter
     config.epilog = _CONFIG_EPILOG
     config.add_argument("action", nargs="?", choices=("show", "check"), default="show")
-    config.add_argument("--json", action="store_true", help=_JSON)
+    config.add_argument("--json", action="store_true", help=JSON_HELP)
 
 
-def _add_submit(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    submit = _add_verb(verbs, "submit", "run a Python script whose jobs go to the mesh", _submit)
+def _add_submit(verbs: Verbs) -> None:
+    submit = add_verb(verbs, "submit", "run a Python script whose jobs go to the mesh", _submit)
     submit.add_argument(
         "--deadline",
         type=option_types.deadline,
@@ -255,13 +233,13 @@ def _add_submit(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     submit.add_argument("arguments", nargs=argparse.REMAINDER, help="handed to the script")
 
 
-def _add_jobs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    jobs = _add_verb(verbs, "jobs", "jobs submitted from this home, newest first", _jobs)
-    jobs.add_argument("--json", action="store_true", help=_JSON)
+def _add_jobs(verbs: Verbs) -> None:
+    jobs = add_verb(verbs, "jobs", "jobs submitted from this home, newest first", _jobs)
+    jobs.add_argument("--json", action="store_true", help=JSON_HELP)
     _add_limit(jobs, 20)
-    cancel = _add_verb(verbs, "cancel", "take a running job back; what is done already is paid", _control)
-    cancel.add_argument("job", type=option_types.id_prefix, help=_JOB)
-    cancel.add_argument("--json", action="store_true", help=_JSON)
+    cancel = add_verb(verbs, "cancel", "take a running job back; what is done already is paid", _control)
+    cancel.add_argument("job", type=option_types.id_prefix, help=JOB_HELP)
+    cancel.add_argument("--json", action="store_true", help=JSON_HELP)
     cancel.set_defaults(verb="cancel")
 
 
@@ -275,9 +253,9 @@ def _add_limit(parser: argparse.ArgumentParser, default: int, *, repeated: bool 
     )
 
 
-def _add_receipts(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    receipts = _add_verb(verbs, "receipts", "list, show, save or verify receipts", _receipts)
-    receipts.add_argument("--json", action="store_true", help=_JSON)
+def _add_receipts(verbs: Verbs) -> None:
+    receipts = add_verb(verbs, "receipts", "list, show, save or verify receipts", _receipts)
+    receipts.add_argument("--json", action="store_true", help=JSON_HELP)
     _add_limit(receipts, 50)
     actions = receipts.add_subparsers(metavar="ACTION")
     for name, argument, text in (
@@ -306,10 +284,10 @@ def _add_receipts(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     receipts.set_defaults(action="list")
 
 
-def _add_challenge(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_challenge(verbs: Verbs) -> None:
     text = "have a finished task's provider show what every node gave, and find where two runs part"
-    parser = _add_verb(verbs, "challenge", text, _challenge)
-    parser.add_argument("job", type=option_types.id_prefix, help=_JOB)
+    parser = add_verb(verbs, "challenge", text, _challenge)
+    parser.add_argument("job", type=option_types.id_prefix, help=JOB_HELP)
     parser.add_argument(
         "task",
         type=option_types.whole(0, 99_999),
@@ -325,11 +303,11 @@ def _add_challenge(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]")
         metavar="SECONDS",
         help="how long to wait for providers, which let paid work go first (default 120)",
     )
-    parser.add_argument("--json", action="store_true", help=_JSON)
+    parser.add_argument("--json", action="store_true", help=JSON_HELP)
 
 
-def _add_check(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    check = _add_verb(
+def _add_check(verbs: Verbs) -> None:
+    check = add_verb(
         verbs, "check", "does a CUDA source file compile, and on which devices", _check, home=False
     )
     check.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -360,8 +338,8 @@ def _add_check(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     check.add_argument("--json", action="store_true", help="print one line of JSON on stdout")
 
 
-def _add_demo(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    demo = _add_verb(verbs, "demo", "three agents on this machine compute a picture", _demo, home=False)
+def _add_demo(verbs: Verbs) -> None:
+    demo = add_verb(verbs, "demo", "three agents on this machine compute a picture", _demo, home=False)
     demo.add_argument("--keep", type=Path, metavar="DIR", help="leave each process's home under DIR")
     demo.add_argument(
         "--output", type=Path, metavar="FILE", default=Path("demo.png"), help="default: demo.png"
@@ -374,10 +352,6 @@ def _add_demo(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         help="how many tiles, 1 to 400 (default 16)",
     )
     demo.add_argument("--json", action="store_true", help="end with one line of JSON on stdout")
-
-
-def _home(options: argparse.Namespace) -> Home:
-    return Home(options.home) if options.home is not None else default_home()
 
 
 def _agent(options: argparse.Namespace) -> int:
@@ -394,7 +368,7 @@ def _agent(options: argparse.Namespace) -> int:
         "idle_exit_seconds": options.idle_exit,
     }
     return run_agent(
-        _home(options),
+        home_of(options),
         overrides,
         json_ready=options.json,
         until_eof=options.until_eof,
@@ -405,27 +379,19 @@ def _agent(options: argparse.Namespace) -> int:
 def _read(options: argparse.Namespace) -> int:
     from coppermesh.agent.local_link import LocalLink
 
-    with LocalLink(_home(options).socket_path) as link:
+    with LocalLink(home_of(options).socket_path) as link:
         text = link.call_json(options.verb)
     if options.json:
         print(text)
     else:
-        _show(screens.READING[options.verb](json.loads(text)), screens.NOTHING.get(options.verb, ""))
+        show(screens.READING[options.verb](json.loads(text)), screens.NOTHING.get(options.verb, ""))
     return EXIT_OK
-
-
-def _show(lines: Sequence[str], nothing: str = "") -> None:
-    """Data to stdout; where there is none, the sentence that says so is talk."""
-    if lines:
-        print("\n".join(lines))
-    else:
-        print(f"coppermesh: {nothing}", file=sys.stderr)
 
 
 def _control(options: argparse.Namespace) -> int:
     from coppermesh.agent.local_link import LocalLink
 
-    with LocalLink(_home(options).socket_path) as link:
+    with LocalLink(home_of(options).socket_path) as link:
         given = {"cancel": "job", "pause": "now"}.get(options.verb)
         arguments = json.dumps({given: getattr(options, given)} if given is not None else {})
         facts = json.loads(link.call_json(options.verb, arguments))
@@ -438,14 +404,14 @@ def _control(options: argparse.Namespace) -> int:
 def _config(options: argparse.Namespace) -> int:
     from coppermesh.agent import config_view
 
-    home = _home(options)
+    home = home_of(options)
     facts = config_view.check(home) if options.action == "check" else config_view.show(home)
     if options.json:
         print(json.dumps(facts))
     elif options.action == "check":
         print(f"coppermesh: {facts['sentence']}", file=sys.stderr)
     else:
-        _show(screens.config(facts))
+        show(screens.config(facts))
     return EXIT_OK
 
 
@@ -454,7 +420,7 @@ def _id(options: argparse.Namespace) -> int:
     from coppermesh.p2p.ids import format_peer, mesh_id
     from coppermesh.p2p.signing import PeerKey
 
-    home = _home(options)
+    home = home_of(options)
     home.prepare()
     mesh = load_config(home, mesh=options.mesh).mesh
     peer = format_peer(PeerKey.load_or_create(home.key_path(mesh_id(mesh))).peer)
@@ -466,7 +432,7 @@ def _submit(options: argparse.Namespace) -> int:
     if not options.script.is_file():
         print(f"coppermesh: no such script: {options.script}", file=sys.stderr)
         return EXIT_USAGE
-    home = _home(options)
+    home = home_of(options)
     os.environ["COPPERMESH_HOME"] = str(home.path)
     if not options.quiet:
         os.environ["COPPERMESH_PROGRESS"] = "1"
@@ -509,11 +475,11 @@ def _cancel_open_jobs() -> None:
 def _jobs(options: argparse.Namespace) -> int:
     from coppermesh.agent import receipt_commands as commands
 
-    rows = commands.jobs(_home(options), options.limit)
+    rows = commands.jobs(home_of(options), options.limit)
     if options.json:
         print(json.dumps(rows))
     else:
-        _show(screens.jobs(rows), screens.NOTHING["jobs"])
+        show(screens.jobs(rows), screens.NOTHING["jobs"])
     return EXIT_OK
 
 
@@ -524,7 +490,7 @@ def _receipts(options: argparse.Namespace) -> int:
         facts = commands.verify_file(options.file)
         print(json.dumps(facts) if options.json else "\n".join(screens.verified_receipt(facts)))
         return EXIT_OK if facts["ok"] else EXIT_FAILED
-    home = _home(options)
+    home = home_of(options)
     if options.action == "save" and str(options.output) == "-":
         sys.stdout.buffer.write(commands.receipt_file(home, options.receipt))
     elif options.action == "save":
@@ -538,14 +504,14 @@ def _receipts(options: argparse.Namespace) -> int:
         if options.json:
             print(json.dumps(rows))
         else:
-            _show(screens.receipts(rows), screens.NOTHING["receipts"])
+            show(screens.receipts(rows), screens.NOTHING["receipts"])
     return EXIT_OK
 
 
 def _explain(options: argparse.Namespace) -> int:
     from coppermesh.agent import receipt_commands as commands
 
-    story = commands.explain(_home(options), options.job)
+    story = commands.explain(home_of(options), options.job)
     print(json.dumps(story) if options.json else "\n".join(screens.printable(line) for line in story["text"]))
     return EXIT_OK
 
@@ -556,7 +522,7 @@ def _challenge(options: argparse.Namespace) -> int:
     from coppermesh.exec.errors import ExecError
     from coppermesh.p2p.errors import Refused
 
-    path = _home(options).socket_path
+    path = home_of(options).socket_path
     try:
         report = challenge(
             lambda seconds: LocalLink(path, timeout_s=seconds),
@@ -566,7 +532,7 @@ def _challenge(options: argparse.Namespace) -> int:
             timeout=options.timeout,
         )
     except (NoVerdict, Refused, ExecError) as error:
-        return _say(error, EXIT_NO_VERDICT)
+        return say(error, EXIT_NO_VERDICT)
     print(json.dumps(report.as_dict()) if options.json else screens.printable(str(report)))
     return EXIT_FAILED if report.fault else EXIT_OK
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Protocol
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -36,7 +37,8 @@ _FULL_ADDRESS = re.compile(rf"/{_HOST}/tcp/([0-9]{{1,5}})/p2p/([A-Za-z0-9]{{1,64
 _CODE = re.compile(r"[a-z0-9-]{1,40}")
 _TABLE_LINE = re.compile(r"\s*\[\s*([A-Za-z0-9_-]+)\s*\]")
 _KEY_LINE = re.compile(r"\s*[\"']?([A-Za-z0-9_-]+)[\"']?\s*[.=]")
-SHARING = "sharing"
+TABLES: dict[str, type] = {"sharing": Sharing}
+"""The tables of the file: each is a field of Config by its name, and `_SETTINGS` has its keys as `table.key`."""
 _MOVED = {
     "allow": "peers whose CUDA source runs whatever the sandbox holds are now `trust`; who may send work at all is "
     "`allow` below [sharing]",
@@ -98,7 +100,7 @@ class Loaded:
 
     config: Config
     origins: Mapping[str, str]
-    """By key; keys of `[sharing]` begin with `sharing.`."""
+    """By key; keys of tables begin with the table's name: `sharing.hours`."""
 
 
 def load_config(home: HasConfigPath, **overrides: Any) -> Config:
@@ -116,22 +118,19 @@ def load_settings(path: Path, overrides: Mapping[str, Any] | None = None) -> Loa
     origins.update(dict.fromkeys(_parse_all(given, "argument "), "command line"))
     if "bootstrap" not in settings:
         settings["bootstrap"] = default_peers(settings.get("mesh", DEFAULT_MESH))
-    prefix = f"{SHARING}."
-    sharing = {
-        key.removeprefix(prefix): settings.pop(key) for key in list(settings) if key.startswith(prefix)
-    }
-    return Loaded(Config(**settings, sharing=Sharing(**sharing)), origins)
+    tables = {table: made(**_taken(settings, table)) for table, made in TABLES.items()}
+    return Loaded(Config(**settings, **tables), origins)
+
+
+def _taken(settings: dict[str, Any], table: str) -> dict[str, Any]:
+    """The settings of one table by their short keys, taken out of `settings`."""
+    prefix = f"{table}."
+    return {key.removeprefix(prefix): settings.pop(key) for key in list(settings) if key.startswith(prefix)}
 
 
 def values_of(config: Config) -> dict[str, Any]:
-    """Every setting by its key, `sharing.` ones among them, with values as `config.toml` would have them."""
-    values = {key: getattr(config, key) for key in _SETTINGS if not key.startswith(f"{SHARING}.")}
-    values |= {
-        key: getattr(config.sharing, key.removeprefix(f"{SHARING}."))
-        for key in _SETTINGS
-        if key.startswith(f"{SHARING}.")
-    }
-    return {key: _written(value) for key, value in values.items()}
+    """Every setting by its key (`sharing.hours`), with values as `config.toml` would have them."""
+    return {key: _written(attrgetter(key)(config)) for key in _SETTINGS}
 
 
 def described(origins: Mapping[str, str], values: Mapping[str, object]) -> dict[str, dict[str, object]]:
@@ -215,12 +214,14 @@ def _parse_all(raw: Mapping[str, object], where: str, text: str = "") -> dict[st
 
 
 def _flat(raw: Mapping[str, object], where: str, text: str) -> dict[str, object]:
-    """With the keys of `[sharing]` among the others, as `sharing.hours`."""
-    flat = {key: value for key, value in raw.items() if key != SHARING}
-    table = raw.get(SHARING, {})
-    if not isinstance(table, Mapping) or not all(isinstance(key, str) for key in table):
-        raise ConfigError(f"{where}{_in_line(text, SHARING)}{SHARING}: want a table, got {_short(table)}")
-    return flat | {f"{SHARING}.{key}": value for key, value in table.items()}
+    """With the keys of tables among the others, as `sharing.hours`."""
+    flat = {key: value for key, value in raw.items() if key not in TABLES}
+    for name in TABLES:
+        table = raw.get(name, {})
+        if not isinstance(table, Mapping) or not all(isinstance(key, str) for key in table):
+            raise ConfigError(f"{where}{_in_line(text, name)}{name}: want a table, got {_short(table)}")
+        flat |= {f"{name}.{key}": value for key, value in table.items()}
+    return flat
 
 
 def _no_such(key: str) -> str:
@@ -232,7 +233,8 @@ def _no_such(key: str) -> str:
     close = elsewhere or difflib.get_close_matches(key, _SETTINGS, 1)
     hint = ""
     if elsewhere:
-        hint = "; it belongs " + ("below [sharing]" if "." in elsewhere[0] else "above every [table]")
+        table = elsewhere[0].rpartition(".")[0]
+        hint = "; it belongs " + (f"below [{table}]" if table else "above every [table]")
     elif close:
         hint = f"; did you mean {close[0]}?"
     return f"{_short(key)}: no such setting{hint}; there are {', '.join(sorted(_SETTINGS))}"

@@ -9,8 +9,9 @@ vanish with it.
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, fields, replace
+from operator import attrgetter
 
-from coppermesh.agent.config import Config, Loaded
+from coppermesh.agent.config import TABLES, Config, Loaded
 
 NEEDS_RESTART = ("mesh", "listen", "bootstrap", "provide", "store_bytes", "idle_exit_seconds")
 """Settings that a running agent keeps: its identity, its address, its disk."""
@@ -66,15 +67,7 @@ class Reloader:
 
 
 def differences(old: Config, new: Config) -> tuple[str, ...]:
-    """Keys of the settings that are not the same, `sharing.` ones by theirs."""
-    changed = [
-        item.name
-        for item in fields(Config)
-        if item.name != "sharing" and getattr(old, item.name) != getattr(new, item.name)
-    ]
-    inside = [
-        f"sharing.{item.name}"
-        for item in fields(new.sharing)
-        if getattr(old.sharing, item.name) != getattr(new.sharing, item.name)
-    ]
-    return tuple(changed + inside)
+    """Keys of the settings that are not the same, those of tables as `sharing.hours`."""
+    top = [item.name for item in fields(Config) if item.name not in TABLES]
+    inside = [f"{table}.{item.name}" for table, made in TABLES.items() for item in fields(made)]
+    return tuple(key for key in top + inside if attrgetter(key)(old) != attrgetter(key)(new))

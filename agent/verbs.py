@@ -1,0 +1,70 @@
+"""What every verb of the command line shares: exit codes, how a verb is added, where its words go.
+
+A group of verbs may live in a module of its own, `NAME_verbs`, with a function that adds them; `cli` calls it. Verbs
+import what they need when they run, so that a light one stays light.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from coppermesh.agent import option_types, screens
+from coppermesh.agent.home import Home, default_home
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_NO_AGENT = 3
+EXIT_LOCKED = 4
+EXIT_CONFIG = 5
+EXIT_NO_VERDICT = 6
+EXIT_INTERRUPTED = 130
+MAX_ROWS = 10_000
+"""Most that a list prints; the agent's own limit."""
+
+JSON_HELP = "print JSON on stdout"
+JOB_HELP = "job id, or its first digits"
+
+Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - argparse names it nowhere else
+"""What `add_subparsers` gives; verbs are added to it."""
+
+
+def add_verb(
+    verbs: Verbs,
+    name: str,
+    text: str,
+    command: Callable[[argparse.Namespace], int],
+    *,
+    home: bool = True,
+) -> argparse.ArgumentParser:
+    """Add the verb `name`, which runs `command`; `home`: it takes --home."""
+    parser = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    if home:
+        parser.add_argument(
+            "--home",
+            type=option_types.home_directory,
+            metavar="DIR",
+            help="the agent's directory ($COPPERMESH_HOME)",
+        )
+    parser.set_defaults(command=command)
+    return parser
+
+
+def home_of(options: argparse.Namespace) -> Home:
+    """The home that --home or COPPERMESH_HOME names."""
+    return Home(options.home) if options.home is not None else default_home()
+
+
+def show(lines: Sequence[str], nothing: str = "") -> None:
+    """Data to stdout; where there is none, the sentence that says so is talk."""
+    if lines:
+        print("\n".join(lines))
+    else:
+        print(f"coppermesh: {nothing}", file=sys.stderr)
+
+
+def say(error: BaseException, code: int) -> int:
+    """Tell an error on stderr; gives back `code`."""
+    print(f"coppermesh: {screens.printable(str(error))}", file=sys.stderr)
+    return code
