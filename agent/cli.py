@@ -6,14 +6,12 @@ Each verb imports what it needs when it runs: `coppermesh receipts verify` loads
 import argparse
 import json
 import os
-import runpy
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from coppermesh.agent import option_types, screens
+from coppermesh.agent import option_types, screens, submit_verbs
 from coppermesh.agent.config import ConfigError
 from coppermesh.agent.home import HomeError, HomeLocked
 from coppermesh.agent.option_types import WrongOption
@@ -109,7 +107,7 @@ def _build_parser() -> argparse.ArgumentParser:
     identity = add_verb(verbs, "id", "print this home's peer id on its mesh (made when missing)", _id)
     _add_mesh(identity, "another mesh than the configured one")
     identity.add_argument("--json", action="store_true", help=JSON_HELP)
-    _add_submit(verbs)
+    submit_verbs.add(verbs)
     _add_jobs(verbs)
     _add_receipts(verbs)
     explain = add_verb(verbs, "explain", "tell the story of a job", _explain)
@@ -211,26 +209,6 @@ def _add_config(verbs: Verbs) -> None:
     config.epilog = _CONFIG_EPILOG
     config.add_argument("action", nargs="?", choices=("show", "check"), default="show")
     config.add_argument("--json", action="store_true", help=JSON_HELP)
-
-
-def _add_submit(verbs: Verbs) -> None:
-    submit = add_verb(verbs, "submit", "run a Python script whose jobs go to the mesh", _submit)
-    submit.add_argument(
-        "--deadline",
-        type=option_types.deadline,
-        metavar="SECONDS",
-        help="give a job up after so long, where the script names no time (default 300)",
-    )
-    submit.add_argument(
-        "--isolation",
-        type=option_types.isolation,
-        metavar="LAYERS",
-        help="only providers that witnessed these layers of the sandbox, such as landlock,seccomp,netns, where the"
-        " script names none (`coppermesh doctor sandbox` lists them)",
-    )
-    submit.add_argument("--quiet", action="store_true", help="show no progress")
-    submit.add_argument("script", type=Path)
-    submit.add_argument("arguments", nargs=argparse.REMAINDER, help="handed to the script")
 
 
 def _add_jobs(verbs: Verbs) -> None:
@@ -426,50 +404,6 @@ def _id(options: argparse.Namespace) -> int:
     peer = format_peer(PeerKey.load_or_create(home.key_path(mesh_id(mesh))).peer)
     print(json.dumps({"peer": peer, "mesh": mesh}) if options.json else peer)
     return EXIT_OK
-
-
-def _submit(options: argparse.Namespace) -> int:
-    if not options.script.is_file():
-        print(f"coppermesh: no such script: {options.script}", file=sys.stderr)
-        return EXIT_USAGE
-    home = home_of(options)
-    os.environ["COPPERMESH_HOME"] = str(home.path)
-    if not options.quiet:
-        os.environ["COPPERMESH_PROGRESS"] = "1"
-    if options.deadline is not None:
-        os.environ["COPPERMESH_DEADLINE"] = str(options.deadline)
-    if options.isolation is not None:
-        os.environ["COPPERMESH_ISOLATION"] = ",".join(options.isolation)
-    sys.argv = [str(options.script), *options.arguments]
-    # As `python script.py` would: the script's own folder first.
-    sys.path.insert(0, str(options.script.resolve().parent))
-    try:
-        runpy.run_path(str(options.script), run_name="__main__")
-    except KeyboardInterrupt:
-        _cancel_open_jobs()
-        raise
-    except (MeshError, SystemExit):
-        raise
-    except BaseException as error:  # noqa: BLE001 - the script's own: shown as Python shows it, and our exit code is 1
-        _show_script_error(error, options.script)
-        return EXIT_FAILED
-    return EXIT_OK
-
-
-def _show_script_error(error: BaseException, script: Path) -> None:
-    """The traceback from the script's first frame on: what led to it is this command and no business of the user's."""
-    frames = error.__traceback__
-    while frames is not None and frames.tb_frame.f_code.co_filename != str(script):
-        frames = frames.tb_next
-    traceback.print_exception(type(error), error, frames)
-
-
-def _cancel_open_jobs() -> None:
-    """The script was interrupted: nobody waits for its jobs any more, so nobody should pay for them."""
-    from coppermesh.agent.client import cancel_open_jobs
-
-    for job in cancel_open_jobs():
-        print(f"coppermesh: job {job[:8]} cancelled; finished tasks stay paid", file=sys.stderr)
 
 
 def _jobs(options: argparse.Namespace) -> int:

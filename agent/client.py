@@ -50,10 +50,8 @@ _open_jobs: "dict[bytes, Mesh]" = {}
 MAX_OPEN_JOBS = 10_000
 PROGRESS = "COPPERMESH_PROGRESS"
 """Environment variable: show progress on stderr."""
-DEADLINE = "COPPERMESH_DEADLINE"
-"""Environment variable: deadline of jobs in seconds, where the script names none."""
-ISOLATION = "COPPERMESH_ISOLATION"
-"""Environment variable: layers that a provider must have, with commas between, where the script names none."""
+OPTIONS = "COPPERMESH_OPTIONS"
+"""Environment variable: options of jobs as JSON, where the script names none."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +59,18 @@ class JobOptions:
     """What a submitter may ask for, as `Mesh.submit` explains. Times are seconds; money is 10^-6 usd."""
 
     device: str = "any"
+    model: str = ""
+    memory: int = 0
+    features: tuple[str, ...] = ()
+    isolation: tuple[str, ...] = ()
+    min_speed: int = 0
     max_rate: int = 100_000_000
     budget: int = 10_000_000
     wall_limit_s: float = 60.0
     deadline_s: float = 300.0
     providers: int = 1
+    redundancy: int = 1
     fresh: bool = False
-    isolation: tuple[str, ...] = ()
     trace: bool = False
 
 
@@ -347,8 +350,8 @@ class Mesh:
     def compute(self, *arrays: Array, **options: Any) -> Any:
         """Run what leads to `arrays` on the mesh, as one task, and return NumPy arrays: one, or a tuple for several.
 
-        `options` are those of `submit`: device, max_rate, budget, wall_limit_s, deadline_s, providers, fresh,
-        isolation, trace. Raises JobFailed.
+        `options` are those of `submit`: device, model, memory, features, isolation, min_speed, max_rate, budget,
+        wall_limit_s, deadline_s, providers, redundancy, fresh, trace. Raises JobFailed.
         """
         return self.submit(*arrays, **options).result()
 
@@ -358,12 +361,18 @@ class Mesh:
         Options, each with its default:
 
             device="any"            "cpu" or "cuda": on such a device only
+            model=""                part of the device's name, such as "H100"
+            memory=0                least memory for a task in bytes; what the programs need is asked for anyway
+            features=()             names of features that the device must have, beside those the programs need
+            min_speed=0             least speed in Mop/s, millions of operations per second: by the provider's own
+                                    measurement, and by yours of the same programs once there is one
             max_rate=100_000_000    most a provider may ask per device-hour, in 10^-6 usd
             budget=10_000_000       most the whole job may cost, in 10^-6 usd
             wall_limit_s=60.0       most one task may run, in seconds
             deadline_s=300.0        the job fails where it has not ended by then; `coppermesh submit --deadline` sets
                                     the default
             providers=1             spread the tasks over at least so many providers, where so many offer
+            redundancy=1            run each task at so many providers and compare the results; each is paid
             fresh=False             True: a new worker process for every task
             isolation=()            names of isolation layers that a provider must have witnessed; `coppermesh submit
                                     --isolation` sets the default
@@ -384,8 +393,8 @@ class Mesh:
     def submit_many(self, groups: Sequence[Array | tuple[Array, ...]], **options: Any) -> Job:
         """One job of many tasks, one for each array or tuple of arrays; its result is a list in that order.
 
-        `options` are those of `submit`: device, max_rate, budget, wall_limit_s, deadline_s, providers, fresh,
-        isolation, trace.
+        `options` are those of `submit`: device, model, memory, features, isolation, min_speed, max_rate, budget,
+        wall_limit_s, deadline_s, providers, redundancy, fresh, trace.
         """
         recordings = [trace(*group) if isinstance(group, tuple) else trace(group) for group in groups]
         if not recordings:
@@ -410,8 +419,8 @@ class Mesh:
         results (`xp.add`) folds them on the mesh, in order, in rounds of jobs; only the last result comes here.
         `progress` counts on stderr. Raises JobFailed, TypeError, ValueError.
 
-        `options` are those of `submit`: device, max_rate, budget, wall_limit_s, deadline_s, providers, fresh,
-        isolation, trace.
+        `options` are those of `submit`: device, model, memory, features, isolation, min_speed, max_rate, budget,
+        wall_limit_s, deadline_s, providers, redundancy, fresh, trace.
         """
         return map_chunks(
             self, function, array, chunks=chunks, reduce=reduce, progress=progress, options=options
@@ -505,13 +514,12 @@ def _chosen(options: dict[str, Any]) -> JobOptions:
 
 
 def _options_from_environment() -> dict[str, Any]:
-    """What `coppermesh submit --deadline` and `--isolation` asked for."""
-    options: dict[str, Any] = {}
-    if deadline := os.environ.get(DEADLINE):
-        options["deadline_s"] = float(deadline)
-    if layers := os.environ.get(ISOLATION):
-        options["isolation"] = tuple(layers.split(","))
-    return options
+    """What the options of `coppermesh submit` asked for."""
+    try:
+        options = json.loads(os.environ.get(OPTIONS) or "{}")
+        return {name: tuple(given) if isinstance(given, list) else given for name, given in options.items()}
+    except (ValueError, AttributeError):
+        raise ValueError(f"{OPTIONS} is not a JSON object of options: unset it") from None
 
 
 def _show_progress(job: str, facts: dict[str, Any]) -> None:

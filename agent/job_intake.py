@@ -37,9 +37,13 @@ MAX_PROGRAMS = 4096
 THREAD_BYTES = 32 * 1024
 """Programs larger than this are checked in a thread."""
 MAX_SECONDS = 86_400.0
+MAX_MODEL = 64
 _KNOWN_OPTIONS = frozenset(
-    {"device", "max_rate", "budget", "wall_limit_s", "deadline_s", "providers", "fresh", "isolation", "trace"}
-)
+    {
+        "device", "model", "memory", "features", "isolation", "min_speed", "max_rate", "budget", "wall_limit_s",
+        "deadline_s", "providers", "redundancy", "fresh", "trace",
+    }
+)  # fmt: skip
 
 
 class JobIntake:
@@ -184,6 +188,17 @@ def _parse_options(text: str) -> dict[str, Any]:
     if not isinstance(options, dict) or options.keys() != _KNOWN_OPTIONS:
         raise Refused("bad-option", f"a job's options are {', '.join(sorted(_KNOWN_OPTIONS))}")
     _require(options["device"] in ("any", "cpu", "cuda"), "device", "any, cpu or cuda")
+    model = options["model"]
+    _require(
+        isinstance(model, str) and len(model) <= MAX_MODEL and model.isascii() and model.isprintable(),
+        "model",
+        f"part of a device's name, at most {MAX_MODEL} printable ASCII characters",
+    )
+    _require(_is_whole(options["memory"], 0, 1 << 60), "memory", "a whole number of bytes, 0 or more")
+    _require(_is_whole(options["min_speed"], 0, 1 << 60), "min_speed", "a whole number of Mop/s, 0 or more")
+    _require(
+        _is_whole(options["redundancy"], 1, MAX_LEASES), "redundancy", f"a number from 1 to {MAX_LEASES}"
+    )
     for name in ("max_rate", "budget"):
         _require(_is_whole(options[name], 0, 1 << 60), name, "a whole number of millionths, 0 or more")
     for name in ("wall_limit_s", "deadline_s"):
@@ -191,12 +206,13 @@ def _parse_options(text: str) -> dict[str, Any]:
     _require(_is_whole(options["providers"], 1, MAX_LEASES), "providers", f"a number from 1 to {MAX_LEASES}")
     for name in ("fresh", "trace"):
         _require(isinstance(options[name], bool), name, "true or false")
-    layers = options["isolation"]
-    _require(
-        isinstance(layers, list) and len(layers) <= 16 and all(_is_name(layer) for layer in layers),
-        "isolation",
-        'a list of at most 16 names of small letters, digits and "-"',
-    )
+    for name in ("isolation", "features"):
+        names = options[name]
+        _require(
+            isinstance(names, list) and len(names) <= 16 and all(_is_name(one) for one in names),
+            name,
+            'a list of at most 16 names of small letters, digits and "-"',
+        )
     return options
 
 
@@ -218,14 +234,17 @@ def _is_seconds(value: object) -> bool:
 
 
 def _requirement(options: Mapping[str, Any], programs: Sequence[ProgramFacts]) -> Requirement:
-    features: frozenset[str] = frozenset({"array-programs"}).union(*(facts.features for facts in programs))
+    features: frozenset[str] = frozenset({"array-programs", *options["features"]})
+    features = features.union(*(facts.features for facts in programs))
     if options["trace"]:
         features |= {NODE_DIGESTS}
     return Requirement(
         device_kind=options["device"],
+        model=options["model"].lower(),
         features=features,
         isolation=tuple(options["isolation"]),
-        memory_bytes=_round_up(max(_memory_needed(facts) for facts in programs)),
+        memory_bytes=max(options["memory"], _round_up(max(_memory_needed(facts) for facts in programs))),
+        min_speed=options["min_speed"],
         wall_limit_us=int(options["wall_limit_s"] * 1e6),
         max_rate=options["max_rate"],
         fresh=options["fresh"],

@@ -63,6 +63,8 @@ class JobState:
     submitted_us: int
     programs: Mapping[bytes, ProgramFacts]
     """What is known of each program that the tasks name."""
+    copies: int = 1
+    """At how many providers each task runs."""
     events: list[JobEvent] = field(default_factory=list)
     done: int = 0
     ended_us: int | None = None

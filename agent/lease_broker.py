@@ -160,15 +160,19 @@ class LeaseBroker:
             issued_us=now_us,
             expires_us=now_us + ORDER_LIFE_US,
             device_kind=requirement.device_kind,
+            model=requirement.model,
             features=sorted(requirement.features),
             isolation=list(requirement.isolation),
             memory_bytes=requirement.memory_bytes,
+            min_speed=requirement.min_speed,
             tasks=sum(len(job.tasks) - job.done for job in jobs),
+            copies=max((job.copies for job in jobs), default=1),
             wall_limit_us=requirement.wall_limit_us,
             max_rate=requirement.max_rate,
             unit=requirement.unit,
             budget=min(sum(job.budget for job in jobs), MAX_MONEY),
             lease_us=min(MAX_LEASE_LIFE_US, 2 * requirement.wall_limit_us + SPARE_LIFE_US),
+            deadline_us=max((job.deadline_us for job in jobs), default=now_us + ORDER_LIFE_US),
         )
         return open_record(Order, sign_record(self._key, order))
 

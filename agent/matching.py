@@ -23,11 +23,15 @@ class Requirement:
 
     device_kind: str = "any"
     """`any`, `cpu` or `cuda`."""
+    model: str = ""
+    """Part of the device's name, in small letters: `h100`. Empty: any model."""
     features: frozenset[str] = frozenset({"array-programs"})
     isolation: tuple[str, ...] = ()
     """Isolation layers that must have been witnessed on the provider's machine."""
     memory_bytes: int = 0
     """Memory that one task may use."""
+    min_speed: int = 0
+    """Least speed in millions of operations per second (PROTOCOL.md, Speed); 0: any."""
     wall_limit_us: int = 60_000_000
     """Most wall time that one task may take."""
     max_rate: int
@@ -74,6 +78,8 @@ def misfits(announcement: Announcement, device: DeviceOffer, requirement: Requir
         reasons.append("takes no work now: it is paused, or closed at this hour, by its owner")
     if requirement.device_kind not in ("any", device.kind):
         reasons.append(f"{device.device} is a {device.kind} device, wanted {requirement.device_kind}")
+    if requirement.model not in device.name.lower():
+        reasons.append(f"{device.device} is a {device.name}, wanted a {requirement.model}")
     if missing := sorted(requirement.features - set(device.features)):
         hint = " (there is no C++ compiler)" if device.kind == "cpu" and "cuda-source" in missing else ""
         reasons.append(f"{device.device} does not take {', '.join(missing)}{hint}")
@@ -141,6 +147,10 @@ def bid_misfits(bid: Bid, requirement: Requirement) -> list[str]:
     reasons = []
     if requirement.device_kind not in ("any", bid.device_kind):
         reasons.append(f"bids a {bid.device_kind} device, wanted {requirement.device_kind}")
+    if requirement.model not in bid.device_name.lower():
+        reasons.append(f"bids a {bid.device_name}, wanted a {requirement.model}")
+    if bid.speed < requirement.min_speed:
+        reasons.append(f"bids {bid.speed} Mop/s, wanted {requirement.min_speed}")
     if bid.memory_bytes < requirement.memory_bytes:
         memory, wanted = format_bytes(bid.memory_bytes), format_bytes(requirement.memory_bytes)
         reasons.append(f"bids {memory} of memory, wanted {wanted}")

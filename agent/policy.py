@@ -37,11 +37,15 @@ DECLINE_CODES = {
     "isolation": "an isolation layer that was asked for was not witnessed here",
     "no-device": "no device is offered at all",
     "device-kind": "no device of that kind is offered",
+    "model": "no device of that model is offered",
     "features": "no device takes such programs",
     "not-allowed": "the device takes such programs, but not from this requester",
     "memory": "a task needs more memory than the device gives it",
     "unit": "the price is in another unit",
     "rate": "the device costs more than the order's maximum",
+    "speed": "the device was measured slower than the order's minimum",
+    "measuring": "the device's speed is asked for and being measured: ask again in some seconds",
+    "deadline": "the order's deadline is over",
     "budget": "the budget does not cover one task of the longest allowed time",
     "device-busy": "the owner's own programs use the device",
     "unfit": "the device is out of order: a worker on it could not be ended, and no probe has passed since",
@@ -56,7 +60,8 @@ DECLINE_CODES = {
 
 LASTING_CODES = frozenset(
     {
-        "denied", "not-listed", "isolation", "device-kind", "features", "not-allowed", "memory", "unit", "rate",
+        "denied", "not-listed", "isolation", "device-kind", "model", "speed", "features", "not-allowed",
+        "memory", "unit", "rate",
     }
 )  # fmt: skip
 """Declines that stay the same however often the same order is sent."""
@@ -87,6 +92,8 @@ class DeviceState:
     free_slots: int
     obstacles: tuple[Obstacle, ...] = ()
     """Why the owner does not lend it just now (`device_gate`)."""
+    speed: int = 0
+    """Measured, in millions of operations per second; 0: not yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +125,7 @@ class BidTerms:
     memory_bytes: int
     depth: int
     expires_us: int
+    speed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +162,7 @@ def decide(order: Order, requester: PeerId, state: ProviderState, now_us: int) -
     for device in cheapest_first:
         passed, device_reason = _judge(case, device)
         if device_reason is None:
-            return _terms(case, device.offer)
+            return _terms(case, device)
         if passed > furthest:
             furthest, best_reason = passed, device_reason
     return best_reason
@@ -243,6 +251,14 @@ def check_times(case: Case) -> DeclineReason | None:
     return None
 
 
+def check_deadline(case: Case) -> DeclineReason | None:
+    """Results would still be of use."""
+    late_us = case.now_us - case.order.deadline_us
+    if late_us < 0:
+        return None
+    return decline("deadline", f"the order's deadline was {_span(late_us)} ago; order for a later one")
+
+
 def check_isolation(case: Case) -> DeclineReason | None:
     """Each isolation layer asked for was witnessed on this machine."""
     missing = [layer for layer in case.order.isolation if layer not in case.state.isolation]
@@ -261,6 +277,14 @@ def check_kind(case: Case, device: DeviceState) -> DeclineReason | None:
         "device-kind",
         f"wanted a {case.order.device_kind} device; {device.offer.device} is {device.offer.kind}",
     )
+
+
+def check_model(case: Case, device: DeviceState) -> DeclineReason | None:
+    """The device's name has what was asked for."""
+    if case.order.model.lower() in device.offer.name.lower():
+        return None
+    offer = device.offer
+    return decline("model", f"wanted a {case.order.model}; {offer.device} is a {offer.name}")
 
 
 def check_features(case: Case, device: DeviceState) -> DeclineReason | None:
@@ -324,6 +348,16 @@ def check_budget(case: Case, device: DeviceState) -> DeclineReason | None:
     return decline("budget", text)
 
 
+def check_speed(case: Case, device: DeviceState) -> DeclineReason | None:
+    """The device is as fast as was asked for, by this provider's own measurement."""
+    wanted, name = case.order.min_speed, device.offer.device
+    if not wanted or device.speed >= wanted:
+        return None
+    if not device.speed:
+        return decline("measuring", f"the speed of {name} is not known yet; ask again in some seconds")
+    return decline("speed", f"{name} was measured at {device.speed} Mop/s, the order wants {wanted}")
+
+
 def check_conditions(_case: Case, device: DeviceState) -> DeclineReason | None:
     """Its owner does not need it, and it is within the owner's limits."""
     return _as_decline(device.obstacles[0] if device.obstacles else None)
@@ -344,18 +378,21 @@ ORDER_CHECKS: tuple[OrderCheck, ...] = (
     check_requester,
     check_owner,
     check_times,
+    check_deadline,
     check_isolation,
 )
 """In the order in which they are asked: what ends the conversation soonest comes first."""
 
 DEVICE_CHECKS: tuple[DeviceCheck, ...] = (
     check_kind,
+    check_model,
     check_features,
     check_allowed,
     check_memory,
     check_unit,
     check_rate,
     check_budget,
+    check_speed,
     check_conditions,
     check_free,
 )
@@ -374,8 +411,8 @@ def _judge(case: Case, device: DeviceState) -> tuple[int, DeclineReason | None]:
     return len(DEVICE_CHECKS), None
 
 
-def _terms(case: Case, offer: DeviceOffer) -> BidTerms:
-    limits = case.state.limits
+def _terms(case: Case, device: DeviceState) -> BidTerms:
+    limits, offer = case.state.limits, device.offer
     return BidTerms(
         device=offer,
         rate=offer.rate,
@@ -383,6 +420,7 @@ def _terms(case: Case, offer: DeviceOffer) -> BidTerms:
         memory_bytes=offer.memory_bytes,
         depth=limits.depth,
         expires_us=min(case.now_us + limits.bid_us, case.order.expires_us),
+        speed=device.speed,
     )
 
 

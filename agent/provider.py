@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 import trio
 
 from coppermesh.agent.challenge_server import ChallengeServer
+from coppermesh.agent.device_speeds import DeviceSpeeds
 from coppermesh.agent.lease_server import LeaseServer
 from coppermesh.agent.leases import check_lease
 from coppermesh.agent.ledger import LeaseAgreed
@@ -139,6 +140,7 @@ class Provider:
         self.challenges = ChallengeServer(
             key, mesh, ledger, store, self._devices, free=self._free_for_challenges, now_us=now_us
         )
+        self.speeds = DeviceSpeeds(changed)
         self._last_served: PeerId | None = None
         """Whose lease ended last: of all who wait, it comes last."""
 
@@ -280,6 +282,8 @@ class Provider:
             if terms.code == "busy":
                 self._waiting[peer] = now_us
                 self._reclaim_idle(peer, now_us)
+            elif terms.code == "measuring":
+                self._measure_speeds()
             return self._decline(order, terms, now_us)
         self._waiting.pop(peer, None)
         talk = self._bid(order, terms, now_us)
@@ -409,7 +413,12 @@ class Provider:
         recent = len(times)
         self._order_times[peer] = [*times[-200:], now_us]
         devices = tuple(
-            DeviceState(device.offer, self.reservations.free(name), self.lending.obstacles.get(name, ()))
+            DeviceState(
+                device.offer,
+                self.reservations.free(name),
+                self.lending.obstacles.get(name, ()),
+                self.speeds.get(name),
+            )
             for name, device in self._devices.items()
         )
         return ProviderState(
@@ -422,6 +431,11 @@ class Provider:
             requester_holds=self.reservations.held_by(peer),
             recent_orders=recent,
         )
+
+    def _measure_speeds(self) -> None:
+        assert self._nursery is not None
+        for name, device in self._devices.items():
+            self._nursery.start_soon(self.speeds.measure, name, device.supervisor)
 
     def _decline(self, order: Opened[Order], reason: DeclineReason, now_us: int) -> OrderReply:
         decline = Decline(1, self._mesh, self._key.peer, order.id, now_us, reason.code, reason.sentence)
@@ -444,6 +458,7 @@ class Provider:
             rate=terms.rate,
             unit=terms.unit,
             depth=terms.depth,
+            speed=terms.speed,
         )
         negotiation = Negotiation(Role.PROVIDER, now_us)
         negotiation.step(Move.ORDER, Role.REQUESTER, now_us, "order")

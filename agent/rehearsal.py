@@ -124,15 +124,19 @@ def make_order(requester: PeerKey, mesh: MeshId, nonce: bytes, budget: int) -> O
         issued_us=START_US - 2000,
         expires_us=START_US + 60_000_000,
         device_kind="any",
+        model="",
         features=[],
         isolation=[],
         memory_bytes=1 << 20,
+        min_speed=0,
         tasks=100,
+        copies=1,
         wall_limit_us=60_000_000,
         max_rate=2 * RATE,
         unit="usd",
         budget=budget,
         lease_us=3_600_000_000,
+        deadline_us=START_US + 3_600_000_000,
     )
 
 
@@ -153,6 +157,7 @@ def make_bid(provider: PeerKey, order: Opened[Order], nonce: bytes) -> Bid:
         rate=RATE,
         unit="usd",
         depth=4,
+        speed=0,
     )
 
 

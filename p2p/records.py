@@ -113,10 +113,16 @@ class Order(Record, frozen=True):
     issued_us: Micros
     expires_us: Micros
     device_kind: Annotated[str, Meta(pattern=r"^(any|cpu|cuda)\Z")]
+    model: Label
+    """Part of the device's name, in any case: `h100`. Empty: any model."""
     features: Annotated[list[Code], Meta(max_length=32)]
     isolation: Annotated[list[Code], Meta(max_length=16)]
     memory_bytes: Count
+    min_speed: Count
+    """Least speed of the device, in millions of operations per second; 0: any. PROTOCOL.md says who measures what."""
     tasks: Count
+    copies: Annotated[int, Meta(ge=1, le=8)]
+    """At how many providers each task runs, for comparison: another one is asked for the others."""
     wall_limit_us: Micros
     """Most wall time one task may take."""
     max_rate: Money
@@ -124,6 +130,8 @@ class Order(Record, frozen=True):
     budget: Money
     lease_us: Micros
     """How long the lease should last from its signing."""
+    deadline_us: Micros
+    """When the requester has no use for results any more."""
 
 
 class Bid(Record, frozen=True):
@@ -148,6 +156,8 @@ class Bid(Record, frozen=True):
     unit: Code
     depth: Annotated[int, Meta(ge=1, le=64)]
     """How many tasks may be outstanding under the lease at once."""
+    speed: Count
+    """What the provider measured its device at, in millions of operations per second; 0: not measured."""
 
 
 class Decline(Record, frozen=True):

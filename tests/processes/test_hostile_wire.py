@@ -181,15 +181,19 @@ class Stranger:
             issued_us=now,
             expires_us=now + 30_000_000,
             device_kind="any",
+            model="",
             features=["array-programs"],
             isolation=[],
             memory_bytes=1 << 20,
+            min_speed=0,
             tasks=1,
+            copies=1,
             wall_limit_us=5_000_000,
             max_rate=10_000_000,
             unit="usd",
             budget=1_000_000,
             lease_us=60_000_000,
+            deadline_us=now + 60_000_000,
         )
         opened = open_record(Order, sign_record(self.key, order))
         reply = await self.hub.request(provider, "order", OrderRequest(opened.signed), OrderReply)

@@ -223,15 +223,19 @@ def make_order(requester: PeerId) -> Order:
         issued_us=now_us(),
         expires_us=now_us() + 10**7,
         device_kind="any",
+        model="",
         features=["array-programs"],
         isolation=[],
         memory_bytes=1 << 20,
+        min_speed=0,
         tasks=1,
+        copies=1,
         wall_limit_us=10**6,
         max_rate=10**9,
         unit="usd",
         budget=10**9,
         lease_us=60_000_000,
+        deadline_us=now_us() + 60_000_000,
     )
 
 
@@ -548,6 +552,7 @@ def make_bid(key: PeerKey, request: OrderRequest, life_us: int = 10**7) -> Order
         rate=OFFER.rate,
         unit="usd",
         depth=8,
+        speed=0,
     )
     return OrderReply(sign_record(key, bid), None)
 

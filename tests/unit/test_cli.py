@@ -75,14 +75,19 @@ def test_layers_are_handed_to_the_script_as_the_default(tmp_path, monkeypatch, c
     script.write_text(
         "from coppermesh.agent.client import _chosen, _options_from_environment as asked\n"
         "print(_chosen(asked()).isolation, _chosen({**asked(), 'isolation': ('uid',)}).isolation)\n"
+        "print(_chosen(asked()).model, _chosen(asked()).min_speed, _chosen(asked()).redundancy)\n"
     )
-    for name in ("COPPERMESH_ISOLATION", "COPPERMESH_DEADLINE", "COPPERMESH_HOME"):
+    for name in ("COPPERMESH_OPTIONS", "COPPERMESH_HOME"):
         monkeypatch.setenv(name, "")  # so that what `submit` sets is unset afterwards
     monkeypatch.setattr(sys, "argv", list(sys.argv))
     monkeypatch.setattr(sys, "path", list(sys.path))
     layers = "seccomp, landlock,netns,seccomp"
-    assert exit_code("submit", "--home", str(tmp_path), "--quiet", "--isolation", layers, str(script)) == 0
-    assert capsys.readouterr().out == "('seccomp', 'landlock', 'netns') ('uid',)\n"
+    market = ("--model", "h100", "--min-speed", "9000", "--redundancy", "2")
+    assert (
+        exit_code("submit", "--home", str(tmp_path), "--quiet", "--isolation", layers, *market, str(script))
+        == 0
+    )
+    assert capsys.readouterr().out == "('seccomp', 'landlock', 'netns') ('uid',)\nh100 9000 2\n"
 
 
 def test_a_misspelled_layer_is_told_the_near_one(capsys):

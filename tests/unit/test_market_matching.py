@@ -1,5 +1,7 @@
 """Who is asked, why others are not, and which bids are taken."""
 
+from dataclasses import replace
+
 import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,7 +44,7 @@ def bid(peer: bytes = b"p", **changes: object) -> Bid:
     made = Bid(
         version=1, mesh=bytes(16), provider=peer.ljust(32, b"."), order=bytes(32), nonce=bytes(16), issued_us=NOW,
         expires_us=NOW + 10**6, device="gpu0", device_kind="cuda", device_name="A GPU", memory_bytes=8 * GIB,
-        rate=30_000, unit="usd", depth=4,
+        rate=30_000, unit="usd", depth=4, speed=0,
     )  # fmt: skip
     return msgspec.structs.replace(made, **changes)
 
@@ -57,6 +59,7 @@ def test_a_device_that_fits_has_no_reasons_against_it() -> None:
 def test_every_reason_is_told_at_once() -> None:
     need = Requirement(
         device_kind="cpu",
+        model="h100",
         features=frozenset({"scan"}),
         isolation=("landlock",),
         memory_bytes=99 * GIB,
@@ -66,13 +69,14 @@ def test_every_reason_is_told_at_once() -> None:
     for part in [
         "paused",
         "cuda device, wanted cpu",
+        "gpu0 is a A GPU, wanted a h100",
         "does not take scan",
         "landlock",
         "GiB of memory, wanted 99 GiB (cm.trace_report",
         "0.03 usd/h",
     ]:
         assert any(part in reason for reason in found), part
-    assert len(found) == 6
+    assert len(found) == 7
 
 
 def test_prices_in_another_unit_are_not_compared() -> None:
@@ -146,6 +150,7 @@ def test_a_bid_is_held_to_the_order() -> None:
     assert bid_misfits(bid(), NEED) == []
     bad = bid(device_kind="cpu", memory_bytes=1, rate=50_001)
     assert len(bid_misfits(bad, NEED)) == 3
+    assert len(bid_misfits(bid(speed=9), replace(NEED, model="h100", min_speed=10))) == 2
     assert bid_misfits(bid(unit="eur", rate=10**9), NEED) == ["bids in eur, wanted usd"]
 
 

@@ -44,8 +44,9 @@ CPU = msgspec.structs.replace(
 
 ORDER = Order(
     version=1, mesh=MESH, requester=STRANGER, nonce=bytes(16), job=bytes(16), issued_us=NOW,
-    expires_us=NOW + 10 * SECOND, device_kind="any", features=["array-programs"], isolation=[], memory_bytes=1 << 20,
-    tasks=4, wall_limit_us=10 * SECOND, max_rate=100_000, unit="usd", budget=1_000, lease_us=600 * SECOND,
+    expires_us=NOW + 10 * SECOND, device_kind="any", model="", features=["array-programs"], isolation=[],
+    memory_bytes=1 << 20, min_speed=0, tasks=4, copies=1, wall_limit_us=10 * SECOND, max_rate=100_000, unit="usd",
+    budget=1_000, lease_us=600 * SECOND, deadline_us=NOW + 900 * SECOND,
 )  # fmt: skip
 
 
@@ -122,6 +123,10 @@ CASES: list[tuple[str, Order, ProviderState, str]] = [
     ),
     ("no-device", ORDER, ProviderState(mesh=MESH, devices=()), "ask another"),
     ("device-kind", order(device_kind="cpu"), GPU_ONLY, "wanted a cpu device; gpu0 is cuda"),
+    ("model", order(model="H100"), GPU_ONLY, "wanted a H100; gpu0 is a A GPU"),
+    ("measuring", order(min_speed=1), GPU_ONLY, "gpu0 is not known yet"),
+    ("speed", order(min_speed=701), state(DeviceState(GPU, 1, speed=700)), "measured at 700 Mop/s"),
+    ("deadline", order(deadline_us=NOW), state(), "order for a later one"),
     ("features", order(features=["scan"]), GPU_ONLY, "does not take scan"),
     ("not-allowed", order(features=["cuda-source"]), GPU_ONLY, f"--allow {format_peer(STRANGER)}"),
     ("memory", order(memory_bytes=1 << 50), GPU_ONLY, "1125899906842624"),
@@ -154,6 +159,12 @@ def test_each_refusal_has_its_code_and_says_what_would_help(
 
 def test_every_code_is_covered_here_or_made_elsewhere() -> None:
     assert {case[0] for case in CASES} == set(DECLINE_CODES) - {"internal"}
+
+
+def test_a_model_is_part_of_the_name_in_any_case_and_a_speed_is_told_with_the_bid() -> None:
+    terms = decide(order(model="a gPu", min_speed=700), STRANGER, state(DeviceState(GPU, 1, speed=700)), NOW)
+    assert isinstance(terms, BidTerms)
+    assert terms.speed == 700
 
 
 def test_who_is_allowed_is_served_and_a_device_that_is_needed_leaves_the_others_to_be_bid() -> None:
@@ -220,6 +231,7 @@ times = st.one_of(counts, st.integers(NOW - 2 * DAY, NOW + 2 * DAY))
         features=st.lists(st.one_of(codes, st.sampled_from(["array-programs", "cuda-source"])), max_size=32),
         isolation=st.lists(codes, max_size=16), memory_bytes=counts, tasks=counts, wall_limit_us=counts,
         max_rate=counts, unit=st.one_of(st.just("usd"), codes), budget=counts, lease_us=counts,
+        model=st.sampled_from(["", "a gpu", "h100"]), min_speed=counts, copies=st.integers(1, 8), deadline_us=times,
     ),
     paused=st.booleans(),
     free=st.integers(0, 2),

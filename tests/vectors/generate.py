@@ -131,15 +131,19 @@ ORDER = Order(
     issued_us=NOW_US,
     expires_us=NOW_US + 30 * SECOND_US,
     device_kind="any",
+    model="example",
     features=["array-programs"],
     isolation=[],
     memory_bytes=1 << 30,
+    min_speed=10_000,
     tasks=16,
+    copies=1,
     wall_limit_us=60 * SECOND_US,
     max_rate=500_000,
     unit="usd",
     budget=10_000,
     lease_us=600 * SECOND_US,
+    deadline_us=NOW_US + 900 * SECOND_US,
 )
 BID = Bid(
     version=1,
@@ -156,6 +160,7 @@ BID = Bid(
     rate=120_000,
     unit="usd",
     depth=4,
+    speed=20_000,
 )
 DECLINE = Decline(
     version=1,
