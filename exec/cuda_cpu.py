@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from coppermesh.exec import linux
+from coppermesh.exec.cuda_arguments import ArgumentTable, Parameter, launch_fields
 from coppermesh.exec.cuda_build import Kernel
 from coppermesh.exec.cuda_gate import check_cpu_source
 from coppermesh.exec.cuda_launch import MAX_SHARED_BYTES, Arenas, LaunchState, explain_fault
@@ -40,8 +41,6 @@ MAX_LOADED = 256
 """Libraries kept per worker; the one unused for longest goes first."""
 THREADS_WORTH_SHARING = 4096
 """CUDA threads below which a launch stays on one processor core: waking a second one costs about 30 us."""
-_ALIGNMENT = 64
-"""Of the memory in which an argument's value stands, in bytes: no type needs more unless a source says so."""
 CHUNKS_PER_THREAD = 16
 """Blocks are handed out in this many pieces per core: few enough to be cheap, enough to even out."""
 
@@ -49,17 +48,6 @@ Builder = Callable[[Kernel], int]
 """Compiles; gives the library as a sealed memory file, or raises an ExecError."""
 Note = Callable[[str], None]
 """Told what runs, before it does, so that a crash can be explained."""
-
-
-class _Parameter(ctypes.Structure):
-    """`coppermesh::Parameter` of coppermesh_launch.h."""
-
-    _fields_ = [
-        ("bytes", ctypes.c_uint),
-        ("element_bytes", ctypes.c_uint),
-        ("kind", ctypes.c_char),
-        ("element", ctypes.c_char),
-    ]
 
 
 class _Symbol(ctypes.Structure):
@@ -152,9 +140,9 @@ class _Function:
         self.run.restype = None
         count = ctypes.c_uint.in_dll(library, f"coppermesh_parameter_count_{number}").value
         read = library[f"coppermesh_parameters_{number}"]
-        read.restype = ctypes.POINTER(_Parameter * count)
+        read.restype = ctypes.POINTER(Parameter * count)
         table = read().contents
-        self.parameters = [table[position] for position in range(count)]
+        self.arguments = ArgumentTable(name, [table[position] for position in range(count)])
 
 
 class CudaCpu:
@@ -220,29 +208,25 @@ class CudaCpu:
         Raises RunFailed where the arguments are not what it takes (`kernel-arguments`), or where it did something that
         it may not and that was noticed (`kernel-trap`).
         """
-        _check_arguments(function, arguments)
-        pointers, kept = _pass_arguments(arguments)
+        function.arguments.check(arguments)
         blocks = grid[0] * grid[1] * grid[2]
-        wanted = (
-            1
-            if blocks * block[0] * block[1] * block[2] < THREADS_WORTH_SHARING
-            else min(self._team.size, blocks)
-        )
+        few = blocks * block[0] * block[1] * block[2] < THREADS_WORTH_SHARING
+        wanted = 1 if few else min(self._team.size, blocks)
         chunk = max(1, blocks // (wanted * CHUNKS_PER_THREAD))
-        state = LaunchState(
-            tuple(grid), tuple(block), blocks, chunk, shared_bytes=shared_bytes, threads=wanted
-        )
+        frame = function.arguments.take()
+        frame.fill(launch_fields(grid, block, chunk, shared_bytes, wanted), arguments)
+        work = partial(function.run, frame.reference, frame.pointers)
         self._note(f"kernel {function.name}")
         if function.fibers is None:
-            self._team.run(wanted, lambda: function.run(ctypes.byref(state), pointers))
+            self._team.run(wanted, work)
         else:
-            self._arenas.give(state, block[0] * block[1] * block[2])
+            self._arenas.give(frame.state, block[0] * block[1] * block[2])
             with function.fibers.signals_caught(function.name, shared_bytes):
-                self._team.run(wanted, lambda: function.run(ctypes.byref(state), pointers))
+                self._team.run(wanted, work)
         self._note("")
-        del kept
-        if state.fault.claimed:
-            raise explain_fault(function.name, state.fault)
+        if frame.state.fault.claimed:
+            raise explain_fault(function.name, frame.state.fault)
+        function.arguments.give_back(frame)
 
 
 class _Module:
@@ -266,69 +250,6 @@ class _Module:
 def _labels(kernel: Kernel) -> tuple[str, ...]:
     """What messages call each kernel of a library: one word."""
     return (kernel.name,) if len(kernel.kernels) == 1 else tuple(map(base_name, kernel.kernels))
-
-
-def _check_arguments(function: _Function, arguments: Sequence[KernelArgument]) -> None:
-    if len(arguments) != len(function.parameters):
-        raise _wrong(function, f"takes {len(function.parameters)} arguments, {len(arguments)} were given")
-    for position, (argument, parameter) in enumerate(zip(arguments, function.parameters, strict=True)):
-        if fault := _argument_fault(argument, parameter):
-            raise _wrong(function, f"argument {position}: {fault}")
-
-
-def _argument_fault(argument: KernelArgument, parameter: _Parameter) -> str | None:
-    kind, element = parameter.kind, parameter.element
-    if isinstance(argument, np.ndarray):
-        if kind != b"p":
-            return "an array was given for a parameter that is no pointer"
-        if not argument.flags.c_contiguous:
-            return "the array is not contiguous"
-        if element == b"f" and argument.dtype.kind == "f" and argument.itemsize != parameter.element_bytes:
-            return f"the kernel reads {8 * parameter.element_bytes}-bit floats, the array is {argument.dtype}"
-        return None
-    if kind == b"p":
-        is_null = argument.dtype.kind in "iu" and argument.itemsize == parameter.bytes and int(argument) == 0
-        return None if is_null else "a scalar was given for a pointer"
-    if kind in b"if" and argument.dtype.kind == "c":
-        return f"the kernel takes no complex number there, {argument.dtype} was given"
-    if kind == b"i" and argument.dtype.kind in "iub" and parameter.bytes < argument.itemsize:
-        # CUDA would take the low bytes of a wider integer; so does this, where no value is lost.
-        return _narrowing_fault(int(argument), parameter.bytes)
-    if (kind == b"f") != (argument.dtype.kind == "f") or parameter.bytes != argument.itemsize:
-        wanted = {b"i": "an integer", b"f": "a floating-point number"}.get(kind, "a structure")
-        return f"the kernel takes {wanted} of {parameter.bytes} bytes, {argument.dtype} was given"
-    return None
-
-
-def _narrowing_fault(value: int, width: int) -> str | None:
-    if -(1 << (8 * width - 1)) <= value < 1 << (8 * width):
-        return None
-    return f"{value} does not fit the kernel's integer of {width} bytes"
-
-
-def _wrong(function: _Function, text: str) -> RunFailed:
-    return RunFailed(f"kernel {function.name}: {text}", code="kernel-arguments")
-
-
-def _pass_arguments(arguments: Sequence[KernelArgument]) -> tuple[Any, list[Any]]:
-    """An array of pointers to each argument's value, and the objects that must live as long as it."""
-    values = [
-        argument.__array_interface__["data"][0].to_bytes(_ALIGNMENT, "little")
-        if isinstance(argument, np.ndarray)
-        else argument.tobytes()
-        for argument in arguments
-    ]
-    places = []
-    size = 0
-    for value in values:
-        places.append(size)
-        size += -(-len(value) // _ALIGNMENT) * _ALIGNMENT
-    memory = (ctypes.c_char * (size + _ALIGNMENT))()
-    base = -(-ctypes.addressof(memory) // _ALIGNMENT) * _ALIGNMENT
-    for place, value in zip(places, values, strict=True):
-        ctypes.memmove(base + place, value, len(value))
-    pointers = (ctypes.c_void_p * max(1, len(values)))(*[base + place for place in places])
-    return pointers, [memory, list(arguments)]
 
 
 def _reason(error: OSError) -> str:
