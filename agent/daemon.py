@@ -61,7 +61,7 @@ async def _main(home: Home, loaded: Loaded, file: ConfigFile, json_ready: bool, 
             parts = Parts(supervisor=partial(open_supervisor, cgroups=_find_cgroups()))
             async with open_node(home, loaded, parts, file=file) as node:
                 _say_ready(node, json_ready)
-                await node.stopping.wait()
+                await node.machine.stopping.wait()
             nursery.cancel_scope.cancel()
 
 

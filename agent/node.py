@@ -1,18 +1,17 @@
-"""The composition root: one agent on one mesh, from its home's files to its open socket.
+"""The composition root: an agent on its mesh, from its home's files to its open socket.
 
-`open_node` builds the parts in the order in which they depend on each other and takes them down in reverse; nothing it
-started outlives the block. The parts know each other only through what is passed here.
+What belongs to the machine is `machine`'s; `open_mesh` adds what belongs to one mesh: key, ledger, store, transport,
+the parts of requester and provider. Parts are built in the order in which they depend on each other and taken down in
+reverse; nothing started here outlives its block. The parts know each other only through what is passed here.
 """
 
 import logging
 import os
 import random
 import secrets
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
-from typing import Literal
 
 import trio
 
@@ -23,33 +22,26 @@ from coppermesh.agent.clock import now_us
 from coppermesh.agent.config import Config, ConfigError, Loaded
 from coppermesh.agent.config_file import ConfigFile
 from coppermesh.agent.home import Home
-from coppermesh.agent.isolation import announced, witness_once
 from coppermesh.agent.job_intake import JobIntake
 from coppermesh.agent.lease_broker import LeaseBroker
 from coppermesh.agent.ledger import LeaseEnded
 from coppermesh.agent.ledger_store import LedgerStore, open_ledger
-from coppermesh.agent.lending import Lending
 from coppermesh.agent.local_api import LocalApi
+from coppermesh.agent.machine import Machine, Parts, open_machine
 from coppermesh.agent.node_views import NodeViews
-from coppermesh.agent.owner import OwnersHand
-from coppermesh.agent.provider import Provider, ServedDevice
+from coppermesh.agent.provider import Provider
 from coppermesh.agent.requester import Requester
 from coppermesh.agent.result_intake import ResultIntake
 from coppermesh.agent.result_outbox import ResultOutbox
 from coppermesh.agent.screens import counted
 from coppermesh.agent.story import printable
 from coppermesh.agent.task_driver import TaskDriver
-from coppermesh.agent.traces import NODE_DIGESTS
-from coppermesh.exec.conditions import ConditionsReader, open_conditions
-from coppermesh.exec.device import ARRAY_PROGRAMS, DeviceInfo, probe_devices
-from coppermesh.exec.supervisor import Supervisor, open_supervisor
 from coppermesh.p2p.announcements import AnnouncementBook
 from coppermesh.p2p.blob_store import BlobStore, open_blob_store
 from coppermesh.p2p.control import ChannelUp, ControlHub, Handler, open_control_hub
 from coppermesh.p2p.discovery import DialPlan, run_discovery
-from coppermesh.p2p.errors import Refused, Unreachable
+from coppermesh.p2p.errors import MeshError, Refused, Unreachable
 from coppermesh.p2p.ids import Digest, MeshId, PeerId, mesh_id, short_peer
-from coppermesh.p2p.libp2p_transport import open_libp2p_transport
 from coppermesh.p2p.messages import (
     AnnouncementReply,
     CancelRequest,
@@ -62,10 +54,11 @@ from coppermesh.p2p.messages import (
     ResultRequest,
     TaskRequest,
 )
-from coppermesh.p2p.records import DeviceOffer
 from coppermesh.p2p.signing import PeerKey
 from coppermesh.p2p.transfer import BlobService
 from coppermesh.p2p.transport import Transport
+
+__all__ = ["Node", "Parts", "open_mesh", "open_node"]
 
 SOFTWARE = "coppermesh/0.1.0"
 IDLE_POLL_SECONDS = 1.0
@@ -77,40 +70,22 @@ SKEW_WORTH_SAYING_US = 30_000_000
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What a node is built on. Tests put other implementations of the same interfaces here."""
-
-    transport: Callable[..., AbstractAsyncContextManager[Transport]] = open_libp2p_transport
-    """Called with key, mesh and `listen=`."""
-    supervisor: Callable[..., AbstractAsyncContextManager[Supervisor]] = open_supervisor
-    """Called with a device and `scratch=`."""
-    probe: Callable[[], list[DeviceInfo]] = probe_devices
-    """Blocking; called in a thread."""
-    conditions: Callable[[str, str | None], ConditionsReader] = open_conditions
-    """Called with a device's kind and uuid; blocking, in a thread."""
-
-
 class Node:
-    """A running agent. Made by `open_node`."""
+    """The agent on one mesh. Made by `open_mesh`."""
 
-    def __init__(self, home: Home, config: Config, key: PeerKey, mesh: MeshId, transport: Transport) -> None:
-        self.home = home
+    def __init__(
+        self, machine: Machine, config: Config, key: PeerKey, mesh: MeshId, transport: Transport
+    ) -> None:
+        self.machine = machine
+        self.home = machine.home
         self.config = config
         self.key = key
         self.mesh = mesh
         self.transport = transport
         self.book = AnnouncementBook(mesh)
-        self.started_us = now_us()
-        self.active_us = self.started_us
-        self.stopping = trio.Event()
         self.connected_since: dict[PeerId, int] = {}
         self.plan = DialPlan(key.peer, random.Random())
         self.provider: Provider | None = None
-        self.served: list[DeviceInfo] = []
-        self.owner: OwnersHand
-        self.simulated: list[str] = []
-        """GPUs that a stand-in for NVML reports: shown to the owner, never announced, never given work."""
         self.hub: ControlHub
         self.ledger: LedgerStore
         self.store: BlobStore
@@ -120,17 +95,12 @@ class Node:
         self.challenger: Challenger
         self.outbox: ResultOutbox
         self.announcer: Announcer
-        self.api: LocalApi
-
-    def touch(self) -> None:
-        """A client or a peer made use of this agent."""
-        self.active_us = now_us()
 
     def is_idle(self) -> bool:
         """Nothing is going on that anybody waits for."""
         serving = self.provider is not None and self.provider.leases
         busy = self.requester.jobs.running() or self.requester.leases or serving or self.outbox.under_way
-        return not busy and not self.api.open_connections
+        return not busy
 
     # Control requests: which part answers what
 
@@ -142,7 +112,7 @@ class Node:
             "result": (ResultRequest, self._on_result),
             "ping": (Nothing, self._on_ping),
         }
-        if self.config.provide:
+        if self.machine.providers is not None:
             handlers["order"] = (OrderRequest, partial(self._ask_provider, "on_order"))
             handlers["abandon"] = (OrderAbandoned, partial(self._ask_provider, "on_abandon"))
             handlers["lease"] = (LeaseRequest, partial(self._ask_provider, "on_lease"))
@@ -151,7 +121,7 @@ class Node:
         return handlers
 
     async def _ask_provider(self, method: str, peer: PeerId, request: Message) -> Message:
-        self.touch()
+        self.machine.touch()
         assert self.provider is not None
         reply: Message = await getattr(self.provider, method)(peer, request)
         return reply
@@ -163,7 +133,7 @@ class Node:
         return Nothing()
 
     async def _on_result(self, peer: PeerId, request: ResultRequest) -> Message:
-        self.touch()
+        self.machine.touch()
         return await self.intake.handle(peer, request)
 
     async def _on_cancel(self, peer: PeerId, request: CancelRequest) -> Nothing:
@@ -200,18 +170,6 @@ class Node:
             if self.provider is not None:
                 self.provider.tidy()
 
-    async def watch_idleness(self) -> None:
-        """End an agent that was started for a script and is not needed any more."""
-        limit = self.config.idle_exit_seconds
-        if limit is None:
-            return
-        while not self.stopping.is_set():
-            await trio.sleep(IDLE_POLL_SECONDS)
-            if not self.is_idle():
-                self.touch()
-            elif now_us() - self.active_us > limit * 1_000_000:
-                self.stopping.set()
-
     async def end_old_leases(self) -> None:
         """Leases of an earlier run are over: their workers and connections are gone."""
         for stored in await self.ledger.open_leases():
@@ -224,12 +182,52 @@ async def open_node(
 ) -> AsyncIterator[Node]:
     """Run an agent for the length of the block. The caller holds the home's lock. `file`: read again when it changes.
 
-    Raises IdentityError, HomeError, LedgerUnusable, and OSError where the listening address is taken.
+    Gives the node of the default mesh. Raises IdentityError, HomeError, LedgerUnusable, and ConfigError where the
+    listening address is taken.
     """
     parts = parts or Parts()
     loaded = settings if isinstance(settings, Loaded) else Loaded(settings, {})
-    config = loaded.config
+    failure: MeshError | None = None
+    async with open_machine(home, loaded, parts, file) as machine:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(machine.owner.run)
+            try:
+                async with open_mesh(machine, loaded.config, parts) as node:
+                    api = _local_api(machine, node)
+                    await nursery.start(api.serve)
+                    nursery.start_soon(_watch_idleness, machine, api, node)
+                    yield node
+            except MeshError as error:
+                # Kept out of the nursery, which would wrap what a person is told in a group.
+                failure = error
+            nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+def _local_api(machine: Machine, node: Node) -> LocalApi:
+    door = StoreDoor(node.store, (node.mesh, node.key.peer), node.config)
+    return LocalApi(machine.home.socket_path, NodeViews(node).methods(), door, os.geteuid())
+
+
+async def _watch_idleness(machine: Machine, api: LocalApi, node: Node) -> None:
+    """End an agent that was started for a script and is not needed any more."""
+    limit = machine.config.idle_exit_seconds
+    if limit is None:
+        return
+    while not machine.stopping.is_set():
+        await trio.sleep(IDLE_POLL_SECONDS)
+        if api.open_connections or not node.is_idle():
+            machine.touch()
+        elif now_us() - machine.active_us > limit * 1_000_000:
+            machine.stopping.set()
+
+
+@asynccontextmanager
+async def open_mesh(machine: Machine, config: Config, parts: Parts, place: int = 0) -> AsyncIterator[Node]:
+    """Serve one mesh on this machine for the length of the block, as number `place` in the order of priority."""
     mesh = mesh_id(config.mesh)
+    home = machine.home
     key = PeerKey.load_or_create(home.key_path(mesh))
     async with AsyncExitStack() as stack:
         ledger = await stack.enter_async_context(open_ledger(home.ledger_path(mesh), mesh, key.peer))
@@ -237,20 +235,11 @@ async def open_node(
             open_blob_store(home.store_path(mesh), quota_bytes=config.store_bytes, owner=key.peer)
         )
         transport = await _attach(stack, parts.transport(key, mesh, listen=config.listen))
-        node = Node(home, config, key, mesh, transport)
+        node = Node(machine, config, key, mesh, transport)
         node.ledger, node.store = ledger, store
         node.outbox = ResultOutbox(lambda: node.hub, mesh, ledger, store, now_us=now_us)
-        if config.provide:
-            node.provider = await _open_provider(stack, node, parts)
-        node.owner = OwnersHand(
-            node.provider,
-            node.served,
-            loaded,
-            file,
-            make_offer=_offer,
-            open_reader=parts.conditions,
-            now_us=now_us,
-        )
+        if machine.providers is not None:
+            node.provider = _open_provider(node)
         node.blobs = BlobService(
             transport, mesh, store, admit=node.provider.admits_blob if node.provider else _admit_nothing
         )
@@ -272,15 +261,26 @@ async def open_node(
             rng=random.Random(),
             heard=node.requester.providers_changed,
         )
-        views = NodeViews(node)
-        node.api = LocalApi(
-            home.socket_path, views.methods(), StoreDoor(store, (mesh, key.peer), config), os.geteuid()
-        )
         await node.end_old_leases()
         async with trio.open_nursery() as nursery:
-            await _start(nursery, node)
-            yield node
-            nursery.cancel_scope.cancel()
+            with _lent(node, place):
+                await _start(nursery, node)
+                yield node
+                nursery.cancel_scope.cancel()
+
+
+@contextmanager
+def _lent(node: Node, place: int) -> Iterator[None]:
+    """The machine's devices are offered on the node's mesh."""
+    group = node.machine.providers
+    if group is None or node.provider is None:
+        yield
+        return
+    group.add(node.provider, place, node.announcer.changed)
+    try:
+        yield
+    finally:
+        group.remove(node.provider, node.announcer.changed)
 
 
 async def _attach(stack: AsyncExitStack, transport: AbstractAsyncContextManager[Transport]) -> Transport:
@@ -295,7 +295,6 @@ async def _start(nursery: trio.Nursery, node: Node) -> None:
     await nursery.start(node.requester.run)
     if node.provider is not None:
         await nursery.start(node.provider.run)
-    await nursery.start(node.owner.run)
     nursery.start_soon(node.follow_channels)
     await nursery.start(node.announcer.run)
     node.announcer.plan = node.plan
@@ -308,63 +307,26 @@ async def _start(nursery: trio.Nursery, node: Node) -> None:
             remembered=node.home.peers_path(node.mesh),
         )
     )
-    nursery.start_soon(node.watch_idleness)
     nursery.start_soon(node.tidy)
-    await nursery.start(node.api.serve)
 
 
-async def _open_provider(stack: AsyncExitStack, node: Node, parts: Parts) -> Provider:
-    """Probe the devices and start a zygote for each one on offer: the GPUs, or the CPU where there is none."""
-    found = await trio.to_thread.run_sync(parts.probe)
-    node.simulated = [device.name for device in found if device.simulated]
-    gpus = [
-        device
-        for device in found
-        if device.kind == "cuda" and ARRAY_PROGRAMS in device.features and not device.simulated
-    ]
-    served = []
-    for info in gpus or [device for device in found if device.kind == "cpu"]:
-        scratch = node.home.scratch_path / info.device
-        supervisor = await stack.enter_async_context(parts.supervisor(info, scratch=scratch))
-        node.served.append(info)
-        served.append(ServedDevice(info, _offer(info, node.config), supervisor))
-    put_on = [device.supervisor.layers for device in served]
-    # Nothing is put on in some tests, and trying the layers takes a while.
-    seen = await trio.to_thread.run_sync(witness_once, node.home.path) if any(put_on) else []
+def _open_provider(node: Node) -> Provider:
+    """What this machine's devices do for others on this mesh."""
+    machine = node.machine
+    assert machine.providers is not None
     return Provider(
         node.key,
         node.mesh,
         node.ledger,
         node.store,
-        served,
+        machine.devices,
         node.outbox,
         lambda: node.hub,
-        isolation=announced(seen, put_on),
-        lending=Lending(node.config.sharing, node.home.paused_path.exists(), frozenset(node.config.trust)),
+        group=machine.providers,
+        isolation=machine.isolation,
         now_us=now_us,
         random_bytes=secrets.token_bytes,
-        changed=lambda: node.announcer.changed(),
-    )
-
-
-def _offer(info: DeviceInfo, config: Config) -> DeviceOffer:
-    kind: Literal["cpu", "cuda"] = "cuda" if info.kind == "cuda" else "cpu"
-    memory = min(info.memory_bytes, config.memory_bytes) if kind == "cpu" else info.memory_bytes
-    memory = int(memory * config.sharing.memory_share)
-    return DeviceOffer(
-        device=info.device,
-        kind=kind,
-        name=info.name,
-        rate=config.rate_for(kind),
-        unit=config.unit,
-        memory_bytes=memory,
-        slots=config.slots,
-        features=sorted({*info.features, NODE_DIGESTS} if info.features else ()),
-        meter=info.meter,
-        compute_capability=info.compute_capability,
-        uuid=info.uuid,
-        driver=info.driver,
-        total_bytes=info.total_bytes,
+        changed=machine.providers.changed,
     )
 
 

@@ -65,11 +65,11 @@ class NodeViews:
         }
 
     async def _submit(self, body: bytes) -> LocalMessage:
-        self._node.touch()
+        self._node.machine.touch()
         return await self._node.requester.submit(decode(SubmitCall, body, max_bytes=MAX_LOCAL_FRAME_BYTES))
 
     async def _wait(self, body: bytes) -> LocalMessage:
-        self._node.touch()
+        self._node.machine.touch()
         return await self._node.requester.wait(decode(WaitCall, body, max_bytes=1024))
 
     async def _cancel(self, body: bytes) -> LocalMessage:
@@ -105,15 +105,15 @@ class NodeViews:
                 "mesh": node.config.mesh,
                 "home": str(node.home.path),
                 "addresses": node.transport.addresses,
-                "uptime_s": (now_us() - node.started_us) / 1e6,
-                "started_us": node.started_us,
+                "uptime_s": (now_us() - node.machine.started_us) / 1e6,
+                "started_us": node.machine.started_us,
                 "first_announcement_us": node.announcer.first_heard_us,
-                "provide": node.config.provide,
-                "simulated": node.simulated,
+                "provide": node.machine.providers is not None,
+                "simulated": node.machine.simulated,
                 "paused": provider is not None and provider.closed,
                 "not_lending": [] if provider is None else provider.not_lending(),
-                "settings_error": node.owner.settings.error,
-                "settings_waiting": list(node.owner.settings.waiting),
+                "settings_error": node.machine.owner.settings.error,
+                "settings_waiting": list(node.machine.owner.settings.waiting),
                 "bootstrap": self._bootstrap(),
                 "connected": len(node.transport.connected()),
                 "announced": len(node.book.current(now_us())),
@@ -197,7 +197,7 @@ class NodeViews:
 
     async def _config(self, body: bytes) -> LocalMessage:
         """Every setting that holds, and where it came from."""
-        settings = self._node.owner.settings
+        settings = self._node.machine.owner.settings
         facts = described(settings.origins, values_of(settings.config))
         return _json(
             {
@@ -210,30 +210,30 @@ class NodeViews:
         )
 
     def _set_paused(self, *, paused: bool, now: bool = False) -> LocalMessage:
-        provider = self._node.provider
-        if provider is None:
+        provider, group = self._node.provider, self._node.machine.providers
+        if provider is None or group is None:
             raise Refused("no-provider", "this agent offers no device: there is nothing to pause")
         kept = self._node.home.keep_paused(paused)
         ended = 0
         if paused and now:
             reason = "the owner of the provider has paused it and ended its leases; run the tasks elsewhere"
-            ended = provider.stop_leases(Obstacle("paused", reason))
-        provider.paused = paused
-        self._node.announcer.changed()
+            ended = group.stop_leases(Obstacle("paused", reason))
+        group.paused = paused
+        group.changed()
         if not paused:
             reasons = [reason["sentence"] for reason in provider.not_lending()]
             sentence = f"resumed, but {'; '.join(map(str, reasons))}" if reasons else "resumed: taking leases"
         elif now:
             sentence = f"paused: no new leases; {counted(ended, 'lease')} ended"
         else:
-            running = counted(provider.tasks_accepted, "accepted task")
+            running = counted(group.tasks_accepted, "accepted task")
             sentence = f"paused: no new leases or tasks; {running} to the end"
         if not kept:
             sentence += "; not kept over a restart, for the home cannot be written"
         return _json({"paused": paused, "sentence": sentence})
 
     async def _stop(self, body: bytes) -> LocalMessage:
-        self._node.stopping.set()
+        self._node.machine.stopping.set()
         return _json({"sentence": "the agent is stopping"})
 
     async def _receipts(self, body: bytes) -> LocalMessage:
@@ -254,7 +254,7 @@ class NodeViews:
 
     async def _challenge(self, body: bytes) -> LocalMessage:
         """One round of a challenge; a client asks again until its `state` is `recorded`."""
-        self._node.touch()
+        self._node.machine.touch()
         arguments = _arguments(body)
         job, index = _text_argument(arguments, "job"), _index_argument(arguments)
         return _json(await self._node.challenger.challenge(job, index, _wait_argument(arguments)))

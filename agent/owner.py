@@ -14,7 +14,7 @@ import trio
 from coppermesh.agent.config import Config, Loaded
 from coppermesh.agent.config_file import ConfigFile
 from coppermesh.agent.device_gate import DeviceGate
-from coppermesh.agent.provider import Provider
+from coppermesh.agent.provider_group import ProviderGroup
 from coppermesh.agent.reload import Reloader
 from coppermesh.agent.sharing import Sharing, in_words
 from coppermesh.exec.conditions import UNKNOWN, Conditions, ConditionsReader
@@ -34,11 +34,11 @@ _log = logging.getLogger(__name__)
 
 
 class OwnersHand:
-    """Keeps a provider to what its owner wants. `run` it beside the provider."""
+    """Keeps the providers of a machine to what its owner wants."""
 
     def __init__(
         self,
-        provider: Provider | None,
+        providers: ProviderGroup | None,
         devices: Sequence[DeviceInfo],
         loaded: Loaded,
         file: ConfigFile | None,
@@ -48,7 +48,7 @@ class OwnersHand:
         now_us: Callable[[], int],
     ) -> None:
         """`devices`: those served. `file` None: the settings never change."""
-        self._provider = provider
+        self._providers = providers
         self._devices = devices
         self._file = file
         self._make_offer = make_offer
@@ -60,7 +60,7 @@ class OwnersHand:
         """Until cancelled. Started once every device was looked at, so that none is offered before."""
         async with trio.open_nursery() as nursery:
             async with trio.open_nursery() as first:
-                for info in self._devices if self._provider is not None else ():
+                for info in self._devices if self._providers is not None else ():
                     first.start_soon(nursery.start, self._watch_device, info)
             if self._file is not None:
                 nursery.start_soon(self._watch_file, self._file)
@@ -70,8 +70,8 @@ class OwnersHand:
     async def _pass_time(self) -> None:
         """Hours begin and end by themselves."""
         while True:
-            if self._provider is not None:
-                self._provider.follow_owner()
+            if self._providers is not None:
+                self._providers.follow_owner()
             await trio.sleep(LOOK_SECONDS)
 
     # The file
@@ -97,9 +97,9 @@ class OwnersHand:
                 self._adopt(self.settings.config)
 
     def _adopt(self, config: Config) -> None:
-        if self._provider is not None:
+        if self._providers is not None:
             offers = {info.device: self._make_offer(info, config) for info in self._devices}
-            self._provider.adopt(offers, frozenset(config.trust), config.sharing)
+            self._providers.adopt(offers, frozenset(config.trust), config.sharing)
 
     # Devices
 
@@ -123,20 +123,20 @@ class OwnersHand:
         self, device: str, gate: DeviceGate, conditions: Conditions, before: tuple[str, ...]
     ) -> tuple[str, ...]:
         """Carry out what the gate says; returns the codes of its obstacles, to log each once."""
-        provider = self._provider
-        assert provider is not None
+        providers = self._providers
+        assert providers is not None
         judgement = gate.judge(
             self.settings.config.sharing,
             conditions,
-            serving=provider.serves_on(device),
+            serving=providers.serves_on(device),
             now_us=self._now_us(),
         )
         codes = tuple(obstacle.code for obstacle in judgement.obstacles)
         if codes != before:
             _log.info("%s: reasons not to lend it now: %s", device, in_words(judgement.obstacles))
-        provider.set_obstacles(device, judgement.obstacles)
+        providers.set_obstacles(device, judgement.obstacles)
         if judgement.stop is not None:
-            provider.stop_leases(judgement.stop, device)
+            providers.stop_leases(judgement.stop, device)
         return codes
 
 

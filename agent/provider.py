@@ -23,7 +23,7 @@ from coppermesh.agent.ledger_store import LedgerStore
 from coppermesh.agent.lending import Lending
 from coppermesh.agent.negotiation import Move, Negotiation, Role
 from coppermesh.agent.policy import BidTerms, DeclineReason, DeviceState, ProviderState, decide
-from coppermesh.agent.reservations import Reservations
+from coppermesh.agent.provider_group import ProviderGroup
 from coppermesh.agent.result_outbox import ResultOutbox
 from coppermesh.agent.sharing import Obstacle, Sharing
 from coppermesh.agent.traces import NODE_DIGESTS
@@ -110,13 +110,16 @@ class Provider:
         outbox: ResultOutbox,
         hub: Callable[[], ControlHub],
         *,
-        lending: Lending,
+        group: ProviderGroup,
         isolation: tuple[str, ...] = (),
         now_us: Callable[[], int],
         random_bytes: Callable[[int], bytes],
         changed: Callable[[], None],
     ) -> None:
-        """`changed` is called when what an announcement would say has changed; `isolation` are witnessed layers."""
+        """`group`: the other meshes' providers on this machine, with the slots and the owner they share.
+
+        `changed` is called when what an announcement would say has changed; `isolation` are witnessed layers.
+        """
         self._key = key
         self._mesh = mesh
         self._ledger = ledger
@@ -131,9 +134,10 @@ class Provider:
         self._nursery: trio.Nursery | None = None
         self._talks: OrderedDict[Digest, _Talk] = OrderedDict()
         self._order_times: dict[PeerId, list[int]] = {}
-        self.reservations = Reservations({name: device.offer.slots for name, device in self._devices.items()})
-        self.leases: dict[bytes, LeaseServer] = {}
-        self.lending = lending
+        self._group = group
+        self.reservations = group.reservations
+        self.leases: dict[Digest, LeaseServer] = {}
+        self.lending = Lending(group.sharing, group.paused, group.trusted, dict(group.obstacles))
         self._was_closed = False
         self._waiting: dict[PeerId, int] = {}
         """Requesters that were declined as busy a moment ago, and when: they will ask again."""
@@ -271,13 +275,9 @@ class Provider:
             return OrderReply(known.bid.signed, None)
         self._outbox.require_settled(peer)
         now_us = self._now_us()
-        terms = decide(order.record, peer, self._state_for(peer, now_us), now_us)
-        if isinstance(terms, BidTerms):
-            terms = self._turn_of(peer, now_us) or terms
-        if isinstance(terms, BidTerms) and not self.reservations.reserve(
-            order.id, terms.device.device, peer, terms.expires_us, now_us
-        ):
-            terms = DeclineReason("busy", f"every slot of {terms.device.device} is taken")
+        terms = await self._terms_for(order, peer, now_us)
+        if order.id in self._talks:  # sent twice, both waited
+            return OrderReply(self._talks[order.id].bid.signed, None)
         if isinstance(terms, DeclineReason):
             if terms.code == "busy":
                 self._waiting[peer] = now_us
@@ -291,6 +291,28 @@ class Provider:
         while len(self._talks) > MAX_TALKS:
             self._talks.popitem(last=False)
         return OrderReply(talk.bid.signed, None)
+
+    async def _terms_for(self, order: Opened[Order], peer: PeerId, now_us: int) -> BidTerms | DeclineReason:
+        """Terms with a slot reserved for them, or why there are none. Later meshes give way before it says busy."""
+        state = self._state_for(peer, now_us)
+        terms = decide(order.record, peer, state, now_us)
+        if isinstance(terms, DeclineReason) and terms.code == "busy":
+            cleared = replace(state, devices=self._device_states(now_us, with_reclaimable=True))
+            wanted = decide(order.record, peer, cleared, now_us)
+            if isinstance(wanted, BidTerms) and await self._group.make_way(
+                wanted.device.device, self, now_us
+            ):
+                now_us = self._now_us()
+                state = replace(state, devices=self._device_states(now_us))
+                terms = decide(order.record, peer, state, now_us)
+        if isinstance(terms, BidTerms):
+            terms = self._turn_of(peer, now_us) or terms
+        if isinstance(terms, BidTerms):
+            device = terms.device.device
+            if not self.reservations.reserve(order.id, device, peer, terms.expires_us, now_us):
+                return DeclineReason("busy", f"every slot of {device} is taken")
+            self._group.way_made(device, self)
+        return terms
 
     async def on_abandon(self, peer: PeerId, request: OrderAbandoned) -> Nothing:
         """The requester took another bid: free the slot."""
@@ -349,7 +371,7 @@ class Provider:
 
     async def on_cancel(self, peer: PeerId, request: CancelRequest) -> None:
         """The requester ends one task or the whole lease."""
-        server = self.leases.get(request.lease)
+        server = self.leases.get(Digest(request.lease))
         if server is None or server.requester != peer:
             return
         if request.task is None:
@@ -367,6 +389,31 @@ class Provider:
         for server in list(self.leases.values()):
             if server.requester == peer:
                 server.stop("unreachable", "the requester's connection was lost", told=True)
+
+    # Other meshes of this machine
+
+    def holds_on(self, device: str) -> int:
+        """Slots of `device` that this mesh's bids and leases hold."""
+        return sum(
+            hold.device == device and (hold.key in self._talks or hold.key in self.leases)
+            for hold in self.reservations.holds()
+        )
+
+    def give_way(self, device: str) -> bool:
+        """A mesh that comes first wants a slot: end a bid, else an idle lease, else a lease with tasks. False: none."""
+        for talk in self._talks.values():
+            open_bid = talk.lease_reply is None and not talk.signing.locked()
+            on_it = talk.bid.record.device == device
+            if open_bid and on_it and self.reservations.release_bid(talk.order.id):
+                return True
+        now_us = self._now_us()
+        servers = [server for server in self.leases.values() if server.lease.record.device == device]
+        if not servers:
+            return False
+        max(servers, key=lambda server: server.idle_us(now_us)).stop(
+            "other-mesh", "another mesh, which comes first with this provider's owner, needs the device"
+        )
+        return True
 
     # Inside
 
@@ -412,18 +459,9 @@ class Provider:
         times = [at_us for at_us in self._order_times.get(peer, []) if at_us > now_us - ORDER_WINDOW_US]
         recent = len(times)
         self._order_times[peer] = [*times[-200:], now_us]
-        devices = tuple(
-            DeviceState(
-                device.offer,
-                self.reservations.free(name),
-                self.lending.obstacles.get(name, ()),
-                self.speeds.get(name),
-            )
-            for name, device in self._devices.items()
-        )
         return ProviderState(
             mesh=self._mesh,
-            devices=devices,
+            devices=self._device_states(now_us),
             paused=self.lending.paused,
             sharing=self.lending.sharing,
             isolation=self.isolation,
@@ -436,6 +474,18 @@ class Provider:
         assert self._nursery is not None
         for name, device in self._devices.items():
             self._nursery.start_soon(self.speeds.measure, name, device.supervisor)
+
+    def _device_states(self, now_us: int, *, with_reclaimable: bool = False) -> tuple[DeviceState, ...]:
+        """Each device and its free slots. `with_reclaimable`: as if later meshes had none."""
+        states = []
+        for name, device in self._devices.items():
+            free = self._group.free(name, self, now_us)
+            if with_reclaimable:
+                free += self._group.reclaimable(name, self)
+            states.append(
+                DeviceState(device.offer, free, self.lending.obstacles.get(name, ()), self.speeds.get(name))
+            )
+        return tuple(states)
 
     def _decline(self, order: Opened[Order], reason: DeclineReason, now_us: int) -> OrderReply:
         decline = Decline(1, self._mesh, self._key.peer, order.id, now_us, reason.code, reason.sentence)

@@ -238,7 +238,7 @@ async def test_the_file_is_followed_and_what_is_wrong_in_it_is_told(tmp_path):
         await until(lambda: announced(provider).paused)
         assert (announced(provider).devices[0].rate, announced(provider).devices[0].slots) == (123, 2)
         path.write_text("mesh = \n")
-        await until(lambda: provider.owner.settings.error)
+        await until(lambda: provider.machine.owner.settings.error)
         status = await call(provider, "status")
         assert "line 1" in status["settings_error"]
         assert announced(provider).paused, "the settings before stay"
@@ -261,7 +261,7 @@ async def test_fewer_slots_leave_running_leases_alone(tmp_path):
         await until(lambda: len(provider.provider.leases) == 2)
         assert len(jobs) == 2
         one = replace(provider.config, slots=1)
-        provider.owner._adopt(one)
+        provider.machine.owner._adopt(one)
         provider.provider.reservations.validate()
         assert provider.provider.reservations.free("cpu") == 0
         assert len(provider.provider.leases) == 2
