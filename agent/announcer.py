@@ -185,4 +185,5 @@ class Announcer:
             isolation=list(self._provider.isolation),
             busy_slots=self._provider.busy_slots,
             paused=self._provider.closed,
+            shard="",
         )

@@ -5,8 +5,9 @@ Announcements arrive by gossip and by direct request, repeated, out of order, fo
 newest of each peer.
 
 Theory of operation. Cheap checks come first: size, then the hash of the bytes among those already judged, so
-that a repeated message costs no second signature check. Then the signature, and only then is the body
-decoded. A peer's sequence only rises; it is remembered past expiry for as long as an older announcement could
+that a repeated message costs no second signature check and gets the verdict that it got. Then the signature,
+and only then is the body decoded. What follows from the bytes alone is `Examined`: the simulator examines each message
+once and lets a thousand books `take` it. A peer's sequence only rises; it is remembered past expiry for as long as an older announcement could
 still be alive, so that none comes back. The book holds `MAX_PEERS`; a newcomer beyond that displaces
 whichever expires first, so a crowd of invented peers must keep signing to stay. What was asked of a connected
 peer itself (`direct`) is never displaced by what gossip says: such a crowd cannot push out the peers that we
@@ -29,7 +30,7 @@ from coppermesh.p2p.encoding import decode
 from coppermesh.p2p.envelope import SIGNED_OVERHEAD, Opened, from_bytes, has_valid_signature, record_id
 from coppermesh.p2p.errors import RemoteProtocolError
 from coppermesh.p2p.ids import MeshId, PeerId
-from coppermesh.p2p.records import Announcement, SignedRecord
+from coppermesh.p2p.records import Announcement
 
 MAX_ANNOUNCEMENT_BYTES = Announcement.MAX_BYTES + SIGNED_OVERHEAD
 MAX_PEERS = 4096
@@ -42,6 +43,9 @@ MAX_LIFETIME_US = 600 * SECOND_US
 LIFETIME_US = 300 * SECOND_US
 
 MIN_INTERVAL_US = 10 * SECOND_US
+AUTHOR_SECONDS = 8
+"""One announcement of a peer is taken for each so many seconds, after `AUTHOR_BURST`: a flood of true ones is one too."""
+AUTHOR_BURST = 6
 REFRESH_US = 60 * SECOND_US
 
 
@@ -53,7 +57,9 @@ class Verdict(StrEnum):
     STALE = "stale"
     """Not newer than the one held for that peer."""
     REPLAYED = "replayed"
-    """Exactly these bytes were judged before, whatever the judgement was."""
+    """Exactly these bytes were accepted before."""
+    HASTY = "hasty"
+    """Newer, but its author announces more often than `AUTHOR_SECONDS` allows."""
     EXPIRED = "expired"
     FUTURE = "future"
     """Issued more than `SKEW_US` ahead of our clock."""
@@ -75,6 +81,43 @@ class Verdict(StrEnum):
 _MISBEHAVIOUR = frozenset({Verdict.FORGED, Verdict.MALFORMED, Verdict.OVERSIZED, Verdict.WRONG_MESH})
 
 
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What the bytes of one message say by themselves, whoever receives them and when."""
+
+    fingerprint: bytes
+    opened: Opened[Announcement] | None
+    """The announcement; its signature holds and its author signed it."""
+    fault: Verdict | None
+    """Why there is none."""
+
+
+def examine(signed_bytes: bytes) -> Examined:
+    """Check size and signature, then decode: the costly part of judging, once a message. Never raises."""
+    if len(signed_bytes) > MAX_ANNOUNCEMENT_BYTES:
+        return Examined(b"", None, Verdict.OVERSIZED)
+    return _examine(signed_bytes, _fingerprint(signed_bytes))
+
+
+def _fingerprint(signed_bytes: bytes) -> bytes:
+    return blake3(signed_bytes).digest(16)
+
+
+def _examine(signed_bytes: bytes, fingerprint: bytes) -> Examined:
+    try:
+        signed = from_bytes(signed_bytes)
+        if not has_valid_signature(Announcement, signed):
+            return Examined(fingerprint, None, Verdict.FORGED)
+        record = decode(Announcement, signed.body, max_bytes=Announcement.MAX_BYTES)
+    except RemoteProtocolError:
+        return Examined(fingerprint, None, Verdict.MALFORMED)
+    if record.peer != signed.signer:
+        return Examined(fingerprint, None, Verdict.FORGED)
+    if not 0 < record.expires_us - record.issued_us <= MAX_LIFETIME_US:
+        return Examined(fingerprint, None, Verdict.MALFORMED)
+    return Examined(fingerprint, Opened(record, signed, record_id(signed.body)), None)
+
+
 @dataclass(slots=True)
 class _Entry:
     sequence: int
@@ -84,6 +127,9 @@ class _Entry:
     opened: Opened[Announcement] | None
     """None once expired: only the sequence is remembered then."""
     direct: bool
+    haste_us: int = 0
+    """How far its author is ahead of one announcement each `AUTHOR_SECONDS`."""
+    heard_us: int = 0
 
 
 class AnnouncementBook:
@@ -94,7 +140,7 @@ class AnnouncementBook:
         self._max_peers = max_peers
         self._max_judged = max_judged
         self._entries: dict[PeerId, _Entry] = {}
-        self._judged: OrderedDict[bytes, None] = OrderedDict()
+        self._judged: OrderedDict[bytes, Verdict] = OrderedDict()
         self._counts: Counter[Verdict] = Counter()
 
     @property
@@ -108,9 +154,18 @@ class AnnouncementBook:
         `source`: the connected peer whose answer this is, where it is not gossip. It has to be that peer's own,
         and is judged anew even if seen before.
         """
-        verdict = self._judge(signed_bytes, now_us, source)
-        self._counts[verdict] += 1
-        return verdict
+        if len(signed_bytes) > MAX_ANNOUNCEMENT_BYTES:
+            return self._counted(Verdict.OVERSIZED)
+        fingerprint = _fingerprint(signed_bytes)
+        known = None if source is not None else self._recall(fingerprint)
+        if known is not None:
+            return self._counted(known)
+        return self._counted(self._judge(_examine(signed_bytes, fingerprint), now_us, source))
+
+    def take(self, examined: Examined, now_us: int, *, source: PeerId | None = None) -> Verdict:
+        """`offer` for a message that was examined already."""
+        known = None if source is not None else self._recall(examined.fingerprint)
+        return self._counted(known or self._judge(examined, now_us, source))
 
     def current(self, now_us: int) -> list[Opened[Announcement]]:
         """The announcements alive at `now_us`, ordered by peer id."""
@@ -133,51 +188,53 @@ class AnnouncementBook:
                 del self._entries[peer]
         return gone
 
-    def _judge(self, signed_bytes: bytes, now_us: int, source: PeerId | None) -> Verdict:
-        if len(signed_bytes) > MAX_ANNOUNCEMENT_BYTES:
-            return Verdict.OVERSIZED
-        fingerprint = blake3(signed_bytes).digest(16)
-        if fingerprint in self._judged and source is None:
+    def _counted(self, verdict: Verdict) -> Verdict:
+        self._counts[verdict] += 1
+        return verdict
+
+    def _recall(self, fingerprint: bytes) -> Verdict | None:
+        """The verdict on bytes that were judged before. Repeating a forgery is no better than the forgery."""
+        before = self._judged.get(fingerprint)
+        if before is not None:
             self._judged.move_to_end(fingerprint)
-            return Verdict.REPLAYED
-        verdict = self._judge_new(signed_bytes, now_us, source)
+        return before
+
+    def _judge(self, examined: Examined, now_us: int, source: PeerId | None) -> Verdict:
+        verdict = examined.fault or self._judge_genuine(examined, now_us, source)
         # Not what may come out otherwise a minute later, nor what is wrong only as this peer's answer: a neighbour
         # could otherwise make us deaf to somebody else's announcement by answering with it.
-        if source is None and verdict not in (Verdict.FUTURE, Verdict.CROWDED):
-            self._judged[fingerprint] = None
+        if source is None and verdict not in (Verdict.FUTURE, Verdict.CROWDED, Verdict.HASTY):
+            repeated = Verdict.REPLAYED if verdict is Verdict.ACCEPTED else verdict
+            self._judged[examined.fingerprint] = repeated
             if len(self._judged) > self._max_judged:
                 self._judged.popitem(last=False)
         return verdict
 
-    def _judge_new(self, signed_bytes: bytes, now_us: int, source: PeerId | None) -> Verdict:
-        try:
-            signed = from_bytes(signed_bytes)
-            if not has_valid_signature(Announcement, signed):
-                return Verdict.FORGED
-            return self._judge_signed(signed, now_us, source)
-        except RemoteProtocolError:
-            return Verdict.MALFORMED
-
-    def _judge_signed(self, signed: SignedRecord, now_us: int, source: PeerId | None) -> Verdict:
-        record = decode(Announcement, signed.body, max_bytes=Announcement.MAX_BYTES)
-        if record.peer != signed.signer or source not in (None, record.peer):
+    def _judge_genuine(self, examined: Examined, now_us: int, source: PeerId | None) -> Verdict:
+        assert examined.opened is not None
+        record = examined.opened.record
+        if source not in (None, record.peer):
             return Verdict.FORGED
         if record.mesh != self._mesh:
             return Verdict.WRONG_MESH
-        if not 0 < record.expires_us - record.issued_us <= MAX_LIFETIME_US:
-            return Verdict.MALFORMED
         if record.issued_us > now_us + SKEW_US:
             return Verdict.FUTURE
         if record.expires_us <= now_us:
             return Verdict.EXPIRED
-        return self._hold(Opened(record, signed, record_id(signed.body)), now_us, direct=source is not None)
+        return self._hold(examined.opened, now_us, direct=source is not None)
 
     def _hold(self, opened: Opened[Announcement], now_us: int, *, direct: bool) -> Verdict:
         record = opened.record
         held = self._entries.get(opened.signer)
         if held is not None and record.sequence <= held.sequence:
             held.direct = held.direct or (direct and record.sequence == held.sequence)
-            return Verdict.STALE
+            known = held.opened is not None and held.opened.id == opened.id
+            return Verdict.REPLAYED if known else Verdict.STALE
+        haste_us = 0
+        if held is not None and not direct:
+            haste_us = max(0, held.haste_us - (now_us - held.heard_us)) + AUTHOR_SECONDS * SECOND_US
+            if haste_us > AUTHOR_BURST * AUTHOR_SECONDS * SECOND_US:
+                return Verdict.HASTY
         if held is None and not self._has_room(record.expires_us, now_us, direct):
             return Verdict.CROWDED
         keep_until_us = record.issued_us + MAX_LIFETIME_US
@@ -185,7 +242,7 @@ class AnnouncementBook:
             keep_until_us = max(keep_until_us, held.keep_until_us)
             direct = direct or held.direct
         self._entries[opened.signer] = _Entry(
-            record.sequence, record.expires_us, keep_until_us, opened, direct
+            record.sequence, record.expires_us, keep_until_us, opened, direct, haste_us, now_us
         )
         return Verdict.ACCEPTED
 

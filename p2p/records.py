@@ -25,6 +25,7 @@ Money = Annotated[int, Meta(ge=0, lt=1 << 62)]
 Code = Annotated[str, Meta(min_length=1, max_length=40, pattern=r"^[a-z0-9-]+\Z")]
 Label = Annotated[str, Meta(max_length=128, pattern=r"^[\x20-\x7e]*\Z")]
 Sentence = Annotated[str, Meta(max_length=400, pattern=r"^[\x20-\x7e]*\Z")]
+Shard = Annotated[str, Meta(max_length=20, pattern=r"^((cpu|cuda)(/[01]{1,15})?)?\Z")]
 Version = Annotated[int, Meta(ge=1, le=1)]
 
 ZERO_HASH = bytes(32)
@@ -96,6 +97,8 @@ class Announcement(Record, frozen=True):
     """Isolation layers witnessed on that machine; empty until they are."""
     busy_slots: Count
     paused: bool
+    shard: Shard
+    """The announcement topic below the mesh's own where all its announcements go (`shards`); empty: the mesh's own."""
 
 
 class Order(Record, frozen=True):

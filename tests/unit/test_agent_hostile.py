@@ -531,6 +531,7 @@ def announce(key: PeerKey) -> AnnouncementReply:
         isolation=[],
         busy_slots=0,
         paused=False,
+        shard="",
     )
     return AnnouncementReply(sign_record(key, record), [])
 

@@ -39,6 +39,7 @@ def announcement(key: PeerKey = KEY, **changes: Any) -> bytes:
         "isolation": [],
         "busy_slots": 0,
         "paused": False,
+        "shard": "",
     }
     return to_bytes(sign_record(key, Announcement(**(fields | changes))))
 
@@ -76,7 +77,7 @@ def test_the_same_bytes_are_verified_once(monkeypatch: pytest.MonkeyPatch) -> No
     good = announcement()
     forged = good[:-1] + bytes([good[-1] ^ 1])
     assert [book.offer(data, NOW) for data in (good, good, forged, forged)] == [
-        *(Verdict.ACCEPTED, Verdict.REPLAYED, Verdict.FORGED, Verdict.REPLAYED)
+        *(Verdict.ACCEPTED, Verdict.REPLAYED, Verdict.FORGED, Verdict.FORGED)
     ]
     assert checks == 2
 
@@ -85,6 +86,7 @@ def test_what_is_remembered_of_judged_messages_is_bounded() -> None:
     book = AnnouncementBook(MESH, max_judged=2)
     first = announcement()
     book.offer(first, NOW)
+    book.offer(announcement(sequence=2), NOW)
     for number in range(2):
         book.offer(bytes([number]), NOW)
     assert book.offer(first, NOW) is Verdict.STALE
@@ -130,7 +132,9 @@ def test_only_this_mesh_only_the_peer_itself_only_a_sane_lifetime() -> None:
     assert book.offer(announcement(expires_us=NOW + MAX_LIFETIME_US + 1), NOW) is Verdict.MALFORMED
     assert book.offer(announcement(expires_us=NOW), NOW) is Verdict.MALFORMED
     assert book.offer(bytes(MAX_ANNOUNCEMENT_BYTES + 1), NOW) is Verdict.OVERSIZED
-    body = sign_record(KEY, Announcement(1, MESH, KEY.peer, 1, NOW, NOW + 1, "", [], [], [], 0, False)).body
+    body = sign_record(
+        KEY, Announcement(1, MESH, KEY.peer, 1, NOW, NOW + 1, "", [], [], [], 0, False, "")
+    ).body
     relayed = SignedRecord(body, stranger.peer, stranger.sign(Announcement.DOMAIN, body))
     assert book.offer(to_bytes(relayed), NOW) is Verdict.FORGED
     assert held_peers(book) == set()
@@ -166,7 +170,7 @@ def test_a_crowd_on_gossip_does_not_push_out_whom_we_talk_to() -> None:
     book = AnnouncementBook(MESH, max_peers=3)
     friend, late_friend = announcement(key_number(1)), announcement(key_number(2))
     assert book.offer(friend, NOW) is Verdict.ACCEPTED
-    assert book.offer(friend, NOW, source=key_number(1).peer) is Verdict.STALE
+    assert book.offer(friend, NOW, source=key_number(1).peer) is Verdict.REPLAYED
     for number in range(10, 20):
         book.offer(announcement(key_number(number), expires_us=NOW + MAX_LIFETIME_US), NOW)
     assert book.offer(late_friend, NOW) is Verdict.CROWDED

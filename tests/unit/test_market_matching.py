@@ -35,7 +35,7 @@ def announcement(peer: bytes = b"p", *devices: DeviceOffer, **changes: object) -
     made = Announcement(
         version=1, mesh=bytes(16), peer=peer.ljust(32, b"."), sequence=1, issued_us=NOW, expires_us=NOW + 10**7,
         software="test", addresses=[], devices=list(devices or (device(),)), isolation=["seccomp"], busy_slots=0,
-        paused=False,
+        paused=False, shard="",
     )  # fmt: skip
     return msgspec.structs.replace(made, **changes)
 

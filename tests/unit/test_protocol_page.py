@@ -25,6 +25,7 @@ from coppermesh.p2p.records import (
     Nonce,
     Record,
     Sentence,
+    Shard,
     Signature,
     SignedRecord,
     Version,
@@ -42,6 +43,7 @@ WORDS = {
     Code: "code",
     Label: "label",
     Sentence: "sentence",
+    Shard: "shard",
     bool: "boolean",
     type(None): "nil",
 }

@@ -121,6 +121,7 @@ ANNOUNCEMENT = Announcement(
     isolation=[],
     busy_slots=1,
     paused=False,
+    shard="",
 )
 ORDER = Order(
     version=1,

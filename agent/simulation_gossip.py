@@ -1,0 +1,244 @@
+"""A model of the network: connections, and gossipsub's forwarding over them (pure).
+
+What is modelled, and how far. Each connection has one latency, drawn when it opens. For each topic a peer keeps a mesh
+of connected subscribers as gossipsub does: below `DEGREE_LOW` it takes more until it has `DEGREE`, above `DEGREE_HIGH` it
+drops down to `DEGREE`; both sides always agree. A published message goes to the publisher's mesh (where it has none, to
+`DEGREE` subscribers); whoever gets it first judges it with its real `AnnouncementBook`, and forwards it to its mesh,
+without the peer that it came from and its author, where the verdict allows that. The copies that one peer sends of a
+message leave together and arrive after the latency of their connections' sender: one event a peer and message. Each
+second a peer names the messages of the last `WINDOW_BEATS` seconds to `LAZY` subscribers outside of its mesh; one that
+lacks a message asks for it. A copy is lost with probability `loss`.
+
+What is not modelled: bandwidth and queues, CPU time, partial failures of a connection, and gossipsub's own back-off after
+a prune. tests/processes compares messages per peer with real agents.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from coppermesh.agent.simulation import EventHeap
+
+if TYPE_CHECKING:
+    from random import Random
+
+DEGREE = 6
+DEGREE_LOW = 4
+DEGREE_HIGH = 12
+LAZY = 6
+WINDOW_BEATS = 3
+ENVELOPE_BYTES = 266
+"""What a gossip message takes besides its data: author, number, topic, key, signature, framing, Noise and yamux."""
+ID_BYTES = 50
+CONTROL_BYTES = 120
+"""A control message without ids: topic and framing."""
+
+
+@dataclass(eq=False, slots=True)
+class Message:
+    """One published message, shared by all who see it."""
+
+    topic: str
+    author: int
+    size: int
+    body: Any
+    """What the receivers judge."""
+    seen: bytearray
+    """By peer index: 1 once it got the message."""
+    reached: int = 0
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What one peer received."""
+
+    copies: int = 0
+    """Gossip messages, repeated ones included."""
+    gossip_bytes: int = 0
+    control: int = 0
+    control_bytes: int = 0
+    direct: int = 0
+    direct_bytes: int = 0
+
+
+@dataclass(slots=True)
+class _Topic:
+    members: dict[int, None] = field(default_factory=dict)
+    mesh: dict[int, dict[int, None]] = field(default_factory=dict)
+    recent: list[list[Message]] = field(default_factory=lambda: [[] for _ in range(WINDOW_BEATS)])
+    """Published within the last beats, newest beat first."""
+
+
+Judge = Callable[[int, int, Message], bool]
+"""(receiver, forwarder, message) -> forward it?"""
+
+
+class GossipNetwork:
+    """Connections between peers named by index, and the topics gossiped over them."""
+
+    def __init__(self, heap: EventHeap, rng: "Random", judge: Judge, *, loss: float = 0.0) -> None:
+        self._heap = heap
+        self._rng = rng
+        self._judge = judge
+        self._loss = loss
+        self._topics: dict[str, _Topic] = {}
+        self.links: list[dict[int, float]] = []
+        """By peer: the peers connected to it, and the latency in seconds, one way."""
+        self.traffic: list[Traffic] = []
+        self._topics_of: list[dict[str, None]] = []
+        self._delay: list[float] = []
+
+    def add_peer(self) -> int:
+        """A new peer without connections; returns its index."""
+        self.links.append({})
+        self.traffic.append(Traffic())
+        self._topics_of.append({})
+        self._delay.append(0.002 + 0.06 * self._rng.random())
+        return len(self.links) - 1
+
+    # Connections
+
+    def connect(self, first: int, second: int) -> None:
+        """Open a connection; nothing where there is one."""
+        if second not in self.links[first]:
+            latency = self._delay[first] + self._delay[second]
+            self.links[first][second] = self.links[second][first] = latency
+
+    def disconnect(self, first: int, second: int) -> None:
+        """Close the connection; each is dropped from the other's meshes."""
+        if self.links[first].pop(second, None) is None:
+            return
+        del self.links[second][first]
+        for name in self._topics_of[first]:
+            mesh = self._topics[name].mesh
+            if mesh[first].pop(second, 0) is None:
+                mesh[second].pop(first, None)
+
+    # Topics
+
+    def topics_of(self, peer: int) -> list[str]:
+        """What the peer is subscribed to."""
+        return list(self._topics_of[peer])
+
+    def subscribers(self, topic: str) -> list[int]:
+        """Who is subscribed."""
+        found = self._topics.get(topic)
+        return list(found.members) if found is not None else []
+
+    def subscribe(self, peer: int, name: str) -> None:
+        """Join a topic; nothing where it is joined already."""
+        topic = self._topics.setdefault(name, _Topic())
+        if peer not in topic.members:
+            topic.members[peer] = None
+            topic.mesh[peer] = {}
+            self._topics_of[peer][name] = None
+
+    def unsubscribe(self, peer: int, name: str) -> None:
+        """Leave a topic; nothing where it is not joined."""
+        if self._topics_of[peer].pop(name, 0) is None:
+            topic = self._topics[name]
+            del topic.members[peer]
+            for other in topic.mesh.pop(peer):
+                topic.mesh[other].pop(peer, None)
+
+    def publish(self, peer: int, name: str, size: int, body: Any) -> Message:
+        """Hand a message to gossip."""
+        message = Message(name, peer, size, body, bytearray(len(self.links)))
+        message.seen[peer] = 1
+        topic = self._topics.setdefault(name, _Topic())
+        topic.recent[0].append(message)
+        targets = list(topic.mesh.get(peer, ()))
+        if not targets:
+            connected = [other for other in self.links[peer] if other in topic.members]
+            targets = self._some(connected, DEGREE)
+        self._send(peer, targets, message)
+        return message
+
+    def _send(self, sender: int, targets: list[int], message: Message) -> None:
+        if targets:
+            delay = 2 * self._delay[sender] * (0.8 + 0.4 * self._rng.random())
+            self._heap.after(delay, self._arrive, sender, targets, message)
+
+    def _arrive(self, sender: int, targets: list[int], message: Message) -> None:
+        seen, links = message.seen, self.links[sender]
+        size = message.size + ENVELOPE_BYTES
+        for peer in targets:
+            if peer not in links or (self._loss and self._rng.random() < self._loss):
+                continue
+            traffic = self.traffic[peer]
+            traffic.copies += 1
+            traffic.gossip_bytes += size
+            if not seen[peer]:
+                topic = self._topics[message.topic]
+                if peer not in topic.members:
+                    continue
+                seen[peer] = 1
+                message.reached += 1
+                if self._judge(peer, sender, message) and peer in topic.mesh:
+                    author = message.author
+                    onward = [other for other in topic.mesh[peer] if other != sender and other != author]
+                    self._send(peer, onward, message)
+
+    # Each second
+
+    def beat(self) -> None:
+        """What every peer's gossipsub does each second: mend its meshes, and name recent messages to others."""
+        for topic in self._topics.values():
+            for peer in topic.members:
+                mesh = topic.mesh[peer]
+                if not DEGREE_LOW <= len(mesh) <= DEGREE_HIGH:
+                    self._mend(topic, peer, mesh)
+            self._name_recent(topic)
+            topic.recent.insert(0, [])
+            topic.recent.pop()
+
+    def _mend(self, topic: _Topic, peer: int, mesh: dict[int, None]) -> None:
+        if len(mesh) < DEGREE_LOW:
+            others = [
+                other
+                for other in self.links[peer]
+                if other in topic.members and other not in mesh and len(topic.mesh[other]) < DEGREE_HIGH
+            ]
+            for other in self._some(others, DEGREE - len(mesh)):
+                mesh[other] = topic.mesh[other][peer] = None
+                self._control(other, 1, 0)
+        else:
+            for other in self._some(list(mesh), len(mesh) - DEGREE):
+                del mesh[other]
+                topic.mesh[other].pop(peer, None)
+                self._control(other, 1, 0)
+
+    def _name_recent(self, topic: _Topic) -> None:
+        """IHAVE and IWANT. Where all have a message, naming it costs its bytes and changes nothing."""
+        recent = [message for beat in topic.recent for message in beat]
+        if not recent:
+            return
+        short = [message for message in recent if message.reached + 1 < len(topic.members)]
+        for peer in topic.members:
+            mesh = topic.mesh[peer]
+            others = [other for other in self.links[peer] if other in topic.members and other not in mesh]
+            for other in self._some(others, LAZY):
+                self._control(other, 1, len(recent))
+                for message in short:
+                    if message.seen[peer] and not message.seen[other] and self._has_judged(peer, message):
+                        self._control(peer, 1, 1)
+                        self._heap.after(2 * self.links[peer][other], self._arrive, peer, [other], message)
+
+    @staticmethod
+    def _has_judged(peer: int, message: Message) -> bool:
+        """Its author and those who passed it on keep it in their cache; `seen` of 2 marks who refused it."""
+        return message.seen[peer] == 1
+
+    def _control(self, receiver: int, messages: int, ids: int) -> None:
+        traffic = self.traffic[receiver]
+        traffic.control += messages
+        traffic.control_bytes += messages * CONTROL_BYTES + ids * ID_BYTES
+
+    def _some(self, others: list[int], count: int) -> list[int]:
+        return others if len(others) <= count else self._rng.sample(others, count)
+
+    def direct(self, receiver: int, size: int) -> None:
+        """Count a message on a control stream."""
+        traffic = self.traffic[receiver]
+        traffic.direct += 1
+        traffic.direct_bytes += size
