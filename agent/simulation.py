@@ -47,8 +47,7 @@ class EventHeap:
         heap = self._heap
         while heap and heap[0][0] <= end_us:
             due_us, _, action, arguments = heapq.heappop(heap)
-            if due_us > self.now_us:
-                self.now_us = due_us
+            self.now_us = max(self.now_us, due_us)
             self.events += 1
             action(*arguments)
         self.now_us = end_us

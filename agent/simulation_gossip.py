@@ -1,16 +1,16 @@
 """A model of the network: connections, and gossipsub's forwarding over them (pure).
 
 What is modelled, and how far. Each connection has one latency, drawn when it opens. For each topic a peer keeps a mesh
-of connected subscribers as gossipsub does: below `DEGREE_LOW` it takes more until it has `DEGREE`, above `DEGREE_HIGH` it
-drops down to `DEGREE`; both sides always agree. A published message goes to the publisher's mesh (where it has none, to
-`DEGREE` subscribers); whoever gets it first judges it with its real `AnnouncementBook`, and forwards it to its mesh,
-without the peer that it came from and its author, where the verdict allows that. The copies that one peer sends of a
-message leave together and arrive after the latency of their connections' sender: one event a peer and message. Each
-second a peer names the messages of the last `WINDOW_BEATS` seconds to `LAZY` subscribers outside of its mesh; one that
-lacks a message asks for it. A copy is lost with probability `loss`.
+of connected subscribers as gossipsub does: below `DEGREE_LOW` it takes more until it has `DEGREE`, above
+`DEGREE_HIGH` it drops down to `DEGREE`; both sides always agree. A published message goes to the publisher's mesh
+(where it has none, to `DEGREE` subscribers); whoever gets it first judges it with its real `AnnouncementBook`, and
+forwards it to its mesh, without the peer that it came from and its author, where the verdict allows that. The copies
+that one peer sends of a message leave together and arrive after the latency of their connections' sender: one event a
+peer and message. Each second a peer names the messages of the last `WINDOW_BEATS` seconds to `LAZY` subscribers
+outside of its mesh; one that lacks a message asks for it. A copy is lost with probability `loss`.
 
-What is not modelled: bandwidth and queues, CPU time, partial failures of a connection, and gossipsub's own back-off after
-a prune. tests/processes compares messages per peer with real agents.
+What is not modelled: bandwidth and queues, CPU time, partial failures of a connection, and gossipsub's own back-off
+after a prune. tests/processes compares messages per peer with real agents.
 """
 
 from collections.abc import Callable
@@ -176,7 +176,7 @@ class GossipNetwork:
                 message.reached += 1
                 if self._judge(peer, sender, message) and peer in topic.mesh:
                     author = message.author
-                    onward = [other for other in topic.mesh[peer] if other != sender and other != author]
+                    onward = [other for other in topic.mesh[peer] if other not in (sender, author)]
                     self._send(peer, onward, message)
 
     # Each second

@@ -1,8 +1,8 @@
 """What becomes of an announcement that gossip brought: passed on, dropped, or held against the neighbour. Pure.
 
-Every agent forwards a message only where that helps somebody: when it was news to itself, or when it knew it but hears it
-on this topic for the first time (an agent that is in a shard and in the one above it must not block the second). So a
-neighbour that publishes old bytes again and again is heard by its own neighbours and by nobody else.
+Every agent forwards a message only where that helps somebody: when it was news to itself, or when it knew it but
+hears it on this topic for the first time (an agent that is in a shard and in the one above it must not block the
+second). So a neighbour that publishes old bytes again and again is heard by its own neighbours and by nobody else.
 """
 
 from collections import OrderedDict

@@ -7,11 +7,11 @@ newest of each peer.
 Theory of operation. Cheap checks come first: size, then the hash of the bytes among those already judged, so
 that a repeated message costs no second signature check and gets the verdict that it got. Then the signature,
 and only then is the body decoded. What follows from the bytes alone is `Examined`: the simulator examines each message
-once and lets a thousand books `take` it. A peer's sequence only rises; it is remembered past expiry for as long as an older announcement could
-still be alive, so that none comes back. The book holds `MAX_PEERS`; a newcomer beyond that displaces
-whichever expires first, so a crowd of invented peers must keep signing to stay. What was asked of a connected
-peer itself (`direct`) is never displaced by what gossip says: such a crowd cannot push out the peers that we
-really talk to.
+once and lets a thousand books `take` it. A peer's sequence only rises; it is remembered past expiry for as long as an
+older announcement could still be alive, so that none comes back. The book holds `MAX_PEERS`; a newcomer beyond that
+displaces whichever expires first, so a crowd of invented peers must keep signing to stay. What was asked of a
+connected peer itself (`direct`) is never displaced by what gossip says: such a crowd cannot push out the peers that
+we really talk to.
 
 Clocks. `issued_us` may lie `SKEW_US` ahead of ours, since clocks differ; expiry is taken by our own clock. So
 an announcement should live well over `SKEW_US`: `LIFETIME_US` is what ours ask for, `MAX_LIFETIME_US` what is
@@ -44,7 +44,8 @@ LIFETIME_US = 300 * SECOND_US
 
 MIN_INTERVAL_US = 10 * SECOND_US
 AUTHOR_SECONDS = 8
-"""One announcement of a peer is taken for each so many seconds, after `AUTHOR_BURST`: a flood of true ones is one too."""
+"""One announcement of a peer is taken for each so many seconds, after `AUTHOR_BURST`: a flood of true ones is one
+too."""
 AUTHOR_BURST = 6
 REFRESH_US = 60 * SECOND_US
 

@@ -7,8 +7,8 @@ through by that neighbour; a few are forgiven, since versions differ and bits br
 stream of it is somebody's doing.
 
 Both are buckets that drain with time. One that overflows cuts the neighbour off: `is_cut` is true for
-`FIRST_CUT_SECONDS`, twice as long each further time, at most `LAST_CUT_SECONDS`. What a neighbour forwards that is wanted
-costs nothing and earns nothing: good deeds buy no right to forge.
+`FIRST_CUT_SECONDS`, twice as long each further time, at most `LAST_CUT_SECONDS`. What a neighbour forwards that is
+wanted costs nothing and earns nothing: good deeds buy no right to forge.
 """
 
 from collections import OrderedDict

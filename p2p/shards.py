@@ -8,21 +8,21 @@ splits: first by device class (`cuda`, `cpu`), then by the bits of a hash of the
 An agent has one *leaf*, where all its announcements go; it stays subscribed to the topics above its leaf. Each
 announcement names its leaf. Agents decide for themselves, from what they have heard, and may disagree:
 
-- *down*: more than `limit` agents belong to the leaf; *up*: at most 5/8 of `limit` belong to the topic above. What lies
-  between changes nothing, nor does anything within `DWELL_SECONDS` of the last change, so that a mesh of about `limit`
-  agents does not flap. A newcomer takes the median depth of its class among the announcements that its neighbours hand
-  it; a few liars do not move a median.
-- *signposts*: an agent announces in the topics above its leaf as well if a second hash of its id begins with so many zero
-  bits that each topic carries about 16 such announcements for each of its two halves. So whoever listens above hears
-  that there is something below, and can count it: each signpost stands for 2^bits agents.
+- *down*: more than `limit` agents belong to the leaf; *up*: at most 5/8 of `limit` belong to the topic above. What
+  lies between changes nothing, nor does anything within `DWELL_SECONDS` of the last change, so that a mesh of about
+  `limit` agents does not flap. A newcomer takes the median depth of its class among the announcements that its
+  neighbours hand it; a few liars do not move a median.
+- *signposts*: an agent announces in the topics above its leaf as well if a second hash of its id begins with so many
+  zero bits that each topic carries about 16 such announcements for each of its two halves. So whoever listens above
+  hears that there is something below, and can count it: each signpost stands for 2^bits agents.
 
 So nobody is lost while agents disagree. A reader starts at the root and at the top of each class that it wants, whose
-names it knows. An agent that has not split yet is heard there; of those that have, signposts are, and the reader follows
-them down. Whoever splits too early or too late costs traffic, never visibility. A reader takes as many leaves as it
-needs (`reader_topics`), its own side of the hash first, so that readers spread over the leaves.
+names it knows. An agent that has not split yet is heard there; of those that have, signposts are, and the reader
+follows them down. Whoever splits too early or too late costs traffic, never visibility. A reader takes as many leaves
+as it needs (`reader_topics`), its own side of the hash first, so that readers spread over the leaves.
 
-An agent that listens to its path and one leaf carries at most `limit` announcements a refresh, and some 32 for each of the
-few levels above, however large the mesh is.
+An agent that listens to its path and one leaf carries at most `limit` announcements a refresh, and some 32 for each
+of the few levels above, however large the mesh is.
 """
 
 from collections.abc import Iterable, Sequence
