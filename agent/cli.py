@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from coppermesh.agent import option_types, screens, submit_verbs
+from coppermesh.agent import ledger_verbs, option_types, receipt_verbs, screens, submit_verbs
 from coppermesh.agent.config import ConfigError
 from coppermesh.agent.home import HomeError, HomeLocked
 from coppermesh.agent.option_types import WrongOption
@@ -26,8 +26,8 @@ from coppermesh.agent.verbs import (
     EXIT_USAGE,
     JOB_HELP,
     JSON_HELP,
-    MAX_ROWS,
     Verbs,
+    add_limit,
     add_verb,
     home_of,
     say,
@@ -109,7 +109,8 @@ def _build_parser() -> argparse.ArgumentParser:
     identity.add_argument("--json", action="store_true", help=JSON_HELP)
     submit_verbs.add(verbs)
     _add_jobs(verbs)
-    _add_receipts(verbs)
+    receipt_verbs.add(verbs)
+    ledger_verbs.add(verbs)
     explain = add_verb(verbs, "explain", "tell the story of a job", _explain)
     explain.add_argument("job", type=option_types.id_prefix, help=JOB_HELP)
     explain.add_argument("--json", action="store_true", help=JSON_HELP)
@@ -214,52 +215,11 @@ def _add_config(verbs: Verbs) -> None:
 def _add_jobs(verbs: Verbs) -> None:
     jobs = add_verb(verbs, "jobs", "jobs submitted from this home, newest first", _jobs)
     jobs.add_argument("--json", action="store_true", help=JSON_HELP)
-    _add_limit(jobs, 20)
+    add_limit(jobs, 20)
     cancel = add_verb(verbs, "cancel", "take a running job back; what is done already is paid", _control)
     cancel.add_argument("job", type=option_types.id_prefix, help=JOB_HELP)
     cancel.add_argument("--json", action="store_true", help=JSON_HELP)
     cancel.set_defaults(verb="cancel")
-
-
-def _add_limit(parser: argparse.ArgumentParser, default: int, *, repeated: bool = False) -> None:
-    parser.add_argument(
-        "--limit",
-        type=option_types.whole(1, MAX_ROWS),
-        default=argparse.SUPPRESS if repeated else default,
-        metavar="N",
-        help=f"newest N (default {default})",
-    )
-
-
-def _add_receipts(verbs: Verbs) -> None:
-    receipts = add_verb(verbs, "receipts", "list, show, save or verify receipts", _receipts)
-    receipts.add_argument("--json", action="store_true", help=JSON_HELP)
-    _add_limit(receipts, 50)
-    actions = receipts.add_subparsers(metavar="ACTION")
-    for name, argument, text in (
-        ("list", None, "the newest receipts (what `receipts` alone does)"),
-        ("show", "receipt", "every field of one receipt"),
-        ("save", "receipt", "write one receipt to a file that `receipts verify` reads"),
-        ("verify", "file", "check a receipt file: no network, no database, no agent"),
-    ):
-        action = actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        if argument == "file":
-            action.add_argument("file", type=Path)
-        elif argument == "receipt":
-            action.add_argument(
-                "receipt", type=option_types.id_prefix, help="receipt id, or its first digits"
-            )
-        else:
-            _add_limit(action, 50, repeated=True)
-        if name == "save":
-            action.add_argument("output", type=Path, metavar="FILE", help="`-`: standard output")
-            action.add_argument("--force", action="store_true", help="replace the file where there is one")
-        action.add_argument(
-            "--home", type=option_types.home_directory, metavar="DIR", default=argparse.SUPPRESS
-        )
-        action.add_argument("--json", action="store_true", default=argparse.SUPPRESS)
-        action.set_defaults(action=name)
-    receipts.set_defaults(action="list")
 
 
 def _add_challenge(verbs: Verbs) -> None:
@@ -414,31 +374,6 @@ def _jobs(options: argparse.Namespace) -> int:
         print(json.dumps(rows))
     else:
         show(screens.jobs(rows), screens.NOTHING["jobs"])
-    return EXIT_OK
-
-
-def _receipts(options: argparse.Namespace) -> int:
-    from coppermesh.agent import receipt_commands as commands
-
-    if options.action == "verify":
-        facts = commands.verify_file(options.file)
-        print(json.dumps(facts) if options.json else "\n".join(screens.verified_receipt(facts)))
-        return EXIT_OK if facts["ok"] else EXIT_FAILED
-    home = home_of(options)
-    if options.action == "save" and str(options.output) == "-":
-        sys.stdout.buffer.write(commands.receipt_file(home, options.receipt))
-    elif options.action == "save":
-        commands.save(home, options.receipt, options.output, force=options.force)
-        print(f"coppermesh: wrote {options.output}", file=sys.stderr)
-    elif options.action == "show":
-        facts = commands.show(home, options.receipt)
-        print(json.dumps(facts) if options.json else "\n".join(screens.receipt(facts)))
-    else:
-        rows = commands.list_newest(home, options.limit)
-        if options.json:
-            print(json.dumps(rows))
-        else:
-            show(screens.receipts(rows), screens.NOTHING["receipts"])
     return EXIT_OK
 
 

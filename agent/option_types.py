@@ -8,7 +8,9 @@ import difflib
 import math
 import os
 import re
+import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 from coppermesh.agent.config import wanted_for
@@ -106,6 +108,22 @@ def id_prefix(text: str) -> str:
             f"want an id or its first digits: 1 to 64 hexadecimal digits, got {text!r}"
         )
     return text
+
+
+def since(text: str) -> int:
+    """A moment in the past, in microseconds since the epoch: a date, a time, or how long ago."""
+    ago = re.fullmatch(r"([0-9]{1,6})([smhdw])", text)
+    if ago:
+        seconds = int(ago[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}[ago[2]]
+        return max(0, time.time_ns() // 1000 - seconds * 1_000_000)
+    try:
+        at = datetime.fromisoformat(text)
+        at = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+        return max(0, round(at.timestamp() * 1_000_000))
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(
+            f"want a date (2026-11-01), a time (2026-11-01T08:00, UTC) or how long ago (7d, 24h), got {text!r}"
+        ) from None
 
 
 def check_output(option: str, path: Path) -> None:

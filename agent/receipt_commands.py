@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from coppermesh.agent import ledger_views
 from coppermesh.agent.config import load_config
+from coppermesh.agent.export_check import verify_lines
 from coppermesh.agent.home import Home
 from coppermesh.agent.ledger_reader import LedgerReader, NotInLedger, read_ledger
 from coppermesh.agent.local_link import LocalLink, socket_alive
@@ -74,10 +75,12 @@ def explain(home: Home, job: str) -> dict[str, Any]:
 
 
 def verify_file(path: Path) -> dict[str, Any]:
-    """Check a receipt file. No network, no database, no agent, no home."""
+    """Check a receipt file, or an export as JSON lines. No network, no database, no agent, no home."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_RECEIPT_FILE_BYTES + 1)
+        if data.startswith(b"{"):
+            return verify_lines(path)
     except OSError as error:
         return {"ok": False, "sentence": f"{path}: {error.strerror}"}
     try:

@@ -253,7 +253,8 @@ def verified_receipt(facts: Facts) -> list[str]:
     """`coppermesh receipts verify`."""
     if not facts["ok"]:
         return [f"NOT VALID: {printable(facts['sentence'])}"]
-    return [f"valid: {printable(facts['sentence'])}", *receipt(facts["receipt"])]
+    said = f"valid: {printable(facts['sentence'])}"
+    return [said, *receipt(facts["receipt"])] if "receipt" in facts else [said]
 
 
 def demo_table(rows: Sequence[Facts]) -> list[str]:

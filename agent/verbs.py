@@ -51,6 +51,28 @@ def add_verb(
     return parser
 
 
+def add_limit(parser: argparse.ArgumentParser, default: int, *, repeated: bool = False) -> None:
+    """Add --limit; `repeated`: a sub-command has it too, and only one of them sets it."""
+    parser.add_argument(
+        "--limit",
+        type=option_types.whole(1, MAX_ROWS),
+        default=argparse.SUPPRESS if repeated else default,
+        metavar="N",
+        help=f"newest N (default {default})",
+    )
+
+
+def add_action(
+    actions: Verbs, name: str, text: str, command: Callable[[argparse.Namespace], int]
+) -> argparse.ArgumentParser:
+    """Add what a verb can do, such as `list` of `receipts list`; it takes --home and --json, before or after."""
+    action = actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    action.add_argument("--home", type=option_types.home_directory, metavar="DIR", default=argparse.SUPPRESS)
+    action.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=JSON_HELP)
+    action.set_defaults(command=command)
+    return action
+
+
 def home_of(options: argparse.Namespace) -> Home:
     """The home that --home or COPPERMESH_HOME names."""
     return Home(options.home) if options.home is not None else default_home()

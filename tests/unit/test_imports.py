@@ -27,6 +27,7 @@ OPTIONAL = {
     "skimage": "only with the extra demo",
     "PIL": "only with the extra demo",
     "dask": "only with the extra dask",
+    "pyarrow": "only with the extra parquet",
 }
 
 
