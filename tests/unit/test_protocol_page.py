@@ -11,9 +11,12 @@ import pytest
 
 from coppermesh.agent.negotiation import LeaseState, TaskState
 from coppermesh.agent.policy import DECLINE_CODES
-from coppermesh.p2p import messages
+from coppermesh.p2p import membership_messages, messages
 from coppermesh.p2p.announcements import MAX_ANNOUNCEMENT_BYTES, Verdict
 from coppermesh.p2p.channel import Frame, Refusal
+from coppermesh.p2p.invitation import Invitation
+from coppermesh.p2p.membership import MEMBERSHIP_CODES, ROLES, Right
+from coppermesh.p2p.membership_records import Quota, RevocationNotice
 from coppermesh.p2p.messages import MAX_FRAME_BYTES, Message, Nothing
 from coppermesh.p2p.receipt_file import MAX_RECEIPT_FILE_BYTES, ReceiptFile
 from coppermesh.p2p.records import (
@@ -97,8 +100,9 @@ STRUCTURES: list[type[msgspec.Struct]] = [
     *(
         kind
         for kind in Message.__subclasses__()
-        if kind.__module__ == Message.__module__ and kind is not Nothing
+        if kind.__module__ in (Message.__module__, membership_messages.__name__) and kind is not Nothing
     ),
+    *(Quota, RevocationNotice, Invitation),
     *(SignedRecord, DeviceOffer, Frame, Refusal, ReceiptFile, BlobHeader, BlobAnswer),
 ]
 
@@ -124,9 +128,11 @@ def test_domain_limit_and_authors_are_on_the_page(kind: type[Record]) -> None:
 
 def test_methods_are_those_of_the_messages_module() -> None:
     documented = re.findall(
-        r"^\| `([a-z]+)` +\| (\w+) +\| (\w+) +\| (\w+)", messages.__doc__ or "", re.MULTILINE
+        r"^\| `([a-z]+)` +\| (\w+) +\| (\w+) +\| (\w+)",
+        f"{messages.__doc__}\n{membership_messages.__doc__}",
+        re.MULTILINE,
     )
-    assert len(documented) == 10
+    assert len(documented) == 13
     found = re.findall(r"^\| `([a-z]+)` +\| (\w+) +\| (\w+) +\| (\w+) +\|$", PAGE, re.MULTILINE)
     assert found == documented
 
@@ -147,3 +153,16 @@ def test_codes_states_and_verdicts_are_all_there() -> None:
 @pytest.mark.parametrize("number", [MAX_FRAME_BYTES, MAX_ANNOUNCEMENT_BYTES, MAX_RECEIPT_FILE_BYTES])
 def test_limits_are_on_the_page(number: int) -> None:
     assert f"at most {number} bytes" in PAGE.replace("\n", " ")
+
+
+def test_roles_and_refusals_of_private_meshes_are_on_the_page() -> None:
+    section = PAGE.partition("## Private meshes")[2].partition("## Conversations")[0]
+    codes = dict(
+        re.findall(r"^\| `([a-z-]+)` +\| ([^|]+) \|$", section.partition("**Refusals")[2], re.MULTILINE)
+    )
+    assert codes == MEMBERSHIP_CODES
+    table = re.findall(r"^\| `([a-z-]+)` *\|((?: +(?:yes)? *\|){4})$", section, re.MULTILINE)
+    given = {role: [cell.strip() for cell in cells.split("|")[:4]] for role, cells in table}
+    assert given == {
+        role: ["yes" if right in rights else "" for right in Right] for role, rights in ROLES.items()
+    }

@@ -4,9 +4,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from coppermesh.p2p.membership_records import Certificate, Joining, Revocation, Rotation, Usage
 from coppermesh.p2p.records import MAX_BODY_BYTES, Code, Count, Key, Label, Record, Sentence, Version
 
 KINDS = Record.__subclasses__()
+IN_PRIVATE_MESHES = {kind.__name__ for kind in (Certificate, Revocation, Joining, Rotation, Usage)}
 
 
 def accepts(annotation: Any, value: object) -> bool:
@@ -19,7 +21,8 @@ def accepts(annotation: Any, value: object) -> bool:
 
 def test_every_kind_is_here() -> None:
     assert {kind.__name__ for kind in KINDS} == {
-        *("Announcement", "Order", "Bid", "Decline", "Lease", "Task", "Receipt", "Trace", "Countersignature")
+        *("Announcement", "Order", "Bid", "Decline", "Lease", "Task", "Receipt", "Trace", "Countersignature"),
+        *IN_PRIVATE_MESHES,
     }
 
 

@@ -1,0 +1,326 @@
+"""What a chain of certificates is worth in a private mesh, and who was revoked (pure).
+
+Theory of operation. A private mesh is its root key: the mesh id is a hash of that key and the name, so whoever knows
+the id knows the only key that may begin a chain. A chain is a list of certificates: the first issued by the root key,
+each further one by the subject of the one before, the last about the peer that shows it. A link never gives more than
+its issuer has: role, quota, depth and expiry only narrow, so that the first certificate bounds everything below it.
+Certificates last `MAX_LIFE_US` at most and are renewed, so a key that is lost without anybody noticing is worth nothing
+a month later.
+
+Revocations. An admin revokes anybody who is not above it in its own chain, the root key anybody, and every member
+itself (that is leaving). A revoked peer is no member whatever it shows. What it had issued counts up to the serial
+that the revocation names. A revoked admin may still have signed revocations: they count only if no revocation by a
+signer *nearer the root* (with a shorter chain) names that admin, so the outcome depends on what is known and not on
+the order in which it arrived. Between equals both count: each mistrusts the other, and the root key decides.
+
+Nothing here reads a clock; times are microseconds since the epoch.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from blake3 import blake3
+
+from coppermesh.p2p.envelope import Opened, open_record
+from coppermesh.p2p.errors import Refused, RemoteProtocolError
+from coppermesh.p2p.ids import Digest, MeshId, PeerId, short_peer
+from coppermesh.p2p.membership_records import (
+    MAX_CHAIN,
+    Certificate,
+    Quota,
+    Revocation,
+    RevocationNotice,
+)
+from coppermesh.p2p.records import SignedRecord
+
+DAY_US = 86_400_000_000
+MAX_LIFE_US = 30 * DAY_US
+SKEW_US = 120_000_000
+"""How far another clock may be ahead."""
+MAX_REVOCATIONS = 1024
+MAX_MEMBERS = 4096
+
+
+class Right(StrEnum):
+    """What a member may do."""
+
+    SUBMIT = "submit"
+    PROVIDE = "provide"
+    INVITE = "invite"
+    REVOKE = "revoke"
+
+
+ROLES: dict[str, frozenset[Right]] = {
+    "admin": frozenset(Right),
+    "member": frozenset({Right.SUBMIT, Right.PROVIDE}),
+    "submit-only": frozenset({Right.SUBMIT}),
+    "provide-only": frozenset({Right.PROVIDE}),
+}
+"""Rights by role."""
+
+MEMBERSHIP_CODES = {
+    "no-certificate": "it showed no certificate",
+    "chain-too-long": "there are more links between it and the root key than are allowed",
+    "wrong-root": "the first link is not signed by the root key of this mesh",
+    "wrong-mesh": "a link is for another mesh",
+    "broken-link": "a link is not signed by the subject of the link before it",
+    "forged": "a link's signature is not valid, or the link is malformed",
+    "wrong-subject": "the last link is about another peer than the one that shows it",
+    "may-not-issue": "a link was issued by somebody who may not issue it",
+    "wider-role": "a link gives a role that its issuer does not have",
+    "wider-quota": "a link gives a larger quota than its issuer has",
+    "wider-expiry": "a link outlives its issuer's own certificate",
+    "too-long": "a certificate is made out for more than 30 days",
+    "not-yet-valid": "a certificate is not valid yet: one of the clocks is wrong",
+    "expired": "a certificate has expired",
+    "revoked": "it was revoked",
+    "issuer-revoked": "who issued its certificate was revoked, and this certificate does not count any more",
+    "no-right": "its role does not allow this",
+}
+"""Every code with which a membership is refused."""
+
+
+def private_mesh_id(root: PeerId, name: str) -> MeshId:
+    """The id of the private mesh `name` (1 to 64 printable ASCII characters) with the root key `root`."""
+    if not (0 < len(name) <= 64 and name.isascii() and name.isprintable()):
+        raise ValueError(f"mesh name {name!r}: want 1 to 64 printable ASCII characters")
+    context = "coppermesh 2026 private mesh id v1"
+    return MeshId(blake3(root + name.encode(), derive_key_context=context).digest(16))
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A peer with a valid chain. `links` is opened, the root's first."""
+
+    peer: PeerId
+    links: tuple[Opened[Certificate], ...]
+
+    @property
+    def certificate(self) -> Certificate:
+        """Its own, the last link."""
+        return self.links[-1].record
+
+    @property
+    def chain(self) -> list[SignedRecord]:
+        """As it travels."""
+        return [link.signed for link in self.links]
+
+    @property
+    def expires_us(self) -> int:
+        """When the chain stops to hold."""
+        return min(link.record.expires_us for link in self.links)
+
+    def may(self, right: Right) -> bool:
+        """Whether its role gives the right."""
+        return right in ROLES[self.certificate.role]
+
+    def is_below(self, peer: PeerId) -> bool:
+        """Whether `peer` is one of its issuers."""
+        return any(link.record.subject == peer for link in self.links[:-1])
+
+
+def narrows(inner: Quota | None, outer: Quota | None) -> bool:
+    """Whether whoever has `outer` may give `inner`: never more at once, nor more over time, nor of another kind."""
+    if outer is None:
+        return True
+    if inner is None or inner.kind not in ("any", outer.kind):
+        return False
+    slower = inner.device_us * outer.period_us <= outer.device_us * inner.period_us
+    return slower and inner.device_us <= outer.device_us
+
+
+def check_issue(certificate: Certificate, issuer: Certificate) -> None:
+    """Whether the holder of `issuer` may issue `certificate`. Raises Refused with what is wrong."""
+    if Right.INVITE not in ROLES[issuer.role] or issuer.depth == 0:
+        raise _refused("may-not-issue", "only an admin below whom there is room may")
+    if certificate.depth >= issuer.depth:
+        raise _refused(
+            "may-not-issue", f"below this issuer at most {issuer.depth - 1} further links may hang"
+        )
+    if not ROLES[certificate.role] <= ROLES[issuer.role]:
+        raise _refused("wider-role", f"{issuer.role} issued {certificate.role}")
+    if not narrows(certificate.quota, issuer.quota):
+        raise _refused("wider-quota")
+    if certificate.expires_us > issuer.expires_us:
+        raise _refused("wider-expiry")
+
+
+class MembershipBook:
+    """Who is a member of one private mesh, as far as this agent has been shown: chains and revocations."""
+
+    def __init__(self, root: PeerId, mesh: MeshId) -> None:
+        self._root = root
+        self._mesh = mesh
+        self._members: dict[PeerId, Member] = {}
+        self._notices: dict[Digest, tuple[Opened[Revocation], int, RevocationNotice]] = {}
+        """By id: the revocation, its signer's distance from the root, and how it travels."""
+        self._revoked: dict[PeerId, int] = {}
+        """Who is revoked, and the last serial of theirs that counts."""
+
+    # Chains
+
+    def check(self, chain: Sequence[SignedRecord], peer: PeerId, now_us: int) -> Member:
+        """The membership that `chain` gives `peer`. Raises Refused with a code of `MEMBERSHIP_CODES`."""
+        member = self._walk(chain, peer, now_us)
+        if peer in self._revoked:
+            raise _refused("revoked")
+        for link in member.links:
+            last = self._revoked.get(PeerId(link.record.issuer))
+            if last is not None and link.record.serial > last:
+                raise _refused("issuer-revoked")
+        return member
+
+    def _walk(self, chain: Sequence[SignedRecord], peer: PeerId, now_us: int) -> Member:
+        """The same without looking at revocations."""
+        if not chain:
+            raise _refused("no-certificate")
+        if len(chain) > MAX_CHAIN:
+            raise _refused("chain-too-long", f"{len(chain)} links, at most {MAX_CHAIN}")
+        links: list[Opened[Certificate]] = []
+        for number, signed in enumerate(chain):
+            if number == 0 and signed.signer != self._root:
+                raise _refused("wrong-root")
+            if number and signed.signer != links[-1].record.subject:
+                raise _refused("broken-link", f"link {number + 1} of {len(chain)}")
+            links.append(self._open(signed, now_us))
+            if number:
+                check_issue(links[-1].record, links[-2].record)
+        if links[-1].record.subject != peer:
+            raise _refused("wrong-subject", f"it is about {short_peer(PeerId(links[-1].record.subject))}")
+        return Member(peer, tuple(links))
+
+    def _open(self, signed: SignedRecord, now_us: int) -> Opened[Certificate]:
+        try:
+            link = open_record(Certificate, signed)
+        except RemoteProtocolError as error:
+            raise _refused("forged", str(error)) from error
+        certificate = link.record
+        if certificate.mesh != self._mesh:
+            raise _refused("wrong-mesh")
+        if not 0 < certificate.expires_us - certificate.not_before_us <= MAX_LIFE_US:
+            raise _refused("too-long")
+        if certificate.not_before_us > now_us + SKEW_US:
+            raise _refused("not-yet-valid")
+        if certificate.expires_us <= now_us:
+            raise _refused("expired", f"link of {short_peer(PeerId(certificate.subject))}")
+        return link
+
+    def learn(self, chain: Sequence[SignedRecord], peer: PeerId, now_us: int) -> Member:
+        """`check`, and remember the longest-lived chain of each member. Raises Refused."""
+        member = self.check(chain, peer, now_us)
+        held = self._members.get(peer)
+        if held is None and len(self._members) >= MAX_MEMBERS:
+            raise Refused("crowded", f"{MAX_MEMBERS} members are known already")
+        if held is None or member.expires_us >= held.expires_us:
+            self._members[peer] = member
+        return self._members[peer]
+
+    def member(self, peer: PeerId, now_us: int) -> Member | None:
+        """Who `peer` is, where a valid chain of it is known and it is not revoked."""
+        found = self._members.get(peer)
+        return found if found is not None and found.expires_us > now_us else None
+
+    def members(self, now_us: int) -> list[Member]:
+        """Every member that is known and valid, by peer id."""
+        return [self._members[peer] for peer in sorted(self._members) if self.member(peer, now_us)]
+
+    def require(self, peer: PeerId, right: Right, now_us: int) -> Member:
+        """The member, if it has the right. Raises Refused."""
+        member = self.member(peer, now_us)
+        if member is None:
+            raise _refused("no-certificate", f"{short_peer(peer)} is no member here")
+        if not member.may(right):
+            raise _refused("no-right", f"{member.certificate.role} may not {right}")
+        return member
+
+    def highest_serial(self, issuer: PeerId) -> int:
+        """The highest serial by `issuer` in the chains known; 0 for none."""
+        links = (link.record for member in self._members.values() for link in member.links)
+        return max((link.serial for link in links if link.issuer == issuer), default=0)
+
+    # Revocations
+
+    def is_revoked(self, peer: PeerId) -> bool:
+        """Whether a revocation of `peer` counts."""
+        return peer in self._revoked
+
+    def revocations(self, now_us: int) -> list[RevocationNotice]:
+        """Those alive, to hand on."""
+        return [notice for opened, _, notice in self._notices.values() if opened.record.expires_us > now_us]
+
+    def offer(self, notice: RevocationNotice, now_us: int) -> bool:
+        """Take a revocation. True where it is new. Raises Refused where its signer may not revoke that peer."""
+        try:
+            opened = open_record(Revocation, notice.revocation)
+        except RemoteProtocolError as error:
+            raise _refused("forged", str(error)) from error
+        if opened.id in self._notices:
+            return False
+        revocation = opened.record
+        if revocation.mesh != self._mesh:
+            raise _refused("wrong-mesh")
+        if not 0 < revocation.expires_us - revocation.issued_us <= MAX_LIFE_US + DAY_US:
+            raise _refused("too-long", "a revocation lasts at most 31 days")
+        if revocation.issued_us > now_us + SKEW_US:
+            raise _refused("not-yet-valid")
+        if revocation.expires_us <= now_us:
+            raise _refused("expired")
+        distance = self._distance_of(opened, notice.chain)
+        if len(self._notices) >= MAX_REVOCATIONS:
+            raise Refused("crowded", f"{MAX_REVOCATIONS} revocations are held already")
+        self._notices[opened.id] = (opened, distance, notice)
+        self._settle()
+        return True
+
+    def _distance_of(self, opened: Opened[Revocation], chain: Sequence[SignedRecord]) -> int:
+        """How many links its signer is from the root. Raises Refused where it may not revoke that peer.
+
+        The chain must have held when the revocation was signed: it may end before the revocation does.
+        """
+        revocation = opened.record
+        if opened.signer == self._root:
+            return 0
+        member = self._walk(chain, opened.signer, revocation.issued_us)
+        if revocation.subject != opened.signer:
+            if not member.may(Right.REVOKE):
+                raise _refused("no-right", f"{member.certificate.role} may revoke itself only")
+            if member.is_below(PeerId(revocation.subject)):
+                raise _refused("no-right", "nobody revokes who is above in its own chain")
+        return len(member.links)
+
+    def forget_expired(self, now_us: int) -> None:
+        """Drop what has expired. Call now and then."""
+        gone = [key for key, (opened, _, _) in self._notices.items() if opened.record.expires_us <= now_us]
+        for key in gone:
+            del self._notices[key]
+        for peer in [peer for peer, member in self._members.items() if member.expires_us <= now_us]:
+            del self._members[peer]
+        if gone:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Who is revoked, given everything that is known: nearest the root first, equals together."""
+        revoked: dict[PeerId, int] = {}
+        for distance in sorted({distance for _, distance, _ in self._notices.values()}):
+            before = dict(revoked)
+            for opened, its_distance, _ in self._notices.values():
+                own_leave = opened.record.subject == opened.signer
+                if its_distance != distance or (opened.signer in before and not own_leave):
+                    continue
+                subject, last = PeerId(opened.record.subject), opened.record.last_serial
+                revoked[subject] = min(revoked.get(subject, last), last)
+        self._revoked = revoked
+        for peer, member in list(self._members.items()):
+            if not self._still_counts(member):
+                del self._members[peer]
+
+    def _still_counts(self, member: Member) -> bool:
+        issuers: Iterable[Certificate] = (link.record for link in member.links)
+        return member.peer not in self._revoked and all(
+            link.serial <= self._revoked.get(PeerId(link.issuer), link.serial) for link in issuers
+        )
+
+
+def _refused(code: str, detail: str = "") -> Refused:
+    return Refused(code, MEMBERSHIP_CODES[code] + (f" ({detail})" if detail else ""))
