@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from coppermesh.agent.costs import Costs, parse_tariff_window
 from coppermesh.agent.hours import parse_window
 from coppermesh.agent.sharing import Sharing
 from coppermesh.p2p.errors import MeshError
@@ -37,7 +38,7 @@ _FULL_ADDRESS = re.compile(rf"/{_HOST}/tcp/([0-9]{{1,5}})/p2p/([A-Za-z0-9]{{1,64
 _CODE = re.compile(r"[a-z0-9-]{1,40}")
 _TABLE_LINE = re.compile(r"\s*\[\s*([A-Za-z0-9_-]+)\s*\]")
 _KEY_LINE = re.compile(r"\s*[\"']?([A-Za-z0-9_-]+)[\"']?\s*[.=]")
-TABLES: dict[str, type] = {"sharing": Sharing}
+TABLES: dict[str, type] = {"sharing": Sharing, "costs": Costs}
 """The tables of the file: each is a field of Config by its name, and `_SETTINGS` has its keys as `table.key`."""
 _MOVED = {
     "allow": "peers whose CUDA source runs whatever the sandbox holds are now `trust`; who may send work at all is "
@@ -86,6 +87,8 @@ class Config:
     """End the agent after so long without a client, a lease or an open receipt; None: never."""
     sharing: Sharing = field(default_factory=Sharing)
     """When, to whom and under which conditions the devices are lent."""
+    costs: Costs = field(default_factory=Costs)
+    """What lending costs their owner."""
 
     def rate_for(self, kind: str) -> int:
         """The price per hour of a device of `kind` (`cpu` or `cuda`)."""
@@ -324,6 +327,18 @@ def _share(value: object) -> float:
     return float(value)
 
 
+def _watts(value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 100_000:
+        raise ValueError
+    return float(value)
+
+
+def _margin(value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 100:
+        raise ValueError
+    return float(value)
+
+
 def _one_of(*words: str) -> Callable[[object], object]:
     def parse(value: object) -> str:
         word = _text(value)
@@ -385,6 +400,8 @@ class _Setting:
 _PEERS = 'a list of peer ids like "12D3KooW..."'
 _SHARE = "a number above 0 and at most 1"
 _STOP = '"stop" or "finish"'
+_ZONE = 'the name of a time zone like "Europe/Paris"'
+_WATTS = "a number of watts, 0 or more"
 _SETTINGS: dict[str, _Setting] = {
     "mesh": _Setting("a name of 1 to 64 printable ASCII characters", _mesh),
     "listen": _Setting('an address like "/ip4/127.0.0.1/tcp/4001"', _listen),
@@ -411,7 +428,7 @@ _SETTINGS: dict[str, _Setting] = {
         'a list of windows like "22:00-07:00" or "sat,sun 00:00-24:00"',
         lambda value: tuple(dict.fromkeys(parse_window(_text(item)) for item in _many(value))),
     ),
-    "sharing.time_zone": _Setting('the name of a time zone like "Europe/Paris"', _zone),
+    "sharing.time_zone": _Setting(_ZONE, _zone),
     "sharing.busy": _Setting('"no-bids" or "ignore"', _one_of("no-bids", "ignore")),
     "sharing.busy_utilisation": _Setting(_SHARE, _share),
     "sharing.busy_graphics_bytes": _Setting(
@@ -432,4 +449,22 @@ _SETTINGS: dict[str, _Setting] = {
     "sharing.on_limit": _Setting(_STOP, _one_of("stop", "finish")),
     "sharing.strict": _Setting("true or false", _flag),
     "sharing.memory_share": _Setting(_SHARE, _share),
+    "costs.tariff": _Setting(
+        "a whole number of millionths of the unit per kilowatt-hour, 0 or more",
+        lambda value: _whole(value, 0, MAX_COUNT - 1),
+    ),
+    "costs.tariffs": _Setting(
+        'a list of windows with the price in each, like "22:00-06:00 180000"',
+        lambda value: tuple(parse_tariff_window(_text(item)) for item in _many(value)),
+        'a window with a price like "22:00-06:00 180000"',
+    ),
+    "costs.time_zone": _Setting(_ZONE, _zone),
+    "costs.idle_watts": _Setting(_WATTS, _watts),
+    "costs.loaded_watts": _Setting(_WATTS, _watts),
+    "costs.count_idle": _Setting("true or false", _flag),
+    "costs.wear": _Setting(
+        "a whole number of millionths of the unit per device-hour, 0 or more",
+        lambda value: _whole(value, 0, MAX_COUNT - 1),
+    ),
+    "costs.margin": _Setting("a share of the costs, 0 to 100 (0.2 is 20 %)", _margin),
 }

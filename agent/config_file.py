@@ -81,6 +81,25 @@ TEMPLATE = """\
 
 # The part of a device's memory that a task may use, above 0 and at most 1.
 #memory_share = 1.0
+
+[costs]
+# What lending costs you: nothing is lent for less. `coppermesh price` shows the sum, `earnings` what was left.
+
+# Electricity in millionths of the unit per kilowatt-hour: 300000 is 0.30 usd. Not given: it counts as free.
+#tariff = 300000
+# Windows with a price of their own: ["22:00-06:00 180000", "sat,sun 00:00-24:00 200000"]. The first that fits counts.
+#tariffs = []
+# The zone of these windows. Empty: this machine's own, else a name such as "Europe/Paris".
+#time_zone = ""
+# What a device draws idle and under load, in watts. Not given: by its meter, else a model, marked as one.
+#idle_watts = 60
+#loaded_watts = 350
+# true: the machine is on for leases only, so what it draws idle counts too.
+#count_idle = false
+# For what wears out, in millionths of the unit per device-hour.
+#wear = 0
+# What you want on top of cost, as a share of it: 0.2 is 20 %.
+#margin = 0.0
 """
 
 

@@ -121,6 +121,11 @@ class Home:
         return True
 
     @property
+    def tariffs_path(self) -> Path:
+        """What electricity cost when (`tariff_history`)."""
+        return self.path / "tariffs.jsonl"
+
+    @property
     def lock_path(self) -> Path:
         """Locked by the running agent."""
         return self.path / "agent.lock"

@@ -334,6 +334,12 @@ class LedgerReader:
         return [SubmittedJob(*row) for row in rows]
 
     @_at_one_moment
+    def earned(self, since_us: int = 0) -> list[ReceiptRow]:
+        """Own receipts as provider that ended at or after `since_us`, oldest first."""
+        rows = (_receipt_row(*row) for row in self._database.execute(_EARNED))
+        return [row for row in rows if row.receipt.ended_us >= since_us]
+
+    @_at_one_moment
     def evidence(self) -> list[EvidenceFound]:
         """What was kept against other peers, oldest first."""
         rows = self._database.execute("SELECT kind, peer, records, at_us, text FROM evidence ORDER BY n")
@@ -367,6 +373,7 @@ _NEWEST_FIRST = " ORDER BY receipt.n DESC LIMIT ?"
 _RECEIPTS = _RECEIPT_ROWS + _NEWEST_FIRST
 _RECEIPTS_OF_JOB = _RECEIPT_ROWS + "WHERE job = ?" + _NEWEST_FIRST
 _RECEIPTS_OF_TASK = _RECEIPT_ROWS + "WHERE job = ? AND task_index = ?" + _NEWEST_FIRST
+_EARNED = _RECEIPT_ROWS + "WHERE role = 'provider' ORDER BY receipt.n"
 _RECEIPTS_BETWEEN = _RECEIPT_ROWS + "WHERE receipt.id BETWEEN ? AND ?" + _NEWEST_FIRST
 
 _LANE_SUMS = """

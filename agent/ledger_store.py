@@ -237,6 +237,10 @@ class LedgerStore:
         """Jobs that were submitted here, newest first."""
         return await self._view(self._views.submitted, limit)
 
+    async def earned(self, since_us: int = 0) -> list[ReceiptRow]:
+        """Own receipts as provider that ended at or after `since_us`, oldest first."""
+        return await self._view(self._views.earned, since_us)
+
     async def evidence(self) -> list[EvidenceFound]:
         """What was kept against other peers, oldest first."""
         return await self._view(self._views.evidence)

@@ -216,6 +216,12 @@ class Provider:
         """Why devices are not lent now, for their owner."""
         return self.lending.reasons(self._devices, self._now_us())
 
+    def works_on(self, device: str) -> bool:
+        """A task runs or waits on that device."""
+        return any(
+            server.tasks_accepted for server in self.leases.values() if server.lease.record.device == device
+        )
+
     @property
     def tasks_accepted(self) -> int:
         """Tasks under all leases that have no result yet."""

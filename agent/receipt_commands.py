@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 def list_newest(home: Home, limit: int) -> list[dict[str, Any]]:
     """The newest receipts, newest first."""
-    return _ask(
+    return ask(
         home,
         "receipts",
         {"limit": limit},
@@ -31,7 +31,7 @@ def list_newest(home: Home, limit: int) -> list[dict[str, Any]]:
 
 def jobs(home: Home, limit: int) -> list[dict[str, Any]]:
     """The newest jobs that were submitted from this home, newest first."""
-    return _ask(
+    return ask(
         home, "jobs", {"limit": limit}, lambda reader: ledger_views.job_rows(reader.submitted(limit=limit))
     )
 
@@ -50,7 +50,7 @@ def save(home: Home, prefix: str, output: Path, *, force: bool) -> None:
 
 def show(home: Home, prefix: str) -> dict[str, Any]:
     """Every field of the receipt whose id begins so."""
-    return _ask(
+    return ask(
         home,
         "receipt",
         {"receipt": prefix},
@@ -60,7 +60,7 @@ def show(home: Home, prefix: str) -> dict[str, Any]:
 
 def receipt_file(home: Home, prefix: str) -> bytes:
     """The receipt as a file that `verify_file` reads."""
-    facts = _ask(
+    facts = ask(
         home,
         "receipt-file",
         {"receipt": prefix},
@@ -71,7 +71,7 @@ def receipt_file(home: Home, prefix: str) -> bytes:
 
 def explain(home: Home, job: str) -> dict[str, Any]:
     """The story of a job."""
-    return _ask(home, "explain", {"job": job}, lambda reader: ledger_views.story(reader.story(job)))
+    return ask(home, "explain", {"job": job}, lambda reader: ledger_views.story(reader.story(job)))
 
 
 def verify_file(path: Path) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def verify_file(path: Path) -> dict[str, Any]:
     }
 
 
-def _ask(home: Home, method: str, arguments: dict[str, Any], offline: Callable[[LedgerReader], T]) -> T:
+def ask(home: Home, method: str, arguments: dict[str, Any], offline: Callable[[LedgerReader], T]) -> T:
     """Ask the running agent; where none runs, read the ledger of the home's mesh while holding the lock."""
     home.check()
     if socket_alive(home.socket_path):

@@ -12,11 +12,13 @@ Reading goes through a driver, which can hang. `read` blocks: call it in a threa
 
 import os
 import pwd
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from coppermesh.exec.meter import POWERCAP, RaplMeter
 from coppermesh.exec.sandbox.capabilities import SANDBOX_ID
 
 ZYGOTE_MODULE = b"coppermesh.exec.zygote"
@@ -147,9 +149,11 @@ class NvmlConditions:
 class CpuConditions:
     """This machine's processor: load of other programs, and the hottest of its own sensors."""
 
-    def __init__(self, proc: Path = PROC, hwmon: Path = HWMON) -> None:
+    def __init__(self, proc: Path = PROC, hwmon: Path = HWMON, powercap: Path = POWERCAP) -> None:
         self._proc, self._hwmon = proc, hwmon
         self._last: tuple[int, int] | None = None
+        self._energy = RaplMeter.find(powercap)
+        self._last_energy: tuple[int, int] | None = None
 
     def read(self) -> Conditions:
         """Load since the last look, unknown at the first."""
@@ -159,7 +163,16 @@ class CpuConditions:
         if now is not None and before is not None and now[0] > before[0]:
             passed = now[0] - before[0]
             load = min(1.0, max(0.0, (passed - (now[1] - before[1])) / passed))
-        return Conditions(temperature_c=self._temperature(), load=load)
+        return Conditions(temperature_c=self._temperature(), load=load, power_w=self._power())
+
+    def _power(self) -> float | None:
+        """Watts of the processor packages since the last look, where their counters may be read."""
+        used_mj = None if self._energy is None else self._energy.read_mj()
+        now = None if used_mj is None else (used_mj, time.monotonic_ns())
+        before, self._last_energy = self._last_energy, now
+        if now is None or before is None or now[1] <= before[1]:
+            return None
+        return max(0, now[0] - before[0]) * 1e6 / (now[1] - before[1])
 
     def _ticks(self) -> tuple[int, int] | None:
         """(all ticks, those that were idle or ours), since the machine was started."""

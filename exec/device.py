@@ -63,7 +63,7 @@ class DeviceInfo:
     driver: str | None
     """Driver version (GPU only)."""
     meter: str
-    """Energy meter: `nvml`, `rapl`, `none`, or `simulated`."""
+    """Energy meter: `nvml`, `nvml-power`, `rapl`, `none`, or `simulated`."""
     features: tuple[str, ...]
     cores: int | None
     """Cores this process may use (CPU only)."""
@@ -213,7 +213,10 @@ def _read_gpu(device: str, handle: Any, whole: Any, driver: str | None) -> Devic
     uuid = _optional(pynvml.nvmlDeviceGetUUID, handle)
     name = _optional(pynvml.nvmlDeviceGetName, handle) or "NVIDIA GPU"
     simulated = nvml.is_simulated()
-    metered = energy is not None and bool(uuid)
+    power = _optional(pynvml.nvmlDeviceGetPowerUsage, handle) if energy is None else None
+    meter = "none"
+    if uuid and (energy is not None or power is not None):
+        meter = "nvml" if energy is not None else "nvml-power"
     return DeviceInfo(
         device=device,
         kind="cuda",
@@ -223,7 +226,7 @@ def _read_gpu(device: str, handle: Any, whole: Any, driver: str | None) -> Devic
         compute_capability=f"{capability[0]}.{capability[1]}" if capability else None,
         uuid=printable(uuid) if uuid else None,
         driver=printable(driver) if driver else None,
-        meter=("simulated" if simulated else "nvml") if metered else "none",
+        meter="simulated" if simulated and meter != "none" else meter,
         features=(SIMULATED,) if simulated else _gpu_features(),
         cores=None,
         simulated=simulated,

@@ -5,6 +5,7 @@ everything else that ran on the device included. `kind` goes into announcements 
 a package-wide counter for a per-task measurement:
 
 - `nvml`  the GPU's own counter (millijoules since the driver was loaded; Volta and later)
+- `nvml-power`  a GPU without that counter: its power is sampled and integrated (`power_meter`)
 - `rapl`  the processor package's counter through Linux' powercap files, where this user may read them
 - `none`  no meter; every reading is None
 - `simulated`  a stand-in for NVML that tests build; the library itself says so, and no figure of it is a measurement
@@ -15,6 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+from coppermesh.exec.power_meter import SampledMeter
+
 POWERCAP = Path("/sys/class/powercap")
 
 
@@ -23,7 +26,7 @@ class Meter(Protocol):
 
     @property
     def kind(self) -> str:
-        """`nvml`, `rapl`, `none`, or `simulated` where NVML is a stand-in."""
+        """`nvml`, `nvml-power`, `rapl`, `none`, or `simulated` where NVML is a stand-in."""
         ...
 
     @property
@@ -152,9 +155,43 @@ def open_meter(kind: str, uuid: str | None = None) -> Meter:
             return NvmlMeter(uuid)
         except OSError:
             return NoMeter()
+    if kind == "nvml-power" and uuid is not None:
+        try:
+            return open_power_meter(uuid)
+        except OSError:
+            return NoMeter()
     if kind == "rapl":
         return RaplMeter.find() or NoMeter()
     return NoMeter()
+
+
+def open_power_meter(uuid: str) -> SampledMeter:
+    """One GPU's power by NVML, integrated. Raises OSError where NVML or its power reading is missing."""
+    from coppermesh.exec import nvml
+
+    binding = nvml.binding()
+    try:
+        binding.nvmlInit()
+    except binding.NVMLError as error:
+        raise OSError(f"no NVML on this machine: {error}") from error
+    try:
+        handle = binding.nvmlDeviceGetHandleByUUID(uuid)
+        binding.nvmlDeviceGetPowerUsage(handle)
+    except binding.NVMLError as error:
+        binding.nvmlShutdown()
+        raise OSError(f"GPU {uuid} does not tell its power: {error}") from error
+
+    def read_mw() -> int | None:
+        try:
+            return int(binding.nvmlDeviceGetPowerUsage(handle))
+        except binding.NVMLError:
+            return None
+
+    def close() -> None:
+        with suppress(binding.NVMLError):
+            binding.nvmlShutdown()
+
+    return SampledMeter("simulated" if nvml.is_simulated() else "nvml-power", read_mw, close)
 
 
 def _read_int(path: Path) -> int | None:

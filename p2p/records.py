@@ -69,7 +69,7 @@ class DeviceOffer(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
     features: Annotated[list[Code], Meta(max_length=32)]
     """`array-programs`, `cuda-source`, ... : what programs it takes."""
     meter: Code
-    """Energy meter: `nvml`, `rapl`, `none` or `simulated`."""
+    """Energy meter: `nvml`, `nvml-power`, `rapl`, `none` or `simulated`."""
     compute_capability: Label | None
     uuid: Label | None
     driver: Label | None

@@ -1,0 +1,140 @@
+"""What a requester may leave unpaid: one interval for a stranger, then wait, then leave."""
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from coppermesh.agent.exposure import GRACE_US, INTERVAL_US, Exposure, Go, Leave, Wait, interval_cost
+
+RATE = 3_600_000_000
+"""One millionth for each microsecond: amounts are microseconds."""
+WALL_US = 60_000_000
+CREDIT = interval_cost(RATE, WALL_US)
+
+
+def test_an_interval_is_the_longer_of_ten_seconds_and_a_task_with_its_grace():
+    assert interval_cost(RATE, 1) == INTERVAL_US + GRACE_US
+    assert interval_cost(RATE, WALL_US) == WALL_US + GRACE_US
+
+
+def test_one_task_always_fits_a_strangers_credit():
+    exposure = Exposure()
+    assert exposure.ask(b"1", WALL_US, CREDIT, 0) == Go()
+    exposure.billed(b"1", b"r1", 5_000)
+    assert exposure.ask(b"2", WALL_US, CREDIT, 1) == Go(), "a small receipt leaves room for the next task"
+
+
+def test_a_requester_that_does_not_answer_is_waited_for_and_left():
+    exposure = Exposure()
+    exposure.ask(b"1", WALL_US, CREDIT, 0)
+    exposure.billed(b"1", b"r1", WALL_US)
+    assert exposure.ask(b"2", WALL_US, CREDIT, 5) == Wait(5 + GRACE_US)
+    assert exposure.ask(b"2", WALL_US, CREDIT, 4 + GRACE_US) == Wait(5 + GRACE_US)
+    verdict = exposure.ask(b"2", WALL_US, CREDIT, 5 + GRACE_US)
+    assert isinstance(verdict, Leave)
+    assert "1 receipt waits for your countersignature" in verdict.sentence
+
+
+def test_an_answer_begins_the_grace_anew():
+    exposure = Exposure()
+    for number in (1, 2):
+        exposure.billed(b"%d" % number, b"r%d" % number, WALL_US // 2)
+    assert exposure.ask(b"3", WALL_US, CREDIT, 0) == Wait(GRACE_US)
+    exposure.answered(b"r1")
+    assert exposure.ask(b"3", WALL_US, CREDIT, GRACE_US) == Wait(2 * GRACE_US)
+    exposure.answered(b"r2")
+    assert exposure.ask(b"3", WALL_US, CREDIT, GRACE_US) == Go()
+
+
+def test_tasks_of_other_leases_are_waited_for_without_blame():
+    exposure = Exposure()
+    exposure.ask(b"1", WALL_US, CREDIT, 0)
+    for now_us in (1, 10 * GRACE_US):
+        assert exposure.ask(b"2", WALL_US, CREDIT, now_us) == Wait(now_us + GRACE_US)
+    exposure.released(b"1")
+    assert exposure.ask(b"2", WALL_US, CREDIT, 11 * GRACE_US) == Go()
+
+
+def test_a_proven_cheat_gets_no_credit():
+    assert isinstance(Exposure().ask(b"1", 1, 0, 0), Leave)
+
+
+def test_a_clock_set_back_leaves_nobody_early():
+    exposure = Exposure()
+    exposure.billed(b"1", b"r1", CREDIT)
+    assert exposure.ask(b"2", 1, CREDIT, 10 * GRACE_US) == Wait(11 * GRACE_US)
+    assert exposure.ask(b"2", 1, CREDIT, 0) == Wait(GRACE_US)
+
+
+def test_free_work_is_nothing_at_stake():
+    exposure = Exposure()
+    exposure.ask(b"1", 0, CREDIT, 0)
+    exposure.billed(b"1", b"r1", 0)
+    assert exposure.empty
+
+
+class Requester(RuleBasedStateMachine):
+    """Tasks begin, end with or without receipts, are answered in any order, twice or never; time passes."""
+
+    def __init__(self):
+        super().__init__()
+        self.exposure = Exposure()
+        self.now_us = 0
+        self.count = 0
+        self.running: list[bytes] = []
+        self.open: list[bytes] = []
+        self.credit = CREDIT
+        self.told_to_wait_us = None
+
+    @rule(cost=st.integers(0, WALL_US))
+    def start(self, cost):
+        self.count += 1
+        task = b"t%d" % self.count
+        stake = self.exposure.stake
+        verdict = self.exposure.ask(task, cost, self.credit, self.now_us)
+        assert isinstance(verdict, Go) == (stake + cost <= self.credit)
+        if isinstance(verdict, Go):
+            self.running.append(task)
+            self.told_to_wait_us = None
+        elif isinstance(verdict, Wait):
+            assert self.now_us < verdict.until_us <= self.now_us + GRACE_US
+            if self.open:
+                self.told_to_wait_us = self.told_to_wait_us or self.now_us
+        else:
+            assert self.told_to_wait_us is not None, "nobody is left without having been waited for"
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def end(self, data):
+        task = data.draw(st.sampled_from(self.running))
+        self.running.remove(task)
+        amount = data.draw(st.integers(0, self.exposure.running[task]))
+        if data.draw(st.booleans()):
+            self.exposure.billed(task, b"r" + task, amount)
+            if amount:
+                self.open.append(b"r" + task)
+        else:
+            self.exposure.released(task)
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data())
+    def answer(self, data):
+        receipt = data.draw(st.sampled_from(self.open))
+        self.open.remove(receipt)
+        self.exposure.answered(receipt)
+        self.exposure.answered(receipt)
+        self.told_to_wait_us = None
+
+    @rule(span_us=st.integers(1, 2 * GRACE_US))
+    def time_passes(self, span_us):
+        self.now_us += span_us
+
+    @invariant()
+    def no_more_than_the_credit_is_at_stake(self):
+        assert 0 <= self.exposure.stake <= self.credit
+        assert set(self.exposure.unpaid) == set(self.open)
+        assert set(self.exposure.running) == set(self.running)
+
+
+TestRequester = Requester.TestCase
+TestRequester.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
