@@ -424,6 +424,12 @@ _SETTINGS: dict[str, _Setting] = {
     "sharing.paused": _Setting("true or false", _flag),
     "sharing.allow": _Setting(_PEERS, _peers, 'a peer id like "12D3KooW..."'),
     "sharing.deny": _Setting(_PEERS, _peers, 'a peer id like "12D3KooW..."'),
+    "sharing.min_reputation": _Setting("a whole number from 0 to 1000", lambda value: _whole(value, 0, 1000)),
+    "sharing.need_isolation": _Setting(
+        'a list of layers like "landlock", "seccomp"',
+        lambda value: tuple(dict.fromkeys(_code(item) for item in _many(value))),
+        'a layer like "landlock"',
+    ),
     "sharing.hours": _Setting(
         'a list of windows like "22:00-07:00" or "sat,sun 00:00-24:00"',
         lambda value: tuple(dict.fromkeys(parse_window(_text(item)) for item in _many(value))),
@@ -449,6 +455,9 @@ _SETTINGS: dict[str, _Setting] = {
     "sharing.on_limit": _Setting(_STOP, _one_of("stop", "finish")),
     "sharing.strict": _Setting("true or false", _flag),
     "sharing.memory_share": _Setting(_SHARE, _share),
+    "sharing.keep_free_bytes": _Setting(
+        "a number of bytes, 0 or more", lambda value: _whole(value, 0, MAX_COUNT - 1)
+    ),
     "costs.tariff": _Setting(
         "a whole number of millionths of the unit per kilowatt-hour, 0 or more",
         lambda value: _whole(value, 0, MAX_COUNT - 1),

@@ -50,6 +50,10 @@ TEMPLATE = """\
 #allow = []
 # These may not, whatever `allow` says.
 #deny = []
+# Of 1000: only requesters whose history here is worth so much get anything (`coppermesh reputation`); a stranger has 500.
+#min_reputation = 0
+# Layers of the sandbox without which nobody but peers in `trust` gets anything: ["landlock", "seccomp"].
+#need_isolation = []
 
 # Windows of local time, days first where it is not every day: ["22:00-07:00", "sat,sun 00:00-24:00"]. One that ends
 # before it begins ends on the next day. Empty: always.
@@ -81,6 +85,8 @@ TEMPLATE = """\
 
 # The part of a device's memory that a task may use, above 0 and at most 1.
 #memory_share = 1.0
+# Bytes of it that stay free for your own programs (on a CPU: of the machine's memory); while less is free, no new work.
+#keep_free_bytes = 0
 
 [costs]
 # What lending costs you: nothing is lent for less. `coppermesh price` shows the sum, `earnings` what was left.

@@ -8,6 +8,7 @@ and bid again every few seconds. What is unknown is no obstacle, unless the owne
 from dataclasses import dataclass
 
 from coppermesh.agent.sharing import Obstacle, Sharing
+from coppermesh.exec.budget import format_bytes
 from coppermesh.exec.conditions import Conditions, DeviceProcess
 
 COOLER_C = 5
@@ -49,6 +50,7 @@ class DeviceGate:
         busy = self._judge_busy(sharing, now, serving, now_us)
         limits = [*self._judge_heat(sharing, now), *self._judge_power(sharing, now)]
         limits += self._judge_load(sharing, now)
+        limits += self._judge_memory(sharing, now, serving)
         unknown = self._judge_unknown(sharing, now)
         obstacles = tuple(obstacle for obstacle in (busy, *limits, unknown) if obstacle is not None)
         if busy is not None and sharing.on_busy == "stop" and self._busy_looks >= STOP_LOOKS:
@@ -128,6 +130,14 @@ class DeviceGate:
         text = f"{self._device} is {100 * mean:.0f} % in use by other programs, the owner's limit is "
         text += f"{100 * limit:.0f} %; ask again later"
         return [Obstacle("load-limit", text)]
+
+    def _judge_memory(self, sharing: Sharing, now: Conditions, serving: bool) -> list[Obstacle]:
+        """While a lease is on the device its own memory is missing too, and says nothing about the owner's need."""
+        kept, free = sharing.keep_free_bytes, now.free_bytes
+        if serving or free is None or free >= kept:
+            return []
+        text = f"{self._device} has {format_bytes(free)} of memory free, and its owner keeps {format_bytes(kept)}"
+        return [Obstacle("kept-memory", f"{text}; ask again later")]
 
     def _is_over(
         self, what: str, value: float | None, limit: float | None, share: float, less: float = 0

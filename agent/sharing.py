@@ -43,6 +43,10 @@ class Sharing:
     """Not empty: only these may send work."""
     deny: tuple[PeerId, ...] = ()
     """These may not, whatever `allow` says."""
+    min_reputation: int = 0
+    """Of 1000: requesters whose history here is worth less get nothing; a stranger's is 500."""
+    need_isolation: tuple[str, ...] = ()
+    """Layers of the sandbox that must have been witnessed here before anybody but `trust` gets anything."""
     hours: tuple[Window, ...] = ()
     """Empty: always."""
     time_zone: str = ""
@@ -69,6 +73,8 @@ class Sharing:
     """What is asked for and cannot be read stops bids too."""
     memory_share: float = 1.0
     """The part of a device's memory that a task may use."""
+    keep_free_bytes: int = 0
+    """Memory of a device (a CPU's: of the machine) that is left to the owner's own programs."""
 
     @property
     def zone(self) -> tzinfo | None:

@@ -54,6 +54,8 @@ class Conditions:
     power_w: float | None = None
     load: float | None = None
     """Share of all cores that programs other than ours used since the last look; 0 to 1."""
+    free_bytes: int | None = None
+    """Memory that nothing uses: of the card, or of the machine for a CPU."""
 
 
 UNKNOWN = Conditions()
@@ -101,11 +103,13 @@ class NvmlConditions:
         nvml = self._nvml
         milliwatts = self._ask("nvmlDeviceGetPowerUsage")
         rates = self._ask("nvmlDeviceGetUtilizationRates")
+        memory = self._ask("nvmlDeviceGetMemoryInfo")
         return Conditions(
             processes=self._processes(),
             utilisation=None if rates is None else rates.gpu / 100,
             temperature_c=self._ask("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU),
             power_w=None if milliwatts is None else milliwatts / 1000,
+            free_bytes=None if memory is None else int(memory.free),
         )
 
     def _ask(self, function: str, *arguments: Any) -> Any:
@@ -163,7 +167,16 @@ class CpuConditions:
         if now is not None and before is not None and now[0] > before[0]:
             passed = now[0] - before[0]
             load = min(1.0, max(0.0, (passed - (now[1] - before[1])) / passed))
-        return Conditions(temperature_c=self._temperature(), load=load, power_w=self._power())
+        return Conditions(
+            temperature_c=self._temperature(), load=load, power_w=self._power(), free_bytes=self._free()
+        )
+
+    def _free(self) -> int | None:
+        """What the kernel says that programs can still have."""
+        for line in _text(self._proc / "meminfo").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+        return None
 
     def _power(self) -> float | None:
         """Watts of the processor packages since the last look, where their counters may be read."""

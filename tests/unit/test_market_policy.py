@@ -18,10 +18,10 @@ from coppermesh.agent.policy import (
     DeviceState,
     Limits,
     ProviderState,
-    _span,
     decide,
     decline,
 )
+from coppermesh.agent.policy_case import span
 from coppermesh.agent.sharing import Obstacle, Sharing
 from coppermesh.exec.sandbox.layers import FLOOR
 from coppermesh.p2p.ids import MeshId, PeerId, format_peer
@@ -111,6 +111,14 @@ CASES: list[tuple[str, Order, ProviderState, str]] = [
     ("out-of-hours", ORDER, state(sharing=Sharing(hours=NIGHT, time_zone="UTC")), "closed until 23:00"),
     ("denied", ORDER, state(sharing=Sharing(deny=(STRANGER,), allow=(STRANGER,))), "from this requester"),
     ("not-listed", ORDER, state(sharing=Sharing(allow=(FRIEND,))), "peers on a list"),
+    ("reputation", ORDER, state(sharing=Sharing(min_reputation=501)), "501 or more; yours here is 500"),
+    ("unpaid", ORDER, state(unpaid="2 receipts wait for your countersignature"), "2 receipts wait"),
+    (
+        "not-contained",
+        ORDER,
+        state(sharing=Sharing(need_isolation=("seccomp", "landlock"))),
+        "by landlock, not",
+    ),
     ("wall-limit", order(wall_limit_us=2 * 3600 * SECOND), state(), "1 h here, the order allows 2 h"),
     ("wall-limit", order(wall_limit_us=0), state(), "above zero"),
     ("lease-length", order(lease_us=DAY), state(), "at most 1 h here"),
@@ -131,6 +139,7 @@ CASES: list[tuple[str, Order, ProviderState, str]] = [
     ("not-allowed", order(features=["cuda-source"]), GPU_ONLY, f"--allow {format_peer(STRANGER)}"),
     ("memory", order(memory_bytes=1 << 50), GPU_ONLY, "1125899906842624"),
     ("unit", order(unit="eur"), GPU_ONLY, "priced in usd, the order pays in eur"),
+    ("below-cost", order(max_rate=39_999), state(DeviceState(GPU, 1, floor=40_000)), "lent for 0.04 usd/h"),
     ("rate", order(max_rate=35_999), GPU_ONLY, "costs 0.036 usd/h, the order pays at most 0.035999 usd/h"),
     ("budget", order(budget=99), GPU_ONLY, "can cost 0.0001 usd on gpu0, the budget is 0.000099 usd"),
     *[
@@ -140,7 +149,15 @@ CASES: list[tuple[str, Order, ProviderState, str]] = [
             state(DeviceState(GPU, 1, (Obstacle(code, "not now", "pid 1234 of user x"),))),
             "not now",
         )
-        for code in ("device-busy", "unfit", "too-hot", "power-limit", "load-limit", "not-known")
+        for code in (
+            "device-busy",
+            "unfit",
+            "too-hot",
+            "power-limit",
+            "load-limit",
+            "kept-memory",
+            "not-known",
+        )
     ],
     ("busy", ORDER, state(DeviceState(GPU, 0)), "ask again later"),
 ]
@@ -174,6 +191,17 @@ def test_who_is_allowed_is_served_and_a_device_that_is_needed_leaves_the_others_
     terms = decide(ORDER, STRANGER, state(DeviceState(GPU, 1), DeviceState(CPU, 1, needed)), NOW)
     assert isinstance(terms, BidTerms)
     assert terms.device.device == "gpu0"
+
+
+def test_the_policy_negotiates_a_rate_below_cost_up_to_the_floor() -> None:
+    terms = decide(order(max_rate=40_000), STRANGER, state(DeviceState(GPU, 1, floor=40_000)), NOW)
+    assert isinstance(terms, BidTerms)
+    assert (terms.rate, terms.device.rate) == (40_000, 36_000)
+
+
+def test_who_is_trusted_needs_no_reputation_and_no_layers() -> None:
+    strict = state(sharing=Sharing(min_reputation=1000, need_isolation=("landlock",)), requester_score=10)
+    assert isinstance(decide(order(requester=FRIEND), FRIEND, strict, NOW), BidTerms)
 
 
 def test_one_step_less_and_it_would_have_been_a_bid() -> None:
@@ -259,6 +287,6 @@ def _as_record(reason: DeclineReason) -> None:
 
 
 def test_the_spans_of_time_read_well() -> None:
-    assert [_span(us) for us in (0, 4_000, 59 * SECOND, 60 * SECOND, 3_661 * SECOND, 90_061 * SECOND)] == [
+    assert [span(us) for us in (0, 4_000, 59 * SECOND, 60 * SECOND, 3_661 * SECOND, 90_061 * SECOND)] == [
         "0 s", "0.004 s", "59 s", "1 min", "1 h 1 min", "1 d 1 h",
     ]  # fmt: skip
