@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from coppermesh.agent import ledger_verbs, option_types, receipt_verbs, screens, submit_verbs
+from coppermesh.agent import economy_verbs, ledger_verbs, option_types, receipt_verbs, screens, submit_verbs
 from coppermesh.agent.config import ConfigError
 from coppermesh.agent.home import HomeError, HomeLocked
 from coppermesh.agent.option_types import WrongOption
@@ -108,6 +108,7 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_mesh(identity, "another mesh than the configured one")
     identity.add_argument("--json", action="store_true", help=JSON_HELP)
     submit_verbs.add(verbs)
+    economy_verbs.add(verbs)
     _add_jobs(verbs)
     receipt_verbs.add(verbs)
     ledger_verbs.add(verbs)

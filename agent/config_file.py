@@ -50,7 +50,7 @@ TEMPLATE = """\
 #allow = []
 # These may not, whatever `allow` says.
 #deny = []
-# Of 1000: only requesters whose history here is worth so much get anything (`coppermesh reputation`); a stranger has 500.
+# Of 1000: requesters whose history here is worth less get nothing (`coppermesh reputation`); a stranger has 500.
 #min_reputation = 0
 # Layers of the sandbox without which nobody but peers in `trust` gets anything: ["landlock", "seccomp"].
 #need_isolation = []

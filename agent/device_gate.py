@@ -45,6 +45,11 @@ class DeviceGate:
         self._over: set[str] = set()
         self._loads: list[float] = []
 
+    @property
+    def is_busy(self) -> bool:
+        """The owner's own work was on the device at the last look, or a moment before."""
+        return self._busy is not None
+
     def judge(self, sharing: Sharing, now: Conditions, *, serving: bool, now_us: int) -> Judgement:
         """Take one look into account. `serving`: a lease of ours is on the device."""
         busy = self._judge_busy(sharing, now, serving, now_us)

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from coppermesh.agent.costs import Costs, electricity_cost, modelled_mw
+from coppermesh.agent.costs import Costs, modelled_mw
 from coppermesh.agent.tariff_history import Period, costs_at
 
-US_PER_HOUR = 3_600_000_000
+EXACT = 3_600_000_000
+"""Microseconds in an hour, and millijoules in a kilowatt-hour."""
 MEASURED = frozenset({"nvml", "nvml-power", "rapl"})
 """Meters whose energy counts as measured; `simulated` does not."""
 GROUPINGS = ("job", "day", "device", "peer", "receipt")
@@ -52,10 +53,21 @@ class Line:
     work_us: int = 0
     energy_mj: int = 0
     measured_mj: int = 0
-    electricity: int = 0
-    wear: int = 0
+    electricity_exact: int = 0
+    wear_exact: int = 0
+    """Both in 1 / 3.6e9 of a millionth: a task of milliseconds costs less than money can say, a thousand do not."""
     unknown_tariff: int = 0
     """Receipts whose electricity costs nothing here because no tariff in their unit was set."""
+
+    @property
+    def electricity(self) -> int:
+        """To the nearest millionth."""
+        return _nearest(self.electricity_exact)
+
+    @property
+    def wear(self) -> int:
+        """To the nearest millionth."""
+        return _nearest(self.wear_exact)
 
     @property
     def net(self) -> int:
@@ -69,8 +81,8 @@ class Line:
 
     def as_dict(self) -> dict[str, object]:
         """The line by the names of its fields, with `net` and `loses`."""
-        fields = {name: getattr(self, name) for name in self.__slots__}
-        return fields | {"net": self.net, "loses": self.loses}
+        shown = [name for name in self.__slots__ if not name.endswith("_exact")]
+        return {name: getattr(self, name) for name in (*shown, "electricity", "wear", "net", "loses")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +95,7 @@ class Accounts:
     """Cores of a CPU by device, for the model."""
 
     def charge(self, receipt: Earned) -> tuple[int, bool, int, int, bool]:
-        """(millijoules, whether measured, electricity, wear, whether a tariff is known) of one receipt."""
+        """(millijoules, whether measured, electricity, wear, whether a tariff is known) of one receipt; costs exact."""
         period = costs_at(self.history, receipt.ended_us, self.today)
         work_us = max(0, receipt.ended_us - receipt.started_us)
         measured = receipt.energy_mj is not None and receipt.meter in MEASURED
@@ -91,8 +103,8 @@ class Accounts:
         if not measured:
             energy_mj = self._modelled_mj(period.costs, receipt, work_us)
         tariff = period.costs.tariff_at(receipt.ended_us) if period.unit == receipt.unit else None
-        wear = period.costs.wear * work_us // US_PER_HOUR if period.unit == receipt.unit else 0
-        electricity = electricity_cost(energy_mj, tariff) if tariff is not None else 0
+        wear = period.costs.wear * work_us if period.unit == receipt.unit else 0
+        electricity = energy_mj * tariff if tariff is not None else 0
         return energy_mj, measured, electricity, wear, tariff is not None
 
     def _modelled_mj(self, costs: Costs, receipt: Earned, work_us: int) -> int:
@@ -128,6 +140,10 @@ def local_day(at_us: int) -> str:
     return datetime.fromtimestamp(at_us // 1_000_000).astimezone().strftime("%Y-%m-%d")
 
 
+def _nearest(exact: int) -> int:
+    return (2 * exact + EXACT) // (2 * EXACT)
+
+
 def _group(receipt: Earned, by: str, day_of: Callable[[int], str]) -> str:
     if by == "day":
         return day_of(receipt.ended_us)
@@ -149,6 +165,6 @@ def _add(
     line.work_us += max(0, receipt.ended_us - receipt.started_us)
     line.energy_mj += energy_mj
     line.measured_mj += energy_mj if measured else 0
-    line.electricity += electricity
-    line.wear += wear
+    line.electricity_exact += electricity
+    line.wear_exact += wear
     line.unknown_tariff += 0 if known else 1

@@ -20,7 +20,7 @@ def price(home: Home) -> dict[str, Any]:
     if socket_alive(home.socket_path):
         with LocalLink(home.socket_path) as link:
             return dict(json.loads(link.call_json("price")))
-    from coppermesh.agent.offers import offered
+    from coppermesh.agent.machine import offered
     from coppermesh.agent.price_list import PriceList
     from coppermesh.exec.device import probe_devices
 

@@ -4,7 +4,7 @@
 """
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -17,6 +17,7 @@ from coppermesh.agent.config_file import ConfigFile
 from coppermesh.agent.home import Home
 from coppermesh.agent.isolation import announced, witness_once
 from coppermesh.agent.owner import OwnersHand
+from coppermesh.agent.price_list import PriceList
 from coppermesh.agent.provider import ServedDevice
 from coppermesh.agent.provider_group import ProviderGroup
 from coppermesh.agent.traces import NODE_DIGESTS
@@ -59,6 +60,7 @@ class Machine:
         self.isolation: tuple[str, ...] = ()
         self.providers: ProviderGroup | None = None
         """None: this agent offers no device."""
+        self.prices = PriceList([])
         self.owner: OwnersHand
 
     def touch(self) -> None:
@@ -81,6 +83,8 @@ async def open_machine(
             loaded,
             file,
             make_offer=make_offer,
+            prices=machine.prices,
+            tariffs=home.tariffs_path,
             open_reader=parts.conditions,
             now_us=now_us,
         )
@@ -91,15 +95,13 @@ async def _open_devices(stack: AsyncExitStack, machine: Machine, parts: Parts) -
     """Probe the devices and start a zygote for each one on offer: the GPUs, or the CPU where there is none."""
     found = await trio.to_thread.run_sync(parts.probe)
     machine.simulated = [device.name for device in found if device.simulated]
-    gpus = [
-        device
-        for device in found
-        if device.kind == "cuda" and ARRAY_PROGRAMS in device.features and not device.simulated
-    ]
-    for info in gpus or [device for device in found if device.kind == "cpu"]:
+    on_offer = offered(found)
+    machine.prices = PriceList(on_offer)
+    for info in on_offer:
         scratch = machine.home.scratch_path / info.device
         supervisor = await stack.enter_async_context(parts.supervisor(info, scratch=scratch))
-        machine.devices.append(ServedDevice(info, make_offer(info, machine.config), supervisor))
+        rate = machine.prices.rate(info.device, machine.config, now_us())
+        machine.devices.append(ServedDevice(info, make_offer(info, machine.config, rate), supervisor))
     put_on = [device.supervisor.layers for device in machine.devices]
     # Nothing is put on in some tests, and trying the layers takes a while.
     seen = await trio.to_thread.run_sync(witness_once, machine.home.path) if any(put_on) else []
@@ -112,16 +114,27 @@ async def _open_devices(stack: AsyncExitStack, machine: Machine, parts: Parts) -
     )
 
 
-def make_offer(info: DeviceInfo, config: Config) -> DeviceOffer:
-    """What announcements say of a device."""
+def offered(found: Sequence[DeviceInfo]) -> list[DeviceInfo]:
+    """Those of this machine's devices that are lent: the GPUs that take programs, or the CPU where there is none."""
+    gpus = [
+        device
+        for device in found
+        if device.kind == "cuda" and ARRAY_PROGRAMS in device.features and not device.simulated
+    ]
+    return gpus or [device for device in found if device.kind == "cpu"]
+
+
+def make_offer(info: DeviceInfo, config: Config, rate: int) -> DeviceOffer:
+    """What announcements say of a device that is asked `rate` for."""
     kind: Literal["cpu", "cuda"] = "cuda" if info.kind == "cuda" else "cpu"
     memory = min(info.memory_bytes, config.memory_bytes) if kind == "cpu" else info.memory_bytes
     memory = int(memory * config.sharing.memory_share)
+    memory = max(0, min(memory, info.memory_bytes - config.sharing.keep_free_bytes))
     return DeviceOffer(
         device=info.device,
         kind=kind,
         name=info.name,
-        rate=config.rate_for(kind),
+        rate=rate,
         unit=config.unit,
         memory_bytes=memory,
         slots=config.slots,

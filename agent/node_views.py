@@ -11,6 +11,8 @@ from coppermesh.agent import ledger_views
 from coppermesh.agent.challenge_facts import ROUND_SECONDS
 from coppermesh.agent.clock import now_us
 from coppermesh.agent.config import described, values_of
+from coppermesh.agent.earnings import GROUPINGS
+from coppermesh.agent.economy_views import earnings_facts
 from coppermesh.agent.jobs import JobState
 from coppermesh.agent.local_api import Method
 from coppermesh.agent.local_messages import (
@@ -60,6 +62,8 @@ class NodeViews:
             "receipt": self._receipt,
             "receipt-file": self._receipt_file,
             "explain": self._explain,
+            "price": self._price,
+            "earnings": self._earnings,
             "challenge": self._challenge,
             "challenge-note": self._challenge_note,
         }
@@ -251,6 +255,23 @@ class NodeViews:
     async def _explain(self, body: bytes) -> LocalMessage:
         job = _text_argument(_arguments(body), "job")
         return _json(ledger_views.story(await self._node.ledger.story(job)))
+
+    async def _price(self, body: bytes) -> LocalMessage:
+        machine = self._node.machine
+        return _json({"running": True, **machine.prices.facts(machine.owner.settings.config, now_us())})
+
+    async def _earnings(self, body: bytes) -> LocalMessage:
+        arguments = _arguments(body)
+        since_us, by = arguments.get("since_us", 0), _text_argument(arguments, "by")
+        if not isinstance(since_us, int) or by not in GROUPINGS:
+            raise Refused(
+                "bad-argument", "want `since_us` in microseconds and `by`, one of " + ", ".join(GROUPINGS)
+            )
+        machine = self._node.machine
+        cores = {device.info.device: device.info.cores for device in machine.devices}
+        rows = await self._node.ledger.earned(since_us)
+        config = machine.owner.settings.config
+        return _json(await trio.to_thread.run_sync(earnings_facts, rows, machine.home, config, cores, by))
 
     async def _challenge(self, body: bytes) -> LocalMessage:
         """One round of a challenge; a client asks again until its `state` is `recorded`."""

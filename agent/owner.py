@@ -8,15 +8,18 @@ back, and what it would have said is unknown.
 
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import trio
 
 from coppermesh.agent.config import Config, Loaded
 from coppermesh.agent.config_file import ConfigFile
 from coppermesh.agent.device_gate import DeviceGate
+from coppermesh.agent.price_list import PriceList
 from coppermesh.agent.provider_group import ProviderGroup
 from coppermesh.agent.reload import Reloader
 from coppermesh.agent.sharing import Sharing, in_words
+from coppermesh.agent.tariff_history import note_costs
 from coppermesh.exec.conditions import UNKNOWN, Conditions, ConditionsReader
 from coppermesh.exec.device import DeviceInfo
 from coppermesh.p2p.records import DeviceOffer
@@ -26,9 +29,12 @@ FILE_SECONDS = 0.5
 LOOK_SECONDS = 1.0
 """Between two looks at a device."""
 OPEN_SECONDS, READ_SECONDS = 10.0, 2.0
+DISTURBED_LOAD = 0.1
+"""Above so much load by other programs a processor's power says nothing about our tasks."""
 
 OpenReader = Callable[[str, str | None], ConditionsReader]
-MakeOffer = Callable[[DeviceInfo, Config], DeviceOffer]
+MakeOffer = Callable[[DeviceInfo, Config, int], DeviceOffer]
+"""A device, the settings, and the rate that is asked for it."""
 
 _log = logging.getLogger(__name__)
 
@@ -44,14 +50,20 @@ class OwnersHand:
         file: ConfigFile | None,
         *,
         make_offer: MakeOffer,
+        prices: PriceList,
+        tariffs: Path | None = None,
         open_reader: OpenReader,
         now_us: Callable[[], int],
     ) -> None:
-        """`devices`: those served. `file` None: the settings never change."""
+        """`devices`: those served. `file` None: the settings never change. `tariffs`: where costs are remembered."""
         self._providers = providers
         self._devices = devices
         self._file = file
         self._make_offer = make_offer
+        self._prices = prices
+        self._tariffs = tariffs
+        self._asked: dict[str, int] = {}
+        """The rate that each device is offered for now."""
         self._open_reader = open_reader
         self._now_us = now_us
         self.settings = Reloader(loaded, None if file is None else file.taken)
@@ -68,10 +80,14 @@ class OwnersHand:
             task_status.started()
 
     async def _pass_time(self) -> None:
-        """Hours begin and end by themselves."""
+        """Hours begin and end by themselves, and so do tariffs."""
+        await self._note_costs()
         while True:
             if self._providers is not None:
                 self._providers.follow_owner()
+                self._providers.floors = self._floors()
+                if self._rates() != self._asked:
+                    self._adopt(self.settings.config)
             await trio.sleep(LOOK_SECONDS)
 
     # The file
@@ -95,11 +111,34 @@ class OwnersHand:
             _log.info("settings read again: %s", f"changed {', '.join(changed)}" if changed else "no change")
             if config != self.settings.config:
                 self._adopt(self.settings.config)
+                await self._note_costs()
 
     def _adopt(self, config: Config) -> None:
         if self._providers is not None:
-            offers = {info.device: self._make_offer(info, config) for info in self._devices}
+            self._asked = self._rates()
+            offers = {
+                info.device: self._make_offer(info, config, self._asked[info.device])
+                for info in self._devices
+            }
+            self._providers.floors = self._floors()
             self._providers.adopt(offers, frozenset(config.trust), config.sharing)
+
+    def _rates(self) -> dict[str, int]:
+        config, now_us = self.settings.config, self._now_us()
+        return {info.device: self._prices.rate(info.device, config, now_us) for info in self._devices}
+
+    def _floors(self) -> dict[str, int]:
+        config, now_us = self.settings.config, self._now_us()
+        return {
+            info.device: self._prices.floor_in_force(info.device, config, now_us) for info in self._devices
+        }
+
+    async def _note_costs(self) -> None:
+        config = self.settings.config
+        if self._tariffs is not None and self._providers is not None:
+            await trio.to_thread.run_sync(
+                note_costs, self._tariffs, self._now_us(), config.unit, config.costs
+            )
 
     # Devices
 
@@ -111,13 +150,23 @@ class OwnersHand:
         try:
             while True:
                 sharing = self.settings.config.sharing
-                conditions = await look.read() if _is_wanted(sharing, info.kind) else UNKNOWN
+                wanted = _is_wanted(sharing, info.kind) or _power_is_wanted(self.settings.config, info)
+                conditions = await look.read() if wanted else UNKNOWN
+                self._note_power(info.device, conditions, gate)
                 codes = self._judge(info.device, gate, conditions, codes)
                 task_status.started()
                 task_status = trio.TASK_STATUS_IGNORED
                 await trio.sleep(LOOK_SECONDS)
         finally:
             await look.close()
+
+    def _note_power(self, device: str, conditions: Conditions, gate: DeviceGate) -> None:
+        """One more sample of what it draws, with or without a task of ours."""
+        if conditions.power_w is None or self._providers is None:
+            return
+        disturbed = gate.is_busy or (conditions.load or 0.0) > DISTURBED_LOAD
+        working = self._providers.works_on(device)
+        self._prices.power[device].add(round(conditions.power_w * 1000), working=working, disturbed=disturbed)
 
     def _judge(
         self, device: str, gate: DeviceGate, conditions: Conditions, before: tuple[str, ...]
@@ -180,4 +229,11 @@ class _Look:
 def _is_wanted(sharing: Sharing, kind: str) -> bool:
     """Whether a look can change anything."""
     limits = (sharing.max_temperature, sharing.max_power, None if kind == "cuda" else sharing.max_load)
-    return (kind == "cuda" and sharing.busy != "ignore") or any(limit is not None for limit in limits)
+    watched = (kind == "cuda" and sharing.busy != "ignore") or sharing.keep_free_bytes > 0
+    return watched or any(limit is not None for limit in limits)
+
+
+def _power_is_wanted(config: Config, info: DeviceInfo) -> bool:
+    """Whether what the device draws is worth a look: electricity has a price, and there is something to measure it."""
+    priced = config.costs.tariff is not None or bool(config.costs.tariffs)
+    return priced and config.costs.loaded_watts is None and info.meter != "none"

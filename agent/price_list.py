@@ -34,13 +34,10 @@ class PriceList:
 
     def rate(self, device: str, config: Config, now_us: int) -> int:
         """What is asked: the owner's rate, or the floor where that is higher."""
-        return max(config.rate_for(self._devices[device].kind), self._floor_in_force(device, config, now_us))
+        return max(config.rate_for(self._devices[device].kind), self.floor_in_force(device, config, now_us))
 
-    def below_cost(self, device: str, config: Config, now_us: int, rate: int) -> bool:
-        """Whether lending at `rate` would lose money."""
-        return rate < self._floor_in_force(device, config, now_us)
-
-    def _floor_in_force(self, device: str, config: Config, now_us: int) -> int:
+    def floor_in_force(self, device: str, config: Config, now_us: int) -> int:
+        """The floor as it was announced last: what costs is followed in steps."""
         exact = self.floor(device, config, now_us).rate
         held = self._held.get(device)
         if held is None or abs(exact - held) > STEP * held:

@@ -489,7 +489,13 @@ class Provider:
             if with_reclaimable:
                 free += self._group.reclaimable(name, self)
             states.append(
-                DeviceState(device.offer, free, self.lending.obstacles.get(name, ()), self.speeds.get(name))
+                DeviceState(
+                    device.offer,
+                    free,
+                    self.lending.obstacles.get(name, ()),
+                    self.speeds.get(name),
+                    self._group.floors.get(name, 0),
+                )
             )
         return tuple(states)
 

@@ -38,6 +38,8 @@ class ProviderGroup:
         self.obstacles: dict[str, tuple[Obstacle, ...]] = {}
         self._paused = paused
         self._offers: Mapping[str, DeviceOffer] = {}
+        self.floors: Mapping[str, int] = {}
+        """What an hour of each device costs its owner: none is lent for less."""
         self._listeners: list[Callable[[], None]] = []
         self._kept: dict[str, tuple[Provider, int]] = {}
         """Devices that were cleared for an earlier mesh, and until when."""
@@ -104,6 +106,10 @@ class ProviderGroup:
     def serves_on(self, device: str) -> bool:
         """A lease of some mesh is on that device."""
         return any(provider.serves_on(device) for provider in self.providers)
+
+    def works_on(self, device: str) -> bool:
+        """A task of some mesh runs or waits on that device."""
+        return any(provider.works_on(device) for provider in self.providers)
 
     # Which mesh comes first
 

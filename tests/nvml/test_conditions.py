@@ -86,9 +86,10 @@ def card(library, tmp_path):
 
 def test_a_card_tells_what_it_knows_at_each_look(card):
     card = card()
-    assert card.look() == Conditions(processes=())
+    free = 15 * GIB - 471859200
+    assert card.look() == Conditions(processes=(), free_bytes=free)
     now = card.look("temperature=0 81", "power=0 69500", "utilisation=0 37")
-    assert now == Conditions(processes=(), utilisation=0.37, temperature_c=81, power_w=69.5)
+    assert now == Conditions(processes=(), utilisation=0.37, temperature_c=81, power_w=69.5, free_bytes=free)
     assert card.look("temperature=0 60").temperature_c == 60
     assert card.look("temperature=1 60").temperature_c is None, "another card's"
 
@@ -153,7 +154,9 @@ def test_a_field_that_fails_is_unknown_and_the_rest_stays(card, function, field)
 
 def test_without_a_list_of_programs_it_is_unknown_who_is_there(card):
     silent = "\n".join(f"fault=DeviceGet{kind}RunningProcesses {LOST}" for kind in ("Compute", "Graphics"))
-    assert card(silent).look("temperature=0 81") == Conditions(temperature_c=81)
+    assert card(silent).look("temperature=0 81") == Conditions(
+        temperature_c=81, free_bytes=15 * GIB - 471859200
+    )
 
 
 def test_a_card_that_is_gone_tells_nothing(card):

@@ -136,7 +136,7 @@ def test_a_rate_below_cost_is_raised_to_the_floor():
     prices = PriceList([device()])
     cheap = Config(rate=10, costs=Costs(tariff=1_000_000, loaded_watts=100))
     assert prices.rate("cpu", cheap, NOON) == 100_000
-    assert prices.below_cost("cpu", cheap, NOON, 99_999)
+    assert prices.floor_in_force("cpu", cheap, NOON) == 100_000
     (facts,) = prices.facts(cheap, NOON)["devices"]
     assert facts["asked"] == 100_000
     assert "below cost" in facts["sentence"]

@@ -45,6 +45,14 @@ def test_income_less_electricity_and_wear_is_net():
     assert total.measured_mj == total.energy_mj
 
 
+def test_a_thousand_small_tasks_cost_what_one_of_their_length_does():
+    small = replace(
+        WORK, energy_mj=WORK.energy_mj // 1000, ended_us=WORK.started_us + HOUR_US // 1000, amount=1
+    )
+    _, total = one_total([small] * 1000, accounts(tariff=200, wear=7))
+    assert (total.electricity, total.wear) == (20, 7)
+
+
 def test_what_is_not_accepted_is_no_income():
     receipts = [replace(WORK, verdict="open"), replace(WORK, verdict="disputed")]
     _, total = one_total(receipts, accounts())
