@@ -150,6 +150,9 @@ def test_every_setting_stands_in_the_commented_file_with_its_default(path):
         "sharing.max_temperature",
         "sharing.max_power",
         "sharing.max_load",
+        "costs.tariff",
+        "costs.idle_watts",
+        "costs.loaded_watts",
     }
     defaults = values_of(Config())
     assert {key for key in given if given[key] != defaults[key]} == examples
