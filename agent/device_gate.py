@@ -6,10 +6,13 @@ and bid again every few seconds. What is unknown is no obstacle, unless the owne
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from coppermesh.agent.sharing import Obstacle, Sharing
 from coppermesh.exec.budget import format_bytes
-from coppermesh.exec.conditions import Conditions, DeviceProcess
+
+if TYPE_CHECKING:
+    from coppermesh.exec.conditions import Conditions, DeviceProcess
 
 COOLER_C = 5
 POWER_RETURN = 0.9
@@ -50,7 +53,7 @@ class DeviceGate:
         """The owner's own work was on the device at the last look, or a moment before."""
         return self._busy is not None
 
-    def judge(self, sharing: Sharing, now: Conditions, *, serving: bool, now_us: int) -> Judgement:
+    def judge(self, sharing: Sharing, now: "Conditions", *, serving: bool, now_us: int) -> Judgement:
         """Take one look into account. `serving`: a lease of ours is on the device."""
         busy = self._judge_busy(sharing, now, serving, now_us)
         limits = [*self._judge_heat(sharing, now), *self._judge_power(sharing, now)]
@@ -64,7 +67,7 @@ class DeviceGate:
             return Judgement(obstacles, limits[0])
         return Judgement(obstacles)
 
-    def _judge_busy(self, sharing: Sharing, now: Conditions, serving: bool, now_us: int) -> Obstacle | None:
+    def _judge_busy(self, sharing: Sharing, now: "Conditions", serving: bool, now_us: int) -> Obstacle | None:
         if sharing.busy == "ignore":
             self._busy, self._busy_looks = None, 0
             return None
@@ -78,7 +81,7 @@ class DeviceGate:
             self._busy = None
         return self._busy
 
-    def _seen(self, sharing: Sharing, now: Conditions, serving: bool) -> Obstacle | None:
+    def _seen(self, sharing: Sharing, now: "Conditions", serving: bool) -> Obstacle | None:
         """The owner's work on the card, by its programs, else by the use of a card that we do not use."""
         sentence = f"{self._device} is in use by its owner's own programs; ask again later"
         self._count_unknown(now, serving)
@@ -97,14 +100,14 @@ class DeviceGate:
         used = f"{100 * now.utilisation:.0f} %, over {100 * sharing.busy_utilisation:.0f} %"
         return Obstacle("device-busy", sentence, f"{self._device} is in use ({used}), not by this agent")
 
-    def _count_unknown(self, now: Conditions, serving: bool) -> None:
+    def _count_unknown(self, now: "Conditions", serving: bool) -> None:
         """For how long each program of unknown owner has been there without a lease of ours: it may be our own worker,
         seen from outside a container, or one that has just ended.
         """
         pids = [process.pid for process in now.processes or () if process.owner == "unknown"]
         self._unknown = {pid: 0 if serving else self._unknown.get(pid, 0) + 1 for pid in pids}
 
-    def _judge_heat(self, sharing: Sharing, now: Conditions) -> list[Obstacle]:
+    def _judge_heat(self, sharing: Sharing, now: "Conditions") -> list[Obstacle]:
         limit, degrees = sharing.max_temperature, now.temperature_c
         if not self._is_over("heat", degrees, limit, 1.0, COOLER_C):
             return []
@@ -113,7 +116,7 @@ class DeviceGate:
         text += f"{limit - COOLER_C} C"
         return [Obstacle("too-hot", text)]
 
-    def _judge_power(self, sharing: Sharing, now: Conditions) -> list[Obstacle]:
+    def _judge_power(self, sharing: Sharing, now: "Conditions") -> list[Obstacle]:
         limit, watts = sharing.max_power, now.power_w
         if not self._is_over("power", watts, limit, POWER_RETURN):
             return []
@@ -122,7 +125,7 @@ class DeviceGate:
         text += f"{limit * POWER_RETURN:.0f} W"
         return [Obstacle("power-limit", text)]
 
-    def _judge_load(self, sharing: Sharing, now: Conditions) -> list[Obstacle]:
+    def _judge_load(self, sharing: Sharing, now: "Conditions") -> list[Obstacle]:
         limit = sharing.max_load
         if limit is None or now.load is None:
             self._loads.clear()
@@ -136,7 +139,7 @@ class DeviceGate:
         text += f"{100 * limit:.0f} %; ask again later"
         return [Obstacle("load-limit", text)]
 
-    def _judge_memory(self, sharing: Sharing, now: Conditions, serving: bool) -> list[Obstacle]:
+    def _judge_memory(self, sharing: Sharing, now: "Conditions", serving: bool) -> list[Obstacle]:
         """While a lease is on the device its own memory is missing too, and says nothing about the owner's need."""
         kept, free = sharing.keep_free_bytes, now.free_bytes
         if serving or free is None or free >= kept:
@@ -156,7 +159,7 @@ class DeviceGate:
         self._over.discard(what)
         return False
 
-    def _judge_unknown(self, sharing: Sharing, now: Conditions) -> Obstacle | None:
+    def _judge_unknown(self, sharing: Sharing, now: "Conditions") -> Obstacle | None:
         """What a strict owner asks for and the device does not tell."""
         if not sharing.strict:
             return None
@@ -176,14 +179,14 @@ class DeviceGate:
         return Obstacle("not-known", text)
 
 
-def _counts(process: DeviceProcess, sharing: Sharing) -> bool:
+def _counts(process: "DeviceProcess", sharing: Sharing) -> bool:
     """Whether this program means that its owner needs the device."""
     if process.owner == "ours" or process.name in sharing.busy_ignore:
         return False
     return not process.graphics or (process.memory_bytes or 0) >= sharing.busy_graphics_bytes
 
 
-def _words(process: DeviceProcess) -> str:
+def _words(process: "DeviceProcess") -> str:
     """`pid 1234 (blender) of user x`."""
     name = f" ({process.name})" if process.name else ""
     user = f" of user {process.user}" if process.user else ""

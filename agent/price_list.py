@@ -6,14 +6,16 @@ medians which wander do not make announcements. A floor that has fallen is follo
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coppermesh.agent.config import Config
 from coppermesh.agent.costs import Floor, floor_at
 from coppermesh.agent.hours import wall_clock
 from coppermesh.agent.power import PowerLog
 from coppermesh.agent.pricing import format_money, format_rate
-from coppermesh.exec.device import DeviceInfo
+
+if TYPE_CHECKING:
+    from coppermesh.exec.device import DeviceInfo
 
 STEP = 0.02
 """A floor is followed when it is off by this share."""
@@ -22,7 +24,7 @@ STEP = 0.02
 class PriceList:
     """Rates of the devices of one machine, in millionths of the unit per device-hour."""
 
-    def __init__(self, devices: Sequence[DeviceInfo]) -> None:
+    def __init__(self, devices: "Sequence[DeviceInfo]") -> None:
         self._devices = {info.device: info for info in devices}
         self.power = {info.device: PowerLog(info.kind, info.cores) for info in devices}
         self._held: dict[str, int] = {}
