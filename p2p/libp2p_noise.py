@@ -31,6 +31,8 @@ import trio
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
+from coppermesh.p2p.libp2p_pnet import Wire
+
 TAG_BYTES = 16
 LENGTH_BYTES = 2
 MAX_CIPHERTEXT = 65535
@@ -54,7 +56,7 @@ def sealed_size(plaintext_bytes: int) -> int:
 class RecordWriter:
     """Seals plaintext into a buffer and sends the buffer. One task at a time."""
 
-    def __init__(self, stream: trio.SocketStream, key: bytes, *, first_nonce: int = 0) -> None:
+    def __init__(self, stream: Wire, key: bytes, *, first_nonce: int = 0) -> None:
         self._stream = stream
         self._cipher = ChaCha20Poly1305(key)
         self._nonce = first_nonce
@@ -109,7 +111,7 @@ class RecordWriter:
 class RecordReader:
     """Reads the socket into a buffer and opens the records in it, in order. One task at a time."""
 
-    def __init__(self, stream: trio.SocketStream, key: bytes, *, first_nonce: int = 0) -> None:
+    def __init__(self, stream: Wire, key: bytes, *, first_nonce: int = 0) -> None:
         self._stream = stream
         self._cipher = ChaCha20Poly1305(key)
         self._nonce = first_nonce

@@ -1,5 +1,7 @@
 """From a TCP stream to a multiplexed connection with a proven peer: multistream, Noise, multistream, yamux.
 
+In a private mesh all of that is inside the swarm key (`libp2p_pnet`).
+
 Only `/noise` is offered and accepted, and inside it only `/yamux/1.0.0`: a host that wants plaintext or TLS is refused
 before it learns anything. The caller bounds the time; a failure or cancellation closes the TCP stream.
 """
@@ -18,6 +20,7 @@ from coppermesh.p2p.errors import MeshError, RemoteProtocolError, Unreachable
 from coppermesh.p2p.ids import PeerId
 from coppermesh.p2p.libp2p_multistream import propose, respond
 from coppermesh.p2p.libp2p_noise import RecordError, RecordReader, RecordWriter
+from coppermesh.p2p.libp2p_pnet import Wire, enter_swarm
 from coppermesh.p2p.signing import PeerKey, is_usable_key
 
 NOISE = "/noise"
@@ -62,12 +65,18 @@ class Secured:
     early: bytes
 
 
-async def upgrade(stream: trio.SocketStream, identity: Identity, expected: PeerId | None) -> Secured:
+async def upgrade(
+    stream: trio.SocketStream, identity: Identity, expected: PeerId | None, swarm_key: bytes | None = None
+) -> Secured:
     """Secure the stream. `expected` is who must answer when we dialled, None when we accepted.
 
     Raises RemoteProtocolError (wrong key, breach of protocol), Refused (speaks something else) or Unreachable.
     """
-    plain = _TcpChannel(stream, initiator=expected is not None)
+    try:
+        wire = await enter_swarm(stream, swarm_key)
+    except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+        raise Unreachable(f"the connection broke: {error.__cause__ or error}") from error
+    plain = _TcpChannel(wire, initiator=expected is not None)
     if expected is not None:
         await propose(plain, NOISE)
     elif await respond(plain, (NOISE,)) is None:
@@ -116,7 +125,7 @@ async def _noise_handshake(
 class _TcpChannel:
     """The bare TCP stream for our negotiation and for the library's handshake (which uses `read` and `write`)."""
 
-    def __init__(self, stream: trio.SocketStream, *, initiator: bool) -> None:
+    def __init__(self, stream: Wire, *, initiator: bool) -> None:
         self.stream = stream
         self.is_initiator = initiator
 
@@ -128,7 +137,7 @@ class _TcpChannel:
         while len(data) < count:
             try:
                 piece = await self.stream.receive_some(count - len(data))
-            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 raise Unreachable(f"the connection broke: {error.__cause__ or error}") from error
             if not piece:
                 raise Unreachable("the connection was closed during the handshake")
