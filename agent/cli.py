@@ -43,9 +43,10 @@ exit codes: 0 done; 1 the job, the check or the request failed; 2 wrong usage; 3
             130 interrupted (the agent, which is meant to be ended so: 0)
 
 COPPERMESH_HOME moves everything an agent keeps (keys, config, ledger, store, socket).
+COPPERMESH_LISTEN is where an agent accepts connections when --listen does not say: it comes before config.toml.
 
 example: coppermesh demo
-         coppermesh agent --home A --listen /ip4/127.0.0.1/tcp/4001
+         coppermesh agent --home A --listen /ip4/0.0.0.0/tcp/4001
          COPPERMESH_HOME=A coppermesh submit photo.py
 """
 
@@ -163,7 +164,7 @@ def _add_agent(verbs: Verbs) -> None:
         "--listen",
         type=text("listen"),
         metavar="ADDRESS",
-        help="default: /ip4/127.0.0.1/tcp/0, this machine only",
+        help="where to accept connections (default: /ip4/0.0.0.0/tcp/0, every network; $COPPERMESH_LISTEN)",
     )
     agent.add_argument(
         "--bootstrap",
@@ -298,7 +299,7 @@ def _agent(options: argparse.Namespace) -> int:
 
     overrides = {
         "mesh": options.mesh,
-        "listen": options.listen,
+        "listen": options.listen or os.environ.get("COPPERMESH_LISTEN") or None,
         "bootstrap": options.bootstrap,
         "trust": options.allow,
         "rate": options.rate,

@@ -19,6 +19,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from coppermesh.agent.costs import Costs, parse_tariff_window
 from coppermesh.agent.hours import parse_window
+from coppermesh.agent.networking import Network
 from coppermesh.agent.sharing import Sharing
 from coppermesh.p2p.errors import MeshError
 from coppermesh.p2p.ids import PeerId, format_peer, mesh_id, parse_peer
@@ -38,7 +39,7 @@ _FULL_ADDRESS = re.compile(rf"/{_HOST}/tcp/([0-9]{{1,5}})/p2p/([A-Za-z0-9]{{1,64
 _CODE = re.compile(r"[a-z0-9-]{1,40}")
 _TABLE_LINE = re.compile(r"\s*\[\s*([A-Za-z0-9_-]+)\s*\]")
 _KEY_LINE = re.compile(r"\s*[\"']?([A-Za-z0-9_-]+)[\"']?\s*[.=]")
-TABLES: dict[str, type] = {"sharing": Sharing, "costs": Costs}
+TABLES: dict[str, type] = {"sharing": Sharing, "costs": Costs, "network": Network}
 """The tables of the file: each is a field of Config by its name, and `_SETTINGS` has its keys as `table.key`."""
 _MOVED = {
     "allow": "peers whose CUDA source runs whatever the sandbox holds are now `trust`; who may send work at all is "
@@ -65,8 +66,8 @@ class Config:
 
     mesh: str = DEFAULT_MESH
     """Name of the mesh: 1 to 64 printable ASCII characters."""
-    listen: str = "/ip4/127.0.0.1/tcp/0"
-    """Where to accept connections; port 0 takes a free one."""
+    listen: str = "/ip4/0.0.0.0/tcp/0"
+    """Where to accept connections, by default on every network; port 0: that of the last run where it is free."""
     bootstrap: tuple[str, ...] = ()
     """Full addresses of first peers: `/ip4/192.0.2.1/tcp/4001/p2p/12D3KooW...`. Not given: `default_peers`."""
     trust: tuple[PeerId, ...] = ()
@@ -89,6 +90,8 @@ class Config:
     """When, to whom and under which conditions the devices are lent."""
     costs: Costs = field(default_factory=Costs)
     """What lending costs their owner."""
+    network: Network = field(default_factory=Network)
+    """How others are found and reach this agent."""
 
     def rate_for(self, kind: str) -> int:
         """The price per hour of a device of `kind` (`cpu` or `cuda`)."""
@@ -402,13 +405,14 @@ _SHARE = "a number above 0 and at most 1"
 _STOP = '"stop" or "finish"'
 _ZONE = 'the name of a time zone like "Europe/Paris"'
 _WATTS = "a number of watts, 0 or more"
+_EXAMPLE = '"/ip4/192.0.2.1/tcp/4001/p2p/12D3KooW..."'
 _SETTINGS: dict[str, _Setting] = {
     "mesh": _Setting("a name of 1 to 64 printable ASCII characters", _mesh),
     "listen": _Setting('an address like "/ip4/127.0.0.1/tcp/4001"', _listen),
     "bootstrap": _Setting(
-        'a list of addresses like "/ip4/192.0.2.1/tcp/4001/p2p/12D3KooW..."',
+        f"a list of addresses like {_EXAMPLE}",
         lambda value: tuple(dict.fromkeys(_address(item) for item in _many(value))),
-        'an address like "/ip4/192.0.2.1/tcp/4001/p2p/12D3KooW..."',
+        f"an address like {_EXAMPLE}",
     ),
     "trust": _Setting(_PEERS, _peers, 'a peer id like "12D3KooW..."'),
     "provide": _Setting("true or false", _flag),
@@ -421,6 +425,14 @@ _SETTINGS: dict[str, _Setting] = {
     "store_bytes": _Setting("a number of bytes, at least 1048576", _bytes),
     "slots": _Setting("a number from 1 to 64", lambda value: _whole(value, 1, 64)),
     "idle_exit_seconds": _Setting("a number of seconds, 1 or more", lambda value: _whole(value, 1, 10**9)),
+    "network.mdns": _Setting("true or false", _flag),
+    "network.relay": _Setting('"auto", "always" or "never"', _one_of("auto", "always", "never")),
+    "network.relays": _Setting(
+        f"a list of addresses like {_EXAMPLE}",
+        lambda value: tuple(dict.fromkeys(_address(item) for item in _many(value))),
+        f"an address like {_EXAMPLE}",
+    ),
+    "network.hole_punching": _Setting("true or false", _flag),
     "sharing.paused": _Setting("true or false", _flag),
     "sharing.allow": _Setting(_PEERS, _peers, 'a peer id like "12D3KooW..."'),
     "sharing.deny": _Setting(_PEERS, _peers, 'a peer id like "12D3KooW..."'),

@@ -19,9 +19,11 @@ TEMPLATE = """\
 # seconds; `coppermesh config` shows what holds, `coppermesh config check` what is wrong. Settings marked (restart) are
 # read at the start only.
 
-# The mesh to join, and where to accept connections: port 0 takes a free one. (restart)
+# The mesh to join. (restart)
 #mesh = "open"
-#listen = "/ip4/127.0.0.1/tcp/0"
+# Where to accept connections: 0.0.0.0 is every network this machine is on, 127.0.0.1 this machine only; port 0 is the
+# one of the last run where that is free. (restart)
+#listen = "/ip4/0.0.0.0/tcp/0"
 # First peers, such as "/ip4/192.0.2.1/tcp/4001/p2p/12D3KooW...". (restart)
 #bootstrap = []
 
@@ -39,6 +41,18 @@ TEMPLATE = """\
 #trust = []
 # End the agent after so many seconds without work; not given: never. (restart)
 #idle_exit_seconds = 600
+
+[network]
+# How others are found, and how they reach this agent. (restart)
+
+# Say on the local network that this agent is there, and hear who else is.
+#mdns = true
+# Be reachable through a relay: "auto" when nobody gets through otherwise, "always", or "never".
+#relay = "auto"
+# Full addresses of relays; none: those of the bootstrap peers that are relays.
+#relays = []
+# Turn relayed connections into direct ones where the routers between let us.
+#hole_punching = true
 
 [sharing]
 # When, to whom and under which conditions the devices are lent. You come first.

@@ -7,7 +7,7 @@
       agent.sock             the local API, 0600
       agent.log
       scratch/               workers' temporary files; emptied at will
-      meshes/<mesh id>/      per mesh: key, ledger.sqlite, store/, peers
+      meshes/<mesh id>/      per mesh: key, ledger.sqlite, store/, peers, port
 
 Everything is per user and per machine: a home shared over a network would have two writers that cannot see
 each other's lock. Three things here are harder than they look.
@@ -167,6 +167,10 @@ class Home:
     def peers_path(self, mesh: MeshId) -> Path:
         """Peers remembered from earlier runs."""
         return self.mesh_path(mesh) / "peers"
+
+    def port_path(self, mesh: MeshId) -> Path:
+        """The TCP port of the last run."""
+        return self.mesh_path(mesh) / "port"
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

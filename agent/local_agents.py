@@ -30,6 +30,9 @@ COMMAND_LINE = ("-m", "coppermesh.agent.cli")
 """What the interpreter runs for an agent."""
 
 
+LISTEN = "/ip4/127.0.0.1/tcp/0"
+
+
 class AgentDidNotStart(MeshError):
     """A child agent ended or stayed silent; the text ends with its own last words."""
 
@@ -96,7 +99,8 @@ class LocalMesh:
     def _launch(self, name: str, options: Sequence[str], program: Sequence[str]) -> subprocess.Popen[bytes]:
         home = self.home(name)
         command = [sys.executable, *program, "agent", "--home", str(home.path)]
-        command += ["--json", "--until-eof", *options]
+        # Of no concern to anybody but this machine; an option given by the caller comes later and counts.
+        command += ["--json", "--until-eof", "--listen", LISTEN, *options]
         with (home.path / "agent.log").open("ab") as log:
             return subprocess.Popen(  # noqa: S603 - our own interpreter and module
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True

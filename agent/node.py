@@ -9,9 +9,10 @@ import logging
 import os
 import random
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
+from pathlib import Path
 
 import trio
 
@@ -23,11 +24,13 @@ from coppermesh.agent.config import Config, ConfigError, Loaded
 from coppermesh.agent.config_file import ConfigFile
 from coppermesh.agent.home import Home
 from coppermesh.agent.job_intake import JobIntake
+from coppermesh.agent.last_port import keep_port, with_last_port
 from coppermesh.agent.lease_broker import LeaseBroker
 from coppermesh.agent.ledger import LeaseEnded
 from coppermesh.agent.ledger_store import LedgerStore, open_ledger
 from coppermesh.agent.local_api import LocalApi
 from coppermesh.agent.machine import Machine, Parts, open_machine
+from coppermesh.agent.networking import mdns_interfaces
 from coppermesh.agent.node_views import NodeViews
 from coppermesh.agent.provider import Provider
 from coppermesh.agent.requester import Requester
@@ -39,9 +42,10 @@ from coppermesh.agent.task_driver import TaskDriver
 from coppermesh.p2p.announcements import AnnouncementBook
 from coppermesh.p2p.blob_store import BlobStore, open_blob_store
 from coppermesh.p2p.control import ChannelUp, ControlHub, Handler, open_control_hub
-from coppermesh.p2p.discovery import DialPlan, run_discovery
+from coppermesh.p2p.discovery import DialPlan, Kind, run_discovery
 from coppermesh.p2p.errors import MeshError, Refused, Unreachable
 from coppermesh.p2p.ids import Digest, MeshId, PeerId, mesh_id, short_peer
+from coppermesh.p2p.mdns import Mdns
 from coppermesh.p2p.messages import (
     AnnouncementReply,
     CancelRequest,
@@ -85,6 +89,13 @@ class Node:
         self.book = AnnouncementBook(mesh)
         self.connected_since: dict[PeerId, int] = {}
         self.plan = DialPlan(key.peer, random.Random())
+        self.mdns = Mdns(
+            mesh,
+            key.peer,
+            addresses=lambda: transport.addresses,
+            interfaces=lambda: mdns_interfaces(config.network.mdns, transport.addresses),
+            found=self.found_nearby,
+        )
         self.provider: Provider | None = None
         self.hub: ControlHub
         self.ledger: LedgerStore
@@ -101,6 +112,10 @@ class Node:
         serving = self.provider is not None and self.provider.leases
         busy = self.requester.jobs.running() or self.requester.leases or serving or self.outbox.under_way
         return not busy
+
+    def found_nearby(self, peer: PeerId, addresses: list[str]) -> None:
+        """A member of this mesh on this local network says where it is."""
+        self.plan.learn(peer, addresses, self.transport.addresses, trio.current_time(), Kind.NEARBY)
 
     # Control requests: which part answers what
 
@@ -162,8 +177,14 @@ class Node:
 
     async def tidy(self) -> None:
         """Let go of what has expired, so that neither memory nor what we announce holds on to it."""
+        addresses = self.transport.addresses
         while True:
             await trio.sleep(TIDY_SECONDS)
+            if self.transport.addresses != addresses:
+                # Another network: who was out of reach may be in it, and who was in reach must be told.
+                addresses = self.transport.addresses
+                self.plan.retry_all(trio.current_time())
+                self.announcer.changed()
             self.book.forget_expired(now_us())
             self.requester.tidy()
             self.outbox.tidy()
@@ -234,7 +255,9 @@ async def open_mesh(machine: Machine, config: Config, parts: Parts, place: int =
         store = await stack.enter_async_context(
             open_blob_store(home.store_path(mesh), quota_bytes=config.store_bytes, owner=key.peer)
         )
-        transport = await _attach(stack, parts.transport(key, mesh, listen=config.listen))
+        transport = await _attach(
+            stack, config.listen, home.port_path(mesh), partial(parts.transport, key, mesh)
+        )
         node = Node(machine, config, key, mesh, transport)
         node.ledger, node.store = ledger, store
         node.outbox = ResultOutbox(lambda: node.hub, mesh, ledger, store, now_us=now_us)
@@ -283,11 +306,19 @@ def _lent(node: Node, place: int) -> Iterator[None]:
         group.remove(node.provider, node.announcer.changed)
 
 
-async def _attach(stack: AsyncExitStack, transport: AbstractAsyncContextManager[Transport]) -> Transport:
+async def _attach(
+    stack: AsyncExitStack,
+    listen: str,
+    last_port: Path,
+    open_transport: Callable[..., AbstractAsyncContextManager[Transport]],
+) -> Transport:
     try:
-        return await stack.enter_async_context(transport)
+        listen = with_last_port(listen, last_port)
+        transport = await stack.enter_async_context(open_transport(listen=listen))
     except Unreachable as error:
         raise ConfigError(f"{error}: name another address with --listen") from error
+    keep_port(last_port, transport.addresses)
+    return transport
 
 
 async def _start(nursery: trio.Nursery, node: Node) -> None:
@@ -305,8 +336,10 @@ async def _start(nursery: trio.Nursery, node: Node) -> None:
             node.plan,
             bootstrap=node.config.bootstrap,
             remembered=node.home.peers_path(node.mesh),
+            now_us=now_us,
         )
     )
+    nursery.start_soon(node.mdns.run)
     nursery.start_soon(node.tidy)
 
 

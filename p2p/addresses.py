@@ -1,14 +1,17 @@
-"""Full addresses as text: `/ip4/127.0.0.1/tcp/4001/p2p/12D3KooW...`, the subset of multiaddr this mesh dials."""
+"""Full addresses as text, the subset of multiaddr this mesh dials.
+
+`/ip4/127.0.0.1/tcp/4001/p2p/12D3KooW...` is a peer that listens there; with `/p2p-circuit/p2p/12D3KooW...` behind it, a
+peer that can be reached through the relay that listens there (libp2p circuit relay specification).
+"""
 
 import ipaddress
 import re
-import socket
 from typing import NamedTuple
 
 from coppermesh.p2p.errors import Unreachable
 from coppermesh.p2p.ids import PeerId, format_peer, parse_peer
 
-MAX_ADDRESS_CHARS = 128
+MAX_ADDRESS_CHARS = 256
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?\Z")
 
 
@@ -20,9 +23,17 @@ class Address(NamedTuple):
     host: str
     port: int
     peer: PeerId
+    relay: PeerId | None = None
+    """Not None: this one listens there, and `peer` is reached through it."""
 
     def __str__(self) -> str:
-        return f"/{self.kind}/{self.host}/tcp/{self.port}/p2p/{format_peer(self.peer)}"
+        first = f"/{self.kind}/{self.host}/tcp/{self.port}/p2p/{format_peer(self.relay or self.peer)}"
+        return first if self.relay is None else f"{first}/p2p-circuit/p2p/{format_peer(self.peer)}"
+
+    @property
+    def next_hop(self) -> "Address":
+        """Where to connect to: the relay, where there is one."""
+        return self if self.relay is None else Address(self.kind, self.host, self.port, self.relay)
 
 
 def parse_address(text: str) -> Address:
@@ -31,18 +42,23 @@ def parse_address(text: str) -> Address:
     Addresses come from other peers, so a bad one is no bug of the caller: it is one that leads nowhere.
     """
     if len(text) > MAX_ADDRESS_CHARS or not text.isascii() or not text.isprintable():
-        raise Unreachable("address: want at most 128 printable ASCII characters")
+        raise Unreachable(f"address: want at most {MAX_ADDRESS_CHARS} printable ASCII characters")
     parts = text.split("/")
-    if len(parts) != 7 or parts[0] or parts[3] != "tcp" or parts[5] != "p2p":
+    relayed = len(parts) == 10 and parts[7:9] == ["p2p-circuit", "p2p"]
+    if not (len(parts) == 7 or relayed) or parts[0] or parts[3] != "tcp" or parts[5] != "p2p":
         raise Unreachable(f"address {text!r}: want /ip4/HOST/tcp/PORT/p2p/PEER")
-    kind, host, port, peer = parts[1], parts[2], parts[4], parts[6]
+    kind, host, port = parts[1], parts[2], parts[4]
     if not port.isdecimal() or len(port) > 5 or not 0 < int(port) < 65536:
         raise Unreachable(f"address {text!r}: {port!r} is not a TCP port")
     _check_host(text, kind, host)
     try:
-        return Address(kind, host, int(port), parse_peer(peer))
+        relay = parse_peer(parts[6]) if relayed else None
+        address = Address(kind, host, int(port), parse_peer(parts[-1]), relay)
     except ValueError as error:
         raise Unreachable(f"address {text!r}: {error}") from None
+    if address.relay == address.peer:
+        raise Unreachable(f"address {text!r}: a peer is no relay to itself")
+    return address
 
 
 def _check_host(text: str, kind: str, host: str) -> None:
@@ -75,17 +91,6 @@ def format_host(host: str, port: int) -> str:
     return f"/{'ip6' if ':' in host else 'ip4'}/{host}/tcp/{port}"
 
 
-def reachable_hosts(host: str) -> list[str]:
-    """Under which hosts a listener on `host` can be dialled: for a wildcard, the way out and loopback."""
-    if not ipaddress.ip_address(host).is_unspecified:
-        return [host]
-    is_ip6 = ":" in host
-    hosts = ["::1" if is_ip6 else "127.0.0.1"]
-    with socket.socket(socket.AF_INET6 if is_ip6 else socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            # Connecting a datagram socket sends nothing; it asks the kernel which interface it would use.
-            probe.connect(("2001:db8::1" if is_ip6 else "192.0.2.1", 9))
-            hosts.insert(0, probe.getsockname()[0])
-        except OSError:
-            pass
-    return hosts
+def is_loopback(host: str) -> bool:
+    """Whether `host`, an IP address as text, is this machine itself."""
+    return ipaddress.ip_address(host).is_loopback

@@ -1,12 +1,13 @@
 """Whom to dial and when again. Pure: `now` is an argument, in seconds on a clock that never goes back.
 
-There is one target per peer, with up to `MAX_ADDRESSES` of its addresses, tried in turn. Three kinds of target differ
+There is one target per peer, with up to `MAX_ADDRESSES` of its addresses, tried in turn. Four kinds of target differ
 in how hard they are pursued:
 
 - *permanent* (bootstrap addresses): for ever;
 - *remembered* (answered in an earlier run): until `GIVE_UP_AFTER` failures in a row, and only while fewer than `goal`
   peers are connected;
-- *learned* (from the peer's own announcement): likewise, and after the remembered ones.
+- *nearby* (said on this local network, by mDNS): likewise;
+- *learned* (from the peer's own announcement): likewise, and after the others.
 
 After a failure the next try waits 0.2 s, doubling to 30 s, times a random factor between one half and one, so that
 peers that lost the same bootstrap do not come back in step. Two peers that learn of each other at the same moment
@@ -48,8 +49,9 @@ class Kind(IntEnum):
     """Why a peer is dialled; a larger one is kept longer and dialled first."""
 
     LEARNED = 0
-    REMEMBERED = 1
-    PERMANENT = 2
+    NEARBY = 1
+    REMEMBERED = 2
+    PERMANENT = 3
 
 
 @dataclass(slots=True)
@@ -84,19 +86,28 @@ class DialPlan:
         if parsed.peer != self._me:
             self._add(parsed.peer, [address], kind, not_before=0.0)
 
-    def learn(self, peer: PeerId, addresses: Iterable[str], own: Sequence[str], now: float) -> None:
-        """What `peer` announces as its addresses; `own`: this agent's. Unusable ones are ignored."""
+    def learn(
+        self,
+        peer: PeerId,
+        addresses: Iterable[str],
+        own: Sequence[str],
+        now: float,
+        kind: Kind = Kind.LEARNED,
+    ) -> None:
+        """What `peer` says are its addresses; `own`: this agent's. Unusable ones are ignored."""
         usable = [address for address in addresses if may_be_dialled(address, peer, own)][:MAX_ADDRESSES]
         if peer == self._me or not usable:
             return
         known = self._targets.get(peer)
-        if known is not None and known.kind is Kind.LEARNED:
-            # The newest announcement says where the peer is now.
+        if known is not None and known.kind is kind:
+            # What was said last says where the peer is now, and is worth a try at once.
             if known.addresses != usable:
                 known.addresses, known.turn = usable, 0
+                known.not_before = min(known.not_before, now + self._politeness(peer))
             return
-        wait = YIELD_SECONDS if self._me > peer else 0.0
-        self._add(peer, usable, Kind.LEARNED, not_before=now + wait)
+        if known is not None and known.kind is Kind.NEARBY and kind is Kind.LEARNED:
+            return  # the way on the local network is the shorter one, and given up where it fails
+        self._add(peer, usable, kind, not_before=now + self._politeness(peer))
 
     def observe(self, connected: Iterable[PeerId], now: float) -> None:
         """The peers that are connected now, whoever dialled."""
@@ -155,8 +166,23 @@ class DialPlan:
             if now - target.connected_since >= LASTING_SECONDS:
                 target.failures = 0
             self._back_off(target, now)
-            if target.kind is Kind.LEARNED and self._me > peer:
-                target.not_before += YIELD_SECONDS
+            if target.kind in (Kind.LEARNED, Kind.NEARBY):
+                target.not_before += self._politeness(peer)
+
+    def retry_all(self, now: float) -> None:
+        """This machine's own addresses have changed: nothing that failed before says anything any more."""
+        for target in self._targets.values():
+            target.failures = 0
+            target.not_before = min(target.not_before, now)
+
+    def kind_of(self, peer: PeerId) -> Kind | None:
+        """Why the peer is dialled; None where it is not."""
+        target = self._targets.get(peer)
+        return None if target is None else target.kind
+
+    def _politeness(self, peer: PeerId) -> float:
+        """Of two that learn of each other at the same moment the one with the larger id waits for the other."""
+        return YIELD_SECONDS if self._me > peer else 0.0
 
     def _back_off(self, target: _Target, now: float) -> None:
         delay = min(FIRST_DELAY_SECONDS * 2.0 ** min(target.failures, 20), LAST_DELAY_SECONDS)
@@ -210,7 +236,7 @@ def may_be_dialled(text: str, peer: PeerId, own: Sequence[str]) -> bool:
     reach = _reach(address)
     if reach in ("public", "never"):
         return reach == "public"
-    mine = {_reach(parsed) for parsed in map(_parse_or_none, own) if parsed is not None}
+    mine = {_reach(parsed) for parsed in map(_parse_or_none, own) if parsed is not None and not parsed.relay}
     return "loopback" in mine or (reach == "private" and "private" in mine)
 
 

@@ -8,9 +8,10 @@ import json
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import trio
 
@@ -24,28 +25,43 @@ __all__ = ["DialPlan", "Kind", "Rng", "load_remembered", "run_discovery", "save_
 LOOK_SECONDS = 0.2
 SAVE_SECONDS = 60.0
 MAX_REMEMBERED = 256
-_MAX_FILE_BYTES = 64 * 1024
+_MAX_FILE_BYTES = 256 * 1024
+HOW_FOUND = {
+    Kind.PERMANENT: "bootstrap",
+    Kind.REMEMBERED: "remembered",
+    Kind.NEARBY: "mdns",
+    Kind.LEARNED: "announced",
+}
+"""In a word, how an agent came to dial a peer."""
+Details: TypeAlias = dict[str, Any]
 
 _log = logging.getLogger(__name__)
 
 
 async def run_discovery(
-    transport: Transport, plan: DialPlan, *, bootstrap: Sequence[str], remembered: Path | None = None
+    transport: Transport,
+    plan: DialPlan,
+    *,
+    bootstrap: Sequence[str],
+    remembered: Path | None = None,
+    now_us: Callable[[], int] = lambda: 0,
 ) -> None:
     """Dial and redial until cancelled.
 
     `bootstrap`: full addresses that are dialled for as long as this runs; one that is not an address raises
     Unreachable at once. `remembered`: the file of addresses that answered, read first and kept up to date; a damaged
-    one is ignored. What `plan.learn` adds meanwhile is dialled too.
+    one is ignored. What `plan.learn` adds meanwhile is dialled too. `now_us`: microseconds since the epoch, kept beside
+    each remembered address for whoever reads the file.
     """
     for address in bootstrap:
         plan.add(address, Kind.PERMANENT)
-    answered: OrderedDict[str, None] = OrderedDict()
+    answered: OrderedDict[str, Details] = OrderedDict()
     if remembered is not None:
-        for address in reversed(await trio.to_thread.run_sync(load_remembered, remembered)):
+        kept = await trio.to_thread.run_sync(load_details, remembered)
+        for address in reversed(kept):
             plan.add(address, Kind.REMEMBERED)
-            answered[address] = None
-    keeper = _Keeper(remembered, answered)
+            answered[address] = kept[address]
+    keeper = _Keeper(remembered, answered, now_us)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(keeper.keep)
@@ -71,26 +87,28 @@ async def _dial(transport: Transport, plan: DialPlan, address: str, keeper: "_Ke
     else:
         plan.succeeded(address, trio.current_time())
         plan.observe(transport.connected(), trio.current_time())
-        keeper.answered(address)
+        keeper.answered(address, plan.kind_of(parse_address(address).peer))
 
 
 class _Keeper:
     """The addresses that answered, oldest first, and the file that keeps them."""
 
-    def __init__(self, path: Path | None, addresses: OrderedDict[str, None]) -> None:
+    def __init__(
+        self, path: Path | None, addresses: OrderedDict[str, "Details"], now_us: Callable[[], int]
+    ) -> None:
         self._path = path
         self._addresses = addresses
+        self._now_us = now_us
         self._changed = False
 
-    def answered(self, address: str) -> None:
-        """Remember an address; only the newest one of a peer."""
-        if next(reversed(self._addresses), None) == address:
-            return
+    def answered(self, address: str, kind: Kind | None) -> None:
+        """Remember an address; only the newest one of a peer. What led to it at first stays its story."""
+        found = "called" if kind is None else HOW_FOUND[kind]
         peer = parse_address(address).peer
         for known in list(self._addresses):
             if parse_address(known).peer == peer:
-                del self._addresses[known]
-        self._addresses[address] = None
+                found = self._addresses.pop(known).get("found") or found
+        self._addresses[address] = {"found": found, "seen_us": self._now_us()}
         while len(self._addresses) > MAX_REMEMBERED:
             self._addresses.popitem(last=False)
         self._changed = True
@@ -101,44 +119,69 @@ class _Keeper:
             await trio.sleep(SAVE_SECONDS)
             if self._path is not None and self._changed:
                 self._changed = False
-                await trio.to_thread.run_sync(_save_or_warn, self._path, list(reversed(self._addresses)))
+                newest_first = OrderedDict(reversed(self._addresses.items()))
+                await trio.to_thread.run_sync(_save_or_warn, self._path, newest_first)
 
     def finish(self) -> None:
         """Save what changed, now."""
         if self._path is not None and self._changed:
             self._changed = False
-            _save_or_warn(self._path, list(reversed(self._addresses)))
+            _save_or_warn(self._path, OrderedDict(reversed(self._addresses.items())))
 
 
-def _save_or_warn(path: Path, addresses: list[str]) -> None:
+def _save_or_warn(path: Path, addresses: "OrderedDict[str, Details]") -> None:
     # A disk that is full costs only the memory of peers.
     try:
-        save_remembered(path, addresses)
+        save_remembered(path, list(addresses), addresses)
     except OSError as error:
         _log.warning("cannot save the remembered peers to %s: %s", path, error)
 
 
 def load_remembered(path: Path) -> list[str]:
     """The addresses in the file, newest first; none where it is missing, too large or not ours."""
+    return list(load_details(path))
+
+
+def load_details(path: Path) -> dict[str, Details]:
+    """As `load_remembered`, with how each was found and when it last answered, as far as the file tells."""
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_FILE_BYTES + 1)
         content = json.loads(data) if len(data) <= _MAX_FILE_BYTES else None
     except FileNotFoundError:
-        return []
+        return {}
     except (OSError, ValueError, RecursionError) as error:
         _log.warning("remembered peers in %s are ignored: %s", path, error)
-        return []
+        return {}
     listed = content.get("addresses") if isinstance(content, dict) else None
     if not isinstance(listed, list):
         _log.warning("remembered peers in %s are ignored: not a list of addresses", path)
-        return []
-    return [address for address in listed[:MAX_REMEMBERED] if _is_address(address)]
+        return {}
+    details = content.get("details") if isinstance(content, dict) else None
+    told = details if isinstance(details, dict) else {}
+    return {
+        address: _details(told.get(address)) for address in listed[:MAX_REMEMBERED] if _is_address(address)
+    }
 
 
-def save_remembered(path: Path, addresses: Sequence[str]) -> None:
-    """Replace the file in one step. Raises OSError, leaving the old one."""
-    text = json.dumps({"version": 1, "addresses": list(addresses[:MAX_REMEMBERED])}, indent=1)
+def _details(value: object) -> Details:
+    """What of a file's details can be used."""
+    found = value.get("found") if isinstance(value, dict) else None
+    seen_us = value.get("seen_us") if isinstance(value, dict) else None
+    kept: Details = {"found": found} if found in HOW_FOUND.values() else {}
+    return {**kept, "seen_us": seen_us} if isinstance(seen_us, int) and 0 < seen_us < 1 << 62 else kept
+
+
+def save_remembered(
+    path: Path, addresses: Sequence[str], details: Mapping[str, Details] | None = None
+) -> None:
+    """Replace the file in one step. Raises OSError, leaving the old one.
+
+    `details`: how each was found and when it last answered, for people; nothing is decided by it.
+    """
+    kept = list(addresses[:MAX_REMEMBERED])
+    told = {address: (details or {}).get(address, {}) for address in kept}
+    text = json.dumps({"version": 1, "addresses": kept, "details": told}, indent=1)
     fresh = path.with_name(path.name + ".new")
     fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:

@@ -2,18 +2,20 @@
 
 A peer has usually one connection. When both sides dial at the same moment there are two, and both are kept: neither
 side can know which one the other is using already. New streams go on the newest. A second connection *in the same
-direction* means that the peer gave up the first (a restart, a changed network), so it replaces the first. When one of
-a peer's connections ends, all are closed: the peer is down, once, and dialled again by whoever wants it.
+direction* means that the peer gave up the first (a restart, a changed network), so it replaces the first; so does one
+that comes later from another host. When one of a peer's connections ends, all are closed: the peer is down, once, and
+dialled again by whoever wants it.
 """
 
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import trio
 
-from coppermesh.p2p.addresses import Address, format_host
+from coppermesh.p2p.addresses import Address, format_host, is_loopback
 from coppermesh.p2p.errors import MeshError, Refused, Unreachable
 from coppermesh.p2p.ids import PeerId, short_peer
 from coppermesh.p2p.libp2p_upgrade import Identity, Secured, upgrade
@@ -26,6 +28,8 @@ MAX_INBOUND = 192
 """Of which accepted ones; the rest is kept for peers we want to reach."""
 MAX_HANDSHAKES = 64
 """Accepted connections that have not proven a peer yet; the oldest goes when one more comes."""
+SIMULTANEOUS_SECONDS = 10.0
+"""Two connections of which the second came within this time were dialled at the same moment."""
 MAX_UNREAD_BYTES = 512 * 1024 * 1024
 _log = logging.getLogger(__name__)
 
@@ -37,6 +41,9 @@ class Connection:
     mux: YamuxConnection
     address: str
     outbound: bool
+    local_host: str
+    remote_host: str
+    since: float
 
 
 class ConnectionTable:
@@ -175,8 +182,13 @@ class ConnectionTable:
         self, stream: trio.SocketStream, secured: Secured, address: str, *, outbound: bool
     ) -> Connection:
         peer = secured.peer
-        if any(old.outbound == outbound for old in self._peers.get(peer, ())):
-            self.drop(peer, "replaced by a newer connection")
+        local_host, remote_host = _host_of(stream.socket.getsockname), _host_of(stream.socket.getpeername)
+        now = trio.current_time()
+        for old in self._peers.get(peer, ()):
+            moved = old.remote_host != remote_host and now - old.since > SIMULTANEOUS_SECONDS
+            if old.outbound == outbound or moved:
+                self.drop(peer, "replaced by a newer connection")
+                break
         mux = YamuxConnection(
             peer,
             stream,
@@ -187,7 +199,7 @@ class ConnectionTable:
             on_stream=self._on_stream,
             early=secured.early,
         )
-        connection = Connection(mux, address, outbound)
+        connection = Connection(mux, address, outbound, local_host, remote_host, now)
         first = peer not in self._peers
         self._peers.setdefault(peer, []).append(connection)
         if first:
@@ -215,5 +227,21 @@ class ConnectionTable:
                 connection.mux.close(reason)
             self._on_event(PeerDown(peer, reason))
 
+    def drop_from_other_hosts(self, hosts: Sequence[str]) -> None:
+        """This machine's hosts are these now: what hangs on another one is dead, though nothing says so."""
+        for peer, connections in list(self._peers.items()):
+            gone = [it for it in connections if it.local_host and it.local_host not in hosts]
+            if any(not is_loopback(it.local_host) for it in gone):
+                self.drop(peer, "this machine's address has changed")
+
     def _all(self) -> list[Connection]:
         return [connection for connections in self._peers.values() for connection in connections]
+
+
+def _host_of(name: Callable[[], Any]) -> str:
+    """One end of a socket; empty where the connection is gone already."""
+    try:
+        host = str(name()[0]).partition("%")[0]
+    except OSError:
+        return ""
+    return host.removeprefix("::ffff:")

@@ -13,10 +13,11 @@ from contextlib import asynccontextmanager
 import trio
 from libp2p.tools.anyio_service import background_trio_service
 
-from coppermesh.p2p.addresses import Address, listen_address, parse_address, reachable_hosts
+from coppermesh.p2p.addresses import Address, listen_address, parse_address
 from coppermesh.p2p.errors import LocalProtocolError, MeshError, Unreachable
 from coppermesh.p2p.gossip_inbox import GossipInbox
 from coppermesh.p2p.ids import MeshId, PeerId, short_peer
+from coppermesh.p2p.interfaces import reachable_hosts
 from coppermesh.p2p.libp2p_connections import ConnectionTable
 from coppermesh.p2p.libp2p_host import GossipHost, HostStream
 from coppermesh.p2p.libp2p_mends import MeshGossipSub, MeshPubsub
@@ -39,6 +40,8 @@ from coppermesh.p2p.transport import (
 )
 
 MAX_HANDLERS = 4096
+HOSTS_SECONDS = 1.0
+"""How often a listener on every interface looks which ones there are."""
 _log = logging.getLogger(__name__)
 
 
@@ -138,11 +141,12 @@ class Libp2pTransport:
     ) -> AsyncIterator[None]:
         """Gossip first, so that it hears of every connection; then the port."""
         port = listeners[0].socket.getsockname()[1]
-        self._addresses = [str(Address(kind, name, port, self.peer)) for name in reachable_hosts(host)]
-        self._host.listen_addresses = [text.rpartition("/p2p/")[0] for text in self._addresses]
+        self._take_hosts(kind, reachable_hosts(host), port)
         async with background_trio_service(self._pubsub), background_trio_service(self._router):
             await self._pubsub.wait_until_ready()
             self._nursery.start_soon(self._connections.accept_forever, listeners)
+            if reachable_hosts(host) != [host]:
+                self._nursery.start_soon(self._watch_hosts, kind, host, port)
             try:
                 yield
             finally:
@@ -150,6 +154,22 @@ class Libp2pTransport:
                 with trio.CancelScope(shield=True):
                     await self._connections.close()
                 self._events_in.close()
+
+    def _take_hosts(self, kind: str, hosts: Sequence[str], port: int) -> None:
+        self._addresses = [str(Address(kind, host, port, self.peer)) for host in hosts]
+        self._host.listen_addresses = [text.rpartition("/p2p/")[0] for text in self._addresses]
+
+    async def _watch_hosts(self, kind: str, listening_on: str, port: int) -> None:
+        """A laptop changes its network; a socket whose address is gone says nothing of it for many minutes."""
+        known = reachable_hosts(listening_on)
+        while True:
+            await trio.sleep(HOSTS_SECONDS)
+            hosts = reachable_hosts(listening_on)
+            if hosts != known:
+                _log.info("this machine's addresses are now %s", ", ".join(hosts))
+                known = hosts
+                self._take_hosts(kind, hosts, port)
+                self._connections.drop_from_other_hosts(hosts)
 
     async def dial(self, address: str) -> PeerId:
         """See `transport.Transport`."""

@@ -25,6 +25,9 @@ REAL_SECONDS = 60.0
 VIRTUAL_SECONDS = 7 * 86_400.0
 """Deadline of an async test in virtual time: long, since simulated hours cost nothing."""
 
+# Agents that tests start, also through the client, are seen by nobody else on the network.
+os.environ["COPPERMESH_LISTEN"] = "/ip4/127.0.0.1/tcp/0"
+
 AsyncTest = Callable[..., Coroutine[Any, Any, None]]
 
 

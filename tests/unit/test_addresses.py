@@ -1,8 +1,12 @@
+import ipaddress
+
 import pytest
 
-from coppermesh.p2p.addresses import format_host, listen_address, parse_address, reachable_hosts
+from coppermesh.p2p import interfaces
+from coppermesh.p2p.addresses import format_host, listen_address, parse_address
 from coppermesh.p2p.errors import Unreachable
 from coppermesh.p2p.ids import PeerId, format_peer
+from coppermesh.p2p.interfaces import own_hosts, reachable_hosts
 
 PEER = PeerId(bytes(range(32)))
 TEXT = format_peer(PEER)
@@ -65,12 +69,37 @@ def test_a_listen_address_has_no_peer():
             listen_address(text)
 
 
-def test_a_wildcard_is_no_address_to_dial():
+def test_a_wildcard_is_no_address_to_dial(monkeypatch):
     assert reachable_hosts("127.0.0.1") == ["127.0.0.1"]
     wildcard = "0.0.0.0"  # noqa: S104
-    hosts = reachable_hosts(wildcard)
-    assert hosts[-1] == "127.0.0.1"
-    assert wildcard not in hosts
+    assert wildcard not in reachable_hosts(wildcard)
+    monkeypatch.setattr(interfaces, "own_hosts", lambda *, ip6: ["192.168.1.4"])
+    # Loopback would be the dialling machine's own.
+    assert reachable_hosts(wildcard) == ["192.168.1.4"]
+    monkeypatch.setattr(interfaces, "own_hosts", lambda *, ip6: [])
+    assert reachable_hosts(wildcard) == ["127.0.0.1"]
+
+
+def test_this_machines_hosts_are_no_loopback():
+    for host in own_hosts() + own_hosts(ip6=True):
+        assert not ipaddress.ip_address(host).is_loopback
+
+
+def test_an_address_through_a_relay_names_both():
+    other = format_peer(PeerId(bytes(32)))
+    text = f"/ip4/192.0.2.1/tcp/4001/p2p/{other}/p2p-circuit/p2p/{TEXT}"
+    address = parse_address(text)
+    assert (address.peer, address.relay) == (PEER, PeerId(bytes(32)))
+    assert str(address) == text
+    assert str(address.next_hop) == f"/ip4/192.0.2.1/tcp/4001/p2p/{other}"
+    for wrong in (
+        text.removesuffix(f"/{TEXT}"),
+        text + f"/p2p-circuit/p2p/{TEXT}",
+        text.replace("p2p-circuit", "p2p"),
+        f"/ip4/192.0.2.1/tcp/4001/p2p/{TEXT}/p2p-circuit/p2p/{TEXT}",
+    ):
+        with pytest.raises(Unreachable):
+            parse_address(wrong)
 
 
 def test_a_socket_address_says_its_family():

@@ -34,7 +34,7 @@ def write(home: Home, text: str) -> None:
 def test_no_file_gives_the_defaults(home: Home) -> None:
     config = load_config(home)
     assert config == Config()
-    assert config.listen == "/ip4/127.0.0.1/tcp/0", "loopback unless told otherwise"
+    assert config.listen == "/ip4/0.0.0.0/tcp/0", "found on a local network with no configuration"
     assert config.mesh == "open"
     assert config.trust == ()
 

@@ -1,0 +1,30 @@
+"""Agents on one network with no configuration at all, as real processes in namespaces."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
+
+
+def wait_until(condition: Callable[[], Any], what: str, seconds: float) -> float:
+    """How long it took until `condition` held."""
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start < seconds, f"{what}: not within {seconds:.0f} s"
+        time.sleep(0.1)
+    return time.monotonic() - start
+
+
+def test_agents_on_a_local_network_find_each_other_with_no_configuration(net):
+    lan = net.switch("lan")
+    agents = [
+        net.start(name, net.machine(name, lan, f"10.1.0.{number}/24", "10.1.0.1"))
+        for number, name in enumerate(("a", "b", "c"), 11)
+    ]
+    net.await_ready(*agents)
+    took = wait_until(lambda: all(len(agent.peers()) == 2 for agent in agents), "all find all", 60)
+    print(f"all knew all {took:.1f} s after the last was ready")
+    assert {peer["found"] for agent in agents for peer in agent.peers().values()} <= {"mdns", "called", "announced"}
