@@ -23,6 +23,7 @@ from coppermesh.agent.local_messages import (
     SubmitCall,
     WaitCall,
 )
+from coppermesh.agent.peer_views import peer_rows
 from coppermesh.agent.screens import counted
 from coppermesh.agent.sharing import Obstacle
 from coppermesh.p2p.addresses import parse_address
@@ -134,16 +135,7 @@ class NodeViews:
         )
 
     async def _peers(self, body: bytes) -> LocalMessage:
-        node = self._node
-        announced = {PeerId(opened.record.peer): opened.record for opened in node.book.current(now_us())}
-        connected = set(node.transport.connected())
-        known = sorted((connected | announced.keys()) - {node.key.peer})
-        return _json(
-            {
-                "peers": [self._peer_facts(peer, announced.get(peer), peer in connected) for peer in known],
-                "bootstrap": self._bootstrap(),
-            }
-        )
+        return _json({"peers": await peer_rows(self._node), "bootstrap": self._bootstrap()})
 
     def _bootstrap(self) -> list[dict[str, Any]]:
         """The configured first peers, and why the last dial failed where none is connected."""
@@ -156,24 +148,6 @@ class NodeViews:
                 error = None if here else self._node.plan.troubles.get(address)
                 facts.append({"address": address, "connected": here, "error": error})
         return facts
-
-    def _peer_facts(self, peer: PeerId, record: Announcement | None, connected: bool) -> dict[str, Any]:
-        since_us = self._node.connected_since.get(peer)
-        return {
-            "peer": format_peer(peer),
-            "connected": connected,
-            "address": record.addresses[0] if record is not None and record.addresses else None,
-            "since_s": (now_us() - since_us) / 1e6 if since_us is not None else None,
-            "software": record.software if record is not None else None,
-            "paused": record is not None and record.paused,
-            "expires_in_s": (record.expires_us - now_us()) / 1e6 if record is not None else None,
-            "devices": [
-                {"device": device.device, "kind": device.kind, "name": device.name}
-                for device in record.devices
-            ]
-            if record is not None
-            else [],
-        }
 
     async def _devices(self, body: bytes) -> LocalMessage:
         node = self._node

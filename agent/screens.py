@@ -131,13 +131,18 @@ def peers(facts: Facts) -> list[str]:
             peer["peer"][-8:],
             "connected" if peer["connected"] else "away",
             "-" if peer["since_s"] is None else duration(peer["since_s"]),
-            ", ".join(device["name"] for device in peer["devices"]) or "-",
-            "paused" if peer["paused"] else "",
-            peer["address"] or "-",
+            peer["found"],
+            peer["path"] or "-",
+            "-" if peer["latency_ms"] is None else f"{peer['latency_ms']:.1f} ms",
+            peer["trust"] or "-",
+            (", ".join(device["name"] for device in peer["devices"]) or "-")
+            + (" (paused)" if peer["paused"] else ""),
+            peer["address"] or peer["reached_at"] or "-",
         )
         for peer in facts["peers"]
     ]
-    lines = table(("PEER", "STATE", "SINCE", "DEVICES", "", "ADDRESS"), rows) if rows else []
+    headings = ("PEER", "STATE", "SINCE", "FOUND", "PATH", "LATENCY", "TRUST", "DEVICES", "ADDRESS")
+    lines = table(headings, rows, right=(5,)) if rows else []
     return lines + [f"bootstrap {line}" for line in _bootstrap(facts)]
 
 

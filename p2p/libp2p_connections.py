@@ -21,7 +21,7 @@ from coppermesh.p2p.ids import PeerId, short_peer
 from coppermesh.p2p.libp2p_upgrade import Identity, Secured, upgrade
 from coppermesh.p2p.libp2p_yamux import BufferBudget, YamuxConnection
 from coppermesh.p2p.libp2p_yamux_stream import YamuxStream
-from coppermesh.p2p.transport import DIAL_SECONDS, PeerDown, PeerUp, TransportCounts
+from coppermesh.p2p.transport import DIAL_SECONDS, PeerDown, PeerPath, PeerUp, TransportCounts
 
 MAX_CONNECTIONS = 256
 MAX_INBOUND = 192
@@ -44,6 +44,7 @@ class Connection:
     local_host: str
     remote_host: str
     since: float
+    relay: PeerId | None = None
 
 
 class ConnectionTable:
@@ -83,6 +84,14 @@ class ConnectionTable:
         if not connections:
             raise Unreachable(f"{short_peer(peer)} is not connected")
         return connections[-1].mux
+
+    def path_to(self, peer: PeerId) -> PeerPath | None:
+        """How the peer is reached by what would be sent now; None where it is not connected."""
+        connections = self._peers.get(peer)
+        if not connections:
+            return None
+        newest = connections[-1]
+        return PeerPath(newest.address, newest.outbound, newest.relay)
 
     async def close(self) -> None:
         """Say goodbye to every peer, for at most a second, and close."""

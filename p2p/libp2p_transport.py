@@ -31,6 +31,7 @@ from coppermesh.p2p.transport import (
     MAX_GOSSIP_BYTES,
     Gossip,
     PeerDown,
+    PeerPath,
     PeerUp,
     Stream,
     StreamHandler,
@@ -126,6 +127,10 @@ class Libp2pTransport:
     def connected(self) -> list[PeerId]:
         """See `transport.Transport`."""
         return self._connections.peers()
+
+    def path_to(self, peer: PeerId) -> PeerPath | None:
+        """See `transport.Transport`."""
+        return self._connections.path_to(peer)
 
     def handle(self, protocol: str, handler: StreamHandler) -> None:
         """See `transport.Transport`."""

@@ -22,6 +22,7 @@ from coppermesh.p2p.transport import (
     MAX_STREAMS,
     Gossip,
     PeerDown,
+    PeerPath,
     PeerUp,
     StreamHandler,
     TransportCounts,
@@ -40,6 +41,8 @@ _log = logging.getLogger(__name__)
 class _Link:
     """This peer's side of its connection to another."""
 
+    address: str
+    outbound: bool
     streams: set[MemoryStream] = field(default_factory=set)
     opened: int = 0
     room: trio.Semaphore = field(default_factory=lambda: trio.Semaphore(MAX_STREAMS))
@@ -95,6 +98,11 @@ class MemoryTransport:
     def connected(self) -> list[PeerId]:
         """See `transport.Transport`."""
         return list(self._links)
+
+    def path_to(self, peer: PeerId) -> PeerPath | None:
+        """See `transport.Transport`."""
+        link = self._links.get(peer)
+        return None if link is None else PeerPath(link.address, link.outbound, None)
 
     def handle(self, protocol: str, handler: StreamHandler) -> None:
         """See `transport.Transport`."""
@@ -218,7 +226,7 @@ class MemoryTransport:
 
     def link(self, peer: PeerId, address: str, *, outbound: bool) -> None:
         """A connection to `peer` is open."""
-        self._links[peer] = _Link()
+        self._links[peer] = _Link(address, outbound)
         self._tell(PeerUp(peer, address, outbound))
 
     def drop(self, peer: PeerId, reason: str) -> None:

@@ -24,6 +24,7 @@ Micros = Annotated[int, Meta(ge=0, lt=1 << 62)]
 Money = Annotated[int, Meta(ge=0, lt=1 << 62)]
 Code = Annotated[str, Meta(min_length=1, max_length=40, pattern=r"^[a-z0-9-]+\Z")]
 Label = Annotated[str, Meta(max_length=128, pattern=r"^[\x20-\x7e]*\Z")]
+AddressText = Annotated[str, Meta(max_length=256, pattern=r"^[\x20-\x7e]*\Z")]
 Sentence = Annotated[str, Meta(max_length=400, pattern=r"^[\x20-\x7e]*\Z")]
 Shard = Annotated[str, Meta(max_length=20, pattern=r"^((cpu|cuda)(/[01]{1,15})?)?\Z")]
 Version = Annotated[int, Meta(ge=1, le=1)]
@@ -91,7 +92,7 @@ class Announcement(Record, frozen=True):
     issued_us: Micros
     expires_us: Micros
     software: Label
-    addresses: Annotated[list[Label], Meta(max_length=8)]
+    addresses: Annotated[list[AddressText], Meta(max_length=8)]
     devices: Annotated[list[DeviceOffer], Meta(max_length=16)]
     isolation: Annotated[list[Code], Meta(max_length=16)]
     """Isolation layers witnessed on that machine; empty until they are."""

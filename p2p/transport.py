@@ -48,6 +48,18 @@ class PeerDown:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerPath:
+    """How a connected peer is reached now."""
+
+    address: str
+    """Where it was reached or came from."""
+    outbound: bool
+    """This agent dialled."""
+    relay: PeerId | None
+    """The relay that carries the connection; None where it is direct."""
+
+
+@dataclass(frozen=True, slots=True)
 class Gossip:
     """A message that passed `validate`. `source` signed it; `forwarder` handed it to us."""
 
@@ -123,6 +135,9 @@ class Transport(Protocol):
 
     def connected(self) -> list[PeerId]:
         """Peers with an open connection now."""
+
+    def path_to(self, peer: PeerId) -> PeerPath | None:
+        """How `peer` is reached now; None where it is not connected."""
 
     def handle(self, protocol: str, handler: StreamHandler) -> None:
         """Accept streams of `protocol`. Call before the first dial."""

@@ -34,8 +34,15 @@ def why_not() -> str | None:
     if missing:
         return f"needs {' and '.join(missing)} (apt-get install iproute2 nftables)"
     name = f"cm{os.getpid()}-try"
+    script = (
+        f"ip netns add {name} && ip netns exec {name} nft list ruleset; s=$?; ip netns del {name}; exit $s"
+    )
     tried = subprocess.run(
-        ["sh", "-c", f"ip netns add {name} && ip netns exec {name} nft list ruleset; s=$?; ip netns del {name}; exit $s"],
+        [
+            "sh",
+            "-c",
+            script,
+        ],
         capture_output=True,
         text=True,
         timeout=30,
@@ -108,7 +115,9 @@ class Net:
         """A cable from `space` to the switch."""
         self._links += 1
         port = f"p{self._links}"
-        run("ip", "link", "add", device, "netns", space, "type", "veth", "peer", "name", port, "netns", switch)
+        run(
+            "ip", "link", "add", device, "netns", space, "type", "veth", "peer", "name", port, "netns", switch
+        )
         self.inside(switch, "ip", "link", "set", port, "master", "br0", "up")
         self.inside(space, "ip", "address", "add", address, "dev", device)
         self.inside(space, "ip", "link", "set", device, "up")
@@ -120,7 +129,9 @@ class Net:
             self.inside(space, "ip", "route", "add", "default", "via", gateway)
         return space
 
-    def router(self, name: str, internet: str, outside: str, lan: str, inside: str, *, random_ports: bool = False) -> str:
+    def router(
+        self, name: str, internet: str, outside: str, lan: str, inside: str, *, random_ports: bool = False
+    ) -> str:
         """NAT as routers at home do it: what comes from outside unasked is dropped. `random_ports`: symmetric."""
         space = self.space(name)
         self.plug(space, internet, outside, "wan")

@@ -25,6 +25,9 @@ def test_agents_on_a_local_network_find_each_other_with_no_configuration(net):
         for number, name in enumerate(("a", "b", "c"), 11)
     ]
     net.await_ready(*agents)
-    took = wait_until(lambda: all(len(agent.peers()) == 2 for agent in agents), "all find all", 60)
-    print(f"all knew all {took:.1f} s after the last was ready")
-    assert {peer["found"] for agent in agents for peer in agent.peers().values()} <= {"mdns", "called", "announced"}
+    wait_until(lambda: all(len(agent.peers()) == 2 for agent in agents), "all find all", 60)
+    rows = [peer for agent in agents for peer in agent.peers().values()]
+    found = {row["found"] for row in rows}
+    assert "mdns" in found
+    assert found <= {"mdns", "called", "announced"}
+    assert {row["path"] for row in rows} == {"direct"}

@@ -256,6 +256,7 @@ def test_what_is_not_connected_is_away():
     assert near.endswith("1 busy")
     assert far.endswith("away")
     peer = {"peer": "12D3KooWabcdefgh", "since_s": None, "devices": [], "paused": False, "address": None}
+    peer |= {"found": "mdns", "path": None, "latency_ms": None, "trust": "", "reached_at": None}
     (_, row) = screens.peers({"peers": [{**peer, "connected": False}], "bootstrap": []})
     assert "away" in row
 

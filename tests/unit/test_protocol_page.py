@@ -20,6 +20,7 @@ from coppermesh.p2p.membership_records import Quota, RevocationNotice
 from coppermesh.p2p.messages import MAX_FRAME_BYTES, Message, Nothing
 from coppermesh.p2p.receipt_file import MAX_RECEIPT_FILE_BYTES, ReceiptFile
 from coppermesh.p2p.records import (
+    AddressText,
     Code,
     Count,
     DeviceOffer,
@@ -44,6 +45,7 @@ WORDS = {
     Signature: "64 bytes",
     Count: "count",
     Code: "code",
+    AddressText: "address",
     Label: "label",
     Sentence: "sentence",
     Shard: "shard",
