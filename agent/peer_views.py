@@ -68,7 +68,7 @@ def _network_facts(node: "Node", peer: PeerId, latency_ms: float | None) -> dict
 
 def _trust(node: "Node", peer: PeerId) -> str:
     """What this agent's owner has said of the peer: `trusted`, `denied`, `allowed` or nothing."""
-    config = node.owner.settings.config
+    config = node.machine.owner.settings.config
     if peer in config.sharing.deny:
         return "denied"
     if peer in config.trust:
