@@ -3,15 +3,11 @@
 Theory of operation
 ===================
 The handshake (`Noise_XX_25519_ChaChaPoly_SHA256`, libp2p Noise specification) is py-libp2p's. It proves both peer ids
-and yields one ChaCha20-Poly1305 key per direction. After it every byte on the wire belongs to a *record*:
-
-    2 bytes  big-endian length n of the ciphertext, 16 <= n <= 65535
-    n bytes  ciphertext: up to 65519 bytes of plaintext and a 16-byte tag
-
-The nonce of a record is 4 zero bytes and its number as 8 little-endian bytes; numbers start at 0 in each direction
-and are never sent. That is what stock libp2p speaks, so either end may be stock. What differs is the cost: one socket
-read may bring many records and one socket write carries many, and records are sealed from, and opened into, memory
-that exists already.
+and yields one key per direction. After it every byte on the wire belongs to a *record*: its length, then that many
+bytes of ciphertext that end in a 16-byte tag. `record_ciphers` has the two formats, that of libp2p's Noise, so that
+either end may be stock, and a faster one between agents of our own. What this layer saves is copies and calls: one
+socket read may bring many records and one socket write carries many, and records are sealed from, and opened into,
+memory that exists already.
 
 Rules, each of which a test breaks on purpose:
 
@@ -22,44 +18,30 @@ Rules, each of which a test breaks on purpose:
 3. A number is taken before it is used and never given back. After any failed or cancelled write nobody knows what the
    other side received, so the layer is dead: it never seals a second text under one number, nor half a record.
 4. Numbers end at 2^64 - 2 (the last one is reserved by Noise); a layer that runs out is dead.
-5. Nothing is believed about a length but what fits in 16 bits: memory is two fixed buffers per connection.
+5. A length beyond the format's limit kills the layer before anything is kept: memory is two fixed buffers per
+   connection, which no other connection ever uses.
 6. The end of the stream between two records is reported as an ordinary end. An attacker can cause it, so the layer
    above must know by its own lengths and FINs what was complete (yamux does).
 """
 
 import trio
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from coppermesh.p2p.libp2p_pnet import Wire
+from coppermesh.p2p.record_ciphers import TAG_BYTES, RecordCipher, RecordError
 
-TAG_BYTES = 16
-LENGTH_BYTES = 2
-MAX_CIPHERTEXT = 65535
-MAX_PLAINTEXT = MAX_CIPHERTEXT - TAG_BYTES
-LAST_NONCE = 2**64 - 2
-WRITE_BUFFER_BYTES = 512 * 1024
-READ_BUFFER_BYTES = 512 * 1024
-_RECORD_OVERHEAD = LENGTH_BYTES + TAG_BYTES
+__all__ = ["RecordError", "RecordReader", "RecordWriter"]
 
-
-class RecordError(Exception):
-    """The encrypted connection is dead: a record was bad, or a read or write failed half-way."""
-
-
-def sealed_size(plaintext_bytes: int) -> int:
-    """Bytes on the wire for that many bytes of plaintext sealed at once."""
-    records = -(-plaintext_bytes // MAX_PLAINTEXT)
-    return plaintext_bytes + records * _RECORD_OVERHEAD
+WRITE_BUFFER_BYTES = 640 * 1024
+READ_BUFFER_BYTES = 1024 * 1024
 
 
 class RecordWriter:
     """Seals plaintext into a buffer and sends the buffer. One task at a time."""
 
-    def __init__(self, stream: Wire, key: bytes, *, first_nonce: int = 0) -> None:
+    def __init__(self, stream: Wire, cipher: RecordCipher) -> None:
         self._stream = stream
-        self._cipher = ChaCha20Poly1305(key)
-        self._nonce = first_nonce
+        self._cipher = cipher
+        self.sealed_size = cipher.sealed_size
         self._buffer = memoryview(bytearray(WRITE_BUFFER_BYTES))
         self._used = 0
         self._dead = False
@@ -76,22 +58,18 @@ class RecordWriter:
         """
         if self._dead:
             raise RecordError("the connection broke earlier")
-        if sealed_size(len(plaintext)) > self.room:
+        if self.sealed_size(len(plaintext)) > self.room:
             raise ValueError(f"{len(plaintext)} bytes of plaintext do not fit in the write buffer")
-        for start in range(0, len(plaintext), MAX_PLAINTEXT):
-            self._seal_one(plaintext[start : start + MAX_PLAINTEXT])
+        step = self._cipher.max_plaintext
+        for start in range(0, len(plaintext), step):
+            self._seal_one(plaintext[start : start + step])
 
     def _seal_one(self, plaintext: memoryview) -> None:
-        if self._nonce > LAST_NONCE:
+        try:
+            self._used += self._cipher.seal(plaintext, self._buffer[self._used :])
+        except RecordError:
             self._dead = True
-            raise RecordError("this connection has used up its nonces")
-        nonce = _nonce_bytes(self._nonce)
-        self._nonce += 1
-        size = len(plaintext) + TAG_BYTES
-        body = self._used + LENGTH_BYTES
-        self._buffer[self._used : body] = size.to_bytes(LENGTH_BYTES, "big")
-        self._cipher.encrypt_into(nonce, plaintext, None, self._buffer[body : body + size])
-        self._used = body + size
+            raise
 
     async def flush(self) -> None:
         """Send what was sealed. Failed or cancelled: the layer is dead, since part of a record may be out."""
@@ -111,10 +89,10 @@ class RecordWriter:
 class RecordReader:
     """Reads the socket into a buffer and opens the records in it, in order. One task at a time."""
 
-    def __init__(self, stream: Wire, key: bytes, *, first_nonce: int = 0) -> None:
+    def __init__(self, stream: Wire, cipher: RecordCipher) -> None:
         self._stream = stream
-        self._cipher = ChaCha20Poly1305(key)
-        self._nonce = first_nonce
+        self._cipher = cipher
+        self._ciphertext_bytes = 0
         self._buffer = memoryview(bytearray(READ_BUFFER_BYTES))
         self._start = 0
         self._end = 0
@@ -125,32 +103,34 @@ class RecordReader:
         if self._dead:
             raise RecordError("the connection broke earlier")
         available = self._end - self._start
-        if available < LENGTH_BYTES:
+        header_bytes = self._cipher.header_bytes
+        if available < header_bytes:
             return None
-        size = self._ciphertext_size()
-        if size < TAG_BYTES:
+        try:
+            size = self._cipher.ciphertext_size(self._buffer[self._start : self._start + header_bytes])
+        except RecordError:
             self._dead = True
-            raise RecordError(f"a record of {size} bytes cannot hold its tag")
-        return size - TAG_BYTES if available >= LENGTH_BYTES + size else None
+            raise
+        self._ciphertext_bytes = size
+        return size - TAG_BYTES if available >= header_bytes + size else None
 
     def open(self) -> bytes:
         """The plaintext of the record that `next_size` announced. Raises RecordError."""
-        nonce, ciphertext = self._take()
+        header, ciphertext = self._take()
         try:
-            return self._cipher.decrypt(nonce, ciphertext, None)
-        except InvalidTag:
+            return self._cipher.open(header, ciphertext)
+        except RecordError:
             self._dead = True
-            raise RecordError("a record did not authenticate") from None
+            raise
 
     def open_into(self, destination: memoryview) -> None:
         """Decrypt that record into `destination`, exactly as long. On RecordError it holds zeros."""
-        nonce, ciphertext = self._take()
+        header, ciphertext = self._take()
         try:
-            self._cipher.decrypt_into(nonce, ciphertext, None, destination)
-        except InvalidTag:
+            self._cipher.open_into(header, ciphertext, destination)
+        except RecordError:
             self._dead = True
-            destination[:] = bytes(len(destination))
-            raise RecordError("a record did not authenticate") from None
+            raise
 
     async def fill(self) -> bool:
         """Wait for more bytes; False at an end between two records. Raises RecordError on an end inside one."""
@@ -170,28 +150,18 @@ class RecordReader:
             raise RecordError("the connection ended inside a record")
         return False
 
-    def _ciphertext_size(self) -> int:
-        return int.from_bytes(self._buffer[self._start : self._start + LENGTH_BYTES], "big")
-
-    def _take(self) -> tuple[bytes, memoryview]:
-        if self._nonce > LAST_NONCE:
-            self._dead = True
-            raise RecordError("this connection has used up its nonces")
-        size = self._ciphertext_size()
-        body = self._start + LENGTH_BYTES
-        nonce = _nonce_bytes(self._nonce)
-        self._nonce += 1
-        self._start = body + size
-        return nonce, self._buffer[body : body + size]
+    def _take(self) -> tuple[memoryview, memoryview]:
+        body = self._start + self._cipher.header_bytes
+        end = body + self._ciphertext_bytes
+        header = self._buffer[self._start : body]
+        self._start = end
+        return header, self._buffer[body:end]
 
     def _make_room(self) -> None:
+        cipher = self._cipher
         if self._start == self._end:
             self._start = self._end = 0
-        elif len(self._buffer) - self._start < LENGTH_BYTES + MAX_CIPHERTEXT:
+        elif len(self._buffer) - self._start < cipher.header_bytes + cipher.max_plaintext + TAG_BYTES:
             rest = bytes(self._buffer[self._start : self._end])
             self._buffer[: len(rest)] = rest
             self._start, self._end = 0, len(rest)
-
-
-def _nonce_bytes(number: int) -> bytes:
-    return b"\0\0\0\0" + number.to_bytes(8, "little")

@@ -2,11 +2,21 @@
 
 In a private mesh all of that is inside the swarm key (`libp2p_pnet`).
 
-Only `/noise` is offered and accepted, and inside it only `/yamux/1.0.0`: a host that wants plaintext or TLS is refused
-before it learns anything. The caller bounds the time; a failure or cancellation closes the TCP stream.
+Two security protocols are offered and accepted, in this order, and inside them only `/yamux/1.0.0`:
+
+- `/coppermesh/noise-aes/1`, between agents of ours on processors with AES instructions: the same Noise XX handshake
+  with the protocol's id as prologue, so that no message of it can be taken into the other protocol; then the key of
+  each direction goes through HKDF (`record_ciphers.derive_aes_key`) and records are AES-256-GCM.
+- `/noise`, libp2p's own, with everybody else.
+
+A host that wants plaintext or TLS is refused before it learns anything. Which of the two is taken is negotiated in the
+open, so that an attacker on the wire can force `/noise`: both are safe, and there is no third. The caller bounds the
+time; a failure or cancellation closes the TCP stream.
 """
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import trio
 from libp2p.crypto.ed25519 import create_new_key_pair
@@ -21,9 +31,17 @@ from coppermesh.p2p.ids import PeerId
 from coppermesh.p2p.libp2p_multistream import propose, respond
 from coppermesh.p2p.libp2p_noise import RecordError, RecordReader, RecordWriter
 from coppermesh.p2p.libp2p_pnet import Wire, enter_swarm
+from coppermesh.p2p.record_ciphers import (
+    AesCipher,
+    NoiseCipher,
+    RecordCipher,
+    derive_aes_key,
+    has_aes_instructions,
+)
 from coppermesh.p2p.signing import PeerKey, is_usable_key
 
 NOISE = "/noise"
+NOISE_AES = "/coppermesh/noise-aes/1"
 YAMUX = "/yamux/1.0.0"
 _IDENTITY_PREFIX = bytes([0x00, 0x24, 0x08, 0x01, 0x12, 0x20])
 
@@ -60,9 +78,15 @@ class Secured:
     """A connection after both negotiations: who is there, the record layer, and bytes that came early."""
 
     peer: PeerId
+    security: str
     reader: RecordReader
     writer: RecordWriter
     early: bytes
+
+
+def security_protocols() -> tuple[str, ...]:
+    """What this machine offers and accepts, best first."""
+    return (NOISE_AES, NOISE) if has_aes_instructions() else (NOISE,)
 
 
 async def upgrade(
@@ -78,22 +102,31 @@ async def upgrade(
         raise Unreachable(f"the connection broke: {error.__cause__ or error}") from error
     plain = _TcpChannel(wire, initiator=expected is not None)
     if expected is not None:
-        await propose(plain, NOISE)
-    elif await respond(plain, (NOISE,)) is None:
-        raise RemoteProtocolError("it did not ask for Noise")
-    peer, reader, writer = await _noise_handshake(plain, identity, expected)
+        security = await propose(plain, *security_protocols())
+    else:
+        asked = await respond(plain, security_protocols())
+        if asked is None:
+            raise RemoteProtocolError("it did not ask for Noise")
+        security = asked
+    peer, reader, writer = await _noise_handshake(plain, identity, expected, security)
     channel = _RecordChannel(reader, writer)
     if expected is not None:
         await propose(channel, YAMUX)
     elif await respond(channel, (YAMUX,)) is None:
         raise RemoteProtocolError("it did not ask for yamux")
-    return Secured(peer, reader, writer, channel.rest())
+    return Secured(peer, security, reader, writer, channel.rest())
 
 
 async def _noise_handshake(
-    channel: "_TcpChannel", identity: Identity, expected: PeerId | None
+    channel: "_TcpChannel", identity: Identity, expected: PeerId | None, security: str
 ) -> tuple[PeerId, RecordReader, RecordWriter]:
-    pattern = PatternXX(libp2p_id(identity.peer), identity.signing.private_key, identity.noise.private_key)
+    pattern = PatternXX(
+        libp2p_id(identity.peer),
+        identity.signing.private_key,
+        identity.noise.private_key,
+        # libp2p's Noise has an empty prologue.
+        prologue=security.encode() if security == NOISE_AES else None,
+    )
     try:
         if expected is None:
             session = await pattern.handshake_inbound(channel)  # type: ignore[arg-type]
@@ -114,12 +147,29 @@ async def _noise_handshake(
     if peer == identity.peer:
         raise RemoteProtocolError("it claims to be this agent itself")
     state = session.conn.noise_state.noise_protocol  # type: ignore[attr-defined]
-    sending, receiving = state.cipher_state_encrypt, state.cipher_state_decrypt
-    if sending.n or receiving.n:
+    if state.cipher_state_encrypt.n or state.cipher_state_decrypt.n:
         raise RemoteProtocolError("the Noise handshake left used nonces")
-    reader = RecordReader(channel.stream, bytes(receiving.k))
-    writer = RecordWriter(channel.stream, bytes(sending.k))
-    return peer, reader, writer
+    sending, receiving = _record_ciphers(
+        security, state, me=identity.peer, peer=peer, initiator=expected is not None
+    )
+    return peer, RecordReader(channel.stream, receiving), RecordWriter(channel.stream, sending)
+
+
+def _record_ciphers(
+    security: str, state: Any, *, me: PeerId, peer: PeerId, initiator: bool
+) -> tuple[RecordCipher, RecordCipher]:
+    """For sending and for receiving, from the library's state after the handshake."""
+    sending, receiving = bytes(state.cipher_state_encrypt.k), bytes(state.cipher_state_decrypt.k)
+    if security == NOISE:
+        return NoiseCipher(sending), NoiseCipher(receiving)
+    dialler, acceptor = (me, peer) if initiator else (peer, me)
+    derive = partial(
+        derive_aes_key, handshake_hash=state.handshake_hash, initiator=dialler, responder=acceptor
+    )
+    return (
+        AesCipher(derive(sending, from_initiator=initiator)),
+        AesCipher(derive(receiving, from_initiator=not initiator)),
+    )
 
 
 class _TcpChannel:

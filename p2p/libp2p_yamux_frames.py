@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from coppermesh.p2p.libp2p_noise import RecordError, RecordWriter, sealed_size
+from coppermesh.p2p.libp2p_noise import RecordError, RecordWriter
 
 if TYPE_CHECKING:
     from coppermesh.p2p.libp2p_yamux_stream import YamuxStream
@@ -26,6 +26,8 @@ MAX_WINDOWS = 64 * 1024 * 1024
 MAX_SEND_WINDOW = 2**32 - 1
 MAX_FRAME = 256 * 1024
 SMALL_FRAME = 16 * 1024
+MAX_BULK = 4 * 1024 * 1024
+"""Bytes that a sender hands over at once; the writer cuts them into frames."""
 STALL_SECONDS = 60.0
 SEND_QUEUE = 512 * 1024
 """Senders of small frames wait while this much is queued."""
@@ -35,7 +37,7 @@ _SEAL_CHUNK = 256 * 1024
 
 
 class BulkFrame:
-    """A large payload in its sender's memory, waiting for its turn."""
+    """A large payload in its sender's memory, waiting for its turn; each turn sends up to MAX_FRAME bytes of it."""
 
     __slots__ = ("_done", "payload", "stream", "withdrawn")
 
@@ -49,8 +51,13 @@ class BulkFrame:
         """Until the payload was sealed, or never will be."""
         await self._done.wait()
 
+    def advance(self, count: int) -> bool:
+        """`count` bytes were sealed; whether more are left."""
+        self.payload = self.payload[count:]
+        return len(self.payload) > 0
+
     def finish(self) -> None:
-        """Sealed, or given up."""
+        """Sealed to the end, or given up."""
         self._done.set()
 
     def withdraw(self) -> None:
@@ -80,7 +87,7 @@ class FrameSender:
         return True
 
     async def send_payload(self, stream: YamuxStream, payload: memoryview) -> None:
-        """Queue one DATA frame; returns when the caller's memory is no longer needed. Raises Unreachable."""
+        """Queue `payload` as DATA frames; returns when the caller's memory is no longer needed. Raises Unreachable."""
         if len(payload) <= SMALL_FRAME:
             while len(self._queue) > SEND_QUEUE and not self._abandoned:
                 await self._progress.park()
@@ -142,6 +149,7 @@ class FrameSender:
         await self._writer.flush()
 
     async def _seal_with(self, frame: BulkFrame, view: memoryview) -> None:
+        more = False
         try:
             if self._size_with(frame, len(view)) > self._writer.room:
                 self._writer.seal(view)
@@ -151,14 +159,21 @@ class FrameSender:
                 self._writer.seal(view)
                 return
             # Nothing waits between these two: header and payload go out together or not at all.
-            header = HEADER.pack(0, DATA, 0, frame.stream.stream_id, len(frame.payload))
+            payload = frame.payload[:MAX_FRAME]
+            header = HEADER.pack(0, DATA, 0, frame.stream.stream_id, len(payload))
             self._writer.seal(memoryview(bytes(view) + header))
-            self._writer.seal(frame.payload)
+            self._writer.seal(payload)
+            more = frame.advance(len(payload))
         finally:
-            frame.finish()
+            if more and not self._abandoned:
+                # Behind the others: streams with bulk take turns.
+                self._bulk.append(frame)
+            else:
+                frame.finish()
 
     def _size_with(self, frame: BulkFrame, queued_bytes: int) -> int:
-        return sealed_size(queued_bytes + HEADER.size) + sealed_size(len(frame.payload))
+        sealed_size = self._writer.sealed_size
+        return sealed_size(queued_bytes + HEADER.size) + sealed_size(min(len(frame.payload), MAX_FRAME))
 
     def _next_bulk_frame(self) -> BulkFrame | None:
         while self._bulk:

@@ -15,7 +15,7 @@ from coppermesh.p2p.ids import PeerId, short_peer
 from coppermesh.p2p.libp2p_yamux_frames import (
     FIN,
     INITIAL_WINDOW,
-    MAX_FRAME,
+    MAX_BULK,
     MAX_SEND_WINDOW,
     RST,
     STALL_SECONDS,
@@ -91,7 +91,7 @@ class YamuxStream:
             while sent < len(view):
                 if self._send_window <= 0:
                     await self._wait_for_window()
-                size = min(self._send_window, MAX_FRAME, len(view) - sent)
+                size = min(self._send_window, MAX_BULK, len(view) - sent)
                 self._send_window -= size
                 await self._connection.send_payload(self, view[sent : sent + size])
                 sent += size

@@ -29,6 +29,7 @@ from coppermesh.p2p.libp2p_yamux_frames import (
     WINDOW_UPDATE,
 )
 from coppermesh.p2p.libp2p_yamux_stream import YamuxStream
+from coppermesh.p2p.record_ciphers import NoiseCipher
 from coppermesh.p2p.signing import PeerKey
 from coppermesh.p2p.transport import MAX_STREAMS
 
@@ -41,8 +42,8 @@ class Attacker:
     """The other end: sends and reads frames one by one. It dialled, so its streams have odd ids."""
 
     def __init__(self, stream: trio.SocketStream) -> None:
-        self._writer = RecordWriter(stream, THERE)
-        self._reader = RecordReader(stream, HERE)
+        self._writer = RecordWriter(stream, NoiseCipher(THERE))
+        self._reader = RecordReader(stream, NoiseCipher(HERE))
         self._received = b""
 
     async def send(self, *frames: bytes, cut: int | None = None) -> None:
@@ -98,8 +99,8 @@ async def under_attack(*, budget: int = BUDGET) -> AsyncIterator[tuple[Victim, A
     connection = YamuxConnection(
         PEER,
         mine,
-        RecordReader(mine, THERE),
-        RecordWriter(mine, HERE),
+        RecordReader(mine, NoiseCipher(THERE)),
+        RecordWriter(mine, NoiseCipher(HERE)),
         initiator=False,
         budget=shared,
         on_stream=accepted.append,
@@ -527,8 +528,8 @@ async def test_random_cancelling_and_closing_mixes_up_no_bytes():  # noqa: C901,
             made = YamuxConnection(
                 PEER,
                 mine,
-                RecordReader(mine, keys[0]),
-                RecordWriter(mine, keys[1]),
+                RecordReader(mine, NoiseCipher(keys[0])),
+                RecordWriter(mine, NoiseCipher(keys[1])),
                 initiator=initiator,
                 budget=budget,
                 on_stream=serve,
