@@ -269,6 +269,10 @@ class Book(Protocol):
         """The countersignature of a receipt."""
         ...
 
+    def sealed(self, lane: bytes) -> bool:
+        """Is this a lane of before a restore, on which this peer signs nothing any more?"""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Balance:
@@ -284,8 +288,12 @@ class Balance:
     """Billed by me and not answered yet."""
     disputed: int
     """Billed by me and disputed by them."""
+    stated: int = 0
+    """Of `net`, what is in statements that both signed and is not paid yet; above zero: they owe it."""
+    paid: int = 0
+    """What they paid me less what I paid them, as the payee confirmed it."""
 
     @property
     def net(self) -> int:
-        """Above zero: they owe me."""
-        return self.owed_to_me - self.owed_by_me
+        """What is open, stated or not. Above zero: they owe me."""
+        return self.owed_to_me - self.owed_by_me - self.paid

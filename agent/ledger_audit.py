@@ -252,9 +252,12 @@ class _Audit:
 
     def _receipts(self) -> None:
         query = (
-            "SELECT receipt.id, receipt.lease, receipt.lane, receipt.sequence, task, amount, cumulative, "
-            "receipt.signed, verdict, code, accepted_cumulative, answer.signed FROM receipt "
-            "LEFT JOIN countersignature AS answer ON answer.receipt = receipt.id ORDER BY receipt.n"
+            "SELECT receipt.id, receipt.lease, receipt.lane, receipt.sequence, task, receipt.amount, cumulative, "
+            "receipt.signed, verdict, code, accepted_cumulative, answer.signed, "
+            "transfer.peer, transfer.unit, transfer.debit, transfer.credit, transfer.amount FROM receipt "
+            "LEFT JOIN countersignature AS answer ON answer.receipt = receipt.id "
+            "LEFT JOIN transfer ON transfer.source = receipt.id AND transfer.kind IN ('earned', 'spent') "
+            "ORDER BY receipt.n"
         )
         for row in self._database.execute(query):
             name, lease, lane, sequence, task, amount, cumulative, signed = row[:8]
@@ -274,7 +277,8 @@ class _Audit:
             on = self._place(name, record)
             before = on.head
             on.head = before.after(receipt)
-            self._answer(on, receipt, before, row[8:])
+            self._answer(on, receipt, before, row[8:12])
+            self._transfer(on, receipt, row[10] is not None and row[8] == "accepted", row[12:])
 
     def _place(self, name: bytes, record: Receipt) -> _Lane:
         """The receipt's lane, with its place on it checked."""
@@ -325,6 +329,23 @@ class _Audit:
         if record.verdict == "accepted":
             self._accepted(on, receipt, before)
 
+    def _transfer(
+        self, on: _Lane, receipt: Opened[Receipt], accepted: bool, columns: tuple[object, ...]
+    ) -> None:
+        """The books have an accepted receipt once, between the right accounts, and no other."""
+        record = receipt.record
+        expected: tuple[object, ...] = (None,) * 5
+        if accepted and record.amount:
+            accounts = ("due", "income") if on.role == "provider" else ("expense", "due")
+            expected = (on.peer, record.unit, *accounts, record.amount)
+            self._report.count("transfer")
+        _require(
+            columns == expected,
+            "transfer",
+            receipt.id,
+            "the books do not have this receipt as it was accepted",
+        )
+
     def _accepted(self, on: _Lane, receipt: Opened[Receipt], before: LaneHead) -> None:
         record, task_id = receipt.record, receipt.record.task_id
         _require(task_id not in self._books.paid, "receipt", receipt.id, "its task is paid twice")
@@ -343,6 +364,11 @@ class _Audit:
 
     def _leftovers(self) -> None:
         """What refers to receipts and tasks without being signed."""
+        (kept,) = self._database.execute(
+            "SELECT count(*) FROM transfer WHERE kind IN ('earned', 'spent')"
+        ).fetchone()
+        right = kept == self._report.counts.get("transfer", 0)
+        _require(right, "transfer", b"", "the books have transfers without an accepted receipt")
         for task, code in self._database.execute("SELECT task, code FROM superseded"):
             _require(
                 task not in self._books.paid, "superseded", task, f"given up ({code}), and paid all the same"

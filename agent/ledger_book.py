@@ -46,6 +46,15 @@ SELECT signed, outputs, sentence, detail FROM receipt LEFT JOIN unsettled ON rec
 _RECEIPT_BY_ID = _RECEIPT_COLUMNS + "WHERE id=?"
 _RECEIPT_BY_PLACE = _RECEIPT_COLUMNS + "WHERE lane=? AND sequence=?"
 
+# The books' side of an accepted receipt: who owes whom, from which side of the lease this peer is on.
+_POST_ACCEPTED = """
+INSERT INTO transfer
+SELECT NULL, receipt.id, CASE role WHEN 'provider' THEN 'earned' ELSE 'spent' END, peer, unit,
+  CASE role WHEN 'provider' THEN 'due' ELSE 'expense' END,
+  CASE role WHEN 'provider' THEN 'income' ELSE 'due' END, amount
+FROM receipt JOIN lease ON lease.id = receipt.lease WHERE receipt.id = ? AND amount > 0
+"""
+
 _UNFIT = (
     sqlite3.IntegrityError,
     sqlite3.InterfaceError,
@@ -181,6 +190,10 @@ class LedgerBook:
         row = self._one("SELECT signed FROM countersignature WHERE receipt=?", receipt_id)
         return reopen(Countersignature, row[0]) if row is not None else None
 
+    def sealed(self, lane: bytes) -> bool:
+        """Is this a lane of before a restore?"""
+        return self._one("SELECT 1 FROM sealed WHERE lane=?", lane) is not None
+
     def _receipt(self, query: str, *values: object) -> StoredReceipt | None:
         row = self._one(query, *values)
         if row is None:
@@ -299,6 +312,8 @@ class LedgerBook:
 
     def _write_countersignature(self, answer: Opened[Countersignature]) -> None:
         record = answer.record
+        if record.verdict == "accepted":
+            self._database.execute(_POST_ACCEPTED, (record.receipt,))
         place = (record.receipt, record.lane, record.sequence)
         self._insert(
             "countersignature",

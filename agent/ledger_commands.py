@@ -2,14 +2,22 @@
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from coppermesh.agent.clock import now_us
+from coppermesh.agent.config import load_config
 from coppermesh.agent.home import Home
 from coppermesh.agent.ledger_audit import AuditReport, audit_ledger
+from coppermesh.agent.ledger_backup import back_up, open_any_version
+from coppermesh.agent.ledger_backup import restore as put_back
+from coppermesh.agent.ledger_files import open_database
 from coppermesh.agent.ledger_reader import LedgerReader
 from coppermesh.agent.ledger_scan import LedgerPlace, find_ledgers, scan_ledger
 from coppermesh.agent.screens import counted, money, table
-from coppermesh.p2p.ids import format_peer
+from coppermesh.p2p.errors import MeshError
+from coppermesh.p2p.ids import MeshId, PeerId, format_peer, mesh_id
+from coppermesh.p2p.signing import PeerKey
 
 Facts = Mapping[str, Any]
 
@@ -31,6 +39,8 @@ def balances(home: Home, mesh: str | None = None) -> list[dict[str, Any]]:
                 "net": line.net,
                 "pending": line.pending,
                 "disputed": line.disputed,
+                "stated": line.stated,
+                "paid": line.paid,
             }
             for line in found
         ]
@@ -50,11 +60,13 @@ def balance_lines(rows: list[dict[str, Any]]) -> list[str]:
             signed_money(row["net"], row["unit"]),
             money(row["pending"], row["unit"]),
             money(row["disputed"], row["unit"]),
+            signed_money(row["stated"], row["unit"]),
+            signed_money(row["paid"], row["unit"]),
         )
         for row in rows
     ]
-    headings = ("PEER", "MESH", "OWES ME", "I OWE", "NET", "NOT ANSWERED", "DISPUTED")
-    return table(headings, cells, right=(2, 3, 4, 5, 6))
+    headings = ("PEER", "MESH", "OWES ME", "I OWE", "NET", "NOT ANSWERED", "DISPUTED", "STATED", "PAID")
+    return table(headings, cells, right=(2, 3, 4, 5, 6, 7, 8))
 
 
 def signed_money(amount: int, unit: str) -> str:
@@ -106,3 +118,50 @@ def audit_lines(facts: Facts) -> list[str]:
             "NOT RIGHT: the first fault is named; keep a copy of the file before anything is changed"
         )
     return lines
+
+
+def one_ledger(home: Home, mesh: str | None) -> LedgerPlace:
+    """The ledger of the mesh that was named, else of the configured one. Raises NoLedger."""
+    (place,) = find_ledgers(home, mesh or load_config(home).mesh)
+    return place
+
+
+def backup(home: Home, target: Path, mesh: str | None, *, force: bool) -> dict[str, Any]:
+    """Copy one mesh's ledger to a file and check the copy. Raises BackupFailed, LedgerError."""
+    place = one_ledger(home, mesh)
+    made = back_up(place.path, target, force=force)
+    sentence = f"{counted(made.receipts, 'receipt')} of mesh {place.name} checked and kept in {made.path}; "
+    sentence += "the key that they were signed with is not in it: keep a copy of it apart"
+    facts = {"mesh": place.name, "file": str(made.path), "receipts": made.receipts, "bytes": made.bytes}
+    return {**facts, "sentence": sentence}
+
+
+def restore(home: Home, source: Path, mesh: str | None) -> dict[str, Any]:
+    """Put a backup in the place of one mesh's ledger. Raises BackupFailed, HomeLocked while an agent runs."""
+    name = mesh or load_config(home).mesh
+    of_mesh = mesh_id(name)
+    with home.lock():
+        key = PeerKey.load(home.key_path(of_mesh))
+        path = home.ledger_path(of_mesh)
+        done = put_back(source, path, of_mesh, key.peer, now_us())
+    kept = "" if done.replaced is None else f"; what was there is {done.replaced}"
+    sentence = f"{counted(done.receipts, 'receipt')} back in the ledger of mesh {name}; "
+    sentence += f"{counted(done.sealed, 'lane')} sealed, later work is done on new ones{kept}"
+    replaced = None if done.replaced is None else str(done.replaced)
+    facts = {"mesh": name, "receipts": done.receipts, "sealed": done.sealed, "replaced": replaced}
+    return {**facts, "sentence": sentence}
+
+
+def migrate(home: Home, mesh: str | None) -> dict[str, Any]:
+    """Bring ledgers of an older version up to date. Raises LedgerUnusable, HomeLocked while an agent runs."""
+    with home.lock():
+        places = find_ledgers(home, mesh)
+        for place in places:
+            database = open_any_version(place.path)
+            owner = dict(database.execute("SELECT key, value FROM meta").fetchall())
+            database.close()
+            if not {"mesh", "me"} <= set(owner):
+                raise MeshError(f"{place.path} is no ledger")
+            open_database(place.path, MeshId(owner["mesh"]), PeerId(owner["me"])).close()
+    said = counted(len(places), "ledger")
+    return {"ledgers": len(places), "sentence": f"{said} up to date"}

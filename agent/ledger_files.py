@@ -4,8 +4,7 @@ Durability is SQLite's: a write-ahead log with `synchronous=FULL`, so a commit i
 promise needs a local disk with working locks and shared memory, which network filesystems do not give; they are
 refused rather than trusted with money.
 
-Money tables only grow: triggers refuse UPDATE and DELETE. `unsettled` (what a provider needs to send a result again)
-and `story` (lines for people) are the only tables from which rows go.
+What the tables are, and how an older file is brought up to date, is in `ledger_schema`.
 """
 
 import os
@@ -14,9 +13,9 @@ import stat
 from pathlib import Path
 
 from coppermesh.agent.ledger import LedgerError
+from coppermesh.agent.ledger_schema import SCHEMA_VERSION, create, upgrade
 from coppermesh.p2p.ids import MeshId, PeerId, short_peer
 
-SCHEMA_VERSION = 1
 FILE_MODE = 0o600
 BUSY_MS = 5_000
 """How long one connection waits for another's lock, in milliseconds."""
@@ -53,67 +52,13 @@ _NETWORK_FILESYSTEMS = frozenset(
 )
 """Types in /proc/self/mountinfo; `fuse` and `fuse.*` too, since SQLite's shared memory fails on many of them."""
 
-_APPEND_ONLY = [
-    "lease",
-    "agreement",
-    "lease_end",
-    "task",
-    "superseded",
-    "receipt",
-    "countersignature",
-    "evidence",
-]
-
-_TABLES = """
-CREATE TABLE meta(key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
-CREATE TABLE lease(
-  id BLOB PRIMARY KEY, role TEXT NOT NULL CHECK (role IN ('requester', 'provider')), peer BLOB NOT NULL,
-  lane BLOB NOT NULL UNIQUE, unit TEXT NOT NULL, signed BLOB NOT NULL, order_signed BLOB NOT NULL,
-  bid_signed BLOB NOT NULL) STRICT, WITHOUT ROWID;
-CREATE TABLE agreement(
-  lease BLOB PRIMARY KEY REFERENCES lease(id), signed BLOB NOT NULL) STRICT, WITHOUT ROWID;
-CREATE TABLE lease_end(
-  lease BLOB PRIMARY KEY REFERENCES lease(id), code TEXT NOT NULL) STRICT, WITHOUT ROWID;
-CREATE TABLE task(
-  n INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, lease BLOB NOT NULL REFERENCES lease(id),
-  number INTEGER NOT NULL CHECK (number >= 0), job BLOB NOT NULL, task_index INTEGER NOT NULL,
-  signed BLOB NOT NULL, UNIQUE (lease, number)) STRICT;
-CREATE INDEX task_job ON task(job);
-CREATE TABLE superseded(
-  task BLOB PRIMARY KEY REFERENCES task(id), code TEXT NOT NULL) STRICT, WITHOUT ROWID;
-CREATE TABLE receipt(
-  n INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, lease BLOB NOT NULL REFERENCES lease(id),
-  provider BLOB NOT NULL, lane BLOB NOT NULL REFERENCES lease(lane),
-  sequence INTEGER NOT NULL CHECK (sequence >= 0), task BLOB NOT NULL REFERENCES task(id),
-  amount INTEGER NOT NULL CHECK (amount >= 0), cumulative INTEGER NOT NULL CHECK (cumulative >= amount),
-  signed BLOB NOT NULL, UNIQUE (lane, sequence), UNIQUE (provider, lane, sequence)) STRICT;
-CREATE INDEX receipt_task ON receipt(task);
-CREATE TABLE countersignature(
-  receipt BLOB PRIMARY KEY REFERENCES receipt(id), lane BLOB NOT NULL, sequence INTEGER NOT NULL,
-  verdict TEXT NOT NULL CHECK (verdict IN ('accepted', 'disputed')), code TEXT NOT NULL,
-  accepted_cumulative INTEGER NOT NULL CHECK (accepted_cumulative >= 0), signed BLOB NOT NULL,
-  UNIQUE (lane, sequence)) STRICT, WITHOUT ROWID;
-CREATE TABLE unsettled(
-  receipt BLOB PRIMARY KEY REFERENCES receipt(id), outputs BLOB NOT NULL, sentence TEXT NOT NULL,
-  detail TEXT NOT NULL) STRICT, WITHOUT ROWID;
-CREATE TABLE evidence(
-  n INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, kind TEXT NOT NULL, peer BLOB NOT NULL, at_us INTEGER NOT NULL,
-  text TEXT NOT NULL, records BLOB NOT NULL) STRICT;
-CREATE INDEX evidence_peer ON evidence(peer);
-CREATE TABLE story(
-  n INTEGER PRIMARY KEY, job BLOB NOT NULL, at_us INTEGER NOT NULL, cause TEXT NOT NULL, kind TEXT NOT NULL,
-  peer BLOB, task INTEGER, text TEXT NOT NULL) STRICT;
-CREATE INDEX story_job ON story(job);
-"""
-
-_TRIGGER = """
-CREATE TRIGGER {table}_{verb} BEFORE {verb} ON {table}
-BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END;
-"""
-
 
 class LedgerUnusable(LedgerError):
     """The ledger's file cannot be used as it is; the text says what to change. Nothing was written."""
+
+
+class OldLedger(LedgerUnusable):
+    """The file is of an older version of this program; opening it for writing brings it up to date."""
 
 
 def open_database(path: Path, mesh: MeshId, me: PeerId) -> sqlite3.Connection:
@@ -162,6 +107,11 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
 def check_version(database: sqlite3.Connection, path: Path) -> None:
     """Raises LedgerUnusable where the file's schema is not this program's."""
     (version,) = database.execute("PRAGMA user_version").fetchone()
+    if 0 < version < SCHEMA_VERSION:
+        raise OldLedger(
+            f"{path}: ledger format {version} is older than this program's {SCHEMA_VERSION}: "
+            "start the agent once, or run `coppermesh ledger migrate`"
+        )
     if version != SCHEMA_VERSION:
         raise LedgerUnusable(
             f"{path}: ledger format {version}, this program reads {SCHEMA_VERSION}: use the version that wrote it"
@@ -242,7 +192,9 @@ def _prepare(database: sqlite3.Connection, path: Path, mesh: MeshId, me: PeerId)
         (version,) = database.execute("PRAGMA user_version").fetchone()
         (tables,) = database.execute("SELECT count(*) FROM sqlite_schema").fetchone()
         if version == 0 and tables == 0:
-            _create(database, mesh, me)
+            create(database, mesh, me)
+        elif 0 < version < SCHEMA_VERSION:
+            upgrade(database, version)
         check_version(database, path)
         _check_owner(database, path, mesh, me)
         database.execute("COMMIT")
@@ -250,19 +202,6 @@ def _prepare(database: sqlite3.Connection, path: Path, mesh: MeshId, me: PeerId)
         if database.in_transaction:
             database.execute("ROLLBACK")
         raise
-
-
-def _create(database: sqlite3.Connection, mesh: MeshId, me: PeerId) -> None:
-    triggers = (
-        _TRIGGER.format(table=table, verb=verb) for table in _APPEND_ONLY for verb in ("UPDATE", "DELETE")
-    )
-    # One by one: executescript would commit first, and a crash in between would leave half a schema.
-    for statement in _TABLES.strip().split(";\n"):
-        database.execute(statement)
-    for trigger in triggers:
-        database.execute(trigger)
-    database.executemany("INSERT INTO meta VALUES(?, ?)", (("mesh", mesh), ("me", me)))
-    database.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
 
 
 def _check_owner(database: sqlite3.Connection, path: Path, mesh: MeshId, me: PeerId) -> None:

@@ -16,7 +16,7 @@ from coppermesh.agent.ledger_files import open_for_reading, refuse_network_files
 from coppermesh.agent.receipts import LaneHead, is_broken_chain, is_equivocation
 from coppermesh.agent.story import StoryLine
 from coppermesh.p2p.envelope import Opened, open_verified
-from coppermesh.p2p.ids import Digest, PeerId
+from coppermesh.p2p.ids import Digest, MeshId, PeerId
 from coppermesh.p2p.receipt_file import encode_receipt_file
 from coppermesh.p2p.records import Countersignature, Lease, Order, Receipt, SignedRecord, Task
 
@@ -83,6 +83,8 @@ class ReceiptContext:
     """The receipt one place earlier on the lane."""
     features: frozenset[str] = frozenset()
     """What the lease's order asked for."""
+    sealed: bool = False
+    """The lane is from before a restore: nothing new is countersigned on it."""
 
     def evidence(self, receipt: Opened[Receipt], at_us: int) -> EvidenceFound | None:
         """What this receipt proves against its provider, to be committed: an equivocation or a broken chain."""
@@ -147,6 +149,12 @@ class LedgerReader:
     def me(self) -> PeerId:
         """Whose ledger this is."""
         return self._book.me
+
+    @property
+    def mesh(self) -> MeshId:
+        """On which mesh."""
+        (mesh,) = self._database.execute("SELECT value FROM meta WHERE key='mesh'").fetchone()
+        return MeshId(mesh)
 
     def close(self) -> None:
         """Closes the connection."""
@@ -232,6 +240,7 @@ class LedgerReader:
             features=frozenset(
                 open_verified(Order, lease.order).record.features if lease is not None else ()
             ),
+            sealed=self._book.sealed(record.lane),
         )
 
     @_at_one_moment
@@ -289,7 +298,23 @@ class LedgerReader:
             if role == "provider":
                 line[2] += pending
                 line[3] += disputed
-        return [Balance(PeerId(peer), unit, *line) for (peer, unit), line in sorted(sums.items())]
+        settling: dict[tuple[bytes, str, str], int] = {}
+        for peer, unit, account, amount in self._database.execute(_SETTLING):
+            key = (peer, unit, account)
+            settling[key] = settling.get(key, 0) + amount
+        return [
+            Balance(
+                PeerId(peer),
+                unit,
+                owed_to_me=line[0],
+                owed_by_me=line[1],
+                pending=line[2],
+                disputed=line[3],
+                stated=settling.get((peer, unit, "stated"), 0),
+                paid=settling.get((peer, unit, "paid"), 0),
+            )
+            for (peer, unit), line in sorted(sums.items())
+        ]
 
     @_at_one_moment
     def story(self, job: str | bytes) -> list[StoryLine]:
@@ -387,6 +412,11 @@ SELECT role, peer, unit,
 FROM lease WHERE lane IN (SELECT lane FROM receipt)
 """
 
+_SETTLING = """
+SELECT peer, unit, account, amount FROM posting
+WHERE kind IN ('stated', 'paid') AND account IN ('stated', 'paid')
+"""
+
 _JOBS = """
 WITH known AS (
   SELECT job, min(at_us) AS first_us FROM story GROUP BY job
@@ -436,7 +466,7 @@ def prefix_range(prefix: str, length: int) -> tuple[bytes, bytes]:
 
 @contextmanager
 def read_ledger(path: Path) -> Iterator[LedgerReader]:
-    """The ledger at `path` for an offline verb. Hold the home's lock: no agent may run on it.
+    """The ledger at `path` for an offline verb; it sees one moment, and an agent may go on writing.
 
     Raises LedgerUnusable where there is none.
     """

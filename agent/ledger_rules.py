@@ -14,7 +14,8 @@ What the rules guarantee, however messages are repeated, reordered or lost, and 
    it signed and can only sign the same again.
 2. Lanes have no gaps: a receipt enters only at the head, chained to the one before by id and by sum.
 3. A task is paid at most once, by its first receipt, and never after the requester gave up on it.
-4. What is owed on a lane is the accepted sum in its newest countersignature; see `receipts` for the two sums.
+4. On lanes of before a restore nothing new is signed: a backup does not know what was signed after it was taken.
+5. What is owed on a lane is the accepted sum in its newest countersignature; see `receipts` for the two sums.
 
 A conflict that the other side caused, and that two of its signatures prove, carries that proof as `evidence`; the
 store keeps it although the entry itself is not written. Signatures are checked before entries are made (by whoever
@@ -154,6 +155,7 @@ def _judge_issued(entry: ReceiptIssued, book: Book) -> NewReceipt | None:
     if book.receipt(receipt.id) is not None:
         return None
     _receipt_lease(record, book, "provider")
+    _check_not_sealed(record, book)
     if book.receipts_of(Digest(record.task_id)):
         raise LedgerConflict("already-issued", "the task has a receipt already: send that one")
     if book.receipt_at(record.lane, record.sequence) is not None:
@@ -172,6 +174,7 @@ def _judge_settled(entry: ReceiptSettled, book: Book) -> NewReceipt | None:
         _check_same_answer(answer, book)
         return None
     _receipt_lease(record, book, "requester")
+    _check_not_sealed(record, book)
     rival = book.receipt_at(record.lane, record.sequence)
     if rival is not None:
         proof = _proof("equivocation", record.provider, rival.opened.signed, entry.receipt)
@@ -235,6 +238,14 @@ def _check_same_answer(answer: Opened[Countersignature], book: Book) -> None:
     if known is None or known.id != answer.id:
         raise LedgerConflict(
             "already-countersigned", "the receipt has a countersignature: send that one again"
+        )
+
+
+def _check_not_sealed(record: Receipt, book: Book) -> None:
+    """A restored ledger does not know all that it signed on older lanes: signing there could contradict it."""
+    if book.sealed(record.lane):
+        raise LedgerConflict(
+            "restored", "the lane is from before this ledger was restored: nothing is signed on it any more"
         )
 
 

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import sys
+from pathlib import Path
 
 from coppermesh.agent import option_types, screens
 from coppermesh.agent.verbs import (
@@ -26,6 +28,17 @@ def add(verbs: Verbs) -> None:
     _add_mesh(add_action(actions, "balances", text, _balances))
     text = "check every signature, chain and sum again; needs no agent"
     _add_mesh(add_action(actions, "audit", text, _audit))
+
+    text = "copy the ledger as of now to a file, and check the copy; an agent may be running"
+    backup = add_action(actions, "backup", text, _backup)
+    backup.add_argument("file", type=Path)
+    backup.add_argument("--force", action="store_true", help="replace the file where there is one")
+    _add_mesh(backup)
+    text = "put a backup in the place of the ledger; no agent may run. All later work is done on new lanes"
+    restore = add_action(actions, "restore", text, _restore)
+    restore.add_argument("file", type=Path)
+    _add_mesh(restore)
+    _add_mesh(add_action(actions, "migrate", "bring ledgers of an older version up to date", _migrate))
 
 
 def _add_mesh(parser: argparse.ArgumentParser, default: str | None = argparse.SUPPRESS) -> None:
@@ -58,3 +71,29 @@ def _audit(options: argparse.Namespace) -> int:
     else:
         print("\n".join(screens.printable(line) for line in commands.audit_lines(facts)))
     return EXIT_OK if facts["ok"] else EXIT_FAILED
+
+
+def _backup(options: argparse.Namespace) -> int:
+    from coppermesh.agent import ledger_commands as commands
+
+    option_types.check_output("FILE", options.file)
+    return _done(options, commands.backup(home_of(options), options.file, options.mesh, force=options.force))
+
+
+def _restore(options: argparse.Namespace) -> int:
+    from coppermesh.agent import ledger_commands as commands
+
+    return _done(options, commands.restore(home_of(options), options.file, options.mesh))
+
+
+def _migrate(options: argparse.Namespace) -> int:
+    from coppermesh.agent import ledger_commands as commands
+
+    return _done(options, commands.migrate(home_of(options), options.mesh))
+
+
+def _done(options: argparse.Namespace, facts: dict[str, object]) -> int:
+    print(f"coppermesh: {screens.printable(str(facts['sentence']))}", file=sys.stderr)
+    if options.json:
+        print(json.dumps(facts))
+    return EXIT_OK

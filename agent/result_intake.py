@@ -144,6 +144,9 @@ class ResultIntake:
         if lease is None or task is None or lease.record.provider != peer:
             # No breach: this home may have lost its ledger, or been set back to an older one.
             raise Refused("unknown-task", "no such lease or task of yours is in this ledger")
+        if found.sealed:
+            # Not judged: what this ledger does not remember having signed would look like the provider's fault.
+            raise Refused("restored", "this ledger was restored from a backup: compare it with yours")
         lane = self._lane_of(lease, found.head)
         return _Case(
             peer,

@@ -11,7 +11,7 @@ import pytest
 from coppermesh.agent.cli import main
 from coppermesh.agent.home import Home
 from coppermesh.agent.ledger_audit import audit_ledger
-from coppermesh.agent.ledger_store import LedgerUnusable
+from coppermesh.agent.ledger_files import LedgerUnusable, open_database
 from coppermesh.agent.rehearsal import make_deal, rehearsal_key
 from coppermesh.p2p.envelope import from_bytes, to_bytes
 from coppermesh.p2p.ids import format_peer, mesh_id
@@ -24,7 +24,9 @@ MESH = mesh_id("rehearsal")
 @pytest.fixture
 def ledger(tmp_path: Path) -> Path:
     """Bought from peer 1 (five receipts, one disputed, one task given up), sold to peer 3 (one not answered)."""
-    return Path(shutil.copy(SAVED, tmp_path / "ledger.sqlite"))
+    path = Path(shutil.copy(SAVED, tmp_path / "ledger.sqlite"))
+    open_database(path, MESH, rehearsal_key(2).peer).close()  # brings it up to date
+    return path
 
 
 def change(path: Path, *statements: str) -> None:
@@ -103,6 +105,14 @@ def test_a_forged_signature_is_found(ledger: Path, table: str, column: str, name
         ("UPDATE task SET job=zeroblob(16) WHERE n=1", "task", "columns"),
         ("UPDATE superseded SET task=(SELECT id FROM task WHERE n=1)", "superseded", "paid all the same"),
         ("DELETE FROM unsettled", "unsettled", "neither"),
+        ("DELETE FROM transfer WHERE n=1", "transfer", "as it was accepted"),
+        ("UPDATE transfer SET amount=amount+1 WHERE n=1", "transfer", "as it was accepted"),
+        ("UPDATE transfer SET debit='paid' WHERE n=1", "transfer", "as it was accepted"),
+        (
+            "INSERT INTO transfer VALUES(NULL, x'05', 'earned', x'06', 'usd', 'due', 'income', 7)",
+            "transfer",
+            "without an accepted receipt",
+        ),
     ],
 )
 def test_changed_rows_are_found(ledger: Path, statement: str, table: str, says: str) -> None:

@@ -30,7 +30,16 @@ def home(tmp_home: Path) -> Home:
     found = Home(tmp_home)
     found.config_path.write_text('mesh = "rehearsal"\n')
     shutil.copy(SAVED, found.ledger_path(mesh_id("rehearsal")))
+    assert main(["ledger", "migrate"]) == 0
     return found
+
+
+@pytest.fixture(autouse=True)
+def quiet(request, capsys):
+    """What the fixture `home` says is not the test's."""
+    if "home" in request.fixturenames:
+        request.getfixturevalue("home")
+        capsys.readouterr()
 
 
 def export(kind: str, path: Path, *options: str) -> None:

@@ -125,7 +125,7 @@ def test_damage_is_named_and_nothing_is_overwritten(tmp_path: Path, content: byt
 def test_another_format_or_another_programs_file_is_refused(tmp_path: Path) -> None:
     newer, foreign = tmp_path / "newer.db", tmp_path / "foreign.db"
     database = open_database(newer, MESH, ME)
-    database.execute("PRAGMA user_version=2")
+    database.execute("PRAGMA user_version=99")
     database.close()
     other = sqlite3.connect(foreign)
     other.execute("CREATE TABLE theirs(x)")
