@@ -22,6 +22,8 @@ from coppermesh.agent.pricing import amount_for
 SECOND = 1_000_000
 INTERVAL_US = 10 * SECOND
 GRACE_US = 10 * SECOND
+SLOWEST_BYTES_PER_SECOND = 1_000_000
+"""A requester whose link is slower than that is left while it fetches; the stake stays what it is meanwhile."""
 
 
 def interval_cost(rate: int, wall_limit_us: int) -> int:
@@ -51,12 +53,21 @@ class Leave:
 Verdict = Go | Wait | Leave
 
 
+@dataclass(frozen=True, slots=True)
+class Owed:
+    """A receipt without an answer."""
+
+    amount: int
+    due_us: int
+    """When an answer is overdue: its outputs have to be fetched first."""
+
+
 @dataclass(slots=True)
 class Exposure:
     """One requester's stake in one unit, money in 10^-6 of it."""
 
-    unpaid: dict[bytes, int] = field(default_factory=dict)
-    """Amount by receipt that was not answered."""
+    unpaid: dict[bytes, Owed] = field(default_factory=dict)
+    """By receipt."""
     running: dict[bytes, int] = field(default_factory=dict)
     """Most that each running task can cost, by its id."""
     waiting_since_us: int | None = None
@@ -65,7 +76,12 @@ class Exposure:
     @property
     def stake(self) -> int:
         """What would be lost if the requester never answered again."""
-        return sum(self.unpaid.values()) + sum(self.running.values())
+        return sum(owed.amount for owed in self.unpaid.values()) + sum(self.running.values())
+
+    @property
+    def empty(self) -> bool:
+        """Nothing is at stake: it may be forgotten."""
+        return not self.unpaid and not self.running
 
     def ask(self, task: bytes, cost: int, credit: int, now_us: int) -> Verdict:
         """May `task`, which costs at most `cost`, start with this credit?"""
@@ -81,19 +97,30 @@ class Exposure:
             return Wait(now_us + GRACE_US)
         if self.waiting_since_us is None or now_us < self.waiting_since_us:
             self.waiting_since_us = now_us
-        if now_us - self.waiting_since_us < GRACE_US:
-            return Wait(self.waiting_since_us + GRACE_US)
+        due_us = max(self.waiting_since_us + GRACE_US, min(owed.due_us for owed in self.unpaid.values()))
+        return Leave(self.overdue_sentence) if now_us >= due_us else Wait(due_us)
+
+    @property
+    def overdue_sentence(self) -> str:
+        """What a requester is told that has not answered."""
         count = len(self.unpaid)
         receipts = "1 receipt waits" if count == 1 else f"{count} receipts wait"
-        return Leave(
-            f"{receipts} for your countersignature, the oldest for over {GRACE_US // SECOND} s: answer first"
-        )
+        span = f"longer than fetching and {GRACE_US // SECOND} s"
+        return f"{receipts} for your countersignature, {span}: answer first"
 
-    def billed(self, task: bytes, receipt: bytes, amount: int) -> None:
-        """The task has ended with this receipt."""
+    def used_up(self, cost: int, credit: int, now_us: int) -> bool:
+        """No further task fits, and an answer is overdue: a new lease would only wait."""
+        late = any(owed.due_us <= now_us for owed in self.unpaid.values())
+        return credit <= 0 or (late and self.stake + cost > credit)
+
+    def billed(self, task: bytes, receipt: bytes, amount: int, output_bytes: int, now_us: int) -> None:
+        """The task has ended with this receipt, and outputs of so many bytes to fetch before it can be answered."""
         self.running.pop(task, None)
         if amount:
-            self.unpaid[receipt] = amount
+            # Outputs come one after another over one link: each has the time of those before it as well.
+            last_us = max((owed.due_us - GRACE_US for owed in self.unpaid.values()), default=now_us)
+            fetched_us = max(now_us, last_us) + output_bytes * SECOND // SLOWEST_BYTES_PER_SECOND
+            self.unpaid[receipt] = Owed(amount, fetched_us + GRACE_US)
 
     def released(self, task: bytes) -> None:
         """The task ended without a receipt."""
@@ -103,8 +130,3 @@ class Exposure:
         """The receipt was countersigned, one way or the other."""
         if self.unpaid.pop(receipt, None) is not None:
             self.waiting_since_us = None
-
-    @property
-    def empty(self) -> bool:
-        """Nothing is at stake: it may be forgotten."""
-        return not self.unpaid and not self.running

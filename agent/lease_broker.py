@@ -291,7 +291,7 @@ class LeaseBroker:
 
     async def _end_quietly(self, opened: Opened[Lease], peer: PeerId) -> None:
         """Close a lease that came to nothing here. The provider may have signed it: its slot must come free."""
-        request = CancelRequest(opened.id, None, "not-agreed", "the lease was not agreed in time")
+        request = CancelRequest(opened.id, None, "not-agreed", "the lease was not agreed in time", None)
         try:
             await self._ledger.commit(LeaseEnded(opened.id, "not-agreed"))
             await self._hub.request(peer, "cancel", request, Nothing, deadline_s=WINDOW_SECONDS)

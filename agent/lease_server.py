@@ -86,6 +86,7 @@ class LeaseServer:
         self._ledger = ledger
         self._store = store
         self._outbox = outbox
+        self._credit = outbox.credit
         self._kernels = kernels
         self._keep_digests = keep_digests
         self._now_us = now_us
@@ -267,12 +268,24 @@ class LeaseServer:
         return WorkerLimits.under_lease(lease.device_kind, lease.memory_bytes, lease.wall_limit_us / 1e6)
 
     async def _run_task(self, worker: Worker, accepted: _Accepted) -> None:
-        with accepted.scope:
-            if not accepted.cancelled:
-                await self._run_and_bill(worker, accepted)
+        try:
+            with accepted.scope:
+                if not accepted.cancelled and await self._may_start(accepted):
+                    await self._run_and_bill(worker, accepted)
+        finally:
+            self._credit.released(self.lease, accepted.task.id)
         if accepted.cancelled and accepted.run.state is TaskState.CANCELLING:
             accepted.run.step(Move.STOPPED, Role.PROVIDER, self._now_us(), "cancelled")
         self._forget(accepted)
+
+    async def _may_start(self, accepted: _Accepted) -> bool:
+        """Wait until the requester's credit covers it. False: the requester does not answer, and is left."""
+        try:
+            await self._credit.admit(self.lease, accepted.task.id)
+        except Refused as refusal:
+            self.stop(refusal.code, refusal.sentence)
+            return False
+        return True
 
     async def _run_and_bill(self, worker: Worker, accepted: _Accepted) -> None:
         outcome = await self._execute(worker, accepted)
@@ -355,6 +368,7 @@ class LeaseServer:
         opened = open_record(Receipt, sign_record(self._key, receipt))
         sentence = outcome.sentence if facts.code == outcome.code else "the provider's disk or quota is full"
         await self._ledger.commit(ReceiptIssued(opened.signed, tuple(outputs), sentence, outcome.detail))
+        self._credit.billed(accepted.task.id, opened, sum(size for _, size in outputs))
         self._head = self._head.after(opened)
         accepted.run.step(Move.RESULT, Role.PROVIDER, self._now_us(), f"receipt {opened.id.hex()[:12]}")
         self._outbox.send(

@@ -22,6 +22,7 @@ from coppermesh.agent.challenger import Challenger
 from coppermesh.agent.clock import now_us
 from coppermesh.agent.config import Config, ConfigError, Loaded
 from coppermesh.agent.config_file import ConfigFile
+from coppermesh.agent.credit_desk import CreditDesk
 from coppermesh.agent.home import Home
 from coppermesh.agent.job_intake import JobIntake
 from coppermesh.agent.last_port import keep_port, with_last_port
@@ -33,6 +34,7 @@ from coppermesh.agent.machine import Machine, Parts, open_machine
 from coppermesh.agent.networking import mdns_interfaces
 from coppermesh.agent.node_views import NodeViews
 from coppermesh.agent.provider import Provider
+from coppermesh.agent.reputation import Dealings
 from coppermesh.agent.requester import Requester
 from coppermesh.agent.result_intake import ResultIntake
 from coppermesh.agent.result_outbox import ResultOutbox
@@ -105,6 +107,7 @@ class Node:
         self.intake: ResultIntake
         self.challenger: Challenger
         self.outbox: ResultOutbox
+        self.credit: CreditDesk
         self.announcer: Announcer
 
     def is_idle(self) -> bool:
@@ -260,7 +263,8 @@ async def open_mesh(machine: Machine, config: Config, parts: Parts, place: int =
         )
         node = Node(machine, config, key, mesh, transport)
         node.ledger, node.store = ledger, store
-        node.outbox = ResultOutbox(lambda: node.hub, mesh, ledger, store, now_us=now_us)
+        node.credit = CreditDesk(_no_history, now_us)
+        node.outbox = ResultOutbox(lambda: node.hub, mesh, ledger, store, credit=node.credit, now_us=now_us)
         if machine.providers is not None:
             node.provider = _open_provider(node)
         node.blobs = BlobService(
@@ -341,6 +345,10 @@ async def _start(nursery: trio.Nursery, node: Node) -> None:
     )
     nursery.start_soon(node.mdns.run)
     nursery.start_soon(node.tidy)
+
+
+async def _no_history(_peer: PeerId, _unit: str) -> Dealings:
+    return Dealings()
 
 
 def _open_provider(node: Node) -> Provider:

@@ -16,13 +16,14 @@ import trio
 
 from coppermesh.agent.challenge_server import ChallengeServer
 from coppermesh.agent.device_speeds import DeviceSpeeds
+from coppermesh.agent.exposure import interval_cost
 from coppermesh.agent.lease_server import LeaseServer
 from coppermesh.agent.leases import check_lease
 from coppermesh.agent.ledger import LeaseAgreed
 from coppermesh.agent.ledger_store import LedgerStore
 from coppermesh.agent.lending import Lending
 from coppermesh.agent.negotiation import Move, Negotiation, Role
-from coppermesh.agent.policy import BidTerms, DeclineReason, DeviceState, ProviderState, decide
+from coppermesh.agent.policy import DECLINE_CODES, BidTerms, DeclineReason, DeviceState, ProviderState, decide
 from coppermesh.agent.provider_group import ProviderGroup
 from coppermesh.agent.result_outbox import ResultOutbox
 from coppermesh.agent.sharing import Obstacle, Sharing
@@ -47,7 +48,7 @@ from coppermesh.p2p.messages import (
     TaskReply,
     TaskRequest,
 )
-from coppermesh.p2p.records import Bid, Decline, DeviceOffer, Lease, Order
+from coppermesh.p2p.records import Bid, Decline, DeviceOffer, Lease, Order, SignedRecord
 from coppermesh.p2p.signing import PeerKey
 
 MAX_TALKS = 1024
@@ -126,6 +127,7 @@ class Provider:
         self._store = store
         self._devices = {device.offer.device: device for device in devices}
         self._outbox = outbox
+        self._credit = outbox.credit
         self._hub = hub
         self.isolation = isolation
         self._now_us = now_us
@@ -300,7 +302,8 @@ class Provider:
 
     async def _terms_for(self, order: Opened[Order], peer: PeerId, now_us: int) -> BidTerms | DeclineReason:
         """Terms with a slot reserved for them, or why there are none. Later meshes give way before it says busy."""
-        state = self._state_for(peer, now_us)
+        await self._credit.look_up(peer, order.record.unit)
+        state = self._state_for(peer, order.record, now_us)
         terms = decide(order.record, peer, state, now_us)
         if isinstance(terms, DeclineReason) and terms.code == "busy":
             cleared = replace(state, devices=self._device_states(now_us, with_reclaimable=True))
@@ -460,11 +463,13 @@ class Provider:
             raise Refused("unknown-lease", "no such lease with you here (any more): order again")
         return server
 
-    def _state_for(self, peer: PeerId, now_us: int) -> ProviderState:
+    def _state_for(self, peer: PeerId, order: Order, now_us: int) -> ProviderState:
         self.reservations.expire(now_us)
         times = [at_us for at_us in self._order_times.get(peer, []) if at_us > now_us - ORDER_WINDOW_US]
         recent = len(times)
         self._order_times[peer] = [*times[-200:], now_us]
+        rate = max((device.offer.rate for device in self._devices.values()), default=0)
+        standing = self._credit.reputation(peer, order.unit, interval_cost(rate, order.wall_limit_us))
         return ProviderState(
             mesh=self._mesh,
             devices=self._device_states(now_us),
@@ -473,6 +478,9 @@ class Provider:
             isolation=self.isolation,
             allowed=self.lending.trusted,
             requester_holds=self.reservations.held_by(peer),
+            requester_score=standing.score,
+            score_reason=standing.reasons[0] if standing.reasons else "",
+            unpaid=self._credit.why_not(peer, order.unit, rate, order.wall_limit_us),
             recent_orders=recent,
         )
 
@@ -500,9 +508,12 @@ class Provider:
         return tuple(states)
 
     def _decline(self, order: Opened[Order], reason: DeclineReason, now_us: int) -> OrderReply:
-        decline = Decline(1, self._mesh, self._key.peer, order.id, now_us, reason.code, reason.sentence)
         _log.info("declined an order of %s: %s", short_peer(order.signer), reason.sentence)
-        return OrderReply(None, sign_record(self._key, decline))
+        return OrderReply(None, self._signed_decline(order.id, reason, now_us))
+
+    def _signed_decline(self, order: Digest, reason: DeclineReason, now_us: int) -> SignedRecord:
+        decline = Decline(1, self._mesh, self._key.peer, order, now_us, reason.code, reason.sentence)
+        return sign_record(self._key, decline)
 
     def _bid(self, order: Opened[Order], terms: BidTerms, now_us: int) -> _Talk:
         bid = Bid(
@@ -546,6 +557,7 @@ class Provider:
             now_us=self._now_us,
         )
         self.leases[lease.id] = server
+        self._credit.open_lease(lease)
         _log.info(
             "lease %s for %s on %s", lease.id.hex()[:8], short_peer(server.requester), lease.record.device
         )
@@ -557,6 +569,7 @@ class Provider:
             await server.run()
         finally:
             self.leases.pop(server.lease.id, None)
+            self._credit.close_lease(server.lease)
             self._last_served = server.requester
             self.reservations.release_lease(server.lease.id)
             self._changed()
@@ -565,7 +578,11 @@ class Provider:
 
     async def _tell_ended(self, server: LeaseServer) -> None:
         """Also when this agent is being stopped: the requester moves at once then."""
-        request = CancelRequest(server.lease.id, None, server.end_code, server.end_sentence)
+        decline = None
+        if server.end_code in DECLINE_CODES:
+            reason = DeclineReason(server.end_code, server.end_sentence)
+            decline = self._signed_decline(Digest(server.lease.record.order), reason, self._now_us())
+        request = CancelRequest(server.lease.id, None, server.end_code, server.end_sentence, decline)
         with trio.CancelScope(shield=True):
             try:
                 await self._hub().request(

@@ -365,7 +365,7 @@ class Requester:
         attempt.resolve(TaskOutcome("provider", "cancelled", "the job is over"))
 
     async def _tell_cancelled(self, held: HeldLease, attempt: Outstanding, sentence: str) -> None:
-        request = CancelRequest(held.id, attempt.task.record.number, "cancelled", sentence)
+        request = CancelRequest(held.id, attempt.task.record.number, "cancelled", sentence, None)
         try:
             await self._hub.request(held.provider, "cancel", request, Nothing, deadline_s=CANCEL_SECONDS)
         except MeshError as error:
@@ -376,7 +376,7 @@ class Requester:
         if held is None:
             return
         held.lost = True
-        request = CancelRequest(held.id, None, instruction.code, instruction.cause[:200])
+        request = CancelRequest(held.id, None, instruction.code, instruction.cause[:200], None)
         try:
             await self._ledger.commit(LeaseEnded(held.id, instruction.code))
             await self._hub.request(held.provider, "cancel", request, Nothing, deadline_s=CANCEL_SECONDS)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from coppermesh.agent.credit_desk import CreditDesk
 from coppermesh.agent.ledger import CountersignatureReceived
 from coppermesh.agent.ledger_store import LedgerStore
 from coppermesh.agent.negotiation import Move, Role, TaskRun
@@ -72,8 +73,10 @@ class ResultOutbox:
         ledger: LedgerStore,
         store: BlobStore,
         *,
+        credit: CreditDesk,
         now_us: Callable[[], int],
     ) -> None:
+        self.credit = credit
         self._hub = hub
         self._mesh = mesh
         self._ledger = ledger
@@ -89,6 +92,8 @@ class ResultOutbox:
         """Deliver until cancelled. Raises LedgerError where what is open cannot be read at the start."""
         for unsettled in await self._ledger.unsettled():
             self._pin(unsettled.receipt, unsettled.outputs)
+            size = sum(size for _, size in unsettled.outputs)
+            self.credit.count_again([(unsettled.receipt, size)])
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             task_status.started()
@@ -207,6 +212,7 @@ class ResultOutbox:
         answer = open_record(Countersignature, reply.countersignature, signer=pending.requester)
         check_countersignature(answer.record, pending.receipt)
         await self._ledger.commit(CountersignatureReceived(answer.signed))
+        self.credit.answered(pending.receipt.id)
         self._unpin(pending.receipt.id)
         if pending.run is not None:
             pending.run.step(Move.COUNTERSIGN, Role.REQUESTER, self._now_us(), answer.record.verdict)

@@ -163,6 +163,8 @@ class CancelRequest(Message, frozen=True):
     task: Count | None
     code: Code
     sentence: Sentence
+    decline: SignedRecord | None
+    """A provider that leaves a requester signs why: a Decline of the lease's order, or nil."""
 
 
 class OrderAbandoned(Message, frozen=True):

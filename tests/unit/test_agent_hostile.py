@@ -7,7 +7,7 @@ connection; the agent, its other leases and its slots live on.
 import json
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ import coppermesh.exec.xp as xp  # noqa: PLR0402 - a namespace module, as users 
 from coppermesh.agent.client import JobFailed, JobOptions
 from coppermesh.agent.clock import now_us
 from coppermesh.agent.config import Config
+from coppermesh.agent.exposure import interval_cost
 from coppermesh.agent.home import Home
 from coppermesh.agent.leases import build_lease
 from coppermesh.agent.ledger import Entry, LeaseAgreed, ReceiptSettled
@@ -497,6 +498,38 @@ async def test_who_does_not_countersign_gets_no_more_work_and_fills_no_disk(tmp_
         await still_serves(world)
 
 
+async def test_who_does_not_countersign_is_waited_for_and_left_with_a_signed_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr("coppermesh.agent.exposure.GRACE_US", 300_000)
+
+    async def keep_silent(peer: PeerId, request: ResultRequest) -> ResultReply:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async with open_world(tmp_path, provide=True) as world:
+        async with raw_peer(world, {"result": (ResultRequest, keep_silent)}) as peer:
+            lease = await peer.lease()
+            await peer.offer(lease)
+            provider, number = world.node.provider, 0
+            while not peer.ended:
+                with suppress(Refused):  # the lease ended meanwhile
+                    await peer.send_task(lease, number)
+                number += 1
+                await until(lambda: peer.ended or provider.tasks_accepted < 4)
+            (ended,) = peer.ended
+            assert ended.code == "unpaid"
+            assert "for your countersignature" in ended.sentence
+            reason = open_record(Decline, ended.decline, signer=world.node.key.peer).record
+            assert (reason.code, reason.order) == ("unpaid", lease.record.order)
+            credit = world.node.credit
+            owed = credit.unpaid(peer.key.peer, "usd")
+            assert 0 < owed <= interval_cost(lease.record.rate, lease.record.wall_limit_us)
+            order = sign_record(peer.key, make_order(peer.key.peer))
+            reply = await peer.hub.request(world.node.key.peer, "order", OrderRequest(order), OrderReply)
+            declined = open_record(Decline, reply.decline, signer=world.node.key.peer).record
+            assert declined.code == "unpaid", "a new lease would only wait"
+        await still_serves(world)
+
+
 # A hostile provider
 
 
@@ -722,7 +755,7 @@ async def test_a_lease_cancelled_as_the_connection_goes_is_lost_once_and_the_tas
             assert held is not None
             (attempt,) = held.outstanding.values()
             attempt.begin_settling()
-            request = CancelRequest(lease.id, None, "expired", "time is over")
+            request = CancelRequest(lease.id, None, "expired", "time is over", None)
             await peer.hub.request(world.node.key.peer, "cancel", request, Nothing)
             world.network.cut(seller.key.peer, world.node.key.peer)
             await until(lambda: not world.node.hub.peers())
@@ -739,7 +772,7 @@ async def test_a_seller_that_takes_leases_and_ends_them_is_put_back(tmp_path):
         async def on_task(peer: PeerId, request: TaskRequest) -> TaskReply:
             task = open_record(Task, request.task)
             seller.tasks.append(task)
-            cancel = CancelRequest(task.record.lease, None, "expired", "no more")
+            cancel = CancelRequest(task.record.lease, None, "expired", "no more", None)
             await raw.hub.request(peer, "cancel", cancel, Nothing)
             return TaskReply("accepted", [], "ok", "")
 

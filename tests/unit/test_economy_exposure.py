@@ -4,7 +4,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from coppermesh.agent.exposure import GRACE_US, INTERVAL_US, Exposure, Go, Leave, Wait, interval_cost
+from coppermesh.agent.exposure import (
+    GRACE_US,
+    INTERVAL_US,
+    SLOWEST_BYTES_PER_SECOND,
+    Exposure,
+    Go,
+    Leave,
+    Wait,
+    interval_cost,
+)
 
 RATE = 3_600_000_000
 """One millionth for each microsecond: amounts are microseconds."""
@@ -20,14 +29,14 @@ def test_an_interval_is_the_longer_of_ten_seconds_and_a_task_with_its_grace():
 def test_one_task_always_fits_a_strangers_credit():
     exposure = Exposure()
     assert exposure.ask(b"1", WALL_US, CREDIT, 0) == Go()
-    exposure.billed(b"1", b"r1", 5_000)
+    exposure.billed(b"1", b"r1", 5_000, 0, 0)
     assert exposure.ask(b"2", WALL_US, CREDIT, 1) == Go(), "a small receipt leaves room for the next task"
 
 
 def test_a_requester_that_does_not_answer_is_waited_for_and_left():
     exposure = Exposure()
     exposure.ask(b"1", WALL_US, CREDIT, 0)
-    exposure.billed(b"1", b"r1", WALL_US)
+    exposure.billed(b"1", b"r1", WALL_US, 0, 0)
     assert exposure.ask(b"2", WALL_US, CREDIT, 5) == Wait(5 + GRACE_US)
     assert exposure.ask(b"2", WALL_US, CREDIT, 4 + GRACE_US) == Wait(5 + GRACE_US)
     verdict = exposure.ask(b"2", WALL_US, CREDIT, 5 + GRACE_US)
@@ -38,7 +47,7 @@ def test_a_requester_that_does_not_answer_is_waited_for_and_left():
 def test_an_answer_begins_the_grace_anew():
     exposure = Exposure()
     for number in (1, 2):
-        exposure.billed(b"%d" % number, b"r%d" % number, WALL_US // 2)
+        exposure.billed(b"%d" % number, b"r%d" % number, WALL_US // 2, 0, 0)
     assert exposure.ask(b"3", WALL_US, CREDIT, 0) == Wait(GRACE_US)
     exposure.answered(b"r1")
     assert exposure.ask(b"3", WALL_US, CREDIT, GRACE_US) == Wait(2 * GRACE_US)
@@ -55,13 +64,36 @@ def test_tasks_of_other_leases_are_waited_for_without_blame():
     assert exposure.ask(b"2", WALL_US, CREDIT, 11 * GRACE_US) == Go()
 
 
+def test_large_outputs_have_the_time_that_fetching_takes():
+    exposure = Exposure()
+    for number in (1, 2):
+        exposure.billed(b"%d" % number, b"r%d" % number, WALL_US // 2, 100 * SLOWEST_BYTES_PER_SECOND, 0)
+    assert exposure.ask(b"3", WALL_US, CREDIT, 0) == Wait(100_000_000 + GRACE_US)
+    exposure.answered(b"r1")
+    assert exposure.ask(b"3", WALL_US, CREDIT, 50_000_000) == Wait(200_000_000 + GRACE_US), (
+        "after the one before"
+    )
+    assert isinstance(exposure.ask(b"3", WALL_US, CREDIT, 200_000_000 + GRACE_US), Leave)
+
+
+def test_a_new_lease_is_declined_once_an_answer_is_overdue_and_nothing_fits():
+    exposure = Exposure()
+    exposure.billed(b"1", b"r1", WALL_US, 0, 0)
+    assert not exposure.used_up(WALL_US, CREDIT, GRACE_US - 1)
+    assert exposure.used_up(WALL_US, CREDIT, GRACE_US)
+    assert not exposure.used_up(GRACE_US, CREDIT, GRACE_US), "a smaller task fits"
+    exposure.answered(b"r1")
+    assert not exposure.used_up(WALL_US, CREDIT, GRACE_US)
+    assert exposure.used_up(0, 0, 0)
+
+
 def test_a_proven_cheat_gets_no_credit():
     assert isinstance(Exposure().ask(b"1", 1, 0, 0), Leave)
 
 
 def test_a_clock_set_back_leaves_nobody_early():
     exposure = Exposure()
-    exposure.billed(b"1", b"r1", CREDIT)
+    exposure.billed(b"1", b"r1", CREDIT, 0, 0)
     assert exposure.ask(b"2", 1, CREDIT, 10 * GRACE_US) == Wait(11 * GRACE_US)
     assert exposure.ask(b"2", 1, CREDIT, 0) == Wait(GRACE_US)
 
@@ -69,7 +101,7 @@ def test_a_clock_set_back_leaves_nobody_early():
 def test_free_work_is_nothing_at_stake():
     exposure = Exposure()
     exposure.ask(b"1", 0, CREDIT, 0)
-    exposure.billed(b"1", b"r1", 0)
+    exposure.billed(b"1", b"r1", 0, 0, 0)
     assert exposure.empty
 
 
@@ -97,7 +129,7 @@ class Requester(RuleBasedStateMachine):
             self.running.append(task)
             self.told_to_wait_us = None
         elif isinstance(verdict, Wait):
-            assert self.now_us < verdict.until_us <= self.now_us + GRACE_US
+            assert self.now_us < verdict.until_us
             if self.open:
                 self.told_to_wait_us = self.told_to_wait_us or self.now_us
         else:
@@ -110,7 +142,7 @@ class Requester(RuleBasedStateMachine):
         self.running.remove(task)
         amount = data.draw(st.integers(0, self.exposure.running[task]))
         if data.draw(st.booleans()):
-            self.exposure.billed(task, b"r" + task, amount)
+            self.exposure.billed(task, b"r" + task, amount, data.draw(st.integers(0, 10**8)), self.now_us)
             if amount:
                 self.open.append(b"r" + task)
         else:

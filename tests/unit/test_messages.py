@@ -53,7 +53,9 @@ EXAMPLES: list[Message] = [
     ChallengeRequest(receipt=bytes(32), blobs=[INFO], inline=[BLOB]),
     ChallengeReply(state="recorded", need=[], retry_us=0, trace=SIGNED, chain=bytes(64), sentence=""),
     ChallengeReply(state="busy", need=[], retry_us=5, trace=None, chain=None, sentence="later"),
-    CancelRequest(lease=bytes(32), task=7, code="superseded", sentence="another provider was faster"),
+    CancelRequest(
+        lease=bytes(32), task=7, code="superseded", sentence="another provider was faster", decline=None
+    ),
     OrderAbandoned(order=bytes(32), job=bytes(16)),
 ]
 

@@ -349,7 +349,10 @@ def good_messages() -> Iterator[Vector]:
     samples: list[tuple[str, msgspec.Struct]] = [
         ("hello", Hello(mesh=MESH, peer=PROVIDER.peer, software="coppermesh 0.1.0", time_us=NOW_US)),
         ("task-reply", TaskReply(state="need", need=[filled(0x21)], code="need", sentence="")),
-        ("cancel-lease", CancelRequest(lease=filled(0x30), task=None, code="idle", sentence="")),
+        (
+            "cancel-lease",
+            CancelRequest(lease=filled(0x30), task=None, code="idle", sentence="", decline=None),
+        ),
         (
             "challenge",
             ChallengeRequest(receipt=filled(0x30), blobs=[BlobInfo(root=filled(0x21), size=8)], inline=[]),
