@@ -56,10 +56,13 @@ class ConnectionTable:
         nursery: trio.Nursery,
         counts: TransportCounts,
         *,
+        swarm_key: bytes | None = None,
         on_stream: Callable[[YamuxStream], None],
         on_event: Callable[[PeerUp | PeerDown], None],
     ) -> None:
         self._identity = identity
+        self.swarm_key = swarm_key
+        """Around connections that are made from now on."""
         self._nursery = nursery
         self._counts = counts
         self._on_stream = on_stream
@@ -130,7 +133,7 @@ class ConnectionTable:
         except OSError as error:
             raise Unreachable(f"{target}: {error.strerror or error}") from error
         try:
-            secured = await upgrade(stream, self._identity, target.peer)
+            secured = await upgrade(stream, self._identity, target.peer, self.swarm_key)
             self._check_room()
         except Refused as error:
             await trio.aclose_forcefully(stream)
@@ -174,7 +177,7 @@ class ConnectionTable:
         scope.deadline = trio.current_time() + DIAL_SECONDS
         try:
             with scope:
-                return await upgrade(stream, self._identity, None)
+                return await upgrade(stream, self._identity, None, self.swarm_key)
         except MeshError as error:
             _log.debug("an incoming connection failed: %s", error)
         except Exception:  # noqa: BLE001

@@ -8,13 +8,14 @@ py-libp2p's, mended in libp2p_mends.
 import logging
 import os
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import trio
 from libp2p.tools.anyio_service import background_trio_service
 
 from coppermesh.p2p.addresses import Address, listen_address, parse_address
 from coppermesh.p2p.errors import LocalProtocolError, MeshError, Unreachable
+from coppermesh.p2p.gate import Doorkeeper, Gate
 from coppermesh.p2p.gossip_inbox import GossipInbox
 from coppermesh.p2p.ids import MeshId, PeerId, short_peer
 from coppermesh.p2p.interfaces import reachable_hosts
@@ -22,6 +23,7 @@ from coppermesh.p2p.libp2p_connections import ConnectionTable
 from coppermesh.p2p.libp2p_host import GossipHost, HostStream
 from coppermesh.p2p.libp2p_mends import MeshGossipSub, MeshPubsub
 from coppermesh.p2p.libp2p_multistream import propose, respond
+from coppermesh.p2p.libp2p_pnet import topic_tag
 from coppermesh.p2p.libp2p_upgrade import Identity, libp2p_id
 from coppermesh.p2p.libp2p_yamux_stream import YamuxStream
 from coppermesh.p2p.signing import PeerKey
@@ -48,9 +50,18 @@ _log = logging.getLogger(__name__)
 
 @asynccontextmanager
 async def open_libp2p_transport(
-    key: PeerKey, mesh: MeshId, *, listen: str = "/ip4/127.0.0.1/tcp/0"
+    key: PeerKey,
+    mesh: MeshId,
+    *,
+    listen: str = "/ip4/127.0.0.1/tcp/0",
+    swarm_key: bytes | None = None,
+    gate: Gate | None = None,
+    gossip: bool = True,
 ) -> AsyncIterator[Transport]:
     """Attach to the network of `mesh` for the length of the block, listening on `listen` (port 0: any free one).
+
+    `swarm_key` is around every connection (`libp2p_pnet`), `gate` decides who is let in on one (`gate`).
+    Without `gossip` there are streams only.
 
     Raises Unreachable when the address cannot be listened on, or cannot be read.
     """
@@ -63,7 +74,7 @@ async def open_libp2p_transport(
     failure: Exception | None = None
     try:
         async with trio.open_nursery() as nursery:
-            transport = Libp2pTransport(key, mesh, nursery)
+            transport = Libp2pTransport(key, mesh, nursery, swarm_key, gate, gossip=gossip)
             async with transport.run(kind, host, listeners):
                 try:
                     yield transport
@@ -88,8 +99,18 @@ def _quiet_libp2p() -> None:
 class Libp2pTransport:
     """See `transport.Transport`. Made by `open_libp2p_transport`."""
 
-    def __init__(self, key: PeerKey, mesh: MeshId, nursery: trio.Nursery) -> None:
+    def __init__(
+        self,
+        key: PeerKey,
+        mesh: MeshId,
+        nursery: trio.Nursery,
+        swarm_key: bytes | None = None,
+        gate: Gate | None = None,
+        *,
+        gossip: bool = True,
+    ) -> None:
         self.mesh = mesh
+        self._gossips = gossip
         self._identity = Identity.of(key)
         self._nursery = nursery
         self._addresses: list[str] = []
@@ -99,8 +120,23 @@ class Libp2pTransport:
         self._counts = TransportCounts()
         self._events_in, self._events_out = trio.open_memory_channel[PeerUp | PeerDown](EVENT_BUFFER)
         self._connections = ConnectionTable(
-            self._identity, nursery, self._counts, on_stream=self._on_stream, on_event=self._tell
+            self._identity,
+            nursery,
+            self._counts,
+            swarm_key=swarm_key,
+            on_stream=self._on_stream,
+            on_event=lambda event: self._doorkeeper.on_event(event),
         )
+        self._doorkeeper = Doorkeeper(
+            key.peer,
+            gate,
+            nursery,
+            tell=self._tell,
+            drop=self._connections.drop,
+            open_stream=self._open_at_gate,
+        )
+        if gate is not None:
+            self._handlers[gate.protocol] = self._doorkeeper.answer
         self._host = GossipHost(self._identity, self._open, self._connections.__contains__, self._spoken)
         self._router = MeshGossipSub()
         self._pubsub = MeshPubsub(self._host, self._router, key.peer)
@@ -126,7 +162,7 @@ class Libp2pTransport:
 
     def connected(self) -> list[PeerId]:
         """See `transport.Transport`."""
-        return self._connections.peers()
+        return self._doorkeeper.only_in(self._connections.peers())
 
     def path_to(self, peer: PeerId) -> PeerPath | None:
         """See `transport.Transport`."""
@@ -147,8 +183,11 @@ class Libp2pTransport:
         """Gossip first, so that it hears of every connection; then the port."""
         port = listeners[0].socket.getsockname()[1]
         self._take_hosts(kind, reachable_hosts(host), port)
-        async with background_trio_service(self._pubsub), background_trio_service(self._router):
-            await self._pubsub.wait_until_ready()
+        async with AsyncExitStack() as services:
+            if self._gossips:
+                await services.enter_async_context(background_trio_service(self._pubsub))
+                await services.enter_async_context(background_trio_service(self._router))
+                await self._pubsub.wait_until_ready()
             self._nursery.start_soon(self._connections.accept_forever, listeners)
             if reachable_hosts(host) != [host]:
                 self._nursery.start_soon(self._watch_hosts, kind, host, port)
@@ -184,6 +223,7 @@ class Libp2pTransport:
             raise Unreachable(f"{address} is this agent itself")
         if target.peer not in self._connections:
             await self._connections.dial(target)
+        await self._doorkeeper.require_in(target.peer)
         return target.peer
 
     async def disconnect(self, peer: PeerId) -> None:
@@ -192,7 +232,9 @@ class Libp2pTransport:
         self._connections.drop(peer, "disconnected")
 
     def _tell(self, event: PeerUp | PeerDown) -> None:
-        if isinstance(event, PeerUp):
+        if not self._gossips:
+            pass
+        elif isinstance(event, PeerUp):
             self._pubsub.peer_up(libp2p_id(event.peer))
         else:
             self._pubsub.peer_down(libp2p_id(event.peer))
@@ -208,9 +250,14 @@ class Libp2pTransport:
     async def open_stream(self, peer: PeerId, protocol: str) -> Stream:
         """See `transport.Transport`."""
         await trio.lowlevel.checkpoint()
+        if not self._doorkeeper.is_in(peer):
+            raise Unreachable(f"{short_peer(peer)} is not connected")
         stream, _ = await self._open(peer, [protocol])
         self._counts.streams_opened += 1
         return stream
+
+    async def _open_at_gate(self, peer: PeerId, protocol: str) -> Stream:
+        return (await self._open(peer, [protocol]))[0]
 
     async def _open(self, peer: PeerId, protocols: Sequence[str]) -> tuple[YamuxStream, str]:
         connection = self._connections.newest(peer)
@@ -240,6 +287,10 @@ class Libp2pTransport:
                 self._counts.streams_refused += 1
                 stream.break_off("it asked for nothing this agent speaks")
                 return
+            if not await self._doorkeeper.wait_in(stream.peer, protocol):
+                self._counts.streams_refused += 1
+                stream.break_off("it was not let in")
+                return
             host_handler = self._host.handlers.get(protocol)
             if host_handler is not None:
                 await host_handler(HostStream(stream, protocol))
@@ -261,7 +312,7 @@ class Libp2pTransport:
             self._running_handlers -= 1
 
     def _spoken(self) -> list[str]:
-        return [*self._handlers, *self._host.handlers]
+        return [*self._handlers, *(self._host.handlers if self._gossips else ())]
 
     # Gossip
 
@@ -270,18 +321,39 @@ class Libp2pTransport:
         self, topic: str, validate: Validate
     ) -> AsyncIterator[trio.MemoryReceiveChannel[Gossip]]:
         """See `transport.Transport`."""
-        if topic in self._pubsub.inboxes:
-            raise LocalProtocolError(f"already subscribed to {topic}")
-        inbox = self._pubsub.inboxes[topic] = GossipInbox(validate, self._counts)
+        if not self._gossips or self._on_wire(topic) in self._pubsub.inboxes:
+            raise LocalProtocolError(f"no gossip here, or already subscribed to {topic}")
+        inbox = self._pubsub.inboxes[self._on_wire(topic)] = GossipInbox(validate, self._counts)
         try:
-            await self._pubsub.subscribe(topic)
+            await self._pubsub.subscribe(self._on_wire(topic))
             yield inbox.receiver
         finally:
-            del self._pubsub.inboxes[topic]
+            del self._pubsub.inboxes[self._on_wire(topic)]
             inbox.close()
             # Queues a few messages and never waits for a peer.
             with trio.CancelScope(shield=True):
-                await self._pubsub.unsubscribe(topic)
+                await self._pubsub.unsubscribe(self._on_wire(topic))
+
+    def _on_wire(self, topic: str) -> str:
+        """A topic's name for other peers: in a private mesh it changes with the swarm key."""
+        key = self._connections.swarm_key
+        return topic if key is None else f"{topic}/{topic_tag(key)}"
+
+    async def rekey(self, swarm_key: bytes) -> None:
+        """See `transport.Transport`."""
+        before = self._connections.swarm_key
+        if before is None:
+            raise LocalProtocolError("this transport has no swarm key to change")
+        old, new = f"/{topic_tag(before)}", f"/{topic_tag(swarm_key)}"
+        self._connections.swarm_key = swarm_key
+        if old == new:
+            return
+        moved = [(name, name.removesuffix(old) + new) for name in self._pubsub.inboxes]
+        for name, other in moved:
+            self._pubsub.inboxes[other] = self._pubsub.inboxes.pop(name)
+        for name, other in moved:
+            await self._pubsub.subscribe(other)
+            await self._pubsub.unsubscribe(name)
 
     async def publish(self, topic: str, data: bytes) -> None:
         """See `transport.Transport`."""
@@ -289,7 +361,7 @@ class Libp2pTransport:
         if len(data) > MAX_GOSSIP_BYTES:
             raise LocalProtocolError(f"gossip of {len(data)} bytes: at most {MAX_GOSSIP_BYTES} are allowed")
         self._counts.gossip_published += 1
-        await self._pubsub.publish(topic, bytes(data))
+        await self._pubsub.publish(self._on_wire(topic), bytes(data))
 
 
 class _StreamChannel:

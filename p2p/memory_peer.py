@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from coppermesh.p2p.addresses import parse_address
+from coppermesh.p2p.addresses import Address, parse_address
 from coppermesh.p2p.errors import LocalProtocolError, MeshError, Refused, Unreachable
+from coppermesh.p2p.gate import Doorkeeper, Gate
 from coppermesh.p2p.gossip_inbox import GossipInbox, SeenMessages
 from coppermesh.p2p.ids import PeerId, short_peer
 from coppermesh.p2p.memory_stream import MemoryStream, memory_stream_pair
@@ -56,18 +57,40 @@ class _Envelope:
     source: PeerId
     number: int
     data: bytes
+    swarm_key: bytes | None = None
+    """In its place, topics' names on a real wire change with the swarm key."""
 
 
 class MemoryTransport:
     """See `transport.Transport`. Made by `MemoryNetwork.transport`."""
 
-    def __init__(self, network: MemoryNetwork, peer: PeerId, address: str, nursery: trio.Nursery) -> None:
+    def __init__(
+        self,
+        network: MemoryNetwork,
+        peer: PeerId,
+        address: str,
+        nursery: trio.Nursery,
+        *,
+        swarm_key: bytes | None = None,
+        gate: Gate | None = None,
+    ) -> None:
         self._network = network
         self._peer = peer
         self._address = address
         self._nursery = nursery
         self._links: dict[PeerId, _Link] = {}
+        self.swarm_key = swarm_key
+        self._doorkeeper = Doorkeeper(
+            peer,
+            gate,
+            nursery,
+            tell=self._tell,
+            drop=lambda other, reason: network.cut(peer, other, reason=reason),
+            open_stream=self._open_at_gate,
+        )
         self._handlers: dict[str, StreamHandler] = {}
+        if gate is not None:
+            self._handlers[gate.protocol] = self._doorkeeper.answer
         self._inboxes: dict[str, GossipInbox] = {}
         self._seen = SeenMessages()
         self._published = 0
@@ -97,7 +120,7 @@ class MemoryTransport:
 
     def connected(self) -> list[PeerId]:
         """See `transport.Transport`."""
-        return list(self._links)
+        return self._doorkeeper.only_in(list(self._links))
 
     def path_to(self, peer: PeerId) -> PeerPath | None:
         """See `transport.Transport`."""
@@ -117,8 +140,12 @@ class MemoryTransport:
         target = parse_address(address)
         if target.peer == self._peer:
             raise Unreachable(f"{address} is this agent itself")
-        if target.peer in self._links:
-            return target.peer
+        if target.peer not in self._links:
+            await self._dial_new(address, target)
+        await self._doorkeeper.require_in(target.peer)
+        return target.peer
+
+    async def _dial_new(self, address: str, target: Address) -> None:
         self._counts.dials += 1
         try:
             with trio.move_on_after(DIAL_SECONDS):
@@ -128,7 +155,7 @@ class MemoryTransport:
                 if target.peer not in self._links:
                     other.link(self._peer, self._address, outbound=False)
                     self.link(target.peer, address, outbound=True)
-                return target.peer
+                return
             raise Unreachable(f"{address}: no answer within {DIAL_SECONDS:g} s")
         except MeshError:
             self._counts.dials_failed += 1
@@ -143,6 +170,11 @@ class MemoryTransport:
     async def open_stream(self, peer: PeerId, protocol: str) -> MemoryStream:
         """See `transport.Transport`."""
         await trio.lowlevel.checkpoint()
+        if not self._doorkeeper.is_in(peer):
+            raise Unreachable(f"{short_peer(peer)} is not connected")
+        return await self._open_at_gate(peer, protocol)
+
+    async def _open_at_gate(self, peer: PeerId, protocol: str) -> MemoryStream:
         link = self._link_to(peer)
         deadline = trio.current_time() + DIAL_SECONDS
         with trio.move_on_at(deadline) as waiting:
@@ -185,7 +217,7 @@ class MemoryTransport:
             on_gone=gone,
         )
         link.streams.add(mine)
-        other.accept(self._peer, theirs, handler)
+        other.accept(self._peer, theirs, handler, protocol)
         return mine
 
     @asynccontextmanager
@@ -211,9 +243,16 @@ class MemoryTransport:
             raise LocalProtocolError(f"gossip of {len(data)} bytes: at most {MAX_GOSSIP_BYTES} are allowed")
         self._published += 1
         self._counts.gossip_published += 1
-        envelope = _Envelope(topic, self._peer, self._published, bytes(data))
+        envelope = _Envelope(topic, self._peer, self._published, bytes(data), self.swarm_key)
         self._seen.add((envelope.source, envelope.number))
         self._spread(envelope, came_from=self._peer)
+
+    async def rekey(self, swarm_key: bytes) -> None:
+        """See `transport.Transport`."""
+        await trio.lowlevel.checkpoint()
+        if self.swarm_key is None:
+            raise LocalProtocolError("this transport has no swarm key to change")
+        self.swarm_key = swarm_key
 
     # What the network and the other peers' transports call.
 
@@ -227,7 +266,7 @@ class MemoryTransport:
     def link(self, peer: PeerId, address: str, *, outbound: bool) -> None:
         """A connection to `peer` is open."""
         self._links[peer] = _Link(address, outbound)
-        self._tell(PeerUp(peer, address, outbound))
+        self._doorkeeper.on_event(PeerUp(peer, address, outbound))
 
     def drop(self, peer: PeerId, reason: str) -> None:
         """The connection to `peer` is gone; nothing if there was none."""
@@ -236,7 +275,7 @@ class MemoryTransport:
             return
         for stream in list(link.streams):
             stream.break_off(f"{short_peer(peer)}: {reason}")
-        self._tell(PeerDown(peer, reason))
+        self._doorkeeper.on_event(PeerDown(peer, reason))
 
     def detach(self, reason: str) -> None:
         """Leave the network: every connection breaks at both ends, then nothing works any more."""
@@ -250,10 +289,10 @@ class MemoryTransport:
                 other.drop(self._peer, reason)
         self._events_in.close()
 
-    def accept(self, peer: PeerId, stream: MemoryStream, handler: StreamHandler) -> None:
+    def accept(self, peer: PeerId, stream: MemoryStream, handler: StreamHandler, protocol: str) -> None:
         """Serve a stream that `peer` opened."""
         self._links[peer].streams.add(stream)
-        self._nursery.start_soon(self._serve, stream, handler)
+        self._nursery.start_soon(self._serve, stream, handler, protocol)
 
     def forget_stream(self, peer: PeerId, stream: MemoryStream) -> None:
         """A served stream ended."""
@@ -273,7 +312,9 @@ class MemoryTransport:
         finally:
             self._gossip_under_way -= 1
         inbox = self._inboxes.get(envelope.topic)
-        if inbox is None or forwarder not in self._links or envelope.source == self._peer:
+        if inbox is None or envelope.source == self._peer or envelope.swarm_key != self.swarm_key:
+            return
+        if forwarder not in self._links or not self._doorkeeper.is_in(forwarder):
             return
         message = Gossip(envelope.topic, envelope.source, forwarder, envelope.data)
         first_time = self._seen.add((envelope.source, envelope.number))
@@ -283,13 +324,16 @@ class MemoryTransport:
     def _spread(self, envelope: _Envelope, *, came_from: PeerId) -> None:
         for peer in self._links:
             other = self._network.attached(peer)
-            if other is None or peer in (came_from, envelope.source):
+            if other is None or peer in (came_from, envelope.source) or not self._doorkeeper.is_in(peer):
                 continue
             for delay_s in self._network.gossip_delays():
                 other.gossip_arrives(envelope, self._peer, delay_s)
 
-    async def _serve(self, stream: MemoryStream, handler: StreamHandler) -> None:
+    async def _serve(self, stream: MemoryStream, handler: StreamHandler, protocol: str) -> None:
         try:
+            if not await self._doorkeeper.wait_in(stream.peer, protocol):
+                self._counts.streams_refused += 1
+                raise Unreachable("it was not let in")
             await handler(stream)
         except MeshError as error:
             _log.debug("stream with %s ended: %s", short_peer(stream.peer), error)

@@ -23,6 +23,7 @@ from coppermesh.p2p.memory_peer import WINDOW_BYTES, MemoryTransport
 from coppermesh.p2p.transport import Transport
 
 if TYPE_CHECKING:
+    from coppermesh.p2p.gate import Gate
     from coppermesh.p2p.signing import PeerKey
 
 __all__ = ["WINDOW_BYTES", "MemoryNetwork"]
@@ -56,14 +57,18 @@ class MemoryNetwork:
         self._separated: set[frozenset[PeerId]] = set()
 
     @asynccontextmanager
-    async def transport(self, key: PeerKey) -> AsyncIterator[Transport]:
+    async def transport(
+        self, key: PeerKey, *, swarm_key: bytes | None = None, gate: Gate | None = None
+    ) -> AsyncIterator[Transport]:
         """Attach a peer for the length of the block. A key keeps its address when it comes back."""
         port = self._ports.setdefault(key.peer, len(self._ports) + 1)
         if port in self._listening:
             raise ValueError(f"{short_peer(key.peer)} is attached to this network already")
         failure: Exception | None = None
         async with trio.open_nursery() as nursery:
-            attached = MemoryTransport(self, key.peer, self.address_of(key.peer), nursery)
+            attached = MemoryTransport(
+                self, key.peer, self.address_of(key.peer), nursery, swarm_key=swarm_key, gate=gate
+            )
             self._listening[port] = attached
             try:
                 yield attached
@@ -126,6 +131,11 @@ class MemoryNetwork:
         if answering.peer != wanted:
             raise RemoteProtocolError(
                 f"port {port} is answered by {short_peer(answering.peer)}, not by {short_peer(wanted)}"
+            )
+        calling = self.attached(caller)
+        if calling is None or calling.swarm_key != answering.swarm_key:
+            raise RemoteProtocolError(
+                "its swarm key is another one: it is not in this private mesh (any more)"
             )
         return answering
 

@@ -168,3 +168,9 @@ class Transport(Protocol):
 
     async def publish(self, topic: str, data: bytes) -> None:
         """Hand a message of at most `MAX_GOSSIP_BYTES` to gossip. Larger: LocalProtocolError."""
+
+    async def rekey(self, swarm_key: bytes) -> None:
+        """Go on with another swarm key in a private mesh: for new connections, and in the names of topics.
+
+        Connections stay. Raises LocalProtocolError where there is none.
+        """
