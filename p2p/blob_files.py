@@ -134,6 +134,10 @@ class BlobFiles:
         except OSError as error:
             raise full_or_same(error) from None
 
+    def reopen(self, path: Path) -> int:
+        """An incoming file again, to write more of it. Raises OSError."""
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+
     def write_new(self, path: Path, data: Buffer) -> None:
         """A new file of these bytes; none at all where that fails. Raises StoreFull."""
         view = as_bytes_view(data)

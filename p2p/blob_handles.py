@@ -41,7 +41,8 @@ class OpenBlob:
 class BlobWriter:
     """Takes the leaves of one blob in order; as a context manager it aborts unless `commit` was called.
 
-    `publish` and `abandon` are the store's two ways to end it: the file becomes a blob, or is deleted.
+    `publish`, `keep` and `abandon` are the store's three ways to end it: the file becomes a blob, waits for another
+    writer to go on with it, or is deleted. `done` leaves are in the file already, verified.
     """
 
     def __init__(
@@ -53,6 +54,8 @@ class BlobWriter:
         *,
         publish: Callable[[], None],
         abandon: Callable[[], None],
+        keep: Callable[[int], None],
+        done: int = 0,
     ) -> None:
         self._root = root
         self._size = size
@@ -60,7 +63,8 @@ class BlobWriter:
         self._fd = fd
         self._publish = publish
         self._abandon = abandon
-        self._done = 0
+        self._keep = keep
+        self._done = done
         self._busy = False
 
     def __enter__(self) -> Self:
@@ -70,6 +74,11 @@ class BlobWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.abort()
+
+    @property
+    def done(self) -> int:
+        """How many leaves, from the first on, are verified and in the file."""
+        return self._done
 
     @property
     def leaf_size(self) -> int:
@@ -100,6 +109,16 @@ class BlobWriter:
             raise LocalProtocolError("commit before the last leaf was written")
         self._close_file()
         self._publish()
+
+    def set_aside(self) -> None:
+        """The sender was cut off: keep the verified leaves for `BlobStore.resume`. Without any, like `abort`."""
+        if self._fd < 0:
+            return
+        if self._busy or not self._done:
+            self.abort()
+            return
+        self._close_file()
+        self._keep(self._done)
 
     def abort(self) -> None:
         """Drop what was received and give its room back. Nothing after commit or abort."""

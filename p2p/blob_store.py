@@ -6,31 +6,44 @@ a blob that is on this disk does not exist.
 
 All bookkeeping (`blob_table`), every rename and every line of the grant log happen in the trio thread, one after the
 other; only reading, writing and hashing go to worker threads, on files that have no name in the store yet. So the
-table and the folder never disagree, and a cancelled or failed upload leaves nothing.
+table and the folder never disagree, and a failed upload leaves nothing. One whose sender was cut off may be set aside
+and resumed (`blob_partials`); a restart forgets it.
 
 Files and grants outlive the process. After a restart a blob is verified when it is first used: one that is damaged is
 dropped, never served. Blobs of up to `SMALL_BYTES` are also kept in memory, up to `MEMORY_BYTES` in all.
 """
 
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import trio
 
 from coppermesh.p2p.blob_files import BlobFiles, GrantLog, Scope, StoreFull, manifest_checked, read_exactly
 from coppermesh.p2p.blob_handles import BlobWriter, OpenBlob
+from coppermesh.p2p.blob_memory import MEMORY_BYTES, SMALL_BYTES, SmallBlobs
+from coppermesh.p2p.blob_partials import Partial, PartialBlobs
 from coppermesh.p2p.blob_table import BlobTable, Entry, charge_of
 from coppermesh.p2p.blobs import Buffer, as_bytes_view, blob_root, digest_of, leaf_count
 from coppermesh.p2p.errors import MeshError, RemoteProtocolError
 from coppermesh.p2p.ids import Digest, PeerId
 
-__all__ = ["BlobMissing", "BlobStore", "BlobWriter", "OpenBlob", "Scope", "StoreFull", "open_blob_store"]
+__all__ = [
+    "MEMORY_BYTES",
+    "SMALL_BYTES",
+    "BlobMissing",
+    "BlobStore",
+    "BlobWriter",
+    "OpenBlob",
+    "Scope",
+    "StoreFull",
+    "open_blob_store",
+]
 
-SMALL_BYTES = 64 * 1024
-MEMORY_BYTES = 16 << 20
+T = TypeVar("T")
+
 _SLACK_ENTRIES = 16_384
 """How many dead entries the grant log may carry, besides as many as live ones, before it is rewritten."""
 
@@ -51,6 +64,8 @@ class StoreStatistics:
     pinned: int
     evicted: int
     damaged: int
+    partial: int = 0
+    """Blobs that broke off and wait to be resumed; their room is in `reserved_bytes`."""
 
 
 class BlobStore:
@@ -60,7 +75,8 @@ class BlobStore:
         self._files = files
         self._log = log
         self._table = table
-        self._memory = _SmallBlobs()
+        self._memory = SmallBlobs()
+        self._partials = PartialBlobs()
         self._damaged = 0
         self._verifying = trio.Lock()
         self._discarded: list[Path] = []
@@ -118,6 +134,7 @@ class BlobStore:
             pinned=self._table.pinned,
             evicted=self._table.evicted,
             damaged=self._damaged,
+            partial=len(self._partials),
         )
 
     # Adding
@@ -171,21 +188,66 @@ class BlobStore:
         except BaseException:
             self._table.release(scope, charge)
             raise
+        return self._writer(Partial(scope, root, size, leaves, 0, charge, path, 0.0), fd)
+
+    def resume(self, scope: Scope, root: Digest, size: int) -> BlobWriter | None:
+        """A writer that goes on where one of `scope` for this blob was set aside; None where there is none."""
+        self._drop_partials(self._partials.expired(trio.current_time()))
+        partial = self._partials.take(scope, root)
+        if partial is None:
+            return None
+        if partial.size == size:
+            with suppress(OSError):
+                return self._writer(partial, self._files.reopen(partial.path))
+        self._drop_partials([partial])
+        return None
+
+    def _writer(self, partial: Partial, fd: int) -> BlobWriter:
+        scope, root, size, leaves = partial.scope, partial.root, partial.size, partial.leaves
 
         def publish() -> None:
-            self._table.release(scope, charge)
-            self._publish(scope, [(root, size, leaves, path)])
+            self._table.release(scope, partial.charge)
+            self._publish(scope, [(root, size, leaves, partial.path)])
 
-        def abandon() -> None:
-            self._table.release(scope, charge)
-            self._files.discard(path)
+        def keep(done: int) -> None:
+            kept = replace(partial, done=done, kept_at=trio.current_time())
+            self._drop_partials(self._partials.keep(kept))
 
-        return BlobWriter(root, size, leaves, fd, publish=publish, abandon=abandon)
+        return BlobWriter(
+            root,
+            size,
+            leaves,
+            fd,
+            publish=publish,
+            abandon=lambda: self._drop_partials([partial]),
+            keep=keep,
+            done=partial.done,
+        )
+
+    def _drop_partials(self, partials: Sequence[Partial]) -> None:
+        for partial in partials:
+            self._table.release(partial.scope, partial.charge)
+            self._files.discard(partial.path)
 
     def check_room(self, scope: Scope, size: int) -> None:
-        """Raises StoreFull where a blob of `size` bytes could not be taken now. Changes nothing."""
-        self._table.check(scope, size)
-        self._files.check_room(size)
+        """Raises StoreFull where a blob of `size` bytes could not be taken now. Gives up broken-off blobs for it."""
+
+        def check() -> None:
+            self._table.check(scope, size)
+            self._files.check_room(size)
+
+        self._with_room(scope, check)
+
+    def _with_room(self, scope: Scope, attempt: Callable[[], T]) -> T:
+        """The attempt's result; what was set aside goes, one by one, as long as it raises StoreFull."""
+        while True:
+            try:
+                return attempt()
+            except StoreFull:
+                partial = self._partials.oldest(scope)
+                if partial is None:
+                    raise
+                self._drop_partials([partial])
 
     # Rights and lifetime
 
@@ -236,7 +298,7 @@ class BlobStore:
 
     async def _reserve(self, scope: Scope, charge: int) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()
-        for root in self._table.reserve(scope, charge):
+        for root in self._with_room(scope, lambda: self._table.reserve(scope, charge)):
             self._forget(root)
         if self._discarded:
             try:
@@ -316,34 +378,6 @@ class BlobStore:
     def _tidy_log(self) -> None:
         if self._log.entries > 2 * self._table.grants + _SLACK_ENTRIES:
             self._log.rewrite(self._table.all_grants())
-
-
-class _SmallBlobs:
-    """Small blobs in memory, least recently used first, at most `MEMORY_BYTES` in all."""
-
-    def __init__(self) -> None:
-        self.size = 0
-        self._blobs: OrderedDict[Digest, bytes] = OrderedDict()
-
-    def get(self, root: Digest) -> bytes | None:
-        data = self._blobs.get(root)
-        if data is not None:
-            self._blobs.move_to_end(root)
-        return data
-
-    def keep(self, root: Digest, data: bytes) -> None:
-        if len(data) > SMALL_BYTES or root in self._blobs:
-            return
-        self._blobs[root] = data
-        self.size += len(data)
-        while self.size > MEMORY_BYTES:
-            _, oldest = self._blobs.popitem(last=False)
-            self.size -= len(oldest)
-
-    def drop(self, root: Digest) -> None:
-        data = self._blobs.pop(root, None)
-        if data is not None:
-            self.size -= len(data)
 
 
 @asynccontextmanager

@@ -4,73 +4,60 @@ One stream carries one blob. The opener sends a header frame (put or get, root, 
 `go`, `have`, `refused` or, at the end of a put, `done`. Behind a `go` follow the leaf digests and then the bytes of
 the blob, without framing, since both sizes are known by then.
 
-    put:  header -->        <-- go             manifest, leaves -->      <-- done
-    get:  header -->        <-- go, manifest, leaves
+    put:  header -->        <-- go (first)     manifest, leaves -->      <-- done
+    get:  header (first) -->                   <-- go, manifest, leaves
 
 The receiver checks room before it says `go` (put) or asks (get), the manifest against the root before the first leaf,
 and every leaf before it is written; the first wrong byte ends the stream and nothing is kept. A peer puts into its own
 scope and gets what its own scope may see: to everyone else a blob does not exist.
 
+Where a connection breaks, the leaves that were verified are kept for a while. The next attempt begins behind them:
+the receiver says in `first` how many it has, and then no manifest is sent, since it has that too.
+
 Time is bounded per leaf (`LEAF_SECONDS`), not per blob, so that a slow link may take long and a dead one may not.
 While a thread checks and writes one leaf the next one is received: two buffers of a leaf per transfer, no more.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from typing import Annotated, TypeVar
+from functools import partial
+from math import ceil
 
-import msgspec
 import trio
-from msgspec import Meta
 
-from coppermesh.p2p.blob_files import read_exactly
-from coppermesh.p2p.blob_store import BlobMissing, BlobStore, BlobWriter, Scope, StoreFull
-from coppermesh.p2p.blobs import (
-    DIGEST_BYTES,
-    LEAF_BYTES,
-    MAX_BLOB_BYTES,
-    Buffer,
-    as_bytes_view,
-    blob_root,
-    leaf_count,
+from coppermesh.p2p.blob_store import BlobMissing, BlobStore, Scope, StoreFull
+from coppermesh.p2p.blob_streams import (
+    LEAF_SECONDS,
+    BlobAnswer,
+    BlobHeader,
+    FileSource,
+    MemorySource,
+    Source,
+    receive_blob,
+    receive_frame,
+    send_frame,
+    send_manifest_and_leaves,
+    set_aside_if_cut,
+    within,
 )
+from coppermesh.p2p.blobs import LEAF_BYTES, MAX_BLOB_BYTES, Buffer, as_bytes_view, blob_root, leaf_count
 from coppermesh.p2p.channel import clean_sentence
-from coppermesh.p2p.encoding import decode, encode
-from coppermesh.p2p.errors import LocalProtocolError, MeshError, Refused, RemoteProtocolError, Unreachable
-from coppermesh.p2p.framing import HEADER_BYTES, encode_frame
-from coppermesh.p2p.ids import Digest, MeshId, PeerId, short_peer
-from coppermesh.p2p.records import Count, Hash, Sentence
+from coppermesh.p2p.errors import LocalProtocolError, Refused, RemoteProtocolError, Unreachable
+from coppermesh.p2p.ids import Digest, MeshId, PeerId
 from coppermesh.p2p.transport import Stream, Transport
 
-LEAF_SECONDS = 30.0
 QUEUE_SECONDS = 60.0
 REPLY_SECONDS = QUEUE_SECONDS + LEAF_SECONDS
 _REASON_SECONDS = 1.0
+_LOOK_SECONDS = 0.2
+MAX_ATTEMPTS = 20
+"""Of one call that is told to be patient."""
 MAX_TRANSFERS_PER_PEER = 4
 MAX_WAITING_PER_PEER = 128
-MAX_HEADER_BYTES = 1024
 
 Admit = Callable[[PeerId, Digest, int], Refused | None]
 """(peer, root, size) -> None to take a blob that a peer wants to put here, or why not. Pure and fast."""
-
-T = TypeVar("T", bound=msgspec.Struct)
-
-
-class BlobHeader(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """The first frame: what the opener wants. `size` in bytes is part of the question for a get, too."""
-
-    verb: Annotated[str, Meta(pattern=r"^(put|get)\Z")]
-    root: Hash
-    size: Count
-
-
-class BlobAnswer(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Every frame from the side that accepted the stream. Code and sentence are empty unless `refused`."""
-
-    state: Annotated[str, Meta(pattern=r"^(go|have|done|refused)\Z")]
-    code: Annotated[str, Meta(max_length=40, pattern=r"^[a-z0-9-]*\Z")] = ""
-    sentence: Sentence = ""
 
 
 @dataclass(slots=True)
@@ -80,6 +67,8 @@ class BlobCounts:
     put: int = 0
     got: int = 0
     had: int = 0
+    resumed: int = 0
+    """Those that went on where a connection broke."""
     refused: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
@@ -120,16 +109,16 @@ class BlobService:
     async def _serve(self, stream: Stream) -> None:
         try:
             async with self._turn(stream.peer):
-                with _within(LEAF_SECONDS, stream.peer, "blob header"):
-                    header = await _receive_frame(stream, BlobHeader)
+                with within(LEAF_SECONDS, stream.peer, "blob header"):
+                    header = await receive_frame(stream, BlobHeader)
                 if header.verb == "put":
                     await self._serve_put(stream, Digest(header.root), header.size)
                 else:
-                    await self._serve_get(stream, Digest(header.root), header.size)
+                    await self._serve_get(stream, header)
         except Refused as refused:
             self.counts.refused += 1
-            with _within(LEAF_SECONDS, stream.peer, "blob refusal"):
-                await _send_frame(
+            with within(LEAF_SECONDS, stream.peer, "blob refusal"):
+                await send_frame(
                     stream, BlobAnswer("refused", refused.code, clean_sentence(refused.sentence))
                 )
         except RemoteProtocolError:
@@ -168,30 +157,36 @@ class BlobService:
             raise refused
         if await self._store.ensure(scope, root):
             self.counts.had += 1
-            await _send_frame(stream, BlobAnswer("have"))
+            await send_frame(stream, BlobAnswer("have"))
             return
         try:
-            self._store.check_room(scope, size)
-            await _send_frame(stream, BlobAnswer("go"))
-            await _receive_blob(stream, root, size, self._store, scope)
+            kept = self._store.resume(scope, root, size)
+            if kept is None:
+                self._store.check_room(scope, size)
+            first = 0 if kept is None else kept.done
+            with nullcontext() if kept is None else set_aside_if_cut(kept):
+                await send_frame(stream, BlobAnswer("go", first=first))
+                await receive_blob(stream, root, size, self._store, scope, kept)
         except StoreFull as full:
             raise Refused("store-full", str(full)) from None
         self.counts.put += 1
-        self.counts.bytes_in += size
-        await _send_frame(stream, BlobAnswer("done"))
+        self.counts.resumed += first > 0
+        self.counts.bytes_in += size - first * LEAF_BYTES
+        await send_frame(stream, BlobAnswer("done"))
 
-    async def _serve_get(self, stream: Stream, root: Digest, size: int) -> None:
+    async def _serve_get(self, stream: Stream, header: BlobHeader) -> None:
         try:
-            blob = await self._store.open((self._mesh, stream.peer), root)
+            blob = await self._store.open((self._mesh, stream.peer), Digest(header.root))
         except BlobMissing as missing:
             raise Refused("unknown-blob", str(missing)) from None
         with blob:
-            if blob.size != size:
-                raise Refused("unknown-blob", f"that blob has {blob.size} bytes, not {size}")
-            await _send_frame(stream, BlobAnswer("go"))
-            await _send_manifest_and_leaves(stream, blob.leaves, _FileSource(blob.fd, size))
+            if blob.size != header.size or header.first > len(blob.leaves):
+                raise Refused("unknown-blob", f"that blob has {blob.size} bytes, not {header.size}")
+            await send_frame(stream, BlobAnswer("go"))
+            await send_manifest_and_leaves(stream, blob.leaves, FileSource(blob.fd, blob.size), header.first)
         self.counts.got += 1
-        self.counts.bytes_out += size
+        self.counts.resumed += header.first > 0
+        self.counts.bytes_out += max(0, header.size - header.first * LEAF_BYTES)
 
 
 async def send_blob(
@@ -203,10 +198,12 @@ async def send_blob(
     source: Buffer | int,
     *,
     size: int | None = None,
+    patience_s: float = 0.0,
 ) -> None:
     """Put a blob into this agent's scope at `peer`; nothing is sent where it is there already.
 
     `leaves`: its leaf digests. `source`: its bytes, or a descriptor to read them from (then give `size`).
+    `patience_s`: when the connection breaks, wait so long for another one and go on where it broke.
     Send a few at a time: `peer` serves `MAX_TRANSFERS_PER_PEER` at once. Raises Unreachable; Refused (`store-full`,
     `too-large`, `busy`, or what `peer`'s policy says); RemoteProtocolError; LocalProtocolError where `leaves`, `root`
     and `size` do not belong together.
@@ -214,25 +211,34 @@ async def send_blob(
     if isinstance(source, int):
         if size is None:
             raise LocalProtocolError("a blob sent from a descriptor needs its size")
-        bytes_source: _Source = _FileSource(source, size)
+        bytes_source: Source = FileSource(source, size)
     else:
-        bytes_source = _MemorySource(as_bytes_view(source))
+        bytes_source = MemorySource(as_bytes_view(source))
     if len(leaves) != leaf_count(bytes_source.size) or blob_root(bytes_source.size, leaves) != root:
         raise LocalProtocolError(f"these leaf digests and this size are not of blob {root.hex()[:16]}")
+    attempt = partial(_send_once, transport, mesh, peer, root, leaves, bytes_source)
+    await _with_patience(transport, peer, patience_s, attempt)
+
+
+async def _send_once(
+    transport: Transport, mesh: MeshId, peer: PeerId, root: Digest, leaves: list[bytes], bytes_source: Source
+) -> None:
     async with _opened(transport, mesh, peer, BlobHeader("put", root, bytes_source.size)) as (stream, answer):
         if answer.state == "have":
             return
         if answer.state != "go":
             raise RemoteProtocolError(f"{answer.state!r} in answer to a put")
+        if answer.first > len(leaves):
+            raise RemoteProtocolError(f"it has {answer.first} of {len(leaves)} leaves")
         try:
-            await _send_manifest_and_leaves(stream, leaves, bytes_source)
+            await send_manifest_and_leaves(stream, leaves, bytes_source, answer.first)
         except Unreachable:
             # It may have stopped taking bytes to say why: its disk is full.
-            with suppress(Unreachable, RemoteProtocolError), _within(_REASON_SECONDS, peer, "a reason"):
-                _unrefused(await _receive_frame(stream, BlobAnswer))
+            with suppress(Unreachable, RemoteProtocolError), within(_REASON_SECONDS, peer, "a reason"):
+                _unrefused(await receive_frame(stream, BlobAnswer))
             raise
-        with _within(REPLY_SECONDS, peer, "end of a blob"):
-            end = _unrefused(await _receive_frame(stream, BlobAnswer))
+        with within(REPLY_SECONDS, peer, "end of a blob"):
+            end = _unrefused(await receive_frame(stream, BlobAnswer))
         if end.state != "done":
             raise RemoteProtocolError(f"{end.state!r} at the end of a put")
 
@@ -245,21 +251,55 @@ async def fetch_blob(
     size: int,
     store: BlobStore,
     scope: Scope,
+    *,
+    patience_s: float = 0.0,
 ) -> None:
     """Get a blob of exactly `size` bytes from `peer` into `store`, visible to `scope`. Nothing to do if it is there.
 
-    Raises Unreachable; Refused (`unknown-blob`, `busy`); StoreFull (here); RemoteProtocolError where the bytes are not
-    the blob, and then nothing is kept.
+    `patience_s`: as for `send_blob`. Raises Unreachable; Refused (`unknown-blob`, `busy`); StoreFull (here);
+    RemoteProtocolError where the bytes are not the blob, and then nothing is kept.
     """
-    if await store.ensure(scope, root):
-        return
     if size > MAX_BLOB_BYTES:
         raise RemoteProtocolError(f"a blob of {size} bytes: at most {MAX_BLOB_BYTES} are possible")
-    store.check_room(scope, size)
-    async with _opened(transport, mesh, peer, BlobHeader("get", root, size)) as (stream, answer):
-        if answer.state != "go":
-            raise RemoteProtocolError(f"{answer.state!r} in answer to a get")
-        await _receive_blob(stream, root, size, store, scope)
+    attempt = partial(_fetch_once, transport, mesh, peer, root, size, store, scope)
+    await _with_patience(transport, peer, patience_s, attempt)
+
+
+async def _fetch_once(
+    transport: Transport,
+    mesh: MeshId,
+    peer: PeerId,
+    root: Digest,
+    size: int,
+    store: BlobStore,
+    scope: Scope,
+) -> None:
+    if await store.ensure(scope, root):
+        return
+    kept = store.resume(scope, root, size)
+    if kept is None:
+        store.check_room(scope, size)
+    with nullcontext() if kept is None else set_aside_if_cut(kept):
+        header = BlobHeader("get", root, size, 0 if kept is None else kept.done)
+        async with _opened(transport, mesh, peer, header) as (stream, answer):
+            if answer.state != "go":
+                raise RemoteProtocolError(f"{answer.state!r} in answer to a get")
+            await receive_blob(stream, root, size, store, scope, kept)
+
+
+async def _with_patience(
+    transport: Transport, peer: PeerId, patience_s: float, attempt: Callable[[], Awaitable[None]]
+) -> None:
+    """Try, and where the peer was cut off try again when it is back, a bounded number of times."""
+    for _ in range(MAX_ATTEMPTS if patience_s else 0):
+        with suppress(Unreachable):
+            return await attempt()
+        for _ in range(ceil(patience_s / _LOOK_SECONDS)):
+            # Before the first look too: the news that the connection is gone may be on its way.
+            await trio.sleep(_LOOK_SECONDS)
+            if peer in transport.connected():
+                break
+    return await attempt()
 
 
 @asynccontextmanager
@@ -269,9 +309,9 @@ async def _opened(
     """A blob stream after its header and the first answer; reset where the block fails."""
     stream = await transport.open_stream(peer, blob_protocol(mesh))
     try:
-        with _within(REPLY_SECONDS, peer, "blob header"):
-            await _send_frame(stream, header)
-            answer = _unrefused(await _receive_frame(stream, BlobAnswer))
+        with within(REPLY_SECONDS, peer, "blob header"):
+            await send_frame(stream, header)
+            answer = _unrefused(await receive_frame(stream, BlobAnswer))
         yield stream, answer
     except BaseException:
         with trio.CancelScope(shield=True):
@@ -284,126 +324,3 @@ def _unrefused(answer: BlobAnswer) -> BlobAnswer:
     if answer.state == "refused":
         raise Refused(answer.code or "refused", answer.sentence)
     return answer
-
-
-# Frames
-
-
-async def _send_frame(stream: Stream, value: msgspec.Struct) -> None:
-    await stream.send_all(encode_frame(encode(value)))
-
-
-async def _receive_frame(stream: Stream, kind: type[T]) -> T:
-    """One frame and not a byte more, so that what follows can be received in place."""
-    header = bytearray(HEADER_BYTES)
-    await stream.receive_into(memoryview(header))
-    length = int.from_bytes(header, "big")
-    if not 0 < length <= MAX_HEADER_BYTES:
-        raise RemoteProtocolError(f"blob stream: a frame of {length} bytes, want 1 to {MAX_HEADER_BYTES}")
-    payload = bytearray(length)
-    await stream.receive_into(memoryview(payload))
-    return decode(kind, bytes(payload), max_bytes=MAX_HEADER_BYTES)
-
-
-# Bytes out
-
-
-@dataclass(frozen=True, slots=True)
-class _MemorySource:
-    view: memoryview
-
-    @property
-    def size(self) -> int:
-        return len(self.view)
-
-    async def leaf(self, index: int) -> memoryview:
-        return self.view[index * LEAF_BYTES : (index + 1) * LEAF_BYTES]
-
-
-class _FileSource:
-    def __init__(self, fd: int, size: int) -> None:
-        self._fd = fd
-        self._buffer = memoryview(bytearray(min(size, LEAF_BYTES)))
-        self.size = size
-
-    async def leaf(self, index: int) -> memoryview:
-        start = index * LEAF_BYTES
-        view = self._buffer[: min(LEAF_BYTES, self.size - start)]
-        try:
-            await trio.to_thread.run_sync(read_exactly, self._fd, view, start)
-        except (EOFError, OSError) as error:
-            raise LocalProtocolError(f"cannot read the blob that is being sent: {error}") from error
-        return view
-
-
-_Source = _MemorySource | _FileSource
-
-
-async def _send_manifest_and_leaves(stream: Stream, leaves: list[bytes], source: _Source) -> None:
-    if leaves:
-        with _within(LEAF_SECONDS, stream.peer, "blob manifest"):
-            await stream.send_all(b"".join(leaves))
-    for index in range(len(leaves)):
-        leaf = await source.leaf(index)
-        with _within(LEAF_SECONDS, stream.peer, f"leaf {index} of a blob"):
-            await stream.send_all(leaf)
-
-
-# Bytes in
-
-
-async def _receive_blob(stream: Stream, root: Digest, size: int, store: BlobStore, scope: Scope) -> None:
-    """Manifest and leaves into the store. Raises RemoteProtocolError at the first wrong one; nothing is kept then."""
-    manifest = bytearray(DIGEST_BYTES * leaf_count(size))
-    with _within(LEAF_SECONDS, stream.peer, "blob manifest"):
-        await stream.receive_into(memoryview(manifest))
-    leaves = [bytes(manifest[at : at + DIGEST_BYTES]) for at in range(0, len(manifest), DIGEST_BYTES)]
-    with await store.begin(scope, root, size, leaves) as writer:
-        await _receive_leaves(stream, size, writer)
-        writer.commit()
-
-
-async def _receive_leaves(stream: Stream, size: int, writer: BlobWriter) -> None:
-    """Receive one leaf while the one before is checked and written."""
-    buffers = [memoryview(bytearray(min(size, LEAF_BYTES))) for _ in range(min(2, leaf_count(size)))]
-    failures: list[MeshError | OSError] = []
-    async with trio.open_nursery() as nursery:
-        # Without a buffer: handing leaf n over means that leaf n-1 is written and its memory is free again.
-        full, to_write = trio.open_memory_channel[memoryview](0)
-
-        async def receive() -> None:
-            with full:
-                for index in range(leaf_count(size)):
-                    leaf = buffers[index % 2][: min(LEAF_BYTES, size - index * LEAF_BYTES)]
-                    with _within(LEAF_SECONDS, stream.peer, f"leaf {index} of a blob"):
-                        await stream.receive_into(leaf)
-                    await full.send(leaf)
-
-        async def write() -> None:
-            async for leaf in to_write:
-                await writer.write_leaf(leaf)
-
-        nursery.start_soon(_run_part, receive, failures, nursery.cancel_scope)
-        nursery.start_soon(_run_part, write, failures, nursery.cancel_scope)
-    if failures:
-        raise failures[0]
-
-
-async def _run_part(
-    part: Callable[[], Awaitable[None]], failures: list[MeshError | OSError], scope: trio.CancelScope
-) -> None:
-    """Run one of two parts; its error ends the other, and stays a plain error instead of a group of them."""
-    try:
-        await part()
-    except (MeshError, OSError) as error:
-        failures.append(error)
-        scope.cancel()
-
-
-@contextmanager
-def _within(seconds: float, peer: PeerId, what: str) -> Iterator[None]:
-    """A deadline for one step; passing it is the peer being out of reach."""
-    with trio.move_on_after(seconds) as scope:
-        yield
-    if scope.cancelled_caught:
-        raise Unreachable(f"{short_peer(peer)}: {what} took longer than {seconds:g} s")

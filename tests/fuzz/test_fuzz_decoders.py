@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 
 from coppermesh.agent.traces import check_chain, open_recorded
 from coppermesh.p2p.announcements import AnnouncementBook, Verdict
+from coppermesh.p2p.blob_streams import BlobAnswer, BlobHeader
 from coppermesh.p2p.channel import Frame
 from coppermesh.p2p.encoding import decode, encode
 from coppermesh.p2p.envelope import from_bytes, open_record, open_verified, to_bytes
@@ -35,7 +36,6 @@ from coppermesh.p2p.messages import MAX_FRAME_BYTES, ChallengeReply, Message
 from coppermesh.p2p.receipt_file import check_receipt_file, decode_receipt_file, encode_receipt_file
 from coppermesh.p2p.records import Receipt, Record, SignedRecord, Trace
 from coppermesh.p2p.signing import PeerKey, verify
-from coppermesh.p2p.transfer import BlobAnswer, BlobHeader
 
 Target = Callable[[bytes], None]
 

@@ -11,7 +11,9 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coppermesh.p2p.blob_files import GrantLog, StoreFull
+from coppermesh.p2p import blob_partials
+from coppermesh.p2p.blob_files import GrantLog, Scope, StoreFull
+from coppermesh.p2p.blob_partials import MAX_KEPT, MAX_KEPT_PER_SCOPE, Partial, PartialBlobs
 from coppermesh.p2p.blob_store import (
     MEMORY_BYTES,
     SMALL_BYTES,
@@ -413,3 +415,96 @@ def test_the_books_always_balance(moves: list[tuple[str, tuple[MeshId, PeerId], 
         for who in (HERS, HIS):
             seen = sum(charge_of(sizes[root]) for root, whose in table.all_grants() if whose == who)
             assert seen <= table.quota // 2
+
+
+async def set_aside(store: BlobStore, scope: Scope, size: int, *, seed: int, leaves: int = 1) -> Digest:
+    root, data = blob(size, seed=seed)
+    with await store.begin(scope, root, size, leaf_digests(data)) as writer:
+        for leaf in list(leaves_of(data))[:leaves]:
+            await writer.write_leaf(leaf)
+        writer.set_aside()
+    return root
+
+
+async def test_a_blob_that_was_set_aside_is_completed_later(tmp_path: Path) -> None:
+    root, data = blob(3 * LEAF_BYTES)
+    async with open_blob_store(tmp_path, quota_bytes=QUOTA) as store:
+        assert await set_aside(store, HERS, len(data), seed=0, leaves=2) == root
+        assert store.statistics().reserved_bytes == len(data)
+        assert not store.has(HERS, root)
+        writer = store.resume(HERS, root, len(data))
+        assert writer is not None
+        assert store.resume(HERS, root, len(data)) is None
+        with writer:
+            assert (writer.done, writer.leaf_size) == (2, LEAF_BYTES)
+            with pytest.raises(LocalProtocolError, match="before the last leaf"):
+                writer.commit()
+            await writer.write_leaf(data[2 * LEAF_BYTES :])
+            writer.commit()
+        assert await store.read(HERS, root) == data
+        assert store.statistics().reserved_bytes == store.statistics().partial == 0
+
+
+async def test_nothing_is_set_aside_without_a_leaf_or_after_a_wrong_one(tmp_path: Path) -> None:
+    root, data = blob(2 * LEAF_BYTES)
+    async with open_blob_store(tmp_path, quota_bytes=QUOTA) as store:
+        await set_aside(store, HERS, len(data), seed=0, leaves=0)
+        with await store.begin(HERS, root, len(data), leaf_digests(data)) as writer:
+            await writer.write_leaf(data[:LEAF_BYTES])
+            with pytest.raises(RemoteProtocolError):
+                await writer.write_leaf(bytes(LEAF_BYTES))
+            writer.set_aside()
+        assert store.resume(HERS, root, len(data)) is None
+        assert store.statistics().reserved_bytes == store.statistics().partial == 0
+        assert nothing_incoming(tmp_path)
+
+
+async def test_what_was_set_aside_makes_room_for_anything_else(tmp_path: Path) -> None:
+    async with open_blob_store(tmp_path, quota_bytes=QUOTA) as store:
+        mine = await set_aside(store, HERS, 4 << 20, seed=1)
+        other = await set_aside(store, HIS, 4 << 20, seed=2)
+        await store.put(HERS, *blob(6 << 20, seed=3))
+        assert store.resume(HERS, mine, 4 << 20) is None
+        store.check_room(HIS, 8 << 20)
+        assert store.resume(HIS, other, 4 << 20) is None
+        assert store.statistics().reserved_bytes == 0
+        assert nothing_incoming(tmp_path)
+
+
+async def test_little_is_set_aside_and_not_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_blob_store(tmp_path, quota_bytes=64 << 20) as store:
+        roots = [
+            await set_aside(store, HERS, 2 << 20, seed=number) for number in range(MAX_KEPT_PER_SCOPE + 2)
+        ]
+        assert store.statistics().partial == MAX_KEPT_PER_SCOPE
+        assert store.resume(HERS, roots[0], 2 << 20) is None
+        newest = store.resume(HERS, roots[-1], 2 << 20)
+        assert newest is not None
+        newest.set_aside()
+        monkeypatch.setattr(blob_partials, "KEPT_SECONDS", -1.0)
+        assert store.resume(HERS, roots[-1], 2 << 20) is None
+        assert store.statistics().partial == store.statistics().reserved_bytes == 0
+        assert nothing_incoming(tmp_path)
+
+
+async def test_a_restart_forgets_what_was_set_aside(tmp_path: Path) -> None:
+    async with open_blob_store(tmp_path, quota_bytes=QUOTA) as store:
+        root = await set_aside(store, HERS, 2 << 20, seed=1)
+    async with open_blob_store(tmp_path, quota_bytes=QUOTA) as store:
+        assert store.resume(HERS, root, 2 << 20) is None
+        assert nothing_incoming(tmp_path)
+
+
+def test_partial_blobs_are_few_in_all() -> None:
+    kept = PartialBlobs()
+    gone = []
+    for number in range(MAX_KEPT + 10):
+        scope = (MESH, PeerId(number.to_bytes(32, "big")))
+        gone += kept.keep(Partial(scope, Digest(bytes(32)), 1, [], 1, 1, Path("x"), float(number)))
+    assert len(kept) == MAX_KEPT
+    assert [each.kept_at for each in gone] == [float(number) for number in range(10)]
+    again = (MESH, PeerId((20).to_bytes(32, "big")))
+    assert kept.keep(Partial(again, Digest(bytes(32)), 1, [], 2, 1, Path("y"), 99.0))[0].kept_at == 20.0
+    taken = kept.take(again, Digest(bytes(32)))
+    assert taken is not None
+    assert taken.done == 2

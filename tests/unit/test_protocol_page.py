@@ -13,6 +13,7 @@ from coppermesh.agent.negotiation import LeaseState, TaskState
 from coppermesh.agent.policy import DECLINE_CODES
 from coppermesh.p2p import membership_messages, messages
 from coppermesh.p2p.announcements import MAX_ANNOUNCEMENT_BYTES, Verdict
+from coppermesh.p2p.blob_streams import BlobAnswer, BlobHeader
 from coppermesh.p2p.channel import Frame, Refusal
 from coppermesh.p2p.invitation import Invitation
 from coppermesh.p2p.membership import MEMBERSHIP_CODES, ROLES, Right
@@ -34,7 +35,6 @@ from coppermesh.p2p.records import (
     SignedRecord,
     Version,
 )
-from coppermesh.p2p.transfer import BlobAnswer, BlobHeader
 
 PAGE = (Path(__file__).parents[2] / "p2p" / "PROTOCOL.md").read_text()
 

@@ -5,14 +5,16 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
-from coppermesh.p2p import transfer
+from coppermesh.p2p import blob_streams, transfer
 from coppermesh.p2p.blob_store import BlobStore, StoreFull, open_blob_store
+from coppermesh.p2p.blob_streams import BlobAnswer, BlobHeader, receive_frame, send_frame
 from coppermesh.p2p.blobs import LEAF_BYTES, digest_of, leaf_digests
 from coppermesh.p2p.encoding import encode
 from coppermesh.p2p.errors import LocalProtocolError, Refused, RemoteProtocolError, Unreachable
@@ -23,8 +25,6 @@ from coppermesh.p2p.signing import PeerKey
 from coppermesh.p2p.transfer import (
     MAX_TRANSFERS_PER_PEER,
     Admit,
-    BlobAnswer,
-    BlobHeader,
     BlobService,
     blob_protocol,
     fetch_blob,
@@ -158,7 +158,7 @@ async def test_a_blob_beyond_the_quota_is_refused_before_it_is_sent(tmp_path: Pa
 async def test_a_header_of_100_tib_is_refused(tmp_path: Path) -> None:
     async with world(tmp_path) as both:
         async with raw(both, BlobHeader("put", bytes(32), 100 << 40)) as stream:
-            answer = await transfer._receive_frame(stream, BlobAnswer)
+            answer = await receive_frame(stream, BlobAnswer)
         assert (answer.state, answer.code) == ("refused", "too-large")
         with pytest.raises(RemoteProtocolError, match="at most"):
             await both.fetch(Digest(bytes(32)), 100 << 40)
@@ -197,7 +197,7 @@ async def test_a_manifest_of_another_blob_is_caught_before_any_leaf(tmp_path: Pa
     data, root = blob_of(3 * LEAF_BYTES)
     async with world(tmp_path) as both:
         async with raw(both, BlobHeader("put", root, len(data))) as stream:
-            assert (await transfer._receive_frame(stream, BlobAnswer)).state == "go"
+            assert (await receive_frame(stream, BlobAnswer)).state == "go"
             await stream.send_all(b"".join(leaf_digests(bytes(len(data)))))
             with pytest.raises(Unreachable):
                 await stream.receive_into(memoryview(bytearray(1)))
@@ -264,8 +264,8 @@ async def test_a_fetch_of_other_bytes_blames_the_server_and_keeps_nothing(tmp_pa
     data, root = blob_of(3 * LEAF_BYTES)
 
     async def lie(stream: Stream) -> None:
-        await transfer._receive_frame(stream, BlobHeader)
-        await transfer._send_frame(stream, BlobAnswer("go"))
+        await receive_frame(stream, BlobHeader)
+        await send_frame(stream, BlobAnswer("go"))
         await stream.send_all(b"".join(leaf_digests(data)))
         await stream.send_all(data[:LEAF_BYTES] + bytes(LEAF_BYTES))
         await stream.receive_some()
@@ -283,12 +283,12 @@ async def test_a_server_that_stalls_is_unreachable_after_the_deadline_of_a_leaf(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Threads and the real clock: a short deadline stands in for the long one.
-    monkeypatch.setattr(transfer, "LEAF_SECONDS", 0.05)
+    monkeypatch.setattr(blob_streams, "LEAF_SECONDS", 0.05)
     data, root = blob_of(3 * LEAF_BYTES)
 
     async def stall(stream: Stream) -> None:
-        await transfer._receive_frame(stream, BlobHeader)
-        await transfer._send_frame(stream, BlobAnswer("go"))
+        await receive_frame(stream, BlobHeader)
+        await send_frame(stream, BlobAnswer("go"))
         await stream.send_all(b"".join(leaf_digests(data)))
         await stream.send_all(data[: LEAF_BYTES + 5])
         await stream.receive_some()
@@ -296,7 +296,8 @@ async def test_a_server_that_stalls_is_unreachable_after_the_deadline_of_a_leaf(
     async with lying_server(tmp_path, stall) as (client, store):
         with pytest.raises(Unreachable, match="leaf 1 "):
             await fetch_blob(client, MESH, SERVER.peer, root, len(data), store, (MESH, CLIENT.peer))
-        assert store.statistics().reserved_bytes == 0
+        # The leaf that did arrive waits for the next attempt.
+        assert store.statistics().partial == 1
 
 
 async def test_our_own_full_store_is_said_before_asking(tmp_path: Path) -> None:
@@ -317,7 +318,7 @@ async def test_one_peer_has_few_transfers_at_once_and_the_rest_wait(tmp_path: Pa
             data, root = blob_of(LEAF_BYTES, seed=number)
             stream = await both.client.open_stream(SERVER.peer, blob_protocol(MESH))
             await stream.send_all(encode_frame(encode(BlobHeader("put", root, len(data)))))
-            assert (await transfer._receive_frame(stream, BlobAnswer)).state == "go"
+            assert (await receive_frame(stream, BlobAnswer)).state == "go"
             held.append(stream)
         data, root = blob_of(10, seed=99)
         async with trio.open_nursery() as nursery:
@@ -345,3 +346,157 @@ async def test_too_many_in_line_are_told_busy(tmp_path: Path, monkeypatch: pytes
             await stream.reset()
         await trio.testing.wait_all_tasks_blocked()
         await both.send(b"one more")
+
+
+# Broken off and resumed
+
+
+async def leaves_here(store: BlobStore, count: int) -> None:
+    """Until the store has set a blob aside with `count` leaves."""
+    with trio.fail_after(10):
+        while [each.done for each in store._partials._kept.values()] != [count]:
+            await trio.testing.wait_all_tasks_blocked(0.01)
+
+
+async def broken_off(both: World, data: bytes, root: Digest, leaves: int) -> None:
+    """A put that breaks in the middle of the leaf after `leaves`."""
+    async with raw(both, BlobHeader("put", root, len(data))) as stream:
+        assert await receive_frame(stream, BlobAnswer) == BlobAnswer("go")
+        await stream.send_all(b"".join(leaf_digests(data)))
+        await stream.send_all(data[: leaves * LEAF_BYTES + 1000])
+        await trio.testing.wait_all_tasks_blocked(0.01)
+    await leaves_here(both.server_store, leaves)
+
+
+async def test_a_put_goes_on_where_it_broke(tmp_path: Path) -> None:
+    data, root = blob_of(5 * LEAF_BYTES + 7)
+    async with world(tmp_path) as both:
+        await broken_off(both, data, root, 3)
+        await both.send(data)
+        assert await both.server_store.read((MESH, CLIENT.peer), root) == data
+        assert (both.service.counts.put, both.service.counts.resumed) == (1, 1)
+        assert both.service.counts.bytes_in == 2 * LEAF_BYTES + 7
+        assert both.server_store.statistics().reserved_bytes == 0
+        assert list((tmp_path / "server" / "incoming").iterdir()) == []
+
+
+async def test_a_resumed_put_breaks_again_and_goes_on_again(tmp_path: Path) -> None:
+    data, root = blob_of(5 * LEAF_BYTES)
+    async with world(tmp_path) as both:
+        await broken_off(both, data, root, 1)
+        async with raw(both, BlobHeader("put", root, len(data))) as stream:
+            assert await receive_frame(stream, BlobAnswer) == BlobAnswer("go", first=1)
+            await stream.send_all(data[LEAF_BYTES : 3 * LEAF_BYTES + 5])
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        await leaves_here(both.server_store, 3)
+        # Broken even before the answer arrives: nothing is lost.
+        async with raw(both, BlobHeader("put", root, len(data))):
+            pass
+        await leaves_here(both.server_store, 3)
+        await both.send(data)
+        assert await both.server_store.read((MESH, CLIENT.peer), root) == data
+
+
+async def test_wrong_bytes_in_a_resumed_put_keep_nothing(tmp_path: Path) -> None:
+    data, root = blob_of(4 * LEAF_BYTES)
+    wrong = bytearray(data)
+    wrong[-1] ^= 1
+    async with world(tmp_path) as both:
+        await broken_off(both, data, root, 2)
+        with pytest.raises(Unreachable):
+            await send_blob(both.client, MESH, SERVER.peer, root, leaf_digests(data), wrong)
+        statistics = both.server_store.statistics()
+        assert (statistics.partial, statistics.reserved_bytes, statistics.blobs) == (0, 0, 0)
+        assert both.service.counts.faults == 1
+
+
+async def test_what_one_peer_began_is_nothing_to_another(tmp_path: Path) -> None:
+    data, root = blob_of(3 * LEAF_BYTES)
+    async with world(tmp_path) as both:
+        await broken_off(both, data, root, 2)
+        assert both.server_store.resume((MESH, STRANGER.peer), root, len(data)) is None
+        assert both.server_store.resume((mesh_id("other"), CLIENT.peer), root, len(data)) is None
+        # Another size is another blob, and whoever claims it has lost what was kept.
+        assert both.server_store.resume((MESH, CLIENT.peer), root, len(data) + 1) is None
+        assert both.server_store.statistics().reserved_bytes == 0
+
+
+async def test_a_fetch_goes_on_where_it_broke(tmp_path: Path) -> None:
+    data, root = blob_of(4 * LEAF_BYTES + 9)
+    asked: list[int] = []
+
+    async def serve(stream: Stream) -> None:
+        header = await receive_frame(stream, BlobHeader)
+        asked.append(header.first)
+        await send_frame(stream, BlobAnswer("go"))
+        if not header.first:
+            await stream.send_all(b"".join(leaf_digests(data)))
+        last = len(data) if len(asked) > 2 else (header.first + 1) * LEAF_BYTES + 10
+        await stream.send_all(data[header.first * LEAF_BYTES : last])
+        if len(asked) <= 2:
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            await stream.reset()
+
+    async with lying_server(tmp_path, serve) as (client, store):
+        scope = (MESH, CLIENT.peer)
+        for _ in range(2):
+            with pytest.raises(Unreachable):
+                await fetch_blob(client, MESH, SERVER.peer, root, len(data), store, scope)
+        await fetch_blob(client, MESH, SERVER.peer, root, len(data), store, scope)
+        assert asked == [0, 1, 2]
+        assert await store.read(scope, root) == data
+        assert store.statistics().reserved_bytes == 0
+
+
+async def test_with_patience_one_call_goes_on_over_breaks(tmp_path: Path) -> None:
+    data, root = blob_of(6 * LEAF_BYTES)
+    network = MemoryNetwork(random.Random(1), window_bytes=LEAF_BYTES)
+    async with (
+        network.transport(CLIENT) as client,
+        network.transport(SERVER) as server,
+        open_blob_store(tmp_path / "server", quota_bytes=QUOTA, owner=SERVER.peer) as store,
+    ):
+        service = BlobService(server, MESH, store)
+        await client.dial(server.addresses[0])
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(
+                partial(send_blob, client, MESH, SERVER.peer, root, leaf_digests(data), data, patience_s=10)
+            )
+            for _ in range(2):
+                await trio.sleep(0.01)
+                await client.disconnect(SERVER.peer)
+                await client.dial(server.addresses[0])
+        assert await store.read((MESH, CLIENT.peer), root) == data
+        assert service.counts.put == 1
+
+
+async def test_without_patience_or_a_new_connection_a_break_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "MAX_ATTEMPTS", 2)
+    data, root = blob_of(2 * LEAF_BYTES)
+    async with world(tmp_path) as both:
+        await both.client.disconnect(SERVER.peer)
+        for patience in (0, 0.1):
+            with pytest.raises(Unreachable):
+                await send_blob(
+                    both.client, MESH, SERVER.peer, root, leaf_digests(data), data, patience_s=patience
+                )
+
+
+async def test_impossible_first_leaves_are_refused(tmp_path: Path) -> None:
+    data, root = blob_of(3 * LEAF_BYTES)
+    async with world(tmp_path) as both:
+        await both.send(data)
+        async with raw(both, BlobHeader("get", root, len(data), first=4)) as stream:
+            answer = await receive_frame(stream, BlobAnswer)
+            assert (answer.state, answer.code) == ("refused", "unknown-blob")
+
+    async def lie(stream: Stream) -> None:
+        await receive_frame(stream, BlobHeader)
+        await send_frame(stream, BlobAnswer("go", first=4))
+        await stream.receive_some()
+
+    async with lying_server(tmp_path, lie) as (client, _):
+        with pytest.raises(RemoteProtocolError, match="4 of 3"):
+            await send_blob(client, MESH, SERVER.peer, root, leaf_digests(data), data)

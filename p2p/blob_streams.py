@@ -1,0 +1,200 @@
+"""What travels on a blob stream, and the sending and receiving of it. `transfer` says who asks whom for what."""
+
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, TypeVar
+
+import msgspec
+import trio
+from msgspec import Meta
+
+from coppermesh.p2p.blob_files import read_exactly
+from coppermesh.p2p.blob_store import BlobStore, BlobWriter, Scope
+from coppermesh.p2p.blobs import DIGEST_BYTES, LEAF_BYTES, leaf_count
+from coppermesh.p2p.encoding import decode, encode
+from coppermesh.p2p.errors import LocalProtocolError, MeshError, RemoteProtocolError, Unreachable
+from coppermesh.p2p.framing import HEADER_BYTES, encode_frame
+from coppermesh.p2p.ids import Digest, PeerId, short_peer
+from coppermesh.p2p.records import Count, Hash, Sentence
+from coppermesh.p2p.transport import Stream
+
+LEAF_SECONDS = 30.0
+MAX_HEADER_BYTES = 1024
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class BlobHeader(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The first frame: what the opener wants. `size` in bytes is part of the question for a get, too.
+
+    `first`: the leaf that a get wants first; the ones before it are there. 0 in a put.
+    """
+
+    verb: Annotated[str, Meta(pattern=r"^(put|get)\Z")]
+    root: Hash
+    size: Count
+    first: Count = 0
+
+
+class BlobAnswer(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Every frame from the side that accepted the stream. Code and sentence are empty unless `refused`."""
+
+    state: Annotated[str, Meta(pattern=r"^(go|have|done|refused)\Z")]
+    code: Annotated[str, Meta(max_length=40, pattern=r"^[a-z0-9-]*\Z")] = ""
+    sentence: Sentence = ""
+    first: Count = 0
+    """With `go` in answer to a put: the leaf to send first."""
+
+
+# Frames
+
+
+async def send_frame(stream: Stream, value: msgspec.Struct) -> None:
+    """Send one frame. Raises Unreachable."""
+    await stream.send_all(encode_frame(encode(value)))
+
+
+async def receive_frame(stream: Stream, kind: type[T]) -> T:
+    """One frame and not a byte more, so that what follows can be received in place."""
+    header = bytearray(HEADER_BYTES)
+    await stream.receive_into(memoryview(header))
+    length = int.from_bytes(header, "big")
+    if not 0 < length <= MAX_HEADER_BYTES:
+        raise RemoteProtocolError(f"blob stream: a frame of {length} bytes, want 1 to {MAX_HEADER_BYTES}")
+    payload = bytearray(length)
+    await stream.receive_into(memoryview(payload))
+    return decode(kind, bytes(payload), max_bytes=MAX_HEADER_BYTES)
+
+
+# Bytes out
+
+
+@dataclass(frozen=True, slots=True)
+class MemorySource:
+    """A blob in memory."""
+
+    view: memoryview
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        return len(self.view)
+
+    async def leaf(self, index: int) -> memoryview:
+        """One leaf, in place."""
+        return self.view[index * LEAF_BYTES : (index + 1) * LEAF_BYTES]
+
+
+class FileSource:
+    """A blob in an open file."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        self._fd = fd
+        self._buffer = memoryview(bytearray(min(size, LEAF_BYTES)))
+        self.size = size
+
+    async def leaf(self, index: int) -> memoryview:
+        """One leaf, in memory that the next one reuses."""
+        start = index * LEAF_BYTES
+        view = self._buffer[: min(LEAF_BYTES, self.size - start)]
+        try:
+            await trio.to_thread.run_sync(read_exactly, self._fd, view, start)
+        except (EOFError, OSError) as error:
+            raise LocalProtocolError(f"cannot read the blob that is being sent: {error}") from error
+        return view
+
+
+Source = MemorySource | FileSource
+
+
+async def send_manifest_and_leaves(stream: Stream, leaves: list[bytes], source: Source, first: int) -> None:
+    """The manifest, unless the receiver has it, and the leaves from `first` on."""
+    if leaves and not first:
+        with within(LEAF_SECONDS, stream.peer, "blob manifest"):
+            await stream.send_all(b"".join(leaves))
+    for index in range(first, len(leaves)):
+        leaf = await source.leaf(index)
+        with within(LEAF_SECONDS, stream.peer, f"leaf {index} of a blob"):
+            await stream.send_all(leaf)
+
+
+# Bytes in
+
+
+async def receive_blob(
+    stream: Stream, root: Digest, size: int, store: BlobStore, scope: Scope, kept: BlobWriter | None
+) -> None:
+    """Manifest and leaves into the store, or the leaves that `kept` lacks.
+
+    Raises RemoteProtocolError at the first wrong one; nothing is kept then.
+    """
+    if kept is not None:
+        await _receive_leaves(stream, size, kept)
+        kept.commit()
+        return
+    manifest = bytearray(DIGEST_BYTES * leaf_count(size))
+    with within(LEAF_SECONDS, stream.peer, "blob manifest"):
+        await stream.receive_into(memoryview(manifest))
+    leaves = [bytes(manifest[at : at + DIGEST_BYTES]) for at in range(0, len(manifest), DIGEST_BYTES)]
+    with set_aside_if_cut(await store.begin(scope, root, size, leaves)) as writer:
+        await _receive_leaves(stream, size, writer)
+        writer.commit()
+
+
+@contextmanager
+def set_aside_if_cut(writer: BlobWriter) -> Iterator[BlobWriter]:
+    """Keep what was verified when the sender was cut off or we were cancelled; nothing after any other failure."""
+    with writer:
+        try:
+            yield writer
+        except (Unreachable, trio.Cancelled):
+            writer.set_aside()
+            raise
+
+
+async def _receive_leaves(stream: Stream, size: int, writer: BlobWriter) -> None:
+    """Receive one leaf while the one before is checked and written."""
+    first, count = writer.done, leaf_count(size)
+    buffers = [memoryview(bytearray(min(size, LEAF_BYTES))) for _ in range(min(2, count - first))]
+    failures: list[MeshError | OSError] = []
+    async with trio.open_nursery() as nursery:
+        # Without a buffer: handing leaf n over means that leaf n-1 is written and its memory is free again.
+        full, to_write = trio.open_memory_channel[memoryview](0)
+
+        async def receive() -> None:
+            with full:
+                for index in range(first, count):
+                    leaf = buffers[(index - first) % 2][: min(LEAF_BYTES, size - index * LEAF_BYTES)]
+                    with within(LEAF_SECONDS, stream.peer, f"leaf {index} of a blob"):
+                        await stream.receive_into(leaf)
+                    await full.send(leaf)
+
+        async def write() -> None:
+            async for leaf in to_write:
+                await writer.write_leaf(leaf)
+
+        nursery.start_soon(_run_part, receive, failures, nursery.cancel_scope)
+        nursery.start_soon(_run_part, write, failures, nursery.cancel_scope)
+    if failures:
+        raise failures[0]
+
+
+async def _run_part(
+    part: Callable[[], Awaitable[None]], failures: list[MeshError | OSError], scope: trio.CancelScope
+) -> None:
+    """Run one of two parts; its error ends the other, and stays a plain error instead of a group of them."""
+    try:
+        await part()
+    except (MeshError, OSError) as error:
+        failures.append(error)
+        scope.cancel()
+
+
+@contextmanager
+def within(seconds: float, peer: PeerId, what: str) -> Iterator[None]:
+    """A deadline for one step; passing it is the peer being out of reach."""
+    with trio.move_on_after(seconds) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise Unreachable(f"{short_peer(peer)}: {what} took longer than {seconds:g} s")
