@@ -24,6 +24,8 @@ class JobSubmitted:
     deadline_us: int
     budget: int = MAX_MONEY
     """Most that all its tasks may cost together, under whatever leases they run."""
+    copies: int = 1
+    """`tasks` are so many copies of each of the job's own: no two of one run at the same provider."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,8 @@ class NegotiationEnded:
     """Providers that were asked and declined or did not answer."""
     hopeless: bool = False
     """Providers were heard, and each refuses for a reason that time does not change."""
+    left: frozenset[PeerId] | None = None
+    """Those heard that do not refuse for good, and may take it later; None: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,11 +150,16 @@ class StartTask:
     attempt: int
     """1 for the first try."""
     cause: str
+    again: bool = False
+    """It is not the only attempt at the task that may still have a result: only one of them is paid."""
 
 
 @dataclass(frozen=True, slots=True)
 class CancelTask:
-    """Its job is over: tell the provider, and report `TaskFailed` (any fault) when it answered or did not in time."""
+    """Its job is over, or its result not needed: tell the provider.
+
+    Report `TaskFailed` (any fault) when it answered or did not in time.
+    """
 
     job: bytes
     index: int

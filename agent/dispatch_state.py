@@ -4,17 +4,24 @@ Nothing here decides what happens next; that is `dispatch`. Every operation is c
 tasks that were never tried are a counter, and only tasks that ran or failed have an entry of their own.
 """
 
-from collections import Counter, deque
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 
 from coppermesh.agent.dispatch_events import JobSubmitted, LeaseUp
-from coppermesh.agent.matching import Requirement
 from coppermesh.agent.pricing import amount_for
 from coppermesh.p2p.ids import PeerId
 
 SECOND = 1_000_000
 MAX_SCAN = 64
 """Waiting retries that are looked at to find one that a provider may take."""
+LOOK_AHEAD = 8
+"""Tasks in order that are looked at to find one whose blobs are at the provider already."""
+MAX_AHEAD = 1024
+"""How far a job whose tasks run several times gets ahead of the copies that wait for another provider."""
+LEAST_SERVICE_US = 1000
+"""Tasks that take less than this all count as equally quick."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +54,14 @@ class DispatchLimits:
     """How long after its expiry a lease with tasks outstanding is given up."""
     stop_us: int = 5 * SECOND
     """How long a cancelled task takes up room if nobody says that it ended."""
+    max_alike: int = 3
+    """Different providers at which one task may fail in the same way before its job does."""
+    move_gain_us: int = SECOND // 20
+    """A task that waits behind another is moved to an idle lease only where it starts so much sooner."""
+    least_straggle_us: int = SECOND
+    """How long a task runs at least before a second copy of it is started."""
+    straggle_factor: int = 3
+    """And how many times as long as tasks of its kind take."""
     negotiation_us: int = 15 * SECOND
     hopeless_us: int = 15 * SECOND
     """How long a job waits without a lease while every provider heard refuses it for good: another may yet appear."""
@@ -82,6 +97,8 @@ class Attempt:
     """When, on the dispatcher's count of starts."""
     cost: int
     """The most it can cost; kept free in the job's budget until it ends."""
+    at_us: int = 0
+    """When, by the clock."""
 
 
 @dataclass(slots=True)
@@ -93,6 +110,10 @@ class Trouble:
     excluded: dict[PeerId, int] = field(default_factory=dict)
     """Providers that may not have it, and until when."""
     reasons: list[str] = field(default_factory=list)
+    alike: dict[str, set[PeerId]] = field(default_factory=dict)
+    """Where its run failed, by the code of the failure."""
+    moved: list[bytes] = field(default_factory=list)
+    """Leases that it was taken from unrun, to be run sooner elsewhere."""
 
 
 @dataclass(slots=True)
@@ -105,65 +126,151 @@ class Strikes:
 
 
 class Job:
-    """A job's tasks: waiting (never tried, or to be retried), running, done."""
+    """A job's tasks: waiting (never tried, or to be retried), running, done.
+
+    Where each task runs at several providers, copy `c` of task `t` has the index `c * count + t`, and the copies of one
+    task come one after the other.
+    """
 
     def __init__(self, submitted: JobSubmitted, now_us: int) -> None:
         self.id = submitted.job
         self.tasks = submitted.tasks
+        self.copies = submitted.copies
         self.requirement = submitted.requirement.for_lease()
-        self.providers = submitted.requirement.providers
+        self.providers = max(submitted.requirement.providers, submitted.copies)
         self.submitted_us = now_us
         self.deadline_us = submitted.deadline_us
         self.budget = submitted.budget
         self.spent = 0
         self.running: dict[int, Attempt] = {}
+        self.seconds: dict[int, Attempt] = {}
+        """Second copies of tasks that are in `running` too and take long there."""
         self.troubles: dict[int, Trouble] = {}
         self.last_reason = ""
         self.done = 0
         self._is_done = bytearray(submitted.tasks)
         self._next = 0
+        self._ahead: deque[int] = deque()
+        """The next tasks in order, taken from the count so that one further on can be taken first."""
         self._retries: deque[int] = deque()
         self._strikes: dict[PeerId, Strikes] = {}
+        self._owners: dict[int, dict[PeerId, int]] = {}
+        """For each task whose copies have begun and not all ended: who has which copy."""
 
     @property
     def waiting(self) -> int:
         """Tasks that are neither running nor done."""
-        return self.tasks - self._next + len(self._retries)
+        return self.tasks - self._next + len(self._ahead) + len(self._retries)
 
     def can_pay(self, cost: int) -> bool:
         """One more task of that cost fits into the budget, whatever those that run turn out to cost."""
-        return self.spent + sum(attempt.cost for attempt in self.running.values()) + cost <= self.budget
+        taken = sum(attempt.cost for attempt in self.running.values())
+        taken += sum(attempt.cost for attempt in self.seconds.values())
+        return self.spent + taken + cost <= self.budget
 
     def is_done(self, index: int) -> bool:
         """Whether task `index` is done; False for a task that does not exist."""
         return 0 <= index < self.tasks and bool(self._is_done[index])
 
-    def take(self, provider: PeerId, now_us: int, max_strikes: int) -> int | None:
-        """Remove and return the next task that `provider` may have; retries first, then in order."""
+    def attempts(self, index: int) -> list[Attempt]:
+        """What runs of a task."""
+        found = (self.running.get(index), self.seconds.get(index))
+        return [attempt for attempt in found if attempt is not None]
+
+    def take(
+        self, provider: PeerId, now_us: int, max_strikes: int, near: Callable[[int], bool] | None = None
+    ) -> int | None:
+        """Remove and return the next task that `provider` may have.
+
+        Retries come first, then of the next few one that is `near` to it, else the first.
+        """
         if self.is_barred(provider, max_strikes):
             return None
         for place in range(min(len(self._retries), MAX_SCAN)):
             index = self._retries[place]
-            trouble = self.troubles.get(index)
-            if trouble is None or trouble.excluded.get(provider, 0) <= now_us:
+            if self.may_have(provider, index, now_us):
                 del self._retries[place]
                 return index
-        if self._next < self.tasks:
-            self._next += 1
-            return self._next - 1
+        found = self._place_ahead(provider, near)
+        if found is None:
+            return None
+        index = self._ahead[found]
+        del self._ahead[found]
+        return index
+
+    def _place_ahead(self, provider: PeerId, near: Callable[[int], bool] | None) -> int | None:
+        first = None
+        for place in range(MAX_AHEAD if self.copies > 1 else LOOK_AHEAD):
+            if place >= LOOK_AHEAD and first is not None:
+                break
+            if place == len(self._ahead) and not self._fill():
+                break
+            if self._is_owner(provider, self._ahead[place]):
+                continue
+            if near is None or near(self._ahead[place]):
+                return place
+            first = place if first is None else first
+        return first
+
+    def _fill(self) -> bool:
+        """Take one more from the count."""
+        if self._next >= self.tasks:
+            return False
+        task, copy = divmod(self._next, self.copies)
+        self._ahead.append(copy * (self.tasks // self.copies) + task)
+        self._next += 1
+        return True
+
+    def may_have(self, provider: PeerId, index: int, now_us: int) -> bool:
+        """It has not failed at that task a moment ago, and has no other copy of it."""
+        trouble = self.troubles.get(index)
+        excluded = trouble is not None and trouble.excluded.get(provider, 0) > now_us
+        return not excluded and not self._is_owner(provider, index)
+
+    def _is_owner(self, provider: PeerId, index: int) -> bool:
+        if self.copies == 1:
+            return False
+        return provider in self._owners.get(index % (self.tasks // self.copies), {})
+
+    def begin(self, index: int, attempt: Attempt) -> None:
+        """A task runs; beside the copy that runs already, where there is one."""
+        (self.seconds if index in self.running else self.running)[index] = attempt
+        if self.copies > 1:
+            self._owners.setdefault(index % (self.tasks // self.copies), {})[attempt.provider] = index
+
+    def end(self, index: int, lease: bytes) -> Attempt | None:
+        """The attempt under that lease, which is over and not done; what runs beside it goes on."""
+        for table in (self.seconds, self.running):
+            attempt = table.get(index)
+            if attempt is not None and attempt.lease == lease:
+                del table[index]
+                if index in self.seconds:
+                    self.running[index] = self.seconds.pop(index)
+                if self.copies > 1:
+                    self._owners[index % (self.tasks // self.copies)].pop(attempt.provider, None)
+                return attempt
         return None
 
     def requeue(self, index: int) -> None:
         """Put a task that was running at the front."""
         self._retries.appendleft(index)
 
+    def retries(self) -> list[int]:
+        """The first of the tasks that wait to be tried again."""
+        return list(islice(self._retries, MAX_SCAN))
+
     def finish(self, index: int) -> None:
         """Mark a task done, wherever it was."""
+        self.seconds.pop(index, None)
         if self.running.pop(index, None) is None:
             self._retries.remove(index)
         self._is_done[index] = 1
         self.done += 1
         self.troubles.pop(index, None)
+        if self.copies > 1:
+            count = self.tasks // self.copies
+            if all(self._is_done[index % count :: count]):
+                self._owners.pop(index % count, None)
 
     def blame(self, index: int, attempt: Attempt, starts: int, excluded_until_us: int) -> None:
         """Note that the provider failed at a task: it does not get it back soon, and it has one strike more.
@@ -206,7 +313,8 @@ class Lease:
         self.expires_us = up.expires_us
         self.budget = up.budget
         self.spent = 0
-        self.outstanding: dict[TaskKey, None] = {}
+        self.outstanding: dict[TaskKey, int] = {}
+        """Tasks on their way, oldest first, and since when."""
         self.stopping: dict[TaskKey, int] = {}
         """Cancelled tasks that take up room until they are reported, or until the time given."""
         self.idle_since_us = now_us
@@ -214,7 +322,10 @@ class Lease:
         """When it last got a task, on the dispatcher's count of starts: the least is the least recently used."""
         self.task_cost = amount_for(up.rate, up.requirement.wall_limit_us)
         """The most that one task can cost."""
+        self.service_us: int | None = None
+        """What one task takes there, as measured over the last few; None before the first."""
         self._depth = up.depth
+        self._last_end_us = now_us
 
     @property
     def is_idle(self) -> bool:
@@ -239,140 +350,21 @@ class Lease:
             room = min(room, (self.budget - self.spent) // self.task_cost - taken)
         return max(0, room)
 
-    def end_task(self, key: TaskKey, now_us: int, amount: int = 0) -> None:
-        """A task under the lease has ended and cost `amount`."""
-        self.outstanding.pop(key, None)
-        self.stopping.pop(key, None)
-        self.spent += amount
-        if self.is_idle:
-            self.idle_since_us = now_us
-
-
-class Group:
-    """The jobs of one requirement and the leases they share."""
-
-    def __init__(self, requirement: Requirement) -> None:
-        self.requirement = requirement
-        self.jobs: dict[bytes, Job] = {}
-        self.leases: dict[bytes, Lease] = {}
-        self.waiting = 0
-        """Tasks of all jobs that are neither running nor done."""
-        self.ready: deque[Job] = deque()
-        """Jobs with waiting tasks; each is served in turn."""
-        self.wanted = 0
-        """Leases asked for in the negotiation that is under way."""
-        self.negotiating_until_us: int | None = None
-        self.retry_us = 0
-        self.ended_us = 0
-        """When the last negotiation ended."""
-        self.fruitless = 0
-        """Negotiations in a row that granted nothing."""
-        self.heard = 0
-        self.declined = 0
-        self.held_us = 0
-        """The last time at which a lease was held."""
-        self.latest_deadline_us = 0
-        self.providers: Counter[int] = Counter()
-        """How many live jobs want at least so many providers."""
-
-    @property
-    def outstanding(self) -> int:
-        """Tasks on their way."""
-        return sum(len(lease.outstanding) for lease in self.leases.values())
-
-    @property
-    def least_leases(self) -> int:
-        """What the most demanding live job wants to be spread over."""
-        return max(self.providers, default=0)
-
-    @property
-    def is_empty(self) -> bool:
-        """Nothing is left to keep the group for."""
-        return not self.jobs and not self.leases and self.negotiating_until_us is None
-
-    @property
-    def fair_share(self) -> int | None:
-        """The most tasks one lease should have while others are being negotiated; None while none are."""
-        if self.negotiating_until_us is None:
-            return None
-        leases = max(1, len(self.leases) + self.wanted)
-        return max(1, -(-(self.waiting + self.outstanding) // leases))
-
-    def barred(self, max_strikes: int) -> set[PeerId]:
-        """Providers that every job with waiting tasks has barred, where those jobs are few enough to look."""
-        if not 0 < len(self.ready) <= MAX_SCAN:
-            return set()
-        return set.intersection(*(job.barred(max_strikes) for job in self.ready))
-
-    def begin_negotiation(self, count: int, now_us: int, limits: DispatchLimits) -> int:
-        """`count` leases are asked for. Returns until when that may take."""
-        deadline_us = min(now_us + limits.negotiation_us, self.latest_deadline_us)
-        self.wanted = count
-        self.negotiating_until_us = deadline_us + limits.stop_us
-        return deadline_us
-
-    def end_negotiation(self, granted: int, now_us: int, limits: DispatchLimits) -> None:
-        """The negotiation is over: wait before the next, the longer the less came of the last ones."""
-        self.negotiating_until_us = None
-        self.wanted = 0
-        self.ended_us = now_us
-        self.fruitless = 0 if granted else self.fruitless + 1
-        doublings = min(max(self.fruitless - 1, 0), 16)
-        self.retry_us = now_us + min(limits.first_retry_us << doublings, limits.last_retry_us)
-
-    def nudge(self, limits: DispatchLimits) -> None:
-        """Something changed: ask again soon, though not more often than once in `nudge_us`."""
-        self.retry_us = min(self.retry_us, self.ended_us + limits.nudge_us)
-
-    def add_lease(self, lease: Lease, now_us: int) -> None:
-        """Take in a new lease."""
-        self.leases[lease.id] = lease
-        self.held_us = now_us
-        self.wanted = max(0, self.wanted - 1)
-
-    def add_job(self, job: Job) -> None:
-        """Take in a new job."""
-        self.jobs[job.id] = job
-        self.ready.append(job)
-        self.waiting += job.waiting
-        self.providers[job.providers] += 1
-        self.latest_deadline_us = max(self.latest_deadline_us, job.deadline_us)
-
-    def remove_job(self, job: Job) -> None:
-        """Forget a job that ended, with its waiting tasks."""
-        del self.jobs[job.id]
-        if job.waiting:
-            self.waiting -= job.waiting
-            self.ready.remove(job)
-        self.providers[job.providers] -= 1
-        if not self.providers[job.providers]:
-            del self.providers[job.providers]
-
-    def take(self, lease: Lease, now_us: int, max_strikes: int) -> tuple[Job, int] | None:
-        """Remove and return a waiting task that may run under `lease`, from each job in turn."""
-        for _ in range(min(len(self.ready), MAX_SCAN)):
-            job = self.ready[0]
-            self.ready.rotate(-1)
-            index = job.take(lease.provider, now_us, max_strikes) if job.can_pay(lease.task_cost) else None
-            if index is not None:
-                self.waiting -= 1
-                if not job.waiting:
-                    self.ready.pop()
-                return job, index
+    def head(self) -> tuple[TaskKey, int] | None:
+        """The task that runs there now (the others wait behind it), and since when."""
+        for key, began_us in self.outstanding.items():
+            return key, max(began_us, self._last_end_us)
         return None
 
-    def requeue(self, job: Job, index: int) -> None:
-        """Put a task that was running at the front of its job, and its job next in turn."""
-        if not job.waiting:
-            self.ready.appendleft(job)
-        job.requeue(index)
-        self.waiting += 1
-
-    def finish(self, job: Job, index: int) -> None:
-        """Mark a task done, whether it was running or waiting for its next attempt."""
-        was_waiting = job.waiting
-        job.finish(index)
-        if job.waiting < was_waiting:
-            self.waiting -= 1
-            if not job.waiting:
-                self.ready.remove(job)
+    def end_task(self, key: TaskKey, now_us: int, amount: int = 0, *, done: bool = False) -> None:
+        """A task under the lease has ended and cost `amount`; where it is `done`, its time is measured."""
+        began_us = self.outstanding.pop(key, None)
+        self.stopping.pop(key, None)
+        self.spent += amount
+        if done and began_us is not None:
+            taken_us = max(LEAST_SERVICE_US, now_us - max(began_us, self._last_end_us))
+            before_us = taken_us if self.service_us is None else self.service_us
+            self.service_us = (3 * before_us + taken_us) // 4
+        self._last_end_us = now_us
+        if self.is_idle:
+            self.idle_since_us = now_us

@@ -102,6 +102,7 @@ class JobIntake:
             budget=options["budget"],
             submitted_us=now_us,
             programs=programs,
+            copies=options["redundancy"],
         )
         for forgotten in jobs.add(job):
             self.release_outputs(forgotten)

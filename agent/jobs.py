@@ -12,6 +12,8 @@ from typing import Any
 
 import trio
 
+from coppermesh.agent.attempts import Outstanding
+from coppermesh.agent.copies import CopyTable
 from coppermesh.agent.local_messages import Blob, JobEvent, TaskSpec
 from coppermesh.agent.matching import Requirement
 from coppermesh.agent.story import printable
@@ -65,6 +67,10 @@ class JobState:
     """What is known of each program that the tasks name."""
     copies: int = 1
     """At how many providers each task runs."""
+    contested: dict[int, list[Outstanding]] = field(default_factory=dict)
+    """Attempts at tasks of which more than one may still have a result."""
+    compared: CopyTable = field(init=False)
+    """Results of tasks that run several times, until all copies of one are there."""
     events: list[JobEvent] = field(default_factory=list)
     done: int = 0
     ended_us: int | None = None
@@ -80,9 +86,24 @@ class JobState:
     """The task that ended the job by its own doing."""
     _changed: trio.Event = field(default_factory=trio.Event)
 
+    def __post_init__(self) -> None:
+        self.compared = CopyTable(self.copies)
+
+    def task_of(self, index: int) -> int:
+        """The number of the task that the dispatcher's task `index` is a copy of."""
+        return index % len(self.tasks)
+
+    def spec(self, index: int) -> TaskSpec:
+        """What the dispatcher's task `index` runs."""
+        return self.tasks[self.task_of(index)]
+
+    def facts(self, index: int) -> ProgramFacts:
+        """What is known of its program."""
+        return self.programs[self.spec(index).program]
+
     def output_bytes(self, index: int) -> int:
         """Size of what task `index` returns."""
-        return sum(spec.nbytes for spec in self.programs[self.tasks[index].program].outputs)
+        return sum(spec.nbytes for spec in self.facts(index).outputs)
 
     def tell(
         self,

@@ -165,7 +165,7 @@ class LeaseBroker:
             isolation=list(requirement.isolation),
             memory_bytes=requirement.memory_bytes,
             min_speed=requirement.min_speed,
-            tasks=sum(len(job.tasks) - job.done for job in jobs),
+            tasks=sum((len(job.tasks) - job.done) * job.copies for job in jobs),
             copies=max((job.copies for job in jobs), default=1),
             wall_limit_us=requirement.wall_limit_us,
             max_rate=requirement.max_rate,

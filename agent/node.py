@@ -400,6 +400,7 @@ def _open_requester(node: Node) -> None:
         node.store,
         find_lease=node.requester.find_lease,
         output_specs=node.requester.output_specs,
+        rivals=node.requester.rivals,
         now_us=now_us,
     )
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import trio
 
+from coppermesh.agent.attempts import Outstanding, TaskOutcome
+from coppermesh.agent.deliveries import Deliveries
 from coppermesh.agent.dispatch import Dispatcher
 from coppermesh.agent.dispatch_events import (
     CancelTask,
@@ -36,23 +38,23 @@ from coppermesh.agent.dispatch_events import (
     Tick,
     WantLeases,
 )
-from coppermesh.agent.held_leases import HeldLease, Outstanding, TaskOutcome
+from coppermesh.agent.held_leases import HeldLease
 from coppermesh.agent.job_intake import JobIntake
 from coppermesh.agent.jobs import JobState, JobTable
 from coppermesh.agent.lease_broker import GrantedLease, LeaseBroker, Negotiated
 from coppermesh.agent.ledger import MAX_CODE, LeaseEnded, TaskSuperseded
 from coppermesh.agent.ledger_store import LedgerStore
-from coppermesh.agent.local_messages import WAIT_SECONDS, Blob, SubmitAnswer, SubmitCall, WaitAnswer, WaitCall
+from coppermesh.agent.local_messages import WAIT_SECONDS, SubmitAnswer, SubmitCall, WaitAnswer, WaitCall
 from coppermesh.agent.negotiation import Move, Role
-from coppermesh.agent.screens import counted, money
+from coppermesh.agent.screens import counted
 from coppermesh.agent.story import StoryLine
 from coppermesh.agent.task_driver import TaskDriver
 from coppermesh.exec.program import ArraySpec
 from coppermesh.p2p.blob_store import BlobStore, Scope
 from coppermesh.p2p.control import ControlHub
 from coppermesh.p2p.errors import MeshError
-from coppermesh.p2p.ids import Digest, PeerId, short_peer
-from coppermesh.p2p.messages import BlobInfo, CancelRequest, Nothing
+from coppermesh.p2p.ids import PeerId, short_peer
+from coppermesh.p2p.messages import CancelRequest, Nothing
 
 CANCEL_SECONDS = 5.0
 MAX_REFUSALS_SHOWN = 16
@@ -101,6 +103,7 @@ class Requester:
         self._woken = trio.Event()
         self._nursery: trio.Nursery | None = None
         self.jobs = JobTable()
+        self._deliveries = Deliveries(store, scope, self.jobs, tell=self._tell, fail=self._differ)
         self.leases: dict[bytes, HeldLease] = {}
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -118,8 +121,10 @@ class Requester:
         """Take a job. Raises Refused with what is wrong with it, before anything is asked of anybody."""
         job = await self._intake.take(call, self.jobs)
         self._tell(job, "submitted", "", counted(len(job.tasks), "task"))
-        requirement = job.requirement
-        self._feed(JobSubmitted(job.job, len(job.tasks), requirement, job.deadline_us, job.budget))
+        count = len(job.tasks) * job.copies
+        self._feed(
+            JobSubmitted(job.job, count, job.requirement, job.deadline_us, job.budget, copies=job.copies)
+        )
         return SubmitAnswer(job.job)
 
     async def wait(self, call: WaitCall) -> WaitAnswer:
@@ -174,7 +179,13 @@ class Requester:
     def output_specs(self, attempt: Outstanding) -> Sequence[ArraySpec] | None:
         """What the attempt's program returns, while its job is known."""
         job = self.jobs.find(attempt.job)
-        return None if job is None else job.programs[job.tasks[attempt.index].program].outputs
+        return None if job is None else job.facts(attempt.index).outputs
+
+    def rivals(self, attempt: Outstanding) -> Sequence[Outstanding]:
+        """Other attempts at the same task of which one may be paid already."""
+        job = self.jobs.find(attempt.job)
+        known = [] if job is None else job.contested.get(attempt.index, [])
+        return [other for other in known if other is not attempt]
 
     # Instructions
 
@@ -261,7 +272,20 @@ class Requester:
             return
         if start.attempt > 1:
             self._tell(job, "retry", start.cause, f"attempt {start.attempt}", start.index, held.provider)
-        nursery.start_soon(self._run_task, start, held, job, self._driver.begin(held, job, start.index))
+        attempt = self._driver.begin(held, job, start.index)
+        if start.again:
+            known = job.contested.setdefault(start.index, [])
+            found = self._attempts_at(start.job, start.index)
+            known += [one for one in found if all(one is not other for other in known)]
+        nursery.start_soon(self._run_task, start, held, job, attempt)
+
+    def _attempts_at(self, job: bytes, index: int) -> list[Outstanding]:
+        return [
+            attempt
+            for held in self.leases.values()
+            for attempt in held.outstanding.values()
+            if (attempt.job, attempt.index) == (job, index)
+        ]
 
     async def _run_task(self, start: StartTask, held: HeldLease, job: JobState, attempt: Outstanding) -> None:
         try:
@@ -280,7 +304,7 @@ class Requester:
 
     async def _report(self, start: StartTask, held: HeldLease, job: JobState, outcome: TaskOutcome) -> None:
         if outcome.fault is None:
-            await self._deliver(start, held, job, outcome)
+            await self._deliveries.deliver(held, job, start.index, outcome)
             self._feed(TaskDone(start.job, start.index, start.lease, outcome.amount))
             return
         text = f"{outcome.code}: {outcome.sentence}"
@@ -289,7 +313,7 @@ class Requester:
             self._feed(TaskRefused(start.job, start.index, start.lease, outcome.code, outcome.sentence))
             return
         if outcome.fault == "job":
-            job.detail, job.failed_task = outcome.detail, start.index
+            job.detail, job.failed_task = outcome.detail, job.task_of(start.index)
         fault: Fault = "job" if outcome.fault == "job" else "provider"
         self._feed(
             TaskFailed(
@@ -303,35 +327,17 @@ class Requester:
             )
         )
 
-    async def _deliver(self, start: StartTask, held: HeldLease, job: JobState, outcome: TaskOutcome) -> None:
-        """Put the outputs, which come pinned, where the client finds them, and tell it."""
-        inline = await self._read_small(job, outcome.outputs)
-        if inline or job.ended_us is not None:
-            for blob in outcome.outputs:
-                self._store.unpin(Digest(blob.root))
-        else:
-            job.pinned.extend(blob.root for blob in outcome.outputs)
-        if job.ended_us is not None:
-            return
-        job.done += 1
-        facts = {"done": job.done, "tasks": len(job.tasks), "receipt": _receipt_facts(held, outcome)}
-        job.tell("task", facts, index=start.index, outputs=outcome.outputs, inline=inline)
-
-    async def _read_small(self, job: JobState, outputs: Sequence[BlobInfo]) -> list[Blob]:
-        """Outputs that may ride in the job's event; none where they stay in the store."""
-        if not self.jobs.take_inline(job, sum(blob.size for blob in outputs)):
-            return []
-        try:
-            return [
-                Blob(blob.root, await self._store.read(self._scope, Digest(blob.root))) for blob in outputs
-            ]
-        except (MeshError, OSError) as error:
-            _log.error("outputs of job %s cannot be read: %s", job.job.hex()[:8], error)
-            return []
+    def _differ(self, job: JobState, task: int, sentence: str) -> None:
+        """Copies of a task differ and none can be taken: the job is over."""
+        self._feed(JobCancelled(job.job, "its copies differ"))
+        job.failed_task = task
+        self._end_job(job, "disagreement", sentence, f"task {task}")
 
     async def _supersede(self, instruction: Supersede) -> None:
         held = self.leases.get(instruction.lease)
         attempt = None if held is None else held.find_any(instruction.job, instruction.index)
+        while attempt is not None and attempt.settling:
+            await attempt.committed.wait()
         if held is None or attempt is None or attempt.settled or not attempt.issued:
             return  # never sent, or it has its one receipt: nothing of it can be claimed any more
         attempt.given_up = attempt.given_up or "superseded"
@@ -345,24 +351,24 @@ class Requester:
 
     async def _cancel_task(self, instruction: CancelTask) -> None:
         held = self.leases.get(instruction.lease)
-        attempt = None if held is None else held.find(instruction.job, instruction.index)
+        attempt = None if held is None else held.find_any(instruction.job, instruction.index)
         if held is None or attempt is None:
             return
         while attempt.settling:
             await attempt.committed.wait()
         if attempt.outcome is not None:
             return
-        attempt.given_up = "cancelled"
+        superseded, attempt.given_up = attempt.given_up, attempt.given_up or "cancelled"
         if attempt.run.state.value in ("offered", "needed", "accepted"):
             attempt.run.step(Move.CANCEL, Role.REQUESTER, self._now_us(), instruction.cause)
         try:
-            if attempt.issued:
+            if attempt.issued and superseded is None:
                 await self._ledger.commit(TaskSuperseded(attempt.task.id, "cancelled"))
         except MeshError as error:
             _log.error("cancelling task %s: %s", attempt.task.id.hex()[:12], error)
         if attempt.issued:
-            await self._tell_cancelled(held, attempt, "the job is over")
-        attempt.resolve(TaskOutcome("provider", "cancelled", "the job is over"))
+            await self._tell_cancelled(held, attempt, instruction.cause)
+        attempt.resolve(TaskOutcome("provider", "cancelled", instruction.cause))
 
     async def _tell_cancelled(self, held: HeldLease, attempt: Outstanding, sentence: str) -> None:
         request = CancelRequest(held.id, attempt.task.record.number, "cancelled", sentence, None)
@@ -449,24 +455,6 @@ class Requester:
     ) -> None:
         self._ledger.note(StoryLine(job.job, self._now_us(), cause, kind, peer, task, text))
         # What its attempts still come to is no news to whoever was told that the job has ended.
-        if job.ended_us is None and kind in ("retry", "lease-ended", "failed"):
-            job.tell("progress", {"text": text, "cause": cause}, index=task)
-
-
-def _receipt_facts(held: HeldLease, outcome: TaskOutcome) -> dict[str, object]:
-    """What a script sees of a receipt: `job.receipt`."""
-    lease = held.record
-    assert outcome.receipt_id is not None
-    return {
-        "id": outcome.receipt_id.hex(),
-        "status": "ok",
-        "provider": held.provider_text,
-        "device": held.granted.device_name,
-        "device_kind": lease.device_kind,
-        "billed_us": outcome.billed_us,
-        "amount": outcome.amount,
-        "unit": lease.unit,
-        "price": money(outcome.amount, lease.unit),
-        "lease": held.id.hex(),
-        "verified": True,
-    }
+        if job.ended_us is None and kind in ("retry", "lease-ended", "failed", "disagree"):
+            number = None if task is None else job.task_of(task)
+            job.tell("progress", {"text": text, "cause": cause}, index=number)

@@ -19,7 +19,8 @@ from weakref import WeakValueDictionary
 
 import trio
 
-from coppermesh.agent.held_leases import HeldLease, Lane, Outstanding, TaskOutcome
+from coppermesh.agent.attempts import Outstanding, TaskOutcome
+from coppermesh.agent.held_leases import HeldLease, Lane
 from coppermesh.agent.ledger import EvidenceFound, LedgerConflict, ReceiptSettled
 from coppermesh.agent.ledger_reader import ReceiptContext
 from coppermesh.agent.ledger_store import LedgerStore
@@ -81,8 +82,10 @@ class ResultIntake:
         *,
         find_lease: Callable[[bytes], HeldLease | None],
         output_specs: Callable[[Outstanding], Sequence[ArraySpec] | None],
+        rivals: Callable[[Outstanding], Sequence[Outstanding]],
         now_us: Callable[[], int],
     ) -> None:
+        """`rivals` are other attempts at the same task that may have a result too: only one of them is paid."""
         self._key = key
         self._mesh = mesh
         self._transport = transport
@@ -90,6 +93,7 @@ class ResultIntake:
         self._store = store
         self._find_lease = find_lease
         self._output_specs = output_specs
+        self._rivals = rivals
         self._now_us = now_us
         self._scope: Scope = (mesh, key.peer)
         self._lanes: WeakValueDictionary[bytes, Lane] = WeakValueDictionary()
@@ -224,6 +228,8 @@ class ResultIntake:
         if attempt is not None:
             attempt.run.step(Move.RESULT, Role.PROVIDER, self._now_us(), f"receipt {receipt.id.hex()[:12]}")
         given_up = case.given_up if attempt is None else attempt.given_up
+        if given_up is None and attempt is not None and any(one.is_taken for one in self._rivals(attempt)):
+            given_up = "superseded"
         verdict = check_receipt(
             receipt,
             case.lease,
@@ -241,7 +247,7 @@ class ResultIntake:
         countersignature = build_countersignature(receipt, verdict, head, self._now_us())
         signed = sign_record(self._key, countersignature)
         if attempt is not None:
-            attempt.begin_settling()
+            attempt.begin_settling(accepting=verdict == "ok")
         try:
             # This handler is cancelled when the peer's channel ends; what is committed must still be concluded.
             with trio.CancelScope(shield=True):
@@ -345,6 +351,7 @@ def _outcome(case: _Case, answer: Countersignature, problem: str) -> TaskOutcome
             billed_us=record.billed_us,
             receipt_id=case.receipt.id,
             outputs=tuple(request.outputs),
+            determinism=record.determinism,
         )
     fault = "job" if record.status == "job-failed" else "provider"
     return TaskOutcome(

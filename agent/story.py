@@ -30,6 +30,7 @@ KINDS = {
     "accepted": "receipt accepted",
     "disputed": "receipt disputed",
     "evidence": "caught",
+    "disagree": "results differ",
     "challenge": "challenge",
     "trace": "node digests",
     "progress": "progress",

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import trio
 
-from coppermesh.agent.held_leases import HeldLease, Outstanding, TaskOutcome
+from coppermesh.agent.attempts import Outstanding, TaskOutcome
+from coppermesh.agent.held_leases import HeldLease
 from coppermesh.agent.jobs import JobState
 from coppermesh.agent.ledger import TaskIssued
 from coppermesh.agent.ledger_store import LedgerStore
@@ -117,7 +118,7 @@ class TaskDriver:
 
     def _sign(self, held: HeldLease, job: JobState, index: int) -> Outstanding:
         now_us = self._now_us()
-        spec = job.tasks[index]
+        spec = job.spec(index)
         wall_us = held.record.wall_limit_us
         task = Task(
             version=1,
@@ -216,7 +217,7 @@ class TaskDriver:
 
 def _blobs(job: JobState, index: int) -> list[BlobInfo]:
     """Every blob that the task names, each once: the program first, then the inputs."""
-    spec = job.tasks[index]
+    spec = job.spec(index)
     named = {spec.program: BlobInfo(spec.program, job.programs[spec.program].size)}
     for blob in spec.inputs:
         named.setdefault(blob.root, blob)

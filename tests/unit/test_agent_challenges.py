@@ -175,6 +175,7 @@ async def open_pair(base: Path, machine: Machine | None = None, **options: Any) 
         await agents.until_found(requester, 1)
         job = await agents.submit(requester, wave(), **options)
         assert (await agents.events_of(requester, job))[-1].kind == "finished"
+        await agents.until(lambda: provider.outbox.under_way == 0)
         yield Pair(provider, machine, requester, job)
 
 

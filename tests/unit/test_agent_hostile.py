@@ -754,7 +754,7 @@ async def test_a_lease_cancelled_as_the_connection_goes_is_lost_once_and_the_tas
             held = world.node.requester.find_lease(lease.id)
             assert held is not None
             (attempt,) = held.outstanding.values()
-            attempt.begin_settling()
+            attempt.begin_settling(accepting=True)
             request = CancelRequest(lease.id, None, "expired", "time is over", None)
             await peer.hub.request(world.node.key.peer, "cancel", request, Nothing)
             world.network.cut(seller.key.peer, world.node.key.peer)

@@ -81,11 +81,19 @@ class ModelJob:
     tasks: int
     need: Requirement
     done: set[int] = field(default_factory=set)
-    running: dict[int, bytes] = field(default_factory=dict)
+    copies: int = 1
+    running: set[tuple[int, bytes]] = field(default_factory=set)
+    """Task and lease; a task may run under two leases."""
+    moved: dict[int, list[bytes]] = field(default_factory=lambda: defaultdict(list))
+    done_by: dict[int, PeerId] = field(default_factory=dict)
     failed_on: dict[int, list[bytes]] = field(default_factory=lambda: defaultdict(list))
     failed_at: dict[tuple[int, PeerId], int] = field(default_factory=dict)
     begun: dict[tuple[int, bytes], int] = field(default_factory=dict)
     strikes: dict[PeerId, tuple[int, int]] = field(default_factory=dict)
+
+    def leases_of(self, index: int) -> list[bytes]:
+        """Under which leases a task runs."""
+        return sorted(lease for place, lease in self.running if place == index)
 
 
 class World(RuleBasedStateMachine):
@@ -104,12 +112,17 @@ class World(RuleBasedStateMachine):
 
     # What happens.
 
-    @rule(job=jobs, tasks=st.integers(0, 7), need=st.sampled_from(NEEDS), seconds=st.integers(-1, 300))
-    def submit(self, job: bytes, tasks: int, need: Requirement, seconds: int) -> None:
+    @rule(
+        job=jobs, tasks=st.integers(0, 7), need=st.sampled_from(NEEDS), seconds=st.integers(-1, 300),
+        copies=st.sampled_from([1, 1, 2]),
+    )  # fmt: skip
+    def submit(self, job: bytes, tasks: int, need: Requirement, seconds: int, copies: int) -> None:
         known = job in self.jobs or job in self.ended_jobs
+        tasks *= copies
         if not known:
-            self.jobs[job] = ModelJob(tasks, need.for_lease())
-        out = self.tell(JobSubmitted(job, tasks, need, self.now_us + seconds * SECOND))
+            self.jobs[job] = ModelJob(tasks, need.for_lease(), copies=copies)
+        deadline_us = self.now_us + seconds * SECOND
+        out = self.tell(JobSubmitted(job, tasks, need, deadline_us, copies=copies))
         if not known and (tasks == 0 or seconds <= 0):
             assert job in self.ended_jobs
         if known:
@@ -225,11 +238,16 @@ class World(RuleBasedStateMachine):
     @invariant()
     def counts_are_those_of_the_model(self) -> None:
         counts = self.dispatcher.counts()
-        running = sum(len(job.running) for job in self.jobs.values())
         assert counts.jobs == len(self.jobs)
         assert counts.leases == len(self.leases)
-        assert counts.tasks_outstanding == running
-        assert counts.tasks_waiting == sum(job.tasks - len(job.done) for job in self.jobs.values()) - running
+        assert counts.tasks_outstanding == sum(len(job.running) for job in self.jobs.values())
+        waiting = [
+            index
+            for job in self.jobs.values()
+            for index in range(job.tasks)
+            if index not in job.done and not job.leases_of(index)
+        ]
+        assert counts.tasks_waiting == len(waiting)
 
     @invariant()
     def there_is_always_a_next_moment_while_there_is_something_to_do(self) -> None:
@@ -242,8 +260,8 @@ class World(RuleBasedStateMachine):
             if not self.jobs:
                 break
             for job_id, job in list(self.jobs.items()):
-                for index, lease in list(job.running.items()):
-                    if job_id in self.jobs and self.jobs[job_id].running.get(index) == lease:
+                for index, lease in sorted(job.running):
+                    if job_id in self.jobs and (index, lease) in self.jobs[job_id].running:
                         self._done(job_id, index, lease, 1)
             for need in list(self.negotiating):
                 self.grant(b"friendly%d" % number, PeerId(number.to_bytes(32, "big")), need, 2, 200, 5)
@@ -267,11 +285,11 @@ class World(RuleBasedStateMachine):
         match instruction:
             case StartTask():
                 self._start(instruction)
-            case Supersede(job, index, lease):
-                self._supersede(job, index, lease)
+            case Supersede(job, index, lease, cause):
+                self._supersede(job, index, lease, moved=cause.startswith("moved"))
             case CancelTask(job, index, lease):
                 assert self.jobs[job].begun.get((index, lease)), "only what was started is cancelled"
-                self.jobs[job].running.pop(index, None)
+                self.jobs[job].running.discard((index, lease))
                 self.leases[lease].running.discard((job, index))
                 self.leases[lease].stopping[job, index] = self.now_us + LIMITS.stop_us
             case WantLeases(need, count, exclude, held):
@@ -296,7 +314,23 @@ class World(RuleBasedStateMachine):
         job, lease = self.jobs[start.job], self.leases[start.lease]
         assert 0 <= start.index < job.tasks
         assert start.index not in job.done, "a task is done twice"
-        assert start.index not in job.running, "a task is on two leases at once"
+        others = job.leases_of(start.index)
+        assert len(others) < 2, "a task is on three leases at once"
+        if others:
+            assert not any(one.tasks > len(one.done) + len(one.running) for one in [job]), (
+                "a copy before a task"
+            )
+            assert self.leases[others[0]].provider != lease.provider, "two copies at one provider"
+        assert start.again == bool(others or job.failed_on[start.index] or job.moved[start.index])
+        for before in job.moved[start.index]:
+            assert (start.job, start.index, before) in self.superseded, "moved before it was superseded"
+        count = job.tasks // job.copies
+        for twin in range(start.index % count, job.tasks, count):
+            if twin != start.index:
+                at = {self.leases[held].provider for held in job.leases_of(twin)}
+                assert lease.provider not in at | {job.done_by.get(twin)}, (
+                    "both copies of a task at one provider"
+                )
         assert lease.need == job.need
         assert len(lease.running) + len(lease.stopping) < lease.depth, "more tasks than the lease's depth"
         cost = amount_for(RATE, job.need.wall_limit_us)
@@ -319,19 +353,24 @@ class World(RuleBasedStateMachine):
             assert (start.job, start.index, before) in self.superseded, "retried before it was superseded"
         self.count += 1
         job.begun[start.index, start.lease] = self.count
-        job.running[start.index] = start.lease
+        job.running.add((start.index, start.lease))
         lease.running.add((start.job, start.index))
 
-    def _supersede(self, job: bytes, index: int, lease: bytes) -> None:
-        assert self.jobs[job].begun.get((index, lease)), "only what was started is superseded"
-        self.superseded.add((job, index, lease))
-        if (
-            self.jobs[job].running.get(index) == lease
-        ):  # the lease expired, or the task was done elsewhere after all
-            del self.jobs[job].running[index]
-            self.leases[lease].running.discard((job, index))
-            if index not in self.jobs[job].done:
-                self.jobs[job].failed_on[index].append(lease)
+    def _supersede(self, job_id: bytes, index: int, lease: bytes, *, moved: bool) -> None:
+        job = self.jobs[job_id]
+        assert job.begun.get((index, lease)), "only what was started is superseded"
+        self.superseded.add((job_id, index, lease))
+        if (index, lease) not in job.running:
+            return
+        # It was moved, the lease expired, or the task was done by another attempt.
+        job.running.remove((index, lease))
+        self.leases[lease].running.discard((job_id, index))
+        if moved:
+            assert not job.moved[index], "a task is moved once"
+            assert self.leases[lease].running, "what ran is not moved"
+            job.moved[index].append(lease)
+        elif index not in job.done:
+            job.failed_on[index].append(lease)
 
     def _end(self, job: bytes) -> None:
         assert not self.jobs[job].running, "a job ended while its tasks ran on"
@@ -345,7 +384,7 @@ class World(RuleBasedStateMachine):
         running = [
             (job, index, lease)
             for job, known in sorted(self.jobs.items())
-            for index, lease in known.running.items()
+            for index, lease in sorted(known.running)
         ]
         return running[pick % len(running)]
 
@@ -353,8 +392,8 @@ class World(RuleBasedStateMachine):
         return [
             (job, index, lease)
             for job, known in sorted(self.jobs.items())
-            for index, leases in known.failed_on.items()
-            for lease in leases
+            for index in range(known.tasks)
+            for lease in known.failed_on[index] + known.moved[index]
             if index not in known.done
         ]
 
@@ -369,7 +408,7 @@ class World(RuleBasedStateMachine):
         if (job, index) not in held.running:
             return False
         held.running.remove((job, index))
-        del self.jobs[job].running[index]
+        self.jobs[job].running.remove((index, lease))
         return True
 
     def _drop_old_stops(self) -> None:
@@ -380,13 +419,16 @@ class World(RuleBasedStateMachine):
     def _done(self, job_id: bytes, index: int, lease: bytes, amount: int) -> None:
         job = self.jobs.get(job_id)
         held = self.leases.get(lease)
-        stops = held is not None and (job_id, index) in held.stopping
         if self._free(job_id, index, lease, amount):
             assert job is not None
             job.done.add(index)
             assert held is not None
+            job.done_by[index] = held.provider
+            for slow in job.leases_of(index):
+                if job.begun[index, slow] < job.begun[index, lease]:
+                    self._blame(job, index, slow, self.leases[slow].provider, self.count)
             job.strikes.pop(held.provider, None)
-        elif job is not None and index not in job.done and lease in job.failed_on[index] and not stops:
+        elif job is not None and index not in job.done and lease in job.failed_on[index] + job.moved[index]:
             job.done.add(index)
         self.tell(TaskDone(job_id, index, lease, amount))
 
@@ -400,17 +442,20 @@ class World(RuleBasedStateMachine):
         noted = self.count
         for job_id, index, lease in sorted(attempts, reverse=True):
             job = self.jobs[job_id]
-            job.running.pop(index, None)
+            job.running.discard((index, lease))
             job.failed_on[index].append(lease)
             if lease in self.leases:
                 self.leases[lease].running.discard((job_id, index))
             if not blame:
                 continue
-            self.put_back[provider] = self.now_us
-            job.failed_at[index, provider] = self.now_us
-            count, last = job.strikes.get(provider, (0, -1))
-            if job.begun[index, lease] > last:
-                job.strikes[provider] = (count + 1, noted)
+            self._blame(job, index, lease, provider, noted)
+
+    def _blame(self, job: ModelJob, index: int, lease: bytes, provider: PeerId, noted: int) -> None:
+        self.put_back[provider] = self.now_us
+        job.failed_at[index, provider] = self.now_us
+        count, last = job.strikes.get(provider, (0, -1))
+        if job.begun[index, lease] > last:
+            job.strikes[provider] = (count + 1, noted)
 
 
 TestWorld = World.TestCase

@@ -1,0 +1,178 @@
+"""What the dispatcher has in front of it, and the moves that its parts share: end a job, try again, lose a lease.
+
+Every task that is tried again is superseded first, and of two copies of a task that run at once the one that loses is
+superseded and stopped: the requester will never owe for two results of one task.
+"""
+
+import heapq
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import TypeVar
+
+from coppermesh.agent.dispatch_events import (
+    CancelTask,
+    Instruction,
+    JobFailed,
+    ReleaseLease,
+    StartTask,
+    Supersede,
+)
+from coppermesh.agent.dispatch_group import Group
+from coppermesh.agent.dispatch_state import Attempt, DispatchLimits, Job, Lease
+from coppermesh.agent.matching import Requirement
+from coppermesh.p2p.ids import PeerId, short_peer
+
+BLAMELESS_CODES = frozenset(
+    {"expired", "idle", "surplus", "expiring", "budget", "paused", "reclaimed", "released"}
+)
+"""Ways in which a lease ends that say nothing against its provider."""
+MAX_REMEMBERED = 4096
+"""Ids of ended jobs and leases that are kept, so that a late event does not bring one back."""
+
+K = TypeVar("K", bound=Hashable)
+
+
+class Board:
+    """Jobs, leases and groups, and the instructions that the event at hand has led to so far."""
+
+    def __init__(self, now_us: int, limits: DispatchLimits) -> None:
+        self.limits = limits
+        self.now_us = now_us
+        self.groups: dict[Requirement, Group] = {}
+        self.jobs: dict[bytes, Job] = {}
+        self.leases: dict[bytes, Lease] = {}
+        self.ended_jobs: OrderedDict[bytes, None] = OrderedDict()
+        self.ended_leases: OrderedDict[bytes, None] = OrderedDict()
+        self.put_back: dict[PeerId, int] = {}
+        self.deadlines: list[tuple[int, bytes]] = []
+        self.starts = 0
+        self.out: list[Instruction] = []
+
+    def group(self, requirement: Requirement) -> Group:
+        """The group of a requirement, made where there is none."""
+        found = self.groups.get(requirement)
+        if found is None:
+            found = self.groups[requirement] = Group(requirement)
+        return found
+
+    # Jobs and tasks.
+
+    def add_job(self, job: Job) -> Group:
+        """Take in a job."""
+        group = self.group(job.requirement)
+        group.add_job(job)
+        self.jobs[job.id] = job
+        heapq.heappush(self.deadlines, (job.deadline_us, job.id))
+        return group
+
+    def end_job(self, job: Job, cause: str) -> None:
+        """Stop what still runs and forget the job."""
+        for index, attempt in sorted([*job.running.items(), *job.seconds.items()], key=lambda item: item[0]):
+            self.stop(job.id, index, attempt, cause)
+        job.running.clear()
+        job.seconds.clear()
+        self.groups[job.requirement].remove_job(job)
+        del self.jobs[job.id]
+        remember(self.ended_jobs, job.id)
+
+    def fail_job(self, job: Job, code: str, sentence: str, cause: str) -> None:
+        """The job is over without its result."""
+        self.end_job(job, cause)
+        self.out.append(JobFailed(job.id, code, sentence, cause))
+
+    def start(self, job: Job, index: int, lease: Lease, why: str = "") -> None:
+        """Run a task under a lease; `why` where that follows from something else than room for it."""
+        self.starts += 1
+        lease.used = self.starts
+        lease.outstanding[job.id, index] = self.now_us
+        job.begin(index, Attempt(lease.id, lease.provider, self.starts, lease.task_cost, self.now_us))
+        trouble = job.troubles.get(index)
+        failed = trouble.reasons if trouble else []
+        where = f"lease {short(lease.id)} of {short_peer(lease.provider)}"
+        cause = why or (f"again on {where} after {failed[-1]}" if failed else f"room on {where}")
+        again = trouble is not None or index in job.seconds
+        self.out.append(StartTask(job.id, index, lease.id, len(failed) + 1, cause, again=again))
+
+    def stop(self, job: bytes, index: int, attempt: Attempt, cause: str) -> None:
+        """Cancel a running task. It takes up room until the shell reports its end."""
+        lease = self.leases.get(attempt.lease)
+        if lease is None:
+            return
+        lease.outstanding.pop((job, index), None)
+        lease.stopping[job, index] = self.now_us + self.limits.stop_us
+        self.out.append(CancelTask(job, index, attempt.lease, cause))
+
+    def drop_attempt(self, job: Job, index: int, attempt: Attempt, cause: str) -> None:
+        """Another attempt at the task was first: this one will not be paid."""
+        self.out.append(Supersede(job.id, index, attempt.lease, cause))
+        self.stop(job.id, index, attempt, cause)
+
+    def blame(self, job: Job, index: int, attempt: Attempt) -> None:
+        """The provider failed at a task: it gets nothing for a while, and that task for longer."""
+        job.blame(index, attempt, self.starts, self.now_us + self.limits.task_exclusion_us)
+        self.put_back[attempt.provider] = self.now_us + self.limits.put_back_us
+
+    def retry(self, job: Job, index: int, lease: bytes, code: str, sentence: str, *, blame: bool) -> None:
+        """Give up an attempt and queue the task again, or fail the job where that was the last."""
+        limits = self.limits
+        attempt = job.end(index, lease)
+        assert attempt is not None
+        reason = f"{code} at {short_peer(attempt.provider)}" + (f" ({sentence})" if sentence else "")
+        trouble = job.trouble(index)
+        trouble.leases.append(attempt.lease)
+        trouble.reasons.append(reason)
+        job.last_reason = reason
+        if blame:
+            self.blame(job, index, attempt)
+        self.out.append(Supersede(job.id, index, attempt.lease, reason))
+        if index not in job.running:
+            self.groups[job.requirement].requeue(job, index)
+        if len(trouble.leases) >= limits.max_attempts:
+            tried = "; ".join(trouble.reasons)
+            sentence = f"task {index} was tried {limits.max_attempts} times: {tried}"
+            self.fail_job(job, "too-many-attempts", sentence, f"task {index} failed again")
+
+    # Leases.
+
+    def lose(self, lease: Lease, code: str, sentence: str, *, blame: bool = True) -> None:
+        """Forget a lease that ended by itself; its tasks go back to the front, lowest first."""
+        self.forget_lease(lease)
+        blame = blame and code not in BLAMELESS_CODES
+        for job_id, index in sorted(lease.outstanding, reverse=True):
+            job = self.jobs.get(job_id)
+            if job is not None:  # else an earlier task of this loop was its job's last attempt
+                self.retry(job, index, lease.id, code, sentence, blame=blame)
+        lease.outstanding.clear()
+
+    def release(self, lease: Lease, code: str, cause: str) -> None:
+        """End a lease of ours that is not needed."""
+        self.forget_lease(lease)
+        self.out.append(ReleaseLease(lease.id, code, cause))
+
+    def forget_lease(self, lease: Lease) -> None:
+        """It is over."""
+        group = self.groups[lease.requirement]
+        group.held_us = self.now_us
+        del group.leases[lease.id]
+        del self.leases[lease.id]
+        remember(self.ended_leases, lease.id)
+
+    def is_ending(self, lease: Lease) -> bool:
+        """A task started now might not end before the lease does."""
+        return lease.is_ending(self.now_us, self.limits.expiry_margin_us)
+
+    def is_usable(self, lease: Lease) -> bool:
+        """May be given tasks now, if it has room."""
+        return not lease.is_spent and lease.provider not in self.put_back and not self.is_ending(lease)
+
+
+def remember(ended: OrderedDict[K, None], key: K) -> None:
+    """Keep an id, and forget the oldest where there are too many."""
+    ended[key] = None
+    if len(ended) > MAX_REMEMBERED:
+        ended.popitem(last=False)
+
+
+def short(lease: bytes) -> str:
+    """An id for a person."""
+    return lease.hex()[:8]
