@@ -5,24 +5,29 @@ side can know which one the other is using already. New streams go on the newest
 direction* means that the peer gave up the first (a restart, a changed network), so it replaces the first; so does one
 that comes later from another host. When one of a peer's connections ends, all are closed: the peer is down, once, and
 dialled again by whoever wants it.
+
+A connection may also run through a relay (`libp2p_circuit`), where the peer itself cannot be reached. A direct one that
+comes later replaces it, in either direction: the peer is down and up again, which is why it is tried at once, while
+nobody has anything under way.
 """
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import trio
 
 from coppermesh.p2p.addresses import Address, format_host, is_loopback
 from coppermesh.p2p.errors import MeshError, Refused, Unreachable
-from coppermesh.p2p.ids import PeerId, short_peer
-from coppermesh.p2p.libp2p_upgrade import Identity, Secured, upgrade
+from coppermesh.p2p.ids import PeerId, format_peer, short_peer
+from coppermesh.p2p.libp2p_tcp import open_tcp
+from coppermesh.p2p.libp2p_upgrade import Identity, Secured, prove, upgrade
 from coppermesh.p2p.libp2p_yamux import BufferBudget, YamuxConnection
 from coppermesh.p2p.libp2p_yamux_stream import YamuxStream
 from coppermesh.p2p.transport import DIAL_SECONDS, PeerDown, PeerPath, PeerUp, TransportCounts
 
+PROBE_SECONDS = 6.0
 MAX_CONNECTIONS = 256
 MAX_INBOUND = 192
 """Of which accepted ones; the rest is kept for peers we want to reach."""
@@ -59,6 +64,7 @@ class ConnectionTable:
         swarm_key: bytes | None = None,
         on_stream: Callable[[YamuxStream], None],
         on_event: Callable[[PeerUp | PeerDown], None],
+        open_circuit: Callable[[Address], Awaitable[trio.SocketStream]],
     ) -> None:
         self._identity = identity
         self.swarm_key = swarm_key
@@ -67,6 +73,9 @@ class ConnectionTable:
         self._counts = counts
         self._on_stream = on_stream
         self._on_event = on_event
+        self._open_circuit = open_circuit
+        self.local_port = 0
+        """The port this agent listens on, from which it dials as well; 0: any."""
         self._peers: dict[PeerId, list[Connection]] = {}
         self._accepted = 0
         self._handshakes: OrderedDict[int, trio.CancelScope] = OrderedDict()
@@ -128,10 +137,7 @@ class ConnectionTable:
 
     async def _connect(self, target: Address) -> None:
         self._check_room()
-        try:
-            stream = await trio.open_tcp_stream(target.host, target.port)
-        except OSError as error:
-            raise Unreachable(f"{target}: {error.strerror or error}") from error
+        stream = await self._reach(target)
         try:
             secured = await upgrade(stream, self._identity, target.peer, self.swarm_key)
             self._check_room()
@@ -141,7 +147,58 @@ class ConnectionTable:
         except BaseException:
             await trio.aclose_forcefully(stream)
             raise
-        connection = self._add(stream, secured, str(target), outbound=True)
+        connection = self._add(stream, secured, str(target), outbound=True, relay=target.relay)
+        self._nursery.start_soon(self._serve, connection)
+
+    async def _reach(self, target: Address) -> trio.SocketStream:
+        """The bytes' way to the target, not yet secured. Raises Unreachable."""
+        if target.relay is not None:
+            try:
+                return await self._open_circuit(target)
+            except Refused as error:
+                raise Unreachable(f"{target}: {error.sentence}") from error
+        try:
+            return await open_tcp(target.kind, target.host, target.port, self.local_port)
+        except OSError as error:
+            raise Unreachable(f"{target}: {error.strerror or error}") from error
+
+    async def probe(self, target: Address) -> None:
+        """Reach the target, prove who answers, and hang up: no connection comes of it, at either side.
+
+        From a port of its own, so that no earlier connection has opened the way. Raises as `dial` does.
+        """
+        with trio.move_on_after(PROBE_SECONDS):
+            try:
+                stream = await trio.open_tcp_stream(target.host, target.port)
+            except OSError as error:
+                raise Unreachable(f"{target}: {error.strerror or error}") from error
+            try:
+                await prove(stream, self._identity, target.peer, self.swarm_key)
+            except Refused as error:
+                raise Unreachable(f"{target}: {error}") from error
+            finally:
+                await trio.aclose_forcefully(stream)
+            return
+        raise Unreachable(f"{target}: no answer within {PROBE_SECONDS:g} s")
+
+    async def add_punched(self, stream: trio.SocketStream, target: Address, *, initiator: bool) -> None:
+        """A TCP connection that both sides opened at once: secure it in the given role and use it.
+
+        Raises as `dial` does, and closes the stream then.
+        """
+        try:
+            with trio.fail_after(DIAL_SECONDS):
+                secured = await upgrade(
+                    stream, self._identity, target.peer, self.swarm_key, initiator=initiator
+                )
+            self._check_room()
+        except trio.TooSlowError:
+            await trio.aclose_forcefully(stream)
+            raise Unreachable(f"{target}: it opened the connection and said nothing") from None
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
+        connection = self._add(stream, secured, str(target), outbound=initiator)
         self._nursery.start_soon(self._serve, connection)
 
     def _check_room(self) -> None:
@@ -170,6 +227,23 @@ class ConnectionTable:
             return
         await self._serve(self._add(stream, secured, format_host(host, port), outbound=False))
 
+    async def accept_relayed(self, stream: trio.SocketStream, relay: PeerId, caller: PeerId) -> None:
+        """Serve a connection that `relay` says is from `caller`, which it has to prove, until it ends."""
+        secured = await self._handshake(stream)
+        if secured is None:
+            return
+        if secured.peer != caller:
+            _log.info("the relay %s named a caller that another one was", short_peer(relay))
+            return
+        full = self._accepted >= MAX_INBOUND or len(self._all()) >= MAX_CONNECTIONS
+        if self._closed or full or self._is_direct(caller):
+            return
+        address = f"/p2p/{format_peer(relay)}/p2p-circuit"
+        await self._serve(self._add(stream, secured, address, outbound=False, relay=relay))
+
+    def _is_direct(self, peer: PeerId) -> bool:
+        return any(it.relay is None for it in self._peers.get(peer, ()))
+
     async def _handshake(self, stream: trio.SocketStream) -> Secured | None:
         if len(self._handshakes) >= MAX_HANDSHAKES:
             self._handshakes.popitem(last=False)[1].cancel()
@@ -191,15 +265,22 @@ class ConnectionTable:
     # Keeping
 
     def _add(
-        self, stream: trio.SocketStream, secured: Secured, address: str, *, outbound: bool
+        self,
+        stream: trio.SocketStream,
+        secured: Secured,
+        address: str,
+        *,
+        outbound: bool,
+        relay: PeerId | None = None,
     ) -> Connection:
         peer = secured.peer
-        local_host, remote_host = _host_of(stream.socket.getsockname), _host_of(stream.socket.getpeername)
+        local_host, remote_host = _hosts_of(stream)
         now = trio.current_time()
         for old in self._peers.get(peer, ()):
             moved = old.remote_host != remote_host and now - old.since > SIMULTANEOUS_SECONDS
-            if old.outbound == outbound or moved:
-                self.drop(peer, "replaced by a newer connection")
+            better = relay is None and old.relay is not None
+            if old.outbound == outbound or moved or better:
+                self.drop(peer, "a direct connection" if better else "replaced by a newer connection")
                 break
         mux = YamuxConnection(
             peer,
@@ -211,7 +292,7 @@ class ConnectionTable:
             on_stream=self._on_stream,
             early=secured.early,
         )
-        connection = Connection(mux, address, outbound, local_host, remote_host, now)
+        connection = Connection(mux, address, outbound, local_host, remote_host, now, relay)
         first = peer not in self._peers
         self._peers.setdefault(peer, []).append(connection)
         if first:
@@ -250,10 +331,16 @@ class ConnectionTable:
         return [connection for connections in self._peers.values() for connection in connections]
 
 
-def _host_of(name: Callable[[], Any]) -> str:
-    """One end of a socket; empty where the connection is gone already."""
+def _hosts_of(stream: trio.SocketStream) -> tuple[str, str]:
+    """This end's host and the other's; empty where the connection has none of its own, or is gone already."""
+    if not isinstance(stream, trio.SocketStream):
+        return "", ""
     try:
-        host = str(name()[0]).partition("%")[0]
+        local, remote = stream.socket.getsockname()[0], stream.socket.getpeername()[0]
     except OSError:
-        return ""
-    return host.removeprefix("::ffff:")
+        return "", ""
+    return _plain_host(str(local)), _plain_host(str(remote))
+
+
+def _plain_host(host: str) -> str:
+    return host.partition("%")[0].removeprefix("::ffff:")

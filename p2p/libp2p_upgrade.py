@@ -90,35 +90,60 @@ def security_protocols() -> tuple[str, ...]:
 
 
 async def upgrade(
-    stream: trio.SocketStream, identity: Identity, expected: PeerId | None, swarm_key: bytes | None = None
+    stream: trio.SocketStream,
+    identity: Identity,
+    expected: PeerId | None,
+    swarm_key: bytes | None = None,
+    *,
+    initiator: bool | None = None,
 ) -> Secured:
     """Secure the stream. `expected` is who must answer when we dialled, None when we accepted.
 
-    Raises RemoteProtocolError (wrong key, breach of protocol), Refused (speaks something else) or Unreachable.
+    `initiator`: which side begins, where both have dialled. Raises RemoteProtocolError (wrong key, breach of protocol),
+    Refused (speaks something else) or Unreachable.
     """
-    try:
-        wire = await enter_swarm(stream, swarm_key)
-    except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-        raise Unreachable(f"the connection broke: {error.__cause__ or error}") from error
-    plain = _TcpChannel(wire, initiator=expected is not None)
-    if expected is not None:
-        security = await propose(plain, *security_protocols())
-    else:
-        asked = await respond(plain, security_protocols())
-        if asked is None:
-            raise RemoteProtocolError("it did not ask for Noise")
-        security = asked
-    peer, reader, writer = await _noise_handshake(plain, identity, expected, security)
+    begins = expected is not None if initiator is None else initiator
+    security, peer, reader, writer = await _secure(stream, identity, expected, swarm_key, begins=begins)
     channel = _RecordChannel(reader, writer)
-    if expected is not None:
+    if begins:
         await propose(channel, YAMUX)
     elif await respond(channel, (YAMUX,)) is None:
         raise RemoteProtocolError("it did not ask for yamux")
     return Secured(peer, security, reader, writer, channel.rest())
 
 
+async def prove(
+    stream: trio.SocketStream, identity: Identity, expected: PeerId, swarm_key: bytes | None = None
+) -> None:
+    """Have the other side prove that it is `expected`, and go no further. Raises as `upgrade` does."""
+    await _secure(stream, identity, expected, swarm_key, begins=True)
+
+
+async def _secure(
+    stream: trio.SocketStream,
+    identity: Identity,
+    expected: PeerId | None,
+    swarm_key: bytes | None,
+    *,
+    begins: bool,
+) -> tuple[str, PeerId, RecordReader, RecordWriter]:
+    try:
+        wire = await enter_swarm(stream, swarm_key)
+    except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+        raise Unreachable(f"the connection broke: {error.__cause__ or error}") from error
+    plain = _TcpChannel(wire, initiator=begins)
+    if begins:
+        security = await propose(plain, *security_protocols())
+    else:
+        asked = await respond(plain, security_protocols())
+        if asked is None:
+            raise RemoteProtocolError("it did not ask for Noise")
+        security = asked
+    return security, *await _noise_handshake(plain, identity, expected, security, begins=begins)
+
+
 async def _noise_handshake(
-    channel: "_TcpChannel", identity: Identity, expected: PeerId | None, security: str
+    channel: "_TcpChannel", identity: Identity, expected: PeerId | None, security: str, *, begins: bool
 ) -> tuple[PeerId, RecordReader, RecordWriter]:
     pattern = PatternXX(
         libp2p_id(identity.peer),
@@ -128,10 +153,11 @@ async def _noise_handshake(
         prologue=security.encode() if security == NOISE_AES else None,
     )
     try:
-        if expected is None:
-            session = await pattern.handshake_inbound(channel)  # type: ignore[arg-type]
-        else:
+        if begins:
+            assert expected is not None
             session = await pattern.handshake_outbound(channel, libp2p_id(expected))  # type: ignore[arg-type]
+        else:
+            session = await pattern.handshake_inbound(channel)  # type: ignore[arg-type]
     except MeshError:
         raise
     except PeerIDMismatchesPubkey as error:
@@ -149,9 +175,7 @@ async def _noise_handshake(
     state = session.conn.noise_state.noise_protocol  # type: ignore[attr-defined]
     if state.cipher_state_encrypt.n or state.cipher_state_decrypt.n:
         raise RemoteProtocolError("the Noise handshake left used nonces")
-    sending, receiving = _record_ciphers(
-        security, state, me=identity.peer, peer=peer, initiator=expected is not None
-    )
+    sending, receiving = _record_ciphers(security, state, me=identity.peer, peer=peer, initiator=begins)
     return peer, RecordReader(channel.stream, receiving), RecordWriter(channel.stream, sending)
 
 

@@ -161,6 +161,14 @@ class MemoryTransport:
             self._counts.dials_failed += 1
             raise
 
+    async def probe(self, address: str) -> None:
+        """See `transport.Transport`."""
+        await trio.lowlevel.checkpoint()
+        self._check_attached()
+        target = parse_address(address)
+        await trio.sleep(2 * self._network.latency_s)
+        self._network.resolve(self._peer, target.port, target.peer)
+
     async def disconnect(self, peer: PeerId) -> None:
         """See `transport.Transport`."""
         await trio.lowlevel.checkpoint()

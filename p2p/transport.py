@@ -149,6 +149,12 @@ class Transport(Protocol):
         that cannot be read, and this agent's own, raise Unreachable: both come from other peers and lead nowhere.
         """
 
+    async def probe(self, address: str) -> None:
+        """Reach a full address and prove who answers, without connecting: nothing comes of it. Raises as `dial` does.
+
+        For telling a peer whether it can be reached. No way that an earlier connection opened is used.
+        """
+
     async def disconnect(self, peer: PeerId) -> None:
         """Close every connection to `peer`; nothing if there is none."""
 

@@ -1,0 +1,59 @@
+"""Dialling from the port that this agent listens on.
+
+A router translates by the port that a packet comes from. Only a connection that leaves from the listening port makes
+the translation that others can use to reach that port, and lets a peer that we are connected to tell us what it is. So
+the listener allows its port to be shared (`SO_REUSEPORT`, set only after it was bound, so that no second agent can take
+the same port unnoticed), and dialling binds to it first. Where the kernel says no (an older connection between the same
+two ports is not quite over), any port will do.
+"""
+
+import errno
+import socket
+
+import trio
+
+from coppermesh.p2p.addresses import is_loopback
+
+
+def share_port(listener: trio.SocketListener) -> None:
+    """Let this process dial from the listener's port."""
+    listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+
+
+async def open_tcp(kind: str, host: str, port: int, local_port: int) -> trio.SocketStream:
+    """A TCP connection, from `local_port` where that is not 0 and can be. Raises OSError."""
+    if local_port and kind in ("ip4", "ip6") and not is_loopback(host):
+        sock = await shared_socket(kind, local_port)
+        if sock is not None:
+            try:
+                await sock.connect((host, port))
+            except OSError as error:
+                sock.close()
+                if error.errno not in _TAKEN:
+                    raise
+            except BaseException:
+                sock.close()
+                raise
+            else:
+                return trio.SocketStream(sock)
+    return await trio.open_tcp_stream(host, port)
+
+
+async def shared_socket(kind: str, local_port: int) -> trio.socket.SocketType | None:
+    """A socket bound to the listener's port; None where the kernel does not let us."""
+    sock = trio.socket.socket(socket.AF_INET6 if kind == "ip6" else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        await sock.bind(("::" if kind == "ip6" else "0.0.0.0", local_port))  # noqa: S104 - the way out decides
+    except OSError:
+        sock.close()
+        return None
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+_TAKEN = {errno.EADDRINUSE, errno.EADDRNOTAVAIL}
+"""The two ports are connected already, or were a moment ago."""

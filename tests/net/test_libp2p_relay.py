@@ -1,0 +1,237 @@
+"""Relayed connections over real sockets: our client, our relay, and stock messages between them."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import cast
+
+import pytest
+import trio
+from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, StopMessage
+
+from coppermesh.p2p.errors import MeshError, Refused, RemoteProtocolError, Unreachable
+from coppermesh.p2p.ids import PeerId, mesh_id
+from coppermesh.p2p.libp2p_circuit import HOP, STOP, id_bytes, read_message, reserve, write_message
+from coppermesh.p2p.libp2p_relay import RelayServer, through
+from coppermesh.p2p.libp2p_transport import Libp2pTransport, open_libp2p_transport
+from coppermesh.p2p.relay_book import RelayLimits
+from coppermesh.p2p.signing import PeerKey
+from coppermesh.p2p.transport import PeerUp, Stream
+
+pytestmark = pytest.mark.net
+MESH = mesh_id("relay test")
+ECHO = "/coppermesh-test/echo/1"
+
+
+@asynccontextmanager
+async def agent() -> AsyncIterator[Libp2pTransport]:
+    async with open_libp2p_transport(PeerKey.generate(), MESH) as transport:
+        transport.handle(ECHO, echo)
+        yield cast("Libp2pTransport", transport)
+
+
+async def echo(stream: Stream) -> None:
+    while data := await stream.receive_some():
+        await stream.send_all(data)
+
+
+class Trio:
+    """A relay and two agents connected to it, of which `called` has a reservation."""
+
+    def __init__(self, relay: Libp2pTransport, called: Libp2pTransport, caller: Libp2pTransport) -> None:
+        self.relay, self.called, self.caller = relay, called, caller
+        self.address = through(relay.addresses[0], called.peer)
+        self.server: RelayServer
+
+    async def set_up(self, limits: RelayLimits) -> None:
+        self.server = RelayServer(
+            self.relay, limits, admits=lambda peer: True, addresses=lambda: self.relay.addresses
+        )
+        for one in (self.called, self.caller):
+            await one.dial(self.relay.addresses[0])
+        self.reservation = await self.reserve()
+
+    async def reserve(self):
+        stream = await self.called.open_stream(self.relay.peer, HOP)
+        reservation = await reserve(stream)
+        self.called.relays.add(self.relay.peer)
+        return reservation
+
+
+@asynccontextmanager
+async def three(limits: RelayLimits | None = None) -> AsyncIterator[Trio]:
+    async with agent() as relay, agent() as called, agent() as caller:
+        made = Trio(relay, called, caller)
+        await made.set_up(limits or RelayLimits())
+        yield made
+
+
+async def say(transport: Libp2pTransport, peer: PeerId, data: bytes) -> bytes:
+    stream = await transport.open_stream(peer, ECHO)
+    heard = bytearray(len(data))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stream.send_all, data)
+        await stream.receive_into(memoryview(heard))
+    await stream.aclose()
+    return bytes(heard)
+
+
+async def nothing_is_carried(server: RelayServer) -> None:
+    while server.book.circuits:  # noqa: ASYNC110 - the books tell nobody
+        await trio.sleep(0.01)
+
+
+async def last_words(stream: Stream) -> int | None:
+    """The status a relay ended with; None where it broke the stream off without one."""
+    try:
+        return (await read_message(stream, HopMessage)).status
+    except MeshError:
+        return None
+
+
+async def event_of(transport: Libp2pTransport, peer: PeerId) -> PeerUp:
+    while True:
+        event = await transport.events().receive()
+        if isinstance(event, PeerUp) and event.peer == peer:
+            return event
+
+
+async def test_a_peer_is_reached_through_a_relay_and_proves_its_key_end_to_end() -> None:
+    async with three() as it:
+        assert it.reservation.relay == it.relay.peer
+        assert list(it.reservation.addresses) == it.relay.addresses
+        assert await it.caller.dial(it.address) == it.called.peer
+        path = it.caller.path_to(it.called.peer)
+        assert path is not None
+        assert (path.relay, path.outbound, path.address) == (it.relay.peer, True, it.address)
+        assert not (await event_of(it.called, it.caller.peer)).outbound
+        back = it.called.path_to(it.caller.peer)
+        assert back is not None
+        assert back.relay == it.relay.peer
+        data = bytes(range(256)) * 8192
+        assert await say(it.caller, it.called.peer, data) == data
+        assert await say(it.called, it.caller.peer, data) == data
+        assert it.server.book.circuits == 1
+        assert it.server.bytes_carried > 2 * len(data)
+
+
+async def test_another_key_than_the_one_called_is_refused() -> None:
+    async with three() as it:
+        # The relay lies: it connects the caller with a peer that it did not ask for.
+        async def lie(stream: Stream) -> None:
+            await read_message(stream, HopMessage)
+            await write_message(stream, HopMessage(type=HopMessage.STATUS, status=100))
+            onward = await it.relay.open_stream(it.called.peer, STOP)
+            request = StopMessage(type=StopMessage.CONNECT)
+            request.peer.id = id_bytes(it.caller.peer)
+            await write_message(onward, request)
+            await read_message(onward, StopMessage)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(it.server._copy, stream, onward, nursery.cancel_scope)
+                nursery.start_soon(it.server._copy, onward, stream, nursery.cancel_scope)
+
+        it.relay._handlers[HOP] = lie
+        victim = PeerKey.generate().peer
+        with pytest.raises(RemoteProtocolError):
+            await it.caller.dial(through(it.relay.addresses[0], victim))
+        assert it.called.peer not in it.caller.connected()
+
+
+async def test_without_a_reservation_nobody_is_called() -> None:
+    async with three() as it:
+        stranger = PeerKey.generate().peer
+        with pytest.raises(Unreachable, match="no reservation"):
+            await it.caller.dial(through(it.relay.addresses[0], stranger))
+
+
+async def test_a_reservation_ends_with_its_owner() -> None:
+    async with three() as it:
+        it.server.peer_left(it.called.peer)
+        with pytest.raises(Unreachable, match="no reservation"):
+            await it.caller.dial(it.address)
+
+
+async def test_a_relay_that_was_not_asked_brings_no_caller() -> None:
+    async with three() as it:
+        it.called.relays.clear()
+        with pytest.raises(Unreachable, match="could not reach"):
+            await it.caller.dial(it.address)
+        assert it.caller.peer not in it.called.connected()
+
+
+async def test_a_relay_carries_for_those_it_admits_only() -> None:
+    async with three() as it:
+        it.server._admits = lambda peer: peer == it.called.peer
+        with pytest.raises(Unreachable, match="does not let us"):
+            await it.caller.dial(it.address)
+        it.server._admits = lambda peer: False
+        with pytest.raises(Refused, match="does not let us"):
+            await it.reserve()
+
+
+async def test_a_circuit_ends_when_its_bytes_are_used_up() -> None:
+    async with three(RelayLimits(circuit_bytes=256 * 1024)) as it:
+        assert it.reservation.circuit_bytes == 256 * 1024
+        await it.caller.dial(it.address)
+        with pytest.raises((Unreachable, ExceptionGroup)):
+            await say(it.caller, it.called.peer, bytes(1 << 20))
+        assert it.server.bytes_carried <= 2 * 256 * 1024 + 1
+
+
+async def test_a_circuit_ends_when_its_time_is_over() -> None:
+    async with three(RelayLimits(circuit_seconds=1)) as it:
+        await it.caller.dial(it.address)
+        stream = await it.caller.open_stream(it.called.peer, ECHO)
+        with pytest.raises(Unreachable):
+            await stream.receive_some()
+        await nothing_is_carried(it.server)
+
+
+async def test_a_direct_connection_replaces_a_relayed_one_and_not_the_other_way() -> None:
+    async with three() as it:
+        await it.caller.dial(it.address)
+        await event_of(it.called, it.caller.peer)
+        # The called one calls back directly.
+        await it.called._connections._connect(parse(it.caller.addresses[0]))
+        await event_of(it.called, it.caller.peer)
+        path = it.called.path_to(it.caller.peer)
+        assert path is not None
+        assert path.relay is None
+        assert await say(it.called, it.caller.peer, b"direct") == b"direct"
+        await nothing_is_carried(it.server)
+
+
+def parse(text: str):
+    from coppermesh.p2p.addresses import parse_address
+
+    return parse_address(text)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"\xff\xff\xff\xff\xff", b"\x80\x80\x02", b"\x03abc", b"\x02\x08\x09", b"\x02\x08\x01"],
+    ids=["endless length", "too long", "no message", "unknown type", "nobody named"],
+)
+async def test_nonsense_costs_a_relay_one_stream(data: bytes) -> None:
+    async with three() as it:
+        stream = await it.caller.open_stream(it.relay.peer, HOP)
+        await stream.send_all(data)
+        assert await last_words(stream) in (None, 400, 401)
+        await it.caller.dial(it.address)
+        assert await say(it.caller, it.called.peer, b"still there") == b"still there"
+
+
+async def test_a_probe_proves_a_peer_and_leaves_no_connection() -> None:
+    async with agent() as one, agent() as other:
+        await one.probe(other.addresses[0])
+        assert one.connected() == other.connected() == []
+        with pytest.raises(RemoteProtocolError):
+            await one.probe(other.addresses[0].rpartition("/")[0] + "/" + parse_peer_text())
+    with pytest.raises(Unreachable):
+        async with agent() as one:
+            await one.probe(other.addresses[0])
+
+
+def parse_peer_text() -> str:
+    from coppermesh.p2p.ids import format_peer
+
+    return format_peer(PeerKey.generate().peer)
