@@ -48,13 +48,11 @@ class HolePuncher:
 
     def __init__(
         self,
-        me: PeerId,
         table: ConnectionTable,
         *,
         candidates: Callable[[], Sequence[str]],
         own: Callable[[], Sequence[str]],
     ) -> None:
-        self._me = me
         self._table = table
         self._candidates = candidates
         self._own = own
@@ -64,16 +62,22 @@ class HolePuncher:
     async def call(self, stream: Stream) -> None:
         """Begin, over a stream of `DCUTR` to a peer that has called through a relay. Raises MeshError."""
         for _ in range(TRIES):
-            with trio.fail_after(TALK_SECONDS):
-                start = trio.current_time()
-                await write_message(stream, self._offer())
-                theirs = self._addresses_in(await read_message(stream, HolePunch), stream.peer)
-                there_and_back = trio.current_time() - start
-                await write_message(stream, HolePunch(type=HolePunch.SYNC))
+            theirs, there_and_back = await self._ask(stream)
             await trio.sleep(there_and_back / 2)
             if await self._punch(stream.peer, theirs, initiator=True):
                 return
         _log.info("no direct connection to %s: it stays relayed", short_peer(stream.peer))
+
+    async def _ask(self, stream: Stream) -> tuple[list[Address], float]:
+        """Their addresses, and the seconds there and back; SYNC is said."""
+        with trio.move_on_after(TALK_SECONDS):
+            start = trio.current_time()
+            await write_message(stream, self._offer())
+            theirs = self._addresses_in(await read_message(stream, HolePunch), stream.peer)
+            there_and_back = trio.current_time() - start
+            await write_message(stream, HolePunch(type=HolePunch.SYNC))
+            return theirs, there_and_back
+        raise Unreachable(f"no answer to a hole punch within {TALK_SECONDS:g} s")
 
     async def answer(self, stream: Stream) -> None:
         """The handler of `DCUTR`: the peer that we have called through a relay begins. Raises MeshError."""
@@ -81,13 +85,18 @@ class HolePuncher:
         if path is None or path.relay is None:
             raise RemoteProtocolError("a hole punch on a connection that is direct")
         for _ in range(TRIES):
-            with trio.fail_after(TALK_SECONDS):
-                theirs = self._addresses_in(await read_message(stream, HolePunch), stream.peer)
-                await write_message(stream, self._offer())
-                if (await read_message(stream, HolePunch)).type != HolePunch.SYNC:
-                    raise RemoteProtocolError("a hole punch without SYNC")
+            theirs = await self._await_sync(stream)
             if await self._punch(stream.peer, theirs, initiator=False):
                 return
+
+    async def _await_sync(self, stream: Stream) -> list[Address]:
+        with trio.move_on_after(TALK_SECONDS):
+            theirs = self._addresses_in(await read_message(stream, HolePunch), stream.peer)
+            await write_message(stream, self._offer())
+            if (await read_message(stream, HolePunch)).type != HolePunch.SYNC:
+                raise RemoteProtocolError("a hole punch without SYNC")
+            return theirs
+        raise Unreachable(f"nothing more of a hole punch within {TALK_SECONDS:g} s")
 
     def _offer(self) -> HolePunch:
         offer = HolePunch(type=HolePunch.CONNECT)

@@ -14,18 +14,19 @@ import trio
 from libp2p.tools.anyio_service import background_trio_service
 
 from coppermesh.p2p.addresses import Address, is_loopback, listen_address, parse_address
-from coppermesh.p2p.errors import LocalProtocolError, MeshError, RemoteProtocolError, Unreachable
+from coppermesh.p2p.errors import LocalProtocolError, MeshError, Unreachable
 from coppermesh.p2p.gate import Doorkeeper, Gate
 from coppermesh.p2p.gossip_inbox import GossipInbox
 from coppermesh.p2p.ids import MeshId, PeerId, short_peer
 from coppermesh.p2p.interfaces import reachable_hosts
-from coppermesh.p2p.libp2p_circuit import HOP, STOP, RelayedStream, accept, connect
+from coppermesh.p2p.libp2p_circuit import STOP
 from coppermesh.p2p.libp2p_connections import ConnectionTable
 from coppermesh.p2p.libp2p_host import GossipHost, HostStream
 from coppermesh.p2p.libp2p_mends import MeshGossipSub, MeshPubsub
 from coppermesh.p2p.libp2p_multistream import propose, respond
 from coppermesh.p2p.libp2p_pnet import topic_tag
-from coppermesh.p2p.libp2p_punch import DCUTR, HolePuncher
+from coppermesh.p2p.libp2p_punch import DCUTR
+from coppermesh.p2p.libp2p_reach import Reach
 from coppermesh.p2p.libp2p_tcp import share_port
 from coppermesh.p2p.libp2p_upgrade import Identity, libp2p_id
 from coppermesh.p2p.libp2p_yamux_stream import YamuxStream
@@ -129,7 +130,7 @@ class Libp2pTransport:
             swarm_key=swarm_key,
             on_stream=self._on_stream,
             on_event=lambda event: self._doorkeeper.on_event(event),
-            open_circuit=self._open_circuit,
+            open_circuit=lambda target: self.reach.open_circuit(target),
         )
         self._doorkeeper = Doorkeeper(
             key.peer,
@@ -141,16 +142,11 @@ class Libp2pTransport:
         )
         if gate is not None:
             self._handlers[gate.protocol] = self._doorkeeper.answer
-        self.relays: set[PeerId] = set()
-        """Relays that may bring us callers: those with which this agent has a reservation."""
-        self.candidates: list[str] = []
-        """Where others have seen this agent from outside, without its peer id."""
-        self.punches_holes = False
-        self.puncher = HolePuncher(
-            key.peer, self._connections, candidates=self._punch_from, own=lambda: self._addresses
+        self.reach = Reach(
+            key.peer, self._connections, nursery, open_stream=self._open, own=lambda: self._addresses
         )
-        self._handlers[STOP] = self._on_called
-        self._handlers[DCUTR] = self._on_punch
+        self._handlers[STOP] = self.reach.on_called
+        self._handlers[DCUTR] = self.reach.on_punch
         self._host = GossipHost(self._identity, self._open, self._connections.__contains__, self._spoken)
         self._router = MeshGossipSub()
         self._pubsub = MeshPubsub(self._host, self._router, key.peer)
@@ -258,17 +254,11 @@ class Libp2pTransport:
         self._connections.drop(peer, "disconnected")
 
     def _tell(self, event: PeerUp | PeerDown) -> None:
-<<<<<<< HEAD
+        if isinstance(event, PeerUp):
+            self.reach.came(event)
         if not self._gossips:
             pass
         elif isinstance(event, PeerUp):
-=======
-        if isinstance(event, PeerUp) and not event.outbound and self.punches_holes:
-            path = self._connections.path_to(event.peer)
-            if path is not None and path.relay is not None:
-                self._nursery.start_soon(self._begin_punch, event.peer)
-        if isinstance(event, PeerUp):
->>>>>>> 989cddd (p2p: relayed connections by circuit relay v2, a relay with limits, hole punching, probes)
             self._pubsub.peer_up(libp2p_id(event.peer))
         else:
             self._pubsub.peer_down(libp2p_id(event.peer))
@@ -278,54 +268,6 @@ class Libp2pTransport:
             _log.error("nobody reads transport events: %s was dropped", event)
         except (trio.ClosedResourceError, trio.BrokenResourceError):
             pass
-
-    # Through a relay
-
-    async def _open_circuit(self, target: Address) -> trio.SocketStream:
-        """A connection to the target, not yet secured, through its relay. Raises MeshError."""
-        assert target.relay is not None
-        if target.relay not in self._connections:
-            await self._connections.dial(target.next_hop)
-        path = self._connections.path_to(target.relay)
-        if path is None or path.relay is not None:
-            raise Unreachable(f"{target}: its relay is itself reached through a relay")
-        stream, _ = await self._open(target.relay, [HOP])
-        try:
-            await connect(stream, target.peer)
-        except BaseException:
-            stream.break_off("the relay did not connect us")
-            raise
-        return RelayedStream(stream).as_wire()
-
-    async def _on_called(self, stream: Stream) -> None:
-        """The handler of stop streams: somebody calls through a relay of ours."""
-        if stream.peer not in self.relays:
-            raise RemoteProtocolError("a caller from a relay that was not asked for any")
-        with trio.fail_after(DIAL_SECONDS):
-            caller = await accept(stream)
-        if caller == self.peer:
-            raise RemoteProtocolError("a relay that says we call ourselves")
-        await self._connections.accept_relayed(RelayedStream(stream).as_wire(), stream.peer, caller)
-
-    def _punch_from(self) -> list[str]:
-        own = [text.rpartition("/p2p/")[0] for text in self._addresses]
-        return [*self.candidates, *(text for text in own if text not in self.candidates)]
-
-    async def _on_punch(self, stream: Stream) -> None:
-        if not self.punches_holes:
-            raise Unreachable("this agent punches no holes")
-        await self.puncher.answer(stream)
-
-    async def _begin_punch(self, peer: PeerId) -> None:
-        """A caller came through a relay: try for a direct connection, while nothing is under way."""
-        try:
-            stream, _ = await self._open(peer, [DCUTR])
-            try:
-                await self.puncher.call(stream)
-            finally:
-                stream.close_now()
-        except (MeshError, trio.TooSlowError) as error:
-            _log.debug("hole punch with %s: %s", short_peer(peer), error)
 
     # Streams
 

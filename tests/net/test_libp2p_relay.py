@@ -10,7 +10,7 @@ from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, StopMessage
 
 from coppermesh.p2p.errors import MeshError, Refused, RemoteProtocolError, Unreachable
 from coppermesh.p2p.ids import PeerId, mesh_id
-from coppermesh.p2p.libp2p_circuit import HOP, STOP, id_bytes, read_message, reserve, write_message
+from coppermesh.p2p.libp2p_circuit import HOP, STOP, id_bytes, read_message, write_message
 from coppermesh.p2p.libp2p_relay import RelayServer, through
 from coppermesh.p2p.libp2p_transport import Libp2pTransport, open_libp2p_transport
 from coppermesh.p2p.relay_book import RelayLimits
@@ -51,10 +51,7 @@ class Trio:
         self.reservation = await self.reserve()
 
     async def reserve(self):
-        stream = await self.called.open_stream(self.relay.peer, HOP)
-        reservation = await reserve(stream)
-        self.called.relays.add(self.relay.peer)
-        return reservation
+        return await self.called.reach.reserve_at(self.relay.peer)
 
 
 @asynccontextmanager
@@ -152,7 +149,7 @@ async def test_a_reservation_ends_with_its_owner() -> None:
 
 async def test_a_relay_that_was_not_asked_brings_no_caller() -> None:
     async with three() as it:
-        it.called.relays.clear()
+        it.called.reach.leave(it.relay.peer)
         with pytest.raises(Unreachable, match="could not reach"):
             await it.caller.dial(it.address)
         assert it.caller.peer not in it.called.connected()

@@ -1,0 +1,119 @@
+"""A transport's connections through relays: calling, being called, and moving on to direct ones."""
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+
+import trio
+
+from coppermesh.p2p.addresses import Address
+from coppermesh.p2p.errors import MeshError, RemoteProtocolError, Unreachable
+from coppermesh.p2p.ids import PeerId, short_peer
+from coppermesh.p2p.libp2p_circuit import HOP, RelayedStream, Reservation, accept, connect, reserve
+from coppermesh.p2p.libp2p_connections import ConnectionTable
+from coppermesh.p2p.libp2p_punch import DCUTR, HolePuncher
+from coppermesh.p2p.libp2p_yamux_stream import YamuxStream
+from coppermesh.p2p.transport import DIAL_SECONDS, PeerUp, Stream
+
+_log = logging.getLogger(__name__)
+
+
+class Reach:
+    """What one transport does with relays. `open_stream` opens one on the first of some protocols.
+
+    `own`: this agent's full addresses.
+    """
+
+    def __init__(
+        self,
+        me: PeerId,
+        table: ConnectionTable,
+        nursery: trio.Nursery,
+        *,
+        open_stream: Callable[[PeerId, Sequence[str]], Awaitable[tuple[YamuxStream, str]]],
+        own: Callable[[], Sequence[str]],
+    ) -> None:
+        self.candidates: list[str] = []
+        """Where others have seen this agent from outside, without its peer id."""
+        self.punches_holes = False
+        self.puncher = HolePuncher(table, candidates=self._punch_from, own=own)
+        self._me = me
+        self._table = table
+        self._nursery = nursery
+        self._open = open_stream
+        self._own = own
+        self._relays: set[PeerId] = set()
+
+    async def reserve_at(self, relay: PeerId) -> Reservation:
+        """Ask a connected relay to bring us callers. Raises Refused (also where it is no relay), MeshError.
+
+        What it brings later is taken from then on, until `leave`.
+        """
+        with trio.move_on_after(DIAL_SECONDS):
+            stream, _ = await self._open(relay, [HOP])
+            try:
+                reservation = await reserve(stream)
+            finally:
+                stream.close_now()
+            self._relays.add(relay)
+            return reservation
+        raise Unreachable(f"the relay {short_peer(relay)} did not answer within {DIAL_SECONDS:g} s")
+
+    def leave(self, relay: PeerId) -> None:
+        """Take no more callers from that relay."""
+        self._relays.discard(relay)
+
+    async def open_circuit(self, target: Address) -> trio.SocketStream:
+        """A connection to the target, not yet secured, through its relay. Raises MeshError."""
+        assert target.relay is not None
+        if target.relay not in self._table:
+            await self._table.dial(target.next_hop)
+        path = self._table.path_to(target.relay)
+        if path is None or path.relay is not None:
+            raise Unreachable(f"{target}: its relay is itself reached through a relay")
+        stream, _ = await self._open(target.relay, [HOP])
+        try:
+            await connect(stream, target.peer)
+        except BaseException:
+            stream.break_off("the relay did not connect us")
+            raise
+        return RelayedStream(stream).as_wire()
+
+    async def on_called(self, stream: Stream) -> None:
+        """The handler of stop streams: somebody calls through a relay of ours."""
+        if stream.peer not in self._relays:
+            raise RemoteProtocolError("a caller from a relay that was not asked for any")
+        caller = None
+        with trio.move_on_after(DIAL_SECONDS):
+            caller = await accept(stream)
+        if caller is None or caller == self._me:
+            raise RemoteProtocolError("a relay that names no caller, or ourselves")
+        await self._table.accept_relayed(RelayedStream(stream).as_wire(), stream.peer, caller)
+
+    def came(self, event: PeerUp) -> None:
+        """A peer is connected. A caller that came through a relay: try for a direct connection at once.
+
+        While nothing is under way it costs nobody anything that the peer is down for a moment.
+        """
+        path = self._table.path_to(event.peer)
+        if self.punches_holes and not event.outbound and path is not None and path.relay is not None:
+            self._nursery.start_soon(self._begin_punch, event.peer)
+
+    async def on_punch(self, stream: Stream) -> None:
+        """The handler of hole punches."""
+        if not self.punches_holes:
+            raise Unreachable("this agent punches no holes")
+        await self.puncher.answer(stream)
+
+    async def _begin_punch(self, peer: PeerId) -> None:
+        try:
+            stream, _ = await self._open(peer, [DCUTR])
+            try:
+                await self.puncher.call(stream)
+            finally:
+                stream.close_now()
+        except MeshError as error:
+            _log.debug("hole punch with %s: %s", short_peer(peer), error)
+
+    def _punch_from(self) -> list[str]:
+        own = [text.rpartition("/p2p/")[0] for text in self._own()]
+        return [*self.candidates, *(text for text in own if text not in self.candidates)]
