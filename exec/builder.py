@@ -13,10 +13,10 @@ import shutil
 import socket
 from pathlib import Path
 
-from coppermesh.exec import pipe, sockets
+from coppermesh.exec import linux, pipe, sockets
 from coppermesh.exec.blackbox import BlackBox
 from coppermesh.exec.budget import format_bytes
-from coppermesh.exec.cuda_build import BUILD_SECONDS, Kernel, build_kernel
+from coppermesh.exec.cuda_build import BUILD_SECONDS, Kernel, compile_kernel, make_log
 from coppermesh.exec.cuda_toolchain import Toolchain
 from coppermesh.exec.errors import ExecError, plain_sentence
 from coppermesh.exec.sandbox import layers, limits, private_scratch
@@ -38,9 +38,10 @@ def look_around(scratch: int) -> None:
 
 def main(sock: socket.socket, box: BlackBox, order: pipe.Fork, start: pipe.Start) -> None:
     """Serve one request and return."""
+    log = make_log()  # confined, this process can make no memory file
     confine(order, start)
     box.clear()
-    data, descriptors = sockets.receive(sock, 1)
+    data, descriptors = sockets.receive(sock, 2)
     if not data:
         return
     request = pipe.decode_build(data)
@@ -48,31 +49,36 @@ def main(sock: socket.socket, box: BlackBox, order: pipe.Fork, start: pipe.Start
     kernel = Kernel(
         source, request.name, request.options, request.functions, request.expressions, request.symbols
     )
-    answer, library = _build(kernel, order, start)
-    sockets.send(sock, pipe.encode(answer), [] if library is None else [library])
+    answer = _build(kernel, order, start, log, descriptors[-1])
+    sockets.send(sock, pipe.encode(answer))
 
 
-def _build(kernel: Kernel, order: pipe.Fork, start: pipe.Start) -> tuple[pipe.Built, int | None]:
+def _build(kernel: Kernel, order: pipe.Fork, start: pipe.Start, log: int, library: int) -> pipe.Built:
+    """Compile into the memory file `library`, which was lent."""
     # By its own name the directory may lie behind one that only root can enter.
     here = Path.cwd() if os.access(Path.cwd(), os.W_OK) else Path()
     cache = _BESIDE if order.prepares else here
     try:
         toolchain = Toolchain(start.compiler, start.family)
-        library = build_kernel(kernel, toolchain, here, cache, _BESIDE / HEADERS)
+        made = compile_kernel(kernel, toolchain, here, cache, _BESIDE / HEADERS, log)
+        linux.fill_and_seal(library, made)
     except ExecError as error:
-        limit = _what_it_may_use(order) if error.code == "kernel-build-limit" else ""
+        limit = what_it_may_use(order.scratch_bytes) if error.code == "kernel-build-limit" else ""
         sentence = plain_sentence(error.sentence + limit)
-        return pipe.Built(error.code, sentence, pipe.plain_detail(error.detail)), None
+        return pipe.Built(error.code, sentence, pipe.plain_detail(error.detail))
     except OSError as error:
-        reason = f"kernel {kernel.name}: the build failed: {error.strerror}{_what_it_may_use(order)}"
-        return pipe.Built("kernel-build-limit", plain_sentence(reason), ""), None
-    return pipe.Built("ok", "", ""), library
+        reason = (
+            f"kernel {kernel.name}: the build failed: {error.strerror}{what_it_may_use(order.scratch_bytes)}"
+        )
+        return pipe.Built("kernel-build-limit", plain_sentence(reason), "")
+    return pipe.Built("ok", "", "")
 
 
-def _what_it_may_use(order: pipe.Fork) -> str:
+def what_it_may_use(scratch_bytes: int) -> str:
+    """The end of a sentence about a compiler that broke a limit."""
     return (
         f"; a compiler may use {BUILD_SECONDS:.0f} s, {format_bytes(BUILD_MEMORY_BYTES)} of memory and "
-        f"{format_bytes(order.scratch_bytes)} of files"
+        f"{format_bytes(scratch_bytes)} of files"
     )
 
 

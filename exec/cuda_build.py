@@ -74,13 +74,33 @@ class Kernel:
         return self.plain_names + self.expressions
 
 
+def make_log() -> int:
+    """A memory file for a compiler's messages, which cannot grow."""
+    log = linux.memory_file("coppermesh-log", MAX_LOG_BYTES)
+    linux.seal(log, linux.SEAL_SIZE | linux.SEAL_SEAL)
+    return log
+
+
 def build_kernel(
     kernel: Kernel, toolchain: Toolchain, directory: Path, cache: Path, headers: Path = SHIM
 ) -> int:
-    """Compile in `directory` and return the library as a sealed memory file.
+    """`compile_kernel`, with the library in a sealed memory file."""
+    log = make_log()
+    try:
+        library = compile_kernel(kernel, toolchain, directory, cache, headers, log)
+    finally:
+        os.close(log)
+    return linux.sealed_file("coppermesh-kernel", library)
 
-    `cache` is where a compiler may keep parts of itself; `headers` holds what `SHIM` does. Raises SourceRefused,
-    KernelCompileError, or BuildFailed (`kernel-build-limit`, `compiler-missing`). Blocks for up to `BUILD_SECONDS`.
+
+def compile_kernel(
+    kernel: Kernel, toolchain: Toolchain, directory: Path, cache: Path, headers: Path, log: int
+) -> bytes:
+    """Compile in `directory` and return the library.
+
+    `cache` is where a compiler may keep parts of itself; `headers` holds what `SHIM` does; `log` is a `make_log`.
+    Raises SourceRefused, KernelCompileError, or BuildFailed (`kernel-build-limit`, `compiler-missing`). Blocks for up
+    to `BUILD_SECONDS`.
     """
     check_cpu_source(kernel.source, kernel.options)
     for expression in kernel.expressions:
@@ -104,22 +124,22 @@ def build_kernel(
     command = toolchain.arguments(standard, headers, "module.cpp", "module.so", fibers=fibers)
     environment = toolchain.environment(str(cache))
     _write_module(directory, kernel, source, defines, loops=loops, fibers=fibers)
-    status, log = _run_compiler(command, environment, directory)
+    status, said = _run_compiler(command, environment, directory, log)
     if loops and status not in (0, _TIMED_OUT):
         # As it was written: then the compiler's messages quote the user's lines and count their columns.
         _write_module(directory, kernel, kernel.source, defines, loops=(), fibers=False)
-        status, log = _run_compiler(command, environment, directory)
+        status, said = _run_compiler(command, environment, directory, log)
     if status != 0:
-        raise _explain(kernel.name, status, scrub(_INCLUDED_FROM.sub("", log), directory))
+        raise _explain(kernel.name, status, scrub(_INCLUDED_FROM.sub("", said), directory))
     try:
         with open(directory / "module.so", "rb") as file:
             library = file.read(MAX_LIBRARY_BYTES + 1)
         check_library(library, kernel.name, start_files=toolchain.start_files)
-        return linux.sealed_file("coppermesh-kernel", library)
     except OSError as error:
         raise BuildFailed(
             "kernel-build-limit", f"kernel {kernel.name}: the compiler left no library"
         ) from error
+    return library
 
 
 def _write_module(
@@ -159,34 +179,35 @@ def _macros(options: tuple[str, ...]) -> dict[str, str]:
     return {match["name"]: match["value"] or "1" for match in matches if match}
 
 
-def _run_compiler(command: list[str], environment: dict[str, str], directory: Path) -> tuple[int, str]:
+def _run_compiler(
+    command: list[str], environment: dict[str, str], directory: Path, log: int
+) -> tuple[int, str]:
     """Exit status and messages, at most `MAX_LOG_BYTES` of them. What it started ends with this process.
 
     The messages go into a memory file that cannot grow: when the directory is full they must still say so.
     """
-    with open(linux.memory_file("coppermesh-log", MAX_LOG_BYTES), "w+b") as log:
-        linux.seal(log.fileno(), linux.SEAL_SIZE | linux.SEAL_SEAL)
+    os.pwrite(log, bytes(MAX_LOG_BYTES), 0)
+    os.lseek(log, 0, os.SEEK_SET)
+    try:
+        process = subprocess.Popen(  # noqa: S603 - the compiler this machine's owner has, without a shell
+            command,
+            cwd=directory,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            process_group=0,
+        )
+    except OSError as error:
+        raise BuildFailed("compiler-missing", f"the compiler does not start: {error.strerror}") from error
+    with _group_dies_with_me(process.pid):
         try:
-            process = subprocess.Popen(  # noqa: S603 - the compiler this machine's owner has, without a shell
-                command,
-                cwd=directory,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                process_group=0,
-            )
-        except OSError as error:
-            raise BuildFailed("compiler-missing", f"the compiler does not start: {error.strerror}") from error
-        with _group_dies_with_me(process.pid):
-            try:
-                status = process.wait(BUILD_SECONDS)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-                status = _TIMED_OUT
-        log.seek(0)
-        return status, log.read(MAX_LOG_BYTES).rstrip(b"\0").decode(errors="replace")
+            status = process.wait(BUILD_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            status = _TIMED_OUT
+    return status, os.pread(log, MAX_LOG_BYTES, 0).rstrip(b"\0").decode(errors="replace")
 
 
 def _explain(name: str, status: int, log: str) -> ExecError:

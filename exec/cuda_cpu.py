@@ -46,6 +46,8 @@ CHUNKS_PER_THREAD = 16
 
 Builder = Callable[[Kernel], int]
 """Compiles; gives the library as a sealed memory file, or raises an ExecError."""
+StoreFile = Callable[[bytes], int]
+"""Puts bytes into a new sealed memory file and gives its descriptor. Raises OSError or an ExecError."""
 Note = Callable[[str], None]
 """Told what runs, before it does, so that a crash can be explained."""
 
@@ -81,12 +83,10 @@ class _Library:
             _Function(self._library, number, label, fibers) for number, label in enumerate(_labels(kernel))
         ]
 
-    def copy(self) -> "_Library":
+    def copy(self, store: StoreFile) -> "_Library":
         """Another copy, whose variables are as the source initialises them."""
         size = os.fstat(self._descriptor).st_size
-        return _Library(
-            self.kernel, linux.sealed_file("coppermesh-kernel", os.pread(self._descriptor, size, 0))
-        )
+        return _Library(self.kernel, store(os.pread(self._descriptor, size, 0)))
 
     def symbol(self, number: int) -> np.ndarray[Any, Any]:
         """The bytes of a variable; read-only where it is const. They live as long as this library."""
@@ -149,11 +149,18 @@ class CudaCpu:
     """Compiles and launches CUDA kernels on this machine's processor cores. One per worker process."""
 
     def __init__(
-        self, builder: Builder, *, threads: int = 2, note: Note | None = None, compiler: str = ""
+        self,
+        builder: Builder,
+        *,
+        threads: int = 2,
+        note: Note | None = None,
+        compiler: str = "",
+        store: StoreFile | None = None,
     ) -> None:
-        """`compiler` is its name and version, for `determinism`."""
+        """`compiler` is its name and version, for `determinism`; without `store` it makes memory files itself."""
         self.determinism = f"cuda-cpu/{SHIM_VERSION} {compiler} fp-contract=off".replace("  ", " ")
         self._builder = builder
+        self._store = store or partial(linux.sealed_file, "coppermesh-kernel")
         self._team = ThreadTeam(threads)
         self._arenas = Arenas(self._team.size)
         self._note = note or (lambda text: None)
@@ -179,7 +186,7 @@ class CudaCpu:
             parts.symbols,
         )
         library = self._library(kernel)
-        return _Module(self, library.copy() if fresh else library)
+        return _Module(self, library.copy(self._store) if fresh else library)
 
     def _library(self, kernel: Kernel) -> _Library:
         """The library of this kernel, built where it is not known."""

@@ -225,6 +225,12 @@ class Keeper:
         """The running zygote's process id, for tests and for people."""
         return self._session.process.pid if self._session else None
 
+    @property
+    def forker_pid(self) -> int | None:
+        """The process that forks, by its number here; a child of the zygote's where there are namespaces."""
+        forker = self._session.forker if self._session else None
+        return None if forker is None else _pid_here(forker)
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep a zygote running until cancelled. Started when the first one is ready.
 

@@ -87,6 +87,14 @@ def set_limits(limits: Mapping[int, int]) -> None:
         resource.setrlimit(which, (soft, hard))
 
 
+def allow_open_files(wanted: int) -> None:
+    """Raise this process's own limit on descriptors to `wanted`, as far as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 def private_memory_bytes() -> int:
     """Bytes of private writable memory of this process: what RLIMIT_DATA counts."""
     with open("/proc/self/statm") as file:
@@ -125,12 +133,17 @@ def sealed_file(name: str, data: bytes | bytearray | memoryview) -> int:
     """An anonymous file that holds `data` for good. Raises OSError where memory or a limit is exceeded."""
     descriptor = memory_file(name)
     try:
-        write_all(descriptor, data)
-        seal(descriptor, SEAL_CONTENT | SEAL_SEAL)
+        fill_and_seal(descriptor, data)
     except OSError:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def fill_and_seal(descriptor: int, data: bytes | bytearray | memoryview) -> None:
+    """Write `data` into an empty memory file and let nobody change it again. Raises OSError as `sealed_file` does."""
+    write_all(descriptor, data)
+    seal(descriptor, SEAL_CONTENT | SEAL_SEAL)
 
 
 def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:

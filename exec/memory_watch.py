@@ -5,10 +5,11 @@ not count shared memory, nor files in memory, and native code can make both. So 
 
 - `RssAnon`, `RssShmem` and `VmSwap` of /proc/PID/status, which anybody may read: private memory that is in use, and
   shared memory and memory files as far as they are mapped and were touched;
-- the pages of memory files that it holds open, by /proc/PID/fd, less those that the agent itself sent. A file that is
-  mapped as well counts twice: a job has no reason to do that. Whether the agent may look there is the kernel's to say
-  (workers are not dumpable): root may, and an ordinary user whose workers are under bubblewrap; else `files` is None
-  and only a cgroup bounds such files (`cgroups`).
+- the memory files that the agent lent it and that it still holds (`lent_files`). A worker on a CPU has no others: it
+  may not make any. A file that is mapped as well counts twice: a job has no reason to do that;
+- for workers on GPUs, whose driver may make some: the memory files that it holds open, by /proc/PID/fd, less those that
+  the agent itself sent. Whether the agent may look there is the kernel's to say (workers are not dumpable): root may,
+  and an ordinary user whose workers are under bubblewrap; else only a cgroup bounds such files (`cgroups`).
 
 What is allowed is what an idle worker had, and the lease's memory, and on top the second copy of outputs that is made
 when they are handed over, stacks of fibers, and what libraries take for themselves.
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from coppermesh.exec.budget import WORKER_CORES, format_bytes
+from coppermesh.exec.lent_files import FileId
 from coppermesh.exec.runs import WorkerLimits
 
 MEBIBYTE: Final = 1 << 20
@@ -32,9 +34,6 @@ STACK_BYTES: Final = WORKER_CORES * 2 * 68 * MEBIBYTE
 DRIVER_BYTES: Final = 1536 * MEBIBYTE
 """What CUDA's driver and libraries take of a process's own memory: 300 to 800 MiB by what others report."""
 _BLOCK_BYTES = 512
-
-FileId = tuple[int, int]
-"""Device and inode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +111,51 @@ def read_memory(pid: int, sent: Collection[FileId] = (), proc: Path = Path("/pro
         files=_memory_files(proc / str(pid) / "fd", sent),
         threads=int(values.get("Threads", "1")),
     )
+
+
+def read_tree(root: int, reaper: int | None, proc: Path = Path("/proc")) -> int:
+    """Bytes that process `root`, which leads a session, and all others of that session hold in memory.
+
+    They are found from parent to child, and those that lost their parent among the children of `reaper`. Files that
+    several of them map are counted for each. 0 for what has ended.
+    """
+    members, waiting = {root}, [root]
+    if reaper is not None:
+        waiting += [pid for pid in _children(reaper, proc) if pid != root and _session_of(pid, proc) == root]
+    total = 0
+    while waiting:
+        pid = waiting.pop()
+        total += _resident(pid, proc)
+        found = [child for child in _children(pid, proc) if child not in members]
+        members.update(found)
+        waiting += found
+    return total
+
+
+def _children(pid: int, proc: Path) -> list[int]:
+    found: list[int] = []
+    try:
+        for thread in os.listdir(proc / str(pid) / "task"):
+            found += map(int, (proc / str(pid) / "task" / thread / "children").read_text().split())
+    except (OSError, ValueError):
+        pass  # it has ended, or this kernel keeps no such list
+    return found
+
+
+def _session_of(pid: int, proc: Path) -> int:
+    try:
+        return int((proc / str(pid) / "stat").read_text().rpartition(")")[2].split()[3])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _resident(pid: int, proc: Path) -> int:
+    try:
+        lines = (proc / str(pid) / "status").read_text().splitlines()
+    except OSError:
+        return 0
+    words = [line.split() for line in lines if line.startswith(("RssAnon:", "RssShmem:", "VmSwap:"))]
+    return 1024 * sum(int(each[1]) for each in words)
 
 
 def _memory_files(descriptors: Path, sent: Collection[FileId]) -> int | None:

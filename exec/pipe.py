@@ -2,15 +2,17 @@
 
 Every conversation runs over a SOCK_SEQPACKET pair, so a datagram is a message; descriptors ride along with it. The
 messages are the canonical MessagePack of `codec`, bounded here and checked by type. A worker runs native code of a
-stranger, so whatever it says is hostile: sizes, counts and texts are bounded before anything acts on them, and
-descriptors are checked by `adopt_output` before they are mapped.
+stranger, so whatever it says is hostile: sizes, counts and texts are bounded before anything acts on them, and no
+descriptor is ever taken from it: it fills memory files that it was lent (`lent_files`) and names them by number, and
+they are checked by `adopt_outputs` before they are mapped.
 
-A `Part` is how bytes travel: in place while small, else as the size of a file whose descriptor rides along, in order.
+A `Part` is how bytes travel: in place while small, else as the size of a file, whose descriptor rides along, in order.
 
-    agent -> zygote   Start, Fork + [socket, box]    zygote -> agent   Ready + [pidfd], Forked + [pidfd],
-                                                                       ForkFailed, Exited
-    agent -> worker   Run + [files], Built + [file]  worker -> agent   Build + [file], Done + [files], Failed
-    agent -> builder  Build + [file]                 builder -> agent  Built + [file]
+    agent -> zygote   Start, Fork + [socket, box]      zygote -> agent   Ready + [pidfd], Forked + [pidfd],
+                                                                         ForkFailed, Exited
+    agent -> worker   Run + [files, lent files],       worker -> agent   Build, Need, Done, Failed
+                      Built + [file], Lent + [files]
+    agent -> builder  Build + [file, lent file]        builder -> agent  Built
 """
 
 from collections.abc import Sequence
@@ -27,7 +29,11 @@ MAX_MESSAGE_BYTES = 192 * 1024
 """Below the smallest default of a socket's send buffer (208 KiB), which bounds a SEQPACKET datagram."""
 MAX_INLINE_BYTES = 128 * 1024
 """Most bytes that the parts of one message carry in place, together."""
-MAX_DESCRIPTORS = 1 + MAX_INPUTS
+MAX_DESCRIPTORS = 1 + MAX_INPUTS + MAX_OUTPUTS + 1
+"""Below the kernel's 253."""
+MAX_LENT_AT_ONCE = 64
+MAX_LENT_PER_RUN = 640
+"""An output each, a source each, and copies of libraries."""
 MAX_DETAIL = 16 * 1024
 
 Code = Annotated[str, Meta(min_length=1, max_length=40, pattern=r"^[a-z0-9-]+\Z")]
@@ -125,10 +131,24 @@ class Run(PipeMessage, frozen=True, tag="run"):
     parts: Annotated[tuple[Part, ...], Meta(min_length=1, max_length=1 + MAX_INPUTS)]
     digests: bool = False
     """Record a digest for each node (`trace_digests`)."""
+    lent: Annotated[int, Meta(ge=0, le=MAX_OUTPUTS + 1)] = 0
+    """How many empty memory files ride along, behind those of the parts. They are numbered from 0 in each run."""
+
+
+class Lent(PipeMessage, frozen=True, tag="lent"):
+    """So many more empty memory files ride along."""
+
+    count: Annotated[int, Meta(ge=0, le=MAX_LENT_AT_ONCE)]
+
+
+class Need(PipeMessage, frozen=True, tag="need"):
+    """More empty memory files."""
+
+    count: Annotated[int, Meta(ge=1, le=MAX_LENT_AT_ONCE)]
 
 
 class Done(PipeMessage, frozen=True, tag="done"):
-    """Outputs of these sizes ride along as sealed memory files, and behind them the nodes' digests where recorded."""
+    """Outputs of these sizes lie in `files`, sealed, and in the last of them the nodes' digests where recorded."""
 
     number: Size
     outputs: Annotated[tuple[Size, ...], Meta(max_length=MAX_OUTPUTS)]
@@ -139,6 +159,8 @@ class Done(PipeMessage, frozen=True, tag="done"):
     """Most bytes of arrays that this run held at once."""
     nodes: Annotated[int, Meta(ge=0, le=MAX_NODES)] | None = None
     """How many digests of 32 bytes the last file holds; nil where none were asked for."""
+    files: Annotated[tuple[Size, ...], Meta(max_length=MAX_OUTPUTS + 1)] = ()
+    """Numbers of lent files, each once."""
 
 
 class Failed(PipeMessage, frozen=True, tag="failed"):
@@ -163,10 +185,12 @@ class Build(PipeMessage, frozen=True, tag="build"):
     """A module's kernels, name expressions and variables: checked by the builder."""
     expressions: Names = ()
     symbols: Names = ()
+    file: Size | None = None
+    """From a worker: the number of the lent file that the source lies in, where it is not in place."""
 
 
 class Built(PipeMessage, frozen=True, tag="built"):
-    """`code` is `ok` with the library as a sealed file, or why there is none."""
+    """`code` is `ok`, and the library lies in the file that was lent, sealed; or why there is none."""
 
     code: Code
     sentence: Sentence
@@ -174,8 +198,8 @@ class Built(PipeMessage, frozen=True, tag="built"):
 
 
 FromZygote = Ready | Forked | ForkFailed | Exited
-FromWorker = Build | Done | Failed
-ToWorker = Run | Built
+FromWorker = Build | Need | Done | Failed
+ToWorker = Run | Built | Lent
 
 
 def encode(message: PipeMessage) -> bytes:
@@ -193,12 +217,12 @@ def decode_from_zygote(data: bytes) -> FromZygote:
 
 def decode_from_worker(data: bytes) -> FromWorker:
     """What a worker said; hostile. Raises PipeError."""
-    return _decode(data, Build | Done | Failed)  # type: ignore[return-value]
+    return _decode(data, Build | Need | Done | Failed)  # type: ignore[return-value]
 
 
 def decode_to_worker(data: bytes) -> ToWorker:
     """What the agent told a worker. Raises PipeError."""
-    return _decode(data, Run | Built)  # type: ignore[return-value]
+    return _decode(data, Run | Built | Lent)  # type: ignore[return-value]
 
 
 def decode_start(data: bytes) -> Start:

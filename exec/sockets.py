@@ -5,7 +5,7 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from coppermesh.exec.pipe import MAX_DESCRIPTORS, MAX_MESSAGE_BYTES, PipeError
 
@@ -44,6 +44,9 @@ def send(sock: socket.socket, data: bytes, descriptors: Sequence[int] = ()) -> N
     Linux limits the descriptors of one user that are on their way, over all its processes: another lease's worker may
     have used that up for a moment, until its agent reads or ends it.
     """
+    if not descriptors:
+        sock.send(data)  # without a system call that could carry descriptors: workers may not make that one
+        return
     for _ in range(CROWDED_TRIES):
         try:
             socket.send_fds(sock, [data], list(descriptors))
@@ -56,7 +59,7 @@ def send(sock: socket.socket, data: bytes, descriptors: Sequence[int] = ()) -> N
     socket.send_fds(sock, [data], list(descriptors))
 
 
-def close_all(descriptors: Sequence[int]) -> None:
+def close_all(descriptors: Iterable[int]) -> None:
     """Close every one of them, whatever happens to the others."""
     for descriptor in descriptors:
         try:

@@ -11,23 +11,24 @@ they work in. Everything that it started has ended when its block ends.
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import trio
 
-from coppermesh.exec import pipe
+from coppermesh.exec import linux, pipe
 from coppermesh.exec.blackbox import BlackBox, make_black_box
-from coppermesh.exec.budget import WORKER_CORES, format_bytes
+from coppermesh.exec.budget import WORKER_CORES
+from coppermesh.exec.building import Builder, ask_in_bounds
 from coppermesh.exec.cgroups import Cgroups
 from coppermesh.exec.channel import Channel, channel_pair
-from coppermesh.exec.cuda_build import BUILD_SECONDS
 from coppermesh.exec.cuda_toolchain import SYSTEM_PATH, find_toolchain
 from coppermesh.exec.device import DeviceInfo, usable_cores
 from coppermesh.exec.device_watch import open_device_watch
 from coppermesh.exec.fitness import Fitness, probe_device
 from coppermesh.exec.keeper import Child, Keeper, WorkerUnavailable
-from coppermesh.exec.memory_watch import Allowance, read_memory
+from coppermesh.exec.memory_watch import Allowance, read_memory, read_tree
 from coppermesh.exec.meter import Meter
 from coppermesh.exec.metering import close_meter, open_meter_in_time
 from coppermesh.exec.runs import InputBuffer, OutputBuffer, RunOutcome, WorkerLimits
@@ -38,7 +39,6 @@ from coppermesh.exec.sandbox.namespaces import (
     find_bubblewrap,
     view_of_python,
 )
-from coppermesh.exec.sandbox.private_scratch import MAX_FILES
 from coppermesh.exec.scratch import (
     SHARED,
     drop_zigs_sources,
@@ -46,7 +46,6 @@ from coppermesh.exec.scratch import (
     make_directory,
     prepare_shared,
     remove_tree,
-    size_of,
 )
 from coppermesh.exec.sockets import close_all
 from coppermesh.exec.watchdog import Watchdog
@@ -63,12 +62,10 @@ __all__ = [
     "open_supervisor",
 ]
 
-BUILD_GRACE_SECONDS = 5.0
-"""Over the builder's own deadline, before it is killed from outside."""
+AGENT_OPEN_FILES = 8192
+"""A descriptor is kept of each file that a worker holds; 1,024 is the usual limit where nobody raised it."""
 CUDA_PLACES = ("LD_LIBRARY_PATH", "CUDA_PATH", "CUDA_HOME")
 """Of the agent's own environment, what workers on a GPU get as well."""
-LOOK_SECONDS = 0.1
-"""How often a builder's directory is measured, where it lies on the disk. In memory it has a size."""
 
 
 class Supervisor:
@@ -163,6 +160,7 @@ class Supervisor:
             if process.group is not None:
                 process.group.remove()
             process.box.close()
+            process.lent.close()
             await self._remove(process.directory)
 
     async def build(
@@ -182,7 +180,8 @@ class Supervisor:
         finally:
             os.close(box)
         try:
-            return await _ask_in_bounds(child, channel, directory, limits, request, source)
+            held = partial(read_tree, child.pid, self._keeper.forker_pid)
+            return await ask_in_bounds(Builder(child, channel, directory, held), limits, request, source)
         finally:
             with trio.CancelScope(shield=True):
                 channel.close()
@@ -245,61 +244,6 @@ class Supervisor:
             await trio.to_thread.run_sync(_remove_quietly, directory)
 
 
-async def _ask_in_bounds(
-    child: Child,
-    channel: Channel,
-    directory: Path,
-    limits: WorkerLimits,
-    request: pipe.Build,
-    source: list[int],
-) -> tuple[pipe.Built, list[int]]:
-    """Its answer, in time and without more on the disk than it may write."""
-    too_much = trio.Event()
-
-    async def watch() -> None:
-        while True:
-            await trio.sleep(LOOK_SECONDS)
-            if await trio.to_thread.run_sync(size_of, directory, limits.scratch_bytes, MAX_FILES) > (
-                limits.scratch_bytes
-            ):
-                too_much.set()
-                child.kill()
-                return
-
-    answer: tuple[pipe.Built, list[int]] | None = None
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(watch)
-        with trio.move_on_after(BUILD_SECONDS + BUILD_GRACE_SECONDS):
-            answer = await _ask_builder(channel, request, source)
-        nursery.cancel_scope.cancel()
-    if answer is not None and not too_much.is_set():
-        return answer
-    if answer is not None:
-        close_all(answer[1])
-    reason = "the compiler does not end"
-    if too_much.is_set():
-        size = format_bytes(limits.scratch_bytes)
-        reason = f"the compiler wrote more than the {size} or {MAX_FILES} files that its directory may hold"
-    return pipe.Built("kernel-build-limit", f"kernel {request.name}: {reason}", ""), []
-
-
-async def _ask_builder(
-    channel: Channel, request: pipe.Build, source: list[int]
-) -> tuple[pipe.Built, list[int]]:
-    try:
-        await channel.send(pipe.encode(request), source)
-        data, descriptors = await channel.receive()
-        if data:
-            try:
-                return pipe.decode_built(data), descriptors
-            except pipe.PipeError:
-                close_all(descriptors)
-                raise
-    except (OSError, pipe.PipeError):
-        pass  # the same to whoever asked: no library
-    return pipe.Built("kernel-build-limit", f"kernel {request.name}: the compiler's process has died", ""), []
-
-
 def _remove_quietly(directory: Path) -> None:
     try:
         remove_tree(directory)
@@ -323,6 +267,7 @@ async def open_supervisor(
     start = await trio.to_thread.run_sync(_make_start, device, scratch, compiler)
     start, prefix = await trio.to_thread.run_sync(_choose_namespaces, start)
     keeper = Keeper(start, scratch, _environment(device), prefix)
+    linux.allow_open_files(AGENT_OPEN_FILES)
     meter = await open_meter_in_time(device.meter, device.uuid)
     try:
         watchdog = Watchdog(await open_device_watch(device))

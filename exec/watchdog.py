@@ -10,6 +10,7 @@ too. Two looks in a row must find it, since a worker that has just died is reada
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 import trio
@@ -21,7 +22,8 @@ from coppermesh.exec.cuda_build import scrub
 from coppermesh.exec.device_watch import DeviceWatch, device_excess
 from coppermesh.exec.endings import Answer, explain_nonsense
 from coppermesh.exec.keeper import Child
-from coppermesh.exec.memory_watch import Allowance, FileId, HeldMemory, read_memory
+from coppermesh.exec.lent_files import FileId, LentFiles
+from coppermesh.exec.memory_watch import Allowance, HeldMemory, read_memory
 
 LOOK_SECONDS = 0.05
 """A core fills some 100 MiB of fresh memory in that time."""
@@ -38,6 +40,7 @@ class Watched(Protocol):
     box: BlackBox
     allowance: Allowance | None
     sent: frozenset[FileId]
+    lent: LentFiles
     verdict: Answer | None
     spoiled: bool
 
@@ -87,9 +90,12 @@ class Watchdog:
         """Look at each once. Some 0.05 ms for a process."""
         self._look_for_speakers()
         for process in list(self._watched.values()):
-            held = None if process.allowance is None else self._read(process.child.pid, process.sent)
-            if held is None or process.allowance is None:
+            if process.allowance is None:
                 continue
+            held = self._read(process.child.pid, process.sent | process.lent.ids())
+            if held is None:
+                continue
+            held = replace(held, files=(held.files or 0) + process.lent.held_bytes())
             if reason := process.allowance.excess(held):
                 _end(process, "memory-limit", reason)
             elif reason := process.allowance.excess_threads(held):

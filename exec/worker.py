@@ -10,7 +10,8 @@ import os
 import resource
 import socket
 import traceback
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -100,6 +101,42 @@ def confine(order: pipe.Fork, kind: str) -> None:
         enter_worker(layers.gpu_worker(worker_limits, view.read_only, tuple(namespaces.gpu_devices())))
 
 
+class _LentFiles:
+    """The memory files that the agent lent for this run; this process can make none."""
+
+    def __init__(self, ask: Callable[[int], list[int]]) -> None:
+        self._ask = ask
+        self._spare: deque[int] = deque()
+        self._taken = 0
+
+    def begin(self, descriptors: list[int]) -> None:
+        """A run's files; its numbers begin at 0."""
+        self._spare, self._taken = deque(descriptors), 0
+
+    def put(self, data: bytes | memoryview) -> int:
+        """Store `data` for good and let the file go: its number. Raises OSError, where a limit is exceeded."""
+        os.close(self.keep(data))
+        return self._taken - 1
+
+    def keep(self, data: bytes | memoryview) -> int:
+        """The same, and keep the descriptor."""
+        if not self._spare:
+            self._spare.extend(self._ask(1))
+        descriptor = self._spare.popleft()
+        self._taken += 1
+        try:
+            linux.fill_and_seal(descriptor, data)
+        except OSError:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def end(self) -> None:
+        """Let go of what was not needed, before the answer: the agent then looks at what is still held."""
+        sockets.close_all(self._spare)
+        self._spare.clear()
+
+
 class Worker:
     """One worker's state: its runtime with the kernels it has built."""
 
@@ -113,6 +150,7 @@ class Worker:
             flops=float(order.operations),
             blob_bytes=order.blob_bytes,
         )
+        self._files = _LentFiles(self._ask_for_files)
         self._runtime = self._make_runtime(start)
 
     def _make_runtime(self, start: pipe.Start) -> Runtime:
@@ -129,7 +167,11 @@ class Worker:
         if not self._order.kernels or not start.compiler:
             return NumpyRuntime(threads=start.threads)
         backend = CudaCpu(
-            self._build_elsewhere, threads=start.threads, note=self._box.note, compiler=start.version
+            self._build_elsewhere,
+            threads=start.threads,
+            note=self._box.note,
+            compiler=start.version,
+            store=self._store,
         )
         return NumpyRuntime(backend, start.threads)
 
@@ -149,9 +191,9 @@ class Worker:
         return True
 
     def _run(self, message: pipe.Run, descriptors: list[int]) -> None:
-        files: list[int] = []
+        self._files.begin(take_last(descriptors, message.lent))
         try:
-            answer: pipe.PipeMessage = self._run_program(message, descriptors, files)
+            answer: pipe.PipeMessage = self._run_program(message, descriptors)
         except ExecError as error:
             sentence = self._with_limit(error.sentence) if error.code == "memory-limit" else error.sentence
             answer = self._failed(message.number, error.code, with_node(sentence, error.node), error.detail)
@@ -161,29 +203,28 @@ class Worker:
         except Exception as error:  # noqa: BLE001 - a bug here is this provider's failure, and must be told
             said = f"{type(error).__name__}: {error}"
             answer = self._failed(message.number, "internal-error", said, traceback.format_exc(), "provider")
-        try:
-            sockets.send(self._sock, pipe.encode(answer), files)
-        finally:
-            sockets.close_all(files)
+        self._files.end()
+        sockets.send(self._sock, pipe.encode(answer))
 
-    def _run_program(self, message: pipe.Run, descriptors: list[int], files: list[int]) -> pipe.Done:
+    def _run_program(self, message: pipe.Run, descriptors: list[int]) -> pipe.Done:
         checked = _checked(read_part(message.parts[0], descriptors), self._limits)
         if FEATURE_CUDA_SOURCE in checked.features and not self._order.kernels:
             raise RunFailed("this lease takes no programs with kernels", code="unsupported-feature")
         refuse_missing(checked, self._runtime.kind)
         inputs = _map_inputs(checked.input_specs, message.parts[1:], descriptors)
         digests: TraceDigests | None = None
+        files: list[int] = []
         try:
             if message.digests:
                 result, digests = run_with_digests(self._runtime, checked, inputs.arrays, self._limits)
             else:
                 result = self._runtime.run(checked, inputs.arrays, self._limits, files=inputs.files)
             for number, output in enumerate(result.outputs):
-                files.append(_hand_over(number, output, self._order.output_bytes))
+                files.append(self._hand_over(number, output))
         finally:
             _unmap(inputs)
         if digests is not None:
-            files.append(linux.sealed_file("coppermesh-digests", digests.to_bytes()))
+            files.append(self._files.put(digests.to_bytes()))
         sizes = tuple(output.nbytes for output in result.outputs)
         return pipe.Done(
             message.number,
@@ -193,7 +234,34 @@ class Worker:
             self._runtime.determinism_of(checked),
             result.peak_bytes,
             None if digests is None else len(digests.nodes),
+            tuple(files),
         )
+
+    def _hand_over(self, number: int, output: Array) -> int:
+        """The array's bytes in a file that nobody can change any more: its number."""
+        try:
+            return self._files.put(np.ascontiguousarray(output).reshape(-1).view(np.uint8).data)
+        except OSError as error:
+            raise RunFailed(
+                f"output {number} of {format_bytes(output.nbytes)} could not be stored: {error.strerror}; "
+                f"all outputs may have {format_bytes(self._order.output_bytes)}",
+                code="output-limit",
+            ) from error
+
+    def _store(self, data: bytes) -> int:
+        """A sealed memory file that this process keeps: for copies of libraries."""
+        return self._files.keep(data)
+
+    def _ask_for_files(self, count: int) -> list[int]:
+        sockets.send(self._sock, pipe.encode(pipe.Need(count)))
+        data, descriptors = sockets.receive(self._sock)
+        if not data:
+            os._exit(0)  # the agent has closed: nobody waits for an answer
+        answer = pipe.decode_to_worker(data)
+        if not isinstance(answer, pipe.Lent) or answer.count != len(descriptors):
+            sockets.close_all(descriptors)
+            raise pipe.PipeError("expected memory files")
+        return descriptors
 
     def _failed(self, number: int, code: str, sentence: str, detail: str, fault: str = "job") -> pipe.Failed:
         return pipe.Failed(
@@ -212,17 +280,12 @@ class Worker:
     def _build_elsewhere(self, kernel: Kernel) -> int:
         """Ask the agent for a builder. Gives the library; raises what the builder raised."""
         source = kernel.source.encode()
-        files = (
-            [] if len(source) <= pipe.MAX_INLINE_BYTES else [linux.sealed_file("coppermesh-source", source)]
-        )
-        part = len(source) if files else source
+        file = None if len(source) <= pipe.MAX_INLINE_BYTES else self._files.put(source)
+        part = source if file is None else len(source)
         request = pipe.Build(
-            part, kernel.name, kernel.options, kernel.functions, kernel.expressions, kernel.symbols
+            part, kernel.name, kernel.options, kernel.functions, kernel.expressions, kernel.symbols, file
         )
-        try:
-            sockets.send(self._sock, pipe.encode(request), files)
-        finally:
-            sockets.close_all(files)
+        sockets.send(self._sock, pipe.encode(request))
         data, descriptors = sockets.receive(self._sock, 1)
         if not data:
             os._exit(0)  # the agent has closed: nobody waits for an answer
@@ -242,6 +305,16 @@ def _build_error(name: str, answer: pipe.Built) -> ExecError:
     if answer.code == "unsupported-feature":
         return SourceRefused(answer.sentence, answer.detail)
     return BuildFailed(answer.code, answer.sentence, detail=answer.detail)
+
+
+def take_last(descriptors: list[int], count: int) -> list[int]:
+    """Remove the last `count` of them, and give those. Raises PipeError where there are not so many."""
+    if count > len(descriptors):
+        raise pipe.PipeError(f"{len(descriptors)} descriptors where {count} were named")
+    kept = len(descriptors) - count
+    taken = descriptors[kept:]
+    del descriptors[kept:]
+    return taken
 
 
 def _checked(data: bytes, limits: RunLimits) -> CheckedProgram:
@@ -294,19 +367,6 @@ def _unmap(inputs: _Inputs) -> None:
             mapping.close()
         except BufferError:
             continue  # an array still looks at it (an output that is a view of an input); it goes with that array
-
-
-def _hand_over(number: int, output: Array, limit: int) -> int:
-    """The array's bytes as a file that nobody can change any more. `limit` bounds all outputs, for the error."""
-    try:
-        octets = np.ascontiguousarray(output).reshape(-1).view(np.uint8)
-        return linux.sealed_file("coppermesh-output", octets.data)
-    except OSError as error:
-        raise RunFailed(
-            f"output {number} of {format_bytes(output.nbytes)} could not be stored: {error.strerror}; "
-            f"all outputs may have {format_bytes(limit)}",
-            code="output-limit",
-        ) from error
 
 
 def _peak_bytes() -> int:

@@ -1,14 +1,14 @@
 """One lease's worker, seen from the agent: a conversation with a process that may be running a stranger's code.
 
-A run is `Run`, any number of `Build` requests that a builder process answers, then `Done` or `Failed`. The wall clock
-is kept here and ends in SIGKILL; after that, or after a crash, the next run gets a new process. Every message is
-bounded and checked, and one that makes no sense ends the process.
+A run is `Run`, some requests (`Build`, which a builder process answers, and `Need`, for memory files), then `Done` or
+`Failed`. The wall clock is kept here and ends in SIGKILL; after that, or after a crash, the next run gets a new
+process. Every message is bounded and checked, and one that makes no sense ends the process.
 """
 
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -32,16 +32,20 @@ from coppermesh.exec.endings import (
 )
 from coppermesh.exec.errors import plain_sentence
 from coppermesh.exec.keeper import Child, WorkerUnavailable
-from coppermesh.exec.memory_watch import Allowance, FileId, file_ids
+from coppermesh.exec.lent_files import MOST_HELD, FileId, LentFiles
+from coppermesh.exec.memory_watch import Allowance, file_ids
 from coppermesh.exec.meter import Meter
 from coppermesh.exec.metering import read_energy
+from coppermesh.exec.program import MAX_OUTPUTS
 from coppermesh.exec.receive_buffers import ReceiveBuffer, ReceiveBuffers
 from coppermesh.exec.runs import InputBuffer, RunOutcome, WorkerLimits
 from coppermesh.exec.sockets import close_all
 from coppermesh.exec.trace_digests import DIGEST_BYTES, TraceDigests
 
-MAX_BUILDS_PER_RUN = 512
-"""A program has at most 256 kernels, each built for at most a few types."""
+MAX_REQUESTS_PER_RUN = 1024
+"""A program has at most 256 kernels, each built for at most a few types and copied at most once, and 64 outputs."""
+BUILD_FAULTS = frozenset({"compiler-missing", "worker-unavailable"})
+"""Failures of a build that are this machine's doing."""
 
 
 @dataclass
@@ -60,6 +64,12 @@ class Process:
     """What the watchdog lets it hold; None: it is not watched."""
     sent: frozenset[FileId] = frozenset()
     """Memory files that the agent gave it for the run at hand: they count as the agent's."""
+    lent: LentFiles = field(default_factory=LentFiles)
+    """Memory files that it fills, and libraries: they count as its own for as long as it holds them."""
+    ran_native: bool = False
+    """It was given a kernel: whatever it says may be a stranger's word from then on."""
+    told: frozenset[str] = frozenset()
+    """Codes of builds that failed through this machine's fault, in the run at hand."""
     verdict: Answer | None = None
     """Why the watchdog ended it."""
     group: WorkerGroup | None = None
@@ -174,7 +184,7 @@ class Worker:
         before_mj = await read_energy(self._workshop.meter)
         started_us, began = time.time_ns() // 1000, time.perf_counter_ns()
         process.spoiled = True  # until it has answered: nobody may find it in the middle of a program
-        process.sent = file_ids(run.files)
+        process.sent, process.told = file_ids(run.files), frozenset()
         try:
             answer = await self._bounded(process, run, wall_limit_s)
             wall_us = (time.perf_counter_ns() - began) // 1000
@@ -195,43 +205,54 @@ class Worker:
 
     async def _converse(self, process: Process, run: _Run) -> Answer:
         self._number += 1
+        wanted = (1 if run.output_sizes is None else len(run.output_sizes)) + run.digests
         try:
-            await _send(process, pipe.Run(self._number, tuple(run.parts), run.digests), run.files)
-            for builds in range(MAX_BUILDS_PER_RUN + 1):
-                answer = await self._next_answer(process, run, may_build=builds < MAX_BUILDS_PER_RUN)
+            with _lend(process, min(wanted, MAX_OUTPUTS + 1)) as lent:
+                message = pipe.Run(self._number, tuple(run.parts), run.digests, len(lent))
+                await _send(process, message, [*run.files, *lent])
+            for requests in range(MAX_REQUESTS_PER_RUN + 1):
+                answer = await self._next_answer(process, run, may_ask=requests < MAX_REQUESTS_PER_RUN)
                 if answer is not None:
                     return answer
-            raise pipe.PipeError("more builds than a program has kernels")
+            raise pipe.PipeError("more requests than a program has kernels and outputs")
         except _Ended:
             return await self._explain_end(process)
         except pipe.PipeError as error:
             return process.verdict or explain_nonsense(error)
+        except OSError as error:  # of lending: no descriptors, no memory
+            return explain_unavailable(
+                WorkerUnavailable(f"this machine has no memory file for a worker: {error.strerror}")
+            )
 
-    async def _next_answer(self, process: Process, run: _Run, *, may_build: bool) -> Answer | None:
-        """Take one message. None: it was a build, and is done."""
+    async def _next_answer(self, process: Process, run: _Run, *, may_ask: bool) -> Answer | None:
+        """Take one message. None: it asked for something, and has got it."""
         data, descriptors = await process.channel.receive()
         if not data:
             raise _Ended
         try:
             message = pipe.decode_from_worker(data)
-            if isinstance(message, pipe.Build):
-                if not may_build or not self._kernels:
-                    raise pipe.PipeError("a build that no program asked for")
-                await self._build(process, message, descriptors)
+            if descriptors:
+                raise pipe.PipeError("files that nobody asked for")
+            if isinstance(message, pipe.Build | pipe.Need):
+                if not may_ask:
+                    raise pipe.PipeError("more requests than a program has kernels and outputs")
+                await self._give(process, message)
                 return None
             if message.number != self._number:
                 raise pipe.PipeError("an answer to another run")
             process.peak_bytes, process.determinism = message.peak_bytes, message.determinism
             if isinstance(message, pipe.Failed):
-                answer = Answer(f"{message.fault}-failed", message.code, message.sentence, message.detail)
+                fault = "job" if _is_a_strangers_word(process, message) else message.fault
+                answer = Answer(f"{fault}-failed", message.code, message.sentence, message.detail)
             else:
-                answer = self._take_outputs(message, descriptors, run)
-            process.spoiled = answer.code in SPOILING_CODES or process.verdict is not None
+                answer = self._take_outputs(message, process.lent, run)
+            held = process.lent.settle()
+            process.spoiled = answer.code in SPOILING_CODES or process.verdict is not None or held > MOST_HELD
             return answer
         finally:
             close_all(descriptors)
 
-    def _take_outputs(self, message: pipe.Done, descriptors: list[int], run: _Run) -> Answer:
+    def _take_outputs(self, message: pipe.Done, lent: LentFiles, run: _Run) -> Answer:
         total, limit = sum(message.outputs), self._limits.output_bytes
         if total > limit:
             sentence = f"the outputs have {format_bytes(total)}, the limit is {format_bytes(limit)}"
@@ -240,6 +261,9 @@ class Worker:
             raise pipe.PipeError("outputs of other sizes than the program's")
         if (message.nodes is not None) != run.digests:
             raise pipe.PipeError("digests that nobody asked for, or none where they were asked for")
+        if len(set(message.files)) != len(message.files):
+            raise pipe.PipeError("one file for two outputs")
+        descriptors = [_numbered(lent, number) for number in message.files]
         count = len(message.outputs)
         outputs = adopt_outputs(message.outputs, descriptors[:count])
         try:
@@ -257,14 +281,34 @@ class Worker:
             digests=digests,
         )
 
-    async def _build(self, process: Process, request: pipe.Build, descriptors: list[int]) -> None:
-        if len(descriptors) != pipe.files_in([request.source]):
+    async def _give(self, process: Process, request: pipe.Build | pipe.Need) -> None:
+        if isinstance(request, pipe.Build):
+            if not self._kernels:
+                raise pipe.PipeError("a build that no program asked for")
+            await self._build(process, request)
+            return
+        if process.lent.count + request.count > pipe.MAX_LENT_PER_RUN:
+            raise pipe.PipeError("more memory files than a program needs")
+        with _lend(process, request.count) as files:
+            await _send(process, pipe.Lent(len(files)), files)
+
+    async def _build(self, process: Process, request: pipe.Build) -> None:
+        if isinstance(request.source, int) != (request.file is not None):
             raise pipe.PipeError("a build without its source")
-        built, library = await self._workshop.build(self._limits, request, descriptors)
+        source = [] if request.file is None else [_numbered(process.lent, request.file)]
+        built, made = await self._workshop.build(self._limits, request, source)
+        library: list[int] = []
         try:
+            if made:
+                process.ran_native = True
+                library.append(process.lent.pass_on(made[0]))
+            elif built.code in BUILD_FAULTS:
+                process.told |= {built.code}
+            close_all(made)
+            made = []
             await _send(process, built, library)
         finally:
-            close_all(library)
+            close_all([*made, *library])
 
     async def _explain_end(self, process: Process) -> Answer:
         """Why it ended by itself. It may only have closed its socket: then it is ended here."""
@@ -314,6 +358,34 @@ class Worker:
             output_bytes=sum(output.size for output in answer.outputs),
             digests=answer.digests,
         )
+
+
+@contextmanager
+def _lend(process: Process, count: int) -> Iterator[list[int]]:
+    """New memory files to send, closed here when the block ends. Raises OSError."""
+    files: list[int] = []
+    try:
+        for _ in range(count):
+            files.append(process.lent.lend())  # noqa: PERF401 - what was made must be closed where one fails
+        yield files
+    finally:
+        close_all(files)
+
+
+def _numbered(lent: LentFiles, number: int) -> int:
+    descriptor = lent.numbered(number)
+    if descriptor is None:
+        raise pipe.PipeError("a file that it was not lent")
+    return descriptor
+
+
+def _is_a_strangers_word(process: Process, message: pipe.Failed) -> bool:
+    """Whether this says that the machine is to blame, from a process that may not be ours any more.
+
+    A requester does not pay for what a provider failed at. After a kernel ran there, only failures that were seen from
+    here count: builds that this agent itself had to refuse, and every way in which the process can end.
+    """
+    return message.fault == "provider" and process.ran_native and message.code not in process.told
 
 
 def _take_digests(message: pipe.Done, descriptors: list[int]) -> TraceDigests | None:

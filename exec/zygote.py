@@ -136,6 +136,20 @@ class Zygote:
                 if serial is not None:
                     cpu_us = int(1e6 * (used.ru_utime + used.ru_stime))
                     self._tell(pipe.Exited(serial, os.waitstatus_to_exitcode(status), cpu_us))
+                self._end_orphans()
+
+    def _end_orphans(self) -> None:
+        """Kill what a builder that has ended left behind; each death comes back here, until nothing is left.
+
+        Such a process is our child now, so its number is its own until it is reaped. Its session is its builder's:
+        a builder's filter lets nobody make another.
+        """
+        with contextlib.suppress(OSError, ValueError):
+            with open("/proc/thread-self/children") as file:
+                children = [int(word) for word in file.read().split()]
+            for pid in children:
+                if pid not in self._serials and os.getsid(pid) not in (*self._serials, os.getsid(0)):
+                    os.kill(pid, signal.SIGKILL)
 
     def _tell(self, message: pipe.PipeMessage, descriptors: list[int] | None = None) -> None:
         sockets.send(self._control, pipe.encode(message), descriptors or [])

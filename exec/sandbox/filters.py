@@ -22,6 +22,8 @@ _CLONE_UNTRACED = 0x800000
 _MAP_HUGETLB = 0x40000
 _MFD_CLOEXEC, _MFD_SEALING, _MFD_NOEXEC = 0x1, 0x2, 0x8
 _AT_EMPTY_PATH = 0x1000
+_SIGKILL = 9
+_O_CLOEXEC, _O_LARGEFILE = 0x80000, 0x8000
 _AF_UNIX = 1
 _STREAM, _SEQPACKET = 1, 5
 _SOCKET_TYPE = 0xF
@@ -38,15 +40,17 @@ sigaltstack restart_syscall pause"""
 _WHO_AND_WHEN = """gettid getpid getppid getpgrp getpgid getsid getuid geteuid getgid getegid getresuid
 getresgid getgroups clock_gettime clock_getres clock_nanosleep nanosleep gettimeofday time times getrusage
 getrlimit sysinfo uname getrandom exit exit_group umask"""
-_OWN_SOCKET = "sendmsg recvmsg sendto recvfrom shutdown getsockname getpeername getsockopt"
+_OWN_SOCKET = "recvmsg sendto recvfrom shutdown getsockname getpeername getsockopt"
+"""Not `sendmsg`, which can carry descriptors: what nobody reads would count against all processes of this user."""
 
 _CHANGING_FILES = """mkdir mkdirat rmdir unlink unlinkat rename renameat renameat2 truncate symlink
 symlinkat link linkat chdir fchdir flock sendfile copy_file_range creat chmod fchmod fchmodat"""
 _READING_FILES = """open openat stat lstat statx newfstatat access faccessat faccessat2 readlink readlinkat
 getdents getdents64 getcwd statfs fstatfs"""
-_PROCESSES = """execve fork vfork wait4 waitid setpgid setsid kill tkill tgkill pipe pipe2 eventfd2
+_PROCESSES = """execve fork vfork wait4 waitid setpgid kill tkill tgkill pipe pipe2 eventfd2
 epoll_create1 epoll_ctl epoll_wait epoll_pwait pidfd_open pidfd_send_signal getitimer setitimer alarm
-sched_setaffinity memfd_create"""
+sched_setaffinity"""
+"""Not `setsid`: by its session a builder's whole tree of processes is known, whatever it does."""
 
 _NEVER = """ptrace process_vm_readv process_vm_writev process_madvise process_mrelease pidfd_open
 pidfd_getfd pidfd_send_signal kcmp mount umount2 pivot_root chroot fsopen fsconfig fsmount fspick move_mount
@@ -80,6 +84,13 @@ _REACHES_OTHERS = (0x5412, 0x541C, 0x8901, 0x8902)
 _NO_STRUCT_FLAGS = refuse(errno.ENOSYS)
 _THREADS_ONLY = When((Bits(0, _CLONE_NAMESPACES | _CLONE_UNTRACED), Bits(0, _CLONE_THREAD, _CLONE_THREAD)))
 _ONLY_SELF = When((In(0, (SELF,)),))
+_ITSELF_BUT_NOT_KILL = When((In(0, (SELF,)), NotIn(1, (_SIGKILL,))))
+_ITS_THREADS_BUT_NOT_KILL = When((In(0, (SELF,)), NotIn(2, (_SIGKILL,))))
+"""A SIGKILL that the agent did not send is the machine's doing (no memory), and nobody pays for that."""
+_READS_LIMITS = When((In(0, (0, SELF)), In(2, (0,))))
+"""With a limit of its own making a worker could have the kernel send SIGKILL."""
+_PLAIN_READING = When((Bits(2, 0xFFFFFFFF & ~(_O_CLOEXEC | _O_LARGEFILE)),), errno.EACCES)
+"""Not O_PATH above all: such a descriptor keeps a file alive without being seen by a lease (`lent_files`)."""
 _UNIX_STREAMS = When(
     (In(0, (_AF_UNIX,)), Bits(1, _SOCKET_TYPE & ~(_STREAM | _SEQPACKET)), Bits(1, 1, 1)), errno.EACCES
 )
@@ -114,7 +125,11 @@ CPU_WORKER = Filter(
     _allowed(_MEMORY, _OPEN_FILES, _THREADS, _SIGNALS, _WHO_AND_WHEN, _OWN_SOCKET)
     | _COMMON_CHECKS
     | {
-        "openat": ALLOW,
+        "kill": _ITSELF_BUT_NOT_KILL,
+        "tgkill": _ITS_THREADS_BUT_NOT_KILL,
+        "prlimit64": _READS_LIMITS,
+        "memfd_create": refuse(errno.EPERM),  # it is lent memory files: what it holds can be counted
+        "openat": _PLAIN_READING,
         "newfstatat": When((Bits(3, 0xFFFFFFFF, _AT_EMPTY_PATH),)),
         "prctl": When((In(0, _NAMES),)),
         "fcntl": When((In(1, _FCNTL),)),
@@ -162,7 +177,6 @@ COMPILER = Filter(
     | {
         "clone": When((Bits(0, _CLONE_NAMESPACES | _CLONE_UNTRACED),)),
         "clone3": _NO_STRUCT_FLAGS,
-        "memfd_create": _COMMON_CHECKS["memfd_create"],
         "mmap": _COMMON_CHECKS["mmap"],
         # Not another process's: the kernel asks only for the same user, and neither Landlock nor a scope is asked.
         "prlimit64": _CALLER_ONLY,

@@ -5,13 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import venv
 from pathlib import Path
 
 import pytest
 import trio
 
-from coppermesh.exec import pipe, scratch
+from coppermesh.exec import building, pipe, scratch
 from coppermesh.exec import supervisor as supervising
 from coppermesh.exec.cuda_toolchain import find_toolchain
 from coppermesh.exec.device import probe_cpu
@@ -92,8 +93,8 @@ async def test_a_link_is_not_followed_when_a_directory_is_measured(tmp_path):
 
 
 async def test_a_build_on_the_disk_that_writes_too_much_is_ended(tmp_path, monkeypatch):
-    monkeypatch.setattr(supervising, "size_of", lambda directory, most, files: most + 1)
-    monkeypatch.setattr(supervising, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(building, "size_of", lambda directory, most, files: most + 1)
+    monkeypatch.setattr(building, "LOOK_SECONDS", 0.0)
     async with open_supervisor(probe_cpu(), scratch=tmp_path / "scratch") as supervisor:
         built = await build(supervisor)
         assert (built.code, "4 MiB" in built.sentence) == ("kernel-build-limit", True), built.sentence
@@ -112,6 +113,97 @@ async def test_builds_run_beside_each_other(tmp_path):
             for number in range(6):
                 nursery.start_soon(one, number)
         assert codes == ["ok"] * 6
+
+
+HIJACKED = r"""
+// A compiler that is somebody else's: it leaves its process group and its parent, and goes on.
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+int main(int count, char** words) {
+    if (count < 6) return printf("12.2.0\\n") < 0;
+    for (int i = 0; i < 3; i++) {
+        if (fork()) continue;
+        setpgid(0, 0);
+        setsid();
+        if (fork()) _exit(0);
+        setpgid(0, 0);
+        setsid();
+        if (MEBIBYTES) memset(mmap(0, MEBIBYTES << 20, 3, 0x22, -1, 0), 1, MEBIBYTES << 20);
+        for (;;) pause();
+    }
+    while (wait(0) > 0) {}
+    if (!ENDS) pause();
+}
+"""
+
+
+def hijacked(directory: Path, *, mebibytes: int, ends: bool) -> str:
+    """The path of a compiler that does not compile, and starts three processes that try to outlive it."""
+    honest = find_toolchain()
+    assert honest is not None
+    # Where the sandbox looks for a compiler's own files.
+    folder = Path(tempfile.mkdtemp(dir=directory))
+    (folder / "bin").mkdir()
+    text = HIJACKED.replace("MEBIBYTES", f"{mebibytes}l").replace("ENDS", str(int(ends)))
+    (folder / "a.cpp").write_text(text)
+    program = folder / "bin" / "g++"
+    subprocess.run([*honest.command, str(folder / "a.cpp"), "-o", str(program)], check=True)
+    for path in (folder, folder / "bin", program):
+        path.chmod(0o755)
+    return str(program)
+
+
+def running(program: str) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if (entry / "cmdline").read_bytes().startswith(program.encode()):
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+async def nothing_runs(program: str) -> None:
+    with trio.fail_after(20):
+        while running(program):  # noqa: ASYNC110 - nobody tells of another process's end
+            await trio.sleep(0.02)
+
+
+async def test_what_a_hijacked_compiler_leaves_running_is_killed(public_directory):
+    program = hijacked(public_directory, mebibytes=0, ends=True)
+    async with open_supervisor(
+        probe_cpu(), scratch=public_directory / "scratch", compiler=program
+    ) as supervisor:
+        built = await build(supervisor)
+        assert built.code == "kernel-build-limit", built
+        await nothing_runs(program)
+
+
+async def test_processes_of_a_build_are_counted_together(public_directory, monkeypatch):
+    """Each holds less than the bound, which is lowered here; they have left their parents and groups."""
+    monkeypatch.setattr(building, "TREE_BYTES", 200 * MEBIBYTE)
+    program = hijacked(public_directory, mebibytes=80, ends=False)
+    async with open_supervisor(
+        probe_cpu(), scratch=public_directory / "scratch", compiler=program
+    ) as supervisor:
+        built = await build(supervisor)
+        assert built.code == "kernel-build-limit", built
+        assert "processes held" in built.sentence
+        assert "2 GiB of memory" in built.sentence
+        await nothing_runs(program)
+
+
+@pytest.fixture
+def public_directory():
+    """One that the sandbox's user may enter too."""
+    with tempfile.TemporaryDirectory(prefix="coppermesh-builds-") as name:
+        os.chmod(name, 0o755)  # noqa: S103 - it holds nothing of anybody's
+        yield Path(name)
 
 
 HOME_OF_ROOT = """

@@ -3,6 +3,7 @@
 
 import contextlib
 import ctypes
+import mmap
 import os
 import re
 import signal
@@ -19,7 +20,8 @@ import numpy as np
 import pytest
 import trio
 
-from coppermesh.exec import linux, pipe, sockets
+from coppermesh.exec import linux, pipe, sockets, worker_handle
+from coppermesh.exec import supervisor as supervising
 from coppermesh.exec.blackbox import BlackBox, make_black_box
 from coppermesh.exec.channel import Channel
 from coppermesh.exec.cuda_cpu import MAX_LOADED
@@ -486,6 +488,8 @@ async def test_the_zygote_never_loads_the_network_side():
 async def test_a_machine_on_which_no_zygote_starts_says_so(scratch, monkeypatch, tmp_path):
     from coppermesh.exec.supervisor import WorkerUnavailable
 
+    # Not under bubblewrap: it would look for that program in its own view of the files.
+    monkeypatch.setattr(supervising, "find_bubblewrap", lambda: None)
     broken = tmp_path / "python"
     broken.write_text("#!/bin/sh\necho out of order >&2\nexit 1\n")
     broken.chmod(0o755)
@@ -740,6 +744,7 @@ class FakeWorkshop:
         process.child.kill()
         process.channel.close()
         process.box.close()
+        process.lent.close()
         body = self.processes[process.child.serial - 1]
         assert body.wait(5) == -signal.SIGKILL
         process.child.ended.set()
@@ -752,35 +757,92 @@ class FakeWorkshop:
         return pipe.Built("kernel-compile", "no", ""), []
 
 
-def _done(number: int = 1, *sizes: int) -> bytes:
-    return pipe.encode(pipe.Done(number, sizes, None, 0, ""))
+def _done(number: int = 1, *sizes: int, files: tuple[int, ...] | None = None) -> bytes:
+    numbers = tuple(range(len(sizes))) if files is None else files
+    return pipe.encode(pipe.Done(number, sizes, None, 0, "", files=numbers))
 
 
 def _sealed(data: bytes = b"four") -> int:
     return linux.sealed_file("out", data)
 
 
-LIES: dict[str, Callable[[], tuple[bytes, list[int]]]] = {
-    "garbage": lambda: (b"\xc1garbage", []),
-    "nothing of ours": lambda: (pipe.encode(pipe.Ready(1)), []),
-    "an order for the agent": lambda: (pipe.encode(pipe.Run(1, (b"x",))), []),
-    "an answer to another run": lambda: (_done(2), []),
-    "a non-canonical message": lambda: (_done().replace(b"\x01", b"\xcc\x01", 1), []),
-    "a file that can change": lambda: (_done(1, 4), [linux.memory_file("out", 4)]),
-    "no file": lambda: (_done(1, 4), []),
-    "too many files": lambda: (_done(1, 4), [_sealed(), _sealed()]),
-    "files by the hundred": lambda: (_done(1, 4), [_sealed() for _ in range(200)]),
-    "a smaller file": lambda: (_done(1, 4), [_sealed(b"2")]),
-    "a larger file": lambda: (_done(1, 4), [_sealed(b"seventeen bytes..")]),
-    "a size of its own": lambda: (_done(1, 9), [_sealed(b"nine byte")]),
-    "a pipe": lambda: (_done(1, 4), [os.open("/dev/null", os.O_RDONLY)]),
-    "a build without source": lambda: (pipe.encode(pipe.Build(10, "k", ())), []),
-    "escape codes for a terminal": lambda: (
+Lie = Callable[[list[int]], tuple[bytes, list[int]]]
+"""Of the files that it was lent: what the worker says, and the descriptors that it sends along."""
+
+
+def _filled(said: bytes, data: bytes = b"four", *, sealed: bool = True) -> Lie:
+    """The first lent file filled, and let go."""
+
+    def lie(lent: list[int]) -> tuple[bytes, list[int]]:
+        os.write(lent[0], data)
+        if sealed:
+            linux.seal(lent[0], linux.SEAL_CONTENT | linux.SEAL_SEAL)
+        return said, []
+
+    return lie
+
+
+def _sparse(lent: list[int]) -> tuple[bytes, list[int]]:
+    os.ftruncate(lent[0], 1 << 16)
+    linux.seal(lent[0], linux.SEAL_CONTENT)
+    return _done(1, 1 << 16), []
+
+
+LIES: dict[str, Lie] = {
+    "garbage": lambda lent: (b"\xc1garbage", []),
+    "nothing of ours": lambda lent: (pipe.encode(pipe.Ready(1)), []),
+    "an order for the agent": lambda lent: (pipe.encode(pipe.Run(1, (b"x",))), []),
+    "an answer to another run": lambda lent: (_done(2), []),
+    "a non-canonical message": lambda lent: (_done().replace(b"\x01", b"\xcc\x01", 1), []),
+    "a file that can change": _filled(_done(1, 4), sealed=False),
+    "no file": lambda lent: (_done(1, 4, files=()), []),
+    "one file twice": _filled(_done(1, 4, files=(0, 0))),
+    "one file for two outputs": _filled(_done(1, 4, 4, files=(0, 0))),
+    "a file that it was not lent": _filled(_done(1, 4, files=(1,))),
+    "a file with a number beyond all": _filled(_done(1, 4, files=(1 << 61,))),
+    "a file of its own": lambda lent: (_done(1, 4), [_sealed()]),
+    "files by the hundred": lambda lent: (_done(1, 4), [_sealed() for _ in range(250)]),
+    "a smaller file": _filled(_done(1, 4), b"2"),
+    "a larger file": _filled(_done(1, 4), b"seventeen bytes.."),
+    "a size of its own": _filled(_done(1, 9), b"nine byte"),
+    "a file with holes": _sparse,
+    "an empty file": lambda lent: (_done(1, 4), []),
+    "a build without source": lambda lent: (pipe.encode(pipe.Build(10, "k", ())), []),
+    "a build from a file that it was not lent": lambda lent: (
+        pipe.encode(pipe.Build(10, "k", (), file=1)),
+        [],
+    ),
+    "a build from two places": lambda lent: (pipe.encode(pipe.Build(b"x", "k", (), file=0)), []),
+    "escape codes for a terminal": lambda lent: (
         pipe.encode(pipe.Failed(1, "job", "x", "\x1b[2J", "", 0, "")),
         [],
     ),
-    "a message as large as it gets": lambda: (bytes(pipe.MAX_MESSAGE_BYTES + 1), []),
+    "a message as large as it gets": lambda lent: (bytes(pipe.MAX_MESSAGE_BYTES + 1), []),
 }
+
+
+async def _run_with(
+    workshop: FakeWorkshop, worker: Worker, lie: Lie, sizes: list[int] | None = None
+) -> RunOutcome:
+    """A run whose worker does `lie`, after it has taken the order."""
+
+    def play() -> None:
+        end = workshop.theirs[-1]
+        data, descriptors = sockets.receive(end)
+        message = pipe.decode_to_worker(data)
+        assert isinstance(message, pipe.Run)
+        said, files = lie(descriptors[len(descriptors) - message.lent :])
+        sockets.close_all(descriptors)
+        sockets.send(end, said, files)
+        sockets.close_all(files)
+
+    outcome: RunOutcome | None = None
+    await worker.start()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.to_thread.run_sync, play)
+        outcome = await worker.run(b"program", [FOUR], 5, output_sizes=sizes)
+    assert outcome is not None
+    return outcome
 
 
 @pytest.mark.parametrize("lie", LIES)
@@ -789,19 +851,13 @@ async def test_a_lying_worker_is_caught_killed_and_replaced(tmp_path, lie):
     worker = Worker(workshop, LIMITS, kernels=True)
     await worker.start()
     before = len(os.listdir("/proc/self/fd"))
-    data, files = LIES[lie]()
-    sockets.send(workshop.theirs[0], data, files)
-    sockets.close_all(files)
-    outcome = await worker.run(b"program", [FOUR], 5, output_sizes=[4])
+    outcome = await _run_with(workshop, worker, LIES[lie], [4])
     assert (outcome.status, outcome.code) == ("job-failed", "worker-misbehaved"), outcome.sentence
     assert outcome.outputs == []
     assert workshop.processes[0].returncode == -signal.SIGKILL
     await worker.start()
     assert len(os.listdir("/proc/self/fd")) == before
-    answer, output = _done(2, 4), _sealed(b"true")
-    sockets.send(workshop.theirs[1], answer, [output])
-    os.close(output)
-    outcome = await worker.run(b"program", [FOUR], 5, output_sizes=[4])
+    outcome = await _run_with(workshop, worker, _filled(_done(2, 4), b"true"), [4])
     assert bytes(outcome.outputs[0].view) == b"true"
     outcome.close()
     await worker.close()
@@ -810,15 +866,109 @@ async def test_a_lying_worker_is_caught_killed_and_replaced(tmp_path, lie):
 async def test_outputs_beyond_the_limit_are_not_mapped(tmp_path):
     workshop = FakeWorkshop(tmp_path)
     worker = Worker(workshop, WorkerLimits(memory_bytes=1, output_bytes=7), kernels=True)
-    await worker.start()
-    files = [_sealed(), _sealed()]
-    sockets.send(workshop.theirs[0], _done(1, 4, 4), files)
-    sockets.close_all(files)
-    outcome = await worker.run(b"program", [], 5)
+    outcome = await _run_with(workshop, worker, _filled(_done(1, 4, 4)))
     assert (outcome.status, outcome.code) == ("job-failed", "output-limit")
     assert "8 bytes" in outcome.sentence
     assert "7 bytes" in outcome.sentence
     await worker.close()
+
+
+async def test_what_a_worker_keeps_open_counts_until_it_lets_go(tmp_path):
+    workshop = FakeWorkshop(tmp_path)
+    worker = Worker(workshop, LIMITS, kernels=True)
+    await worker.start()
+    kept: list[int] = []
+
+    def keep_two(lent: list[int]) -> tuple[bytes, list[int]]:
+        for descriptor in lent:
+            linux.fill_and_seal(descriptor, bytes(1 << 20))
+        kept.append(os.dup(lent[0]))  # a descriptor
+        kept.append(os.open(f"/proc/self/fd/{lent[1]}", os.O_RDONLY))  # another one of the same file
+        return _done(1, 1 << 20, 1 << 20, 1 << 20), []
+
+    outcome = await _run_with(workshop, worker, keep_two, [1 << 20] * 3)
+    assert outcome.status == "ok", outcome.sentence
+    outcome.close()
+    process = worker._process
+    assert process is not None
+    assert process.lent.held_bytes() == 2 << 20, "the third was let go"
+    room = mmap.mmap(kept[1], 1 << 20, mmap.MAP_SHARED, mmap.PROT_READ)
+    sockets.close_all(kept)
+    outcome = await _run_with(workshop, worker, _filled(_done(2, 4)), [4])
+    outcome.close()
+    assert process.lent.held_bytes() == 1 << 20, "a mapping holds it too"
+    room.close()
+    outcome = await _run_with(workshop, worker, _filled(_done(3, 4)), [4])
+    outcome.close()
+    assert process.lent.held_bytes() == 0
+    await worker.close()
+
+
+async def test_a_worker_that_keeps_too_many_files_gets_no_other_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(worker_handle, "MOST_HELD", 1)
+    workshop = FakeWorkshop(tmp_path)
+    worker = Worker(workshop, LIMITS, kernels=True)
+    await worker.start()
+    kept: list[int] = []
+
+    def keep(lent: list[int]) -> tuple[bytes, list[int]]:
+        for descriptor in lent:
+            linux.fill_and_seal(descriptor, b"four")
+        kept.extend(map(os.dup, lent))
+        return _done(1, 4, 4), []
+
+    outcome = await _run_with(workshop, worker, keep, [4, 4])
+    assert outcome.status == "ok", outcome.sentence
+    outcome.close()
+    assert worker.pid is None
+    sockets.close_all(kept)
+    await worker.close()
+
+
+@pytest.mark.parametrize("code", ["internal-error", "device-error", "worker-unavailable"])
+async def test_after_a_kernel_ran_there_a_worker_cannot_blame_the_machine(tmp_path, code):
+    workshop = FakeWorkshop(tmp_path)
+    worker = Worker(workshop, LIMITS, kernels=True)
+    await worker.start()
+    process = worker._process
+    assert process is not None
+    said = [pipe.encode(pipe.Failed(number, "provider", code, "not me", "", 0, "")) for number in (1, 2)]
+    outcome = await _run_with(workshop, worker, lambda lent: (said[0], []))
+    assert outcome.status == "provider-failed"
+    process.ran_native = True
+    outcome = await _run_with(workshop, worker, lambda lent: (said[1], []))
+    assert (outcome.status, outcome.code) == ("job-failed", code)
+    await worker.close()
+
+
+async def test_a_worker_that_asks_for_memory_files_without_end_is_ended(tmp_path):
+    workshop = FakeWorkshop(tmp_path)
+    worker = Worker(workshop, LIMITS, kernels=True)
+    await worker.start()
+    before = len(os.listdir("/proc/self/fd"))
+    asked: list[int] = []
+
+    def ask() -> None:
+        end = workshop.theirs[0]
+        sockets.close_all(sockets.receive(end)[1])
+        while True:
+            try:
+                sockets.send(end, pipe.encode(pipe.Need(64)))
+                data, descriptors = sockets.receive(end)
+            except OSError:
+                return
+            sockets.close_all(descriptors)
+            if not data:
+                return
+            asked.append(len(descriptors))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.to_thread.run_sync, ask)
+        outcome = await worker.run(b"program", [], 20)
+        assert outcome.code == "worker-misbehaved", outcome.sentence
+    assert 0 < sum(asked) <= pipe.MAX_LENT_PER_RUN
+    await worker.close()
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 async def test_a_worker_that_asks_for_builds_without_end_is_ended(tmp_path):
@@ -857,11 +1007,7 @@ async def test_descriptors_that_nobody_asked_for_are_not_kept_in_flight(tmp_path
         dog.look()
     assert process.verdict.code == "worker-misbehaved"
     assert await trio.to_thread.run_sync(workshop.processes[0].wait, 5) == -signal.SIGKILL
-    answer, output = _done(1, 4), _sealed(b"true")
-    await worker.start()
-    sockets.send(workshop.theirs[1], answer, [output])
-    os.close(output)
-    outcome = await worker.run(b"program", [FOUR], 5, output_sizes=[4])
+    outcome = await _run_with(workshop, worker, _filled(_done(1, 4), b"true"), [4])
     assert outcome.status == "ok", outcome.sentence
     outcome.close()
     await worker.close()

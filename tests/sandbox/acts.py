@@ -7,6 +7,7 @@ there (a kernel setting, a permission that users never have), and the act shows 
 list, that a reader wants whole.
 """
 
+import contextlib
 import ctypes
 import encodings.idna  # noqa: F401 - else a look-up fails for want of a module, which shows nothing
 import fcntl
@@ -48,6 +49,10 @@ class Stage:
     """The process that started the zygote."""
     sibling: int = 0
     """Another child of the zygote, unconfined, of the same user."""
+    lent: int = -1
+    """An empty memory file, as a worker gets them for its outputs."""
+    input: int = -1
+    """A sealed memory file of 4,096 letters x, as a worker gets them for inputs."""
     confined: bool = True
     """False in a control: acts that need a stage to succeed on (an unsealed file, say) make one."""
 
@@ -920,8 +925,7 @@ def much_heap(stage):
 
 @act("write a larger memory file than granted")
 def much_file(stage):
-    descriptor = linux.memory_file("x")
-    return os.pwrite(descriptor, b"x", 1 << 30)
+    return os.pwrite(stage.lent, b"x", 1 << 30)
 
 
 @act("open more files than granted")
@@ -951,6 +955,50 @@ def large_pipes(stage):
     return [os.pipe() for _ in range(50)]
 
 
+@act("make a memory file that nobody counts")
+def own_memory_file(stage):
+    return call("memfd_create", b"x\0", 1)
+
+
+@act("keep a memory file where no lease sees it")
+def path_descriptor(stage):
+    return os.open(f"/proc/self/fd/{stage.lent}", os.O_PATH)
+
+
+@act("open a lent file a second time for writing")
+def second_writer(stage):
+    return os.open(f"/proc/self/fd/{stage.lent}", os.O_RDWR)
+
+
+@act("send the agent descriptors that nobody reads")
+def descriptors_in_flight(stage):
+    sock = socket.socket(fileno=os.dup(3 if stage.confined else 200))
+    return socket.send_fds(sock, [b"unasked"], [1] * 250)
+
+
+@act("die as if the machine had run out of memory")
+def kill_itself(stage):
+    child = 0 if stage.confined else os.fork()
+    if child == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+@act("the same, by one thread of its own")
+def kill_own_thread(stage):
+    child = 0 if stage.confined else os.fork()
+    if child == 0:
+        call("tgkill", os.getpid(), threading.get_native_id(), signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+@act("take less processor time than granted, so that the kernel kills it")
+def lower_own_limit(stage):
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    resource.setrlimit(resource.RLIMIT_CPU, (5, hard if hard != resource.RLIM_INFINITY else 1000))
+    return resource.getrlimit(resource.RLIMIT_CPU)[0] == 5
+
+
 @act("fill the pipe to the agent", control="its length is bounded by the kernel for everybody", unread=True)
 def fill_result_pipe(stage):
     sock = socket.socket(fileno=os.dup(3 if stage.confined else 200))
@@ -973,7 +1021,7 @@ def grow_black_box(stage):
 
 def _input(stage: Stage) -> int:
     """What a job gets; in a control, without its seals."""
-    return linux.sealed_file("input", bytes(4096)) if stage.confined else linux.memory_file("input", 4096)
+    return stage.input if stage.confined else linux.memory_file("input", 4096)
 
 
 @act("write into a sealed input")
@@ -1011,7 +1059,8 @@ def unprotect_sealed(stage):
 
 @act("change an output after its seals, through a mapping from before")
 def change_after_sealing(stage):
-    descriptor = linux.memory_file("output", 4096)
+    descriptor = stage.lent
+    os.ftruncate(descriptor, 4096)
     room = mmap.mmap(descriptor, 4096)
     if stage.confined:
         linux.seal(descriptor, linux.SEAL_CONTENT | linux.SEAL_SEAL)
@@ -1184,6 +1233,34 @@ def compiler_memory(stage):
     return len(mmap.mmap(-1, 4 << 30, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000))
 
 
+@act("make a memory file beside the compiler", role="builder")
+def compiler_memory_file(stage):
+    return call("memfd_create", b"x\0", 1)
+
+
+@act("leave the builder's session, by which its processes are known", role="builder")
+def compiler_session(stage):
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(OSError):
+            os.setsid()
+        os._exit(os.getsid(0) == os.getpid())
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+
+
+@act("send descriptors from beside the compiler", role="builder")
+def compiler_descriptors(stage):
+    sock = socket.socket(fileno=os.dup(3 if stage.confined else 200))
+    return socket.send_fds(sock, [b"unasked"], [1] * 250)
+
+
+@act("fill its directory with many small files", needs="mountns", role="builder")
+def many_small_files(stage):
+    for number in range(20_000):
+        os.close(os.open(f"small-{number}", os.O_CREAT | os.O_WRONLY, 0o600))
+    return True
+
+
 @act("connect from beside the compiler", role="builder")
 def compiler_connects(stage):
     return socket.create_connection(("127.0.0.1", stage.port), 2).recv(10)
@@ -1237,16 +1314,14 @@ def threads(stage):
     return True
 
 
-@duty("make a memory file, write and seal it")
+@duty("write into a lent memory file and seal it")
 def hand_over(stage):
-    return linux.sealed_file("output", bytes(1 << 20))
+    return linux.fill_and_seal(stage.lent, bytes(1 << 20)) is None
 
 
 @duty("map a sealed input and read it")
 def map_input(stage):
-    return mmap.mmap(linux.sealed_file("input", b"x" * 4096), 4096, mmap.MAP_SHARED, mmap.PROT_READ)[
-        0
-    ] == ord("x")
+    return mmap.mmap(stage.input, 4096, mmap.MAP_SHARED, mmap.PROT_READ)[0] == ord("x")
 
 
 @duty("handle its own faults on a stack of its own, around guard pages")

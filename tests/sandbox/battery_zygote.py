@@ -39,10 +39,11 @@ def act_main(sock, box, order, start, confine):
     """What replaces a worker's `main`: confine, then one act."""
     if MODE == "confined":
         confine(order, start)
-    data, _ = sockets.receive(sock)
+    data, lent = sockets.receive(sock)
     name, _, rest = data.partition(b"\0")
     stage = acts.decode_stage(rest)
     stage.sibling, stage.confined = SIBLING[0], MODE == "confined"
+    stage.lent, stage.input = lent
     act = acts.BY_NAME[name.decode()]
     try:
         found = act.run(stage)

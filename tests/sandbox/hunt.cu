@@ -22,6 +22,7 @@ extern "C" __global__ void plant(word* out, const unsigned char* secrets) {
     long mapped = CALL(SYS_mmap, 0l, 1l << 20, 3l, 0x21l, -1l, 0l);
     out[MAPPING] = mapped > 0;
     if (mapped > 0) for (int i = 0; i < 1 << 20; ++i) ((char*)mapped)[i] = secrets[16 * MAPPING + i % 16];
+    // No worker can make a memory file; what it writes into a lent one is an output.
     long file = CALL(SYS_memfd_create, "mine", 0l);
     out[FILE] = file > 0 && CALL(SYS_write, file, secrets + 16 * FILE, 16l) == 16;
     char name[24], value[24];

@@ -21,10 +21,11 @@ from typing import Any
 
 import pytest
 
-from coppermesh.exec import pipe, sockets
+from coppermesh.exec import linux, pipe, sockets
 from coppermesh.exec.blackbox import make_black_box
 from coppermesh.exec.cuda_toolchain import find_toolchain
 from coppermesh.exec.device import probe_cpu
+from coppermesh.exec.lent_files import LentFiles
 from coppermesh.exec.sandbox import apply, landlock, namespaces, seccomp
 from coppermesh.exec.sandbox.capabilities import SANDBOX_ID
 from coppermesh.exec.sandbox.namespaces import (
@@ -89,7 +90,8 @@ class Bench:
             sockets.send(self.control, pipe.encode(order), [theirs.fileno(), box])
             theirs.close()
             ours.settimeout(ACT_SECONDS)
-            sockets.send(ours, act.name.encode() + b"\0" + self.stage.encode())
+            with _lent() as files:
+                sockets.send(ours, act.name.encode() + b"\0" + self.stage.encode(), files)
             # Where an act fills the socket, nobody empties it meanwhile.
             status = self._exit_of(self.serial) if act.unread else None
             try:
@@ -122,6 +124,20 @@ class Bench:
         if os.geteuid() == 0:  # what only an owner may do, the one who tries owns
             for name in ("keep", "mine"):
                 os.chown(directory / name, self.user, self.user)
+
+
+@contextmanager
+def _lent() -> Iterator[list[int]]:
+    """What a worker gets: a file for an output, and an input."""
+    files = LentFiles()
+    lent, written = files.lend(), linux.sealed_file("input", b"x" * 4096)
+    given = files.pass_on(written)
+    os.close(written)
+    try:
+        yield [lent, given]
+    finally:
+        sockets.close_all([lent, given])
+        files.close()
 
 
 def _last_message(sock: socket.socket) -> bytes:

@@ -50,6 +50,7 @@ class Workshop:
     async def end_process(self, process):
         self.ended += 1
         process.channel.close()
+        process.lent.close()
 
     async def answer(self):
         end = socket.socket(fileno=os.dup(self.ends[-1]))

@@ -13,6 +13,7 @@ from coppermesh.exec.cgroups import Cgroups, NoCgroups
 from coppermesh.exec.device import CONTEXT_BYTES
 from coppermesh.exec.device_watch import device_excess
 from coppermesh.exec.endings import explain_memory_kill
+from coppermesh.exec.lent_files import LentFiles
 from coppermesh.exec.memory_watch import Allowance, HeldMemory, file_ids, read_memory
 from coppermesh.exec.runs import WorkerLimits
 from coppermesh.exec.watchdog import Watchdog
@@ -115,7 +116,7 @@ def worker(pid=1):
     child.kill = lambda: setattr(child, "killed", True)
     return SimpleNamespace(
         child=child, channel=SimpleNamespace(unasked=False), box=Box(),
-        allowance=Allowance.of(0, LIMITS, gpu=True), sent=frozenset(), verdict=None,
+        allowance=Allowance.of(0, LIMITS, gpu=True), sent=frozenset(), lent=LentFiles(), verdict=None,
         spoiled=False,
     )  # fmt: skip
 
@@ -132,6 +133,23 @@ def test_the_one_that_holds_too_much_is_killed_and_the_other_is_not():
     assert workers[1].spoiled
     assert "in kernel k" in workers[1].verdict.sentence
     assert workers[1].verdict.detail == "last words"
+
+
+def test_memory_in_lent_files_counts():
+    dog = Watchdog(read=lambda pid, sent: HeldMemory(0, 0, None, 1))
+    greedy = worker(1)
+    most = greedy.allowance.total
+    dog.add(greedy)
+    descriptor = greedy.lent.lend()
+    os.posix_fallocate(descriptor, 0, most)
+    dog.look()
+    assert not greedy.child.killed
+    os.posix_fallocate(descriptor, most, mmap.PAGESIZE)
+    os.close(descriptor)
+    dog.look()
+    greedy.lent.close()
+    assert greedy.child.killed
+    assert greedy.verdict.code == "memory-limit"
 
 
 def test_one_that_speaks_unasked_is_ended_at_the_second_look():

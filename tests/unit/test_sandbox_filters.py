@@ -104,8 +104,23 @@ def test_a_cpu_worker_signals_only_itself():
         assert call(filters.CPU_WORKER, name, PID) == ALLOW
         for other in (PID + 1, 1, 0, -1, -PID):
             assert call(filters.CPU_WORKER, name, other) == EPERM
+    assert call(filters.CPU_WORKER, "kill", PID, 9) == EPERM, "who died of SIGKILL is the machine's failure"
+    assert call(filters.CPU_WORKER, "tgkill", PID, PID, 9) == EPERM
+    assert call(filters.CPU_WORKER, "tgkill", PID, PID, 6) == ALLOW
     assert call(filters.CPU_WORKER, "prlimit64", 0) == ALLOW
+    assert call(filters.CPU_WORKER, "prlimit64", 0, 0, 0x1000) == EPERM
     assert call(filters.CPU_WORKER, "prlimit64", PID + 1) == EPERM
+
+
+def test_what_a_cpu_worker_holds_can_be_counted():
+    for filter_ in (filters.CPU_WORKER, filters.COMPILER):
+        assert call(filter_, "memfd_create", 0, 1) == EPERM
+        assert call(filter_, "sendmsg") == EPERM, "it could carry descriptors"
+        assert call(filter_, "setsid") == EPERM
+    for flags in (0, 0x80000, 0x88000):
+        assert call(filters.CPU_WORKER, "openat", -100, 1, flags) == ALLOW
+    for flags in (0x200000, 0x280000, 1, 2, 0x40, 0x410000):
+        assert call(filters.CPU_WORKER, "openat", -100, 1, flags) == refuse(errno.EACCES)
 
 
 def test_a_cpu_worker_has_no_names_of_files():
