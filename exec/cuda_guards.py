@@ -14,14 +14,15 @@ same expressions, of which nothing may have changed since the kernel began: para
 lengths, the block's and thread's place in y and z.
 """
 
-from bisect import bisect
+from bisect import bisect_left
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 from coppermesh.exec.cuda_gate import Token
 from coppermesh.exec.cuda_indices import INTEGERS, Indices, joined
 from coppermesh.exec.cuda_macros import Macros
+from coppermesh.exec.cuda_turns import are_independent, carried
 
 Edit = tuple[int, int, str]
 
@@ -34,9 +35,10 @@ _TYPES = INTEGERS | {"auto", "float", "double", "char", "short", "bool"} | _VECT
 _VARIABLES = ("blockDim", "gridDim", "blockIdx", "threadIdx")
 _OF_EVEN = frozenset({"+", "-", "*", "(", ")"})
 _OF_OTHERS = _OF_EVEN | {"/", "%", ".", "[", "]", ":", "?", "<", ">", "=", ","}
-_STRIDES = ("blockDim.x*gridDim.x", "gridDim.x*blockDim.x")
 _LEAVES_TURN = frozenset({"return", "break", "continue", "goto", "static", "co_return", "co_yield", "asm"})
 """What would end more than a turn of a loop, or live longer."""
+_MAX_KEPT = 16
+"""Declarations of variables that outlive a turn."""
 _METHODS = {"<": "below", "<=": "up_to", ">": "beyond", ">=": "at_least"}
 _NEGATED = {"<": ">=", "<=": ">", ">": "<=", ">=": "<"}
 _MIRRORED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
@@ -54,6 +56,27 @@ class Plan:
     loop: str = ""
     """The header of a loop over the grid, as it was written; `variable` is its index."""
     variable: str = ""
+    stride: str = ""
+    kept: bool = False
+    """Whether variables outlive a turn, or something comes after the loop."""
+    independent: bool = False
+    turn: tuple[int, int] = (0, 0)
+    """Where the loop's body stands."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the numbers of a kernel count, which decides what else is the same for all threads of a row."""
+
+    thread: tuple[str, ...]
+    """Members of `threadIdx` that are."""
+    block: tuple[str, ...]
+    strided_only: bool = False
+
+
+ALONG_X = Kind(("y", "z"), ("y", "z"))
+IN_BLOCK = Kind(("y", "z"), ("x", "y", "z"), strided_only=True)
+LINEAR = Kind((), ())
 
 
 @dataclass
@@ -64,10 +87,11 @@ class _Known:
     """Words that have the same value in every thread of a row, parameters first."""
     x: dict[str, int] = field(default_factory=dict)
     """Indices along x, and what is added to them."""
-    strides: set[str] = field(default_factory=set)
     others: set[str] = field(default_factory=set)
     declared: dict[str, list[str]] = field(default_factory=dict)
-    """Declarations of indices and strides, as they were written."""
+    """Declarations of indices, as they were written."""
+    statements: list[tuple[int, int, set[str]]] = field(default_factory=list)
+    """Declarations, from the type to the semicolon, and the names in each."""
 
 
 @dataclass
@@ -87,9 +111,28 @@ class Source:
 class BodyReader:
     """Reads one kernel's body, `code[body]` being its opening brace and `code[end]` the closing one."""
 
-    def __init__(self, source: Source, body: int, end: int, indices: Indices, even: set[str]) -> None:
-        """`indices` has positions in the code; `even` are the parameters and the words that stand for numbers."""
+    def __init__(
+        self,
+        source: Source,
+        body: int,
+        end: int,
+        indices: Indices,
+        even: set[str],
+        *,
+        kind: Kind = ALONG_X,
+        types: frozenset[str] = frozenset(),
+        parameters: tuple[int, int] = (0, 0),
+        stateless: bool = False,
+        parts: AbstractSet[str] = frozenset(),
+    ) -> None:
+        """`indices` has positions in the code; `even` are the parameters and the words that stand for numbers.
+
+        `types` are a template's; `parameters` is where the kernel's stand; `stateless`: the source has no variables;
+        `parts` are names that only indices are made of.
+        """
         self.source, self.code, self.words, self.end = source, source.code, source.words, end
+        self.kind, self.types, self.parameters = kind, _TYPES | types, parameters
+        self.stateless, self.parts, self.body = stateless, parts, body
         self.indices = indices.ends()
         self.position = body + 1
         self.known = _Known(even)
@@ -114,7 +157,7 @@ class BodyReader:
     def _declaration(self) -> bool:
         start = self.position
         base = start
-        while self._word(base) in _TYPES:
+        while self._word(base) in self.types:
             base += 1
         if base == start or self._word(base) == "(":
             return False
@@ -122,9 +165,11 @@ class BodyReader:
         if end is None or self.words[end] != ";":
             return False
         kind = self.words[start:base]
-        for begin, stop in _split(self.words, base, end, ","):
+        parts = _split(self.words, base, end, ",")
+        for begin, stop in parts:
             if not self._declarator(kind, begin, stop):
                 return False
+        self.known.statements.append((start, end, {self.words[begin] for begin, _ in parts}))
         self.position = end + 1
         return True
 
@@ -133,16 +178,14 @@ class BodyReader:
         name, first = self.words[begin], begin + 2
         if name in self.source.macros.names:
             return False
+        if name in self.parts:
+            return True
         plain = self.code[begin].kind == "word" and self._word(begin + 1) == "=" and end > first
         if plain and set(kind) <= INTEGERS | {"auto"}:
             text = f"{' '.join(kind)} {self._text(begin, end)};"
             offset = self._index(first, end)
             if offset is not None:
                 self.known.x[name] = offset
-                self.known.declared[name] = [text]
-                return True
-            if "".join(self.words[first:end]) in _STRIDES:
-                self.known.strides.add(name)
                 self.known.declared[name] = [text]
                 return True
             if self._is_even(first, end):
@@ -172,9 +215,9 @@ class BodyReader:
         """Whether a bracket is for arithmetic or a conversion: a call may change what it is given."""
         before = self.words[opening - 1]
         if before == ")":
-            return self.words[opening - 2] in _TYPES
+            return self.words[opening - 2] in self.types
         if self.code[opening - 1].kind == "word":
-            return before in _TYPES
+            return before in self.types or before.startswith("make_")
         return before not in ("]", ">")
 
     def _index(self, begin: int, end: int) -> int | None:
@@ -204,7 +247,7 @@ class BodyReader:
         while position < end:
             token, word = self.code[position], self.words[position]
             if word in _VARIABLES:
-                allowed = ("y", "z") if word in _VARIABLES[2:] else ("x", "y", "z")
+                allowed = self._even_members(word)
                 if self._word(position + 1) != "." or self._word(position + 2) not in allowed:
                     return False
                 position += 2
@@ -223,6 +266,11 @@ class BodyReader:
                 return False
             position += 1
         return end > begin
+
+    def _even_members(self, word: str) -> tuple[str, ...]:
+        if word == "threadIdx":
+            return self.kind.thread
+        return self.kind.block if word == "blockIdx" else ("x", "y", "z")
 
     def _closing(self, opening: int) -> int:
         """The position of the bracket that closes the one at `opening`; the body's end where there is none."""
@@ -328,8 +376,8 @@ class BodyReader:
     # --- loops over the grid
 
     def _loop(self) -> None:
-        """A loop over the grid that is the body's last statement."""
-        if self.plan.conditions or self.known.others:
+        """A loop over the grid behind declarations alone."""
+        if self.plan.conditions:
             return
         if self.words[self.position : self.position + 2] == ["for", "("]:
             self._for(self.position + 1)
@@ -339,22 +387,34 @@ class BodyReader:
     def _for(self, opening: int) -> None:
         closing = self._closing(opening)
         clauses = _split(self.words, opening + 1, closing, ";")
-        if len(clauses) != 3 or self._statement_end(closing + 1) != self.end:
+        after = self._loop_end(closing + 1)
+        if len(clauses) != 3 or after is None:
             return
-        (begin, end), (test, after_test), (step, after_step) = clauses
-        declared: tuple[str, str] | None
-        if begin == end:
-            name = self.words[test]
-            declared = self._declared(name)
-        else:
-            declared = self._first_index(begin, end)
-        stride = self._stride(step, after_step, declared[1]) if declared else None
-        if declared is None or stride is None:
+        (begin, end), test, (step, after_step) = clauses
+        name = self.words[test[0]]
+        declared = self._declared(name) if begin == end else self._first_index(begin, end)
+        if declared is None:
             return
-        kind, name = declared
-        if self._turn(kind, name, (opening - 1, closing + 1), (test, after_test), (closing + 1, self.end)):
-            first = self._text(begin, end)
-            self.plan.loop = f"for ({first}; {self._text(test, after_test)}; {name} += {stride})"
+        stride = self._stride(step, after_step, declared[1])
+        if stride is None:
+            return
+        header, body = (opening - 1, closing + 1), (closing + 1, after)
+        turn = _Turn(
+            *declared, self._text(begin, end), test, header, body, stride, self.words[step:after_step]
+        )
+        if begin == end and name in self.words[after : self.end]:
+            return  # what comes after the loop sees where its index got to
+        self._turn(turn)
+
+    def _loop_end(self, position: int) -> int | None:
+        """The position after a loop's body that begins here."""
+        if self._word(position) == "{":
+            return self._closing(position) + 1
+        after, depth = position, 0
+        while after < self.end and (depth or self.words[after] != ";"):
+            depth += (self.words[after] in ("(", "{")) - (self.words[after] in (")", "}"))
+            after += 1
+        return None if self._word(after + 1) == "else" else after + 1
 
     def _declared(self, name: str) -> tuple[str, str] | None:
         """Type and name of an index that was declared before the loop, which counts it up."""
@@ -378,7 +438,7 @@ class BodyReader:
         """`while (i < n) { ...; i += stride; }`."""
         closing = self._closing(opening)
         body = closing + 1
-        if self._word(body) != "{" or self._statement_end(body) != self.end:
+        if self._word(body) != "{":
             return
         end = self._closing(body)
         step = max((p for p in range(body, end - 1) if self.words[p] in (";", "{", "}")), default=body)
@@ -386,58 +446,159 @@ class BodyReader:
         stride = self._stride(step + 1, end - 1, declared[1]) if declared else None
         if self.words[end - 1] != ";" or declared is None or stride is None:
             return
-        kind, name = declared
-        if self._turn(kind, name, (opening - 1, closing + 1), (opening + 1, closing), (body, step + 1)):
-            self.plan.loop = f"for (; {self._text(opening + 1, closing)}; {name} += {stride})"
+        if declared[1] in self.words[end + 1 : self.end]:
+            return
+        test, header = (opening + 1, closing), (opening - 1, closing + 1)
+        step_words = self.words[step + 1 : end - 1]
+        turn = _Turn(*declared, "", test, header, (body, step + 1), stride, step_words, end + 1)
+        if self._turn(turn):
             self.plan.edits.append((self.code[step + 1].start, self.code[end - 1].end, " "))
 
     def _stride(self, begin: int, end: int, name: str) -> str | None:
-        """The stride of `i += stride` or `i = i + stride`."""
+        """The stride of `i += stride` or `i = i + stride`: one number for all threads, at which the launcher looks."""
         words = self.words[begin:end]
         if words[:3] == [name, "+", "="]:
-            words = words[3:]
+            begin += 3
         elif words[:4] == [name, "=", name, "+"]:
-            words = words[4:]
+            begin += 4
         else:
             return None
-        text = "".join(words)
-        if text[:1] == "(" and text[-1:] == ")":
-            text = text[1:-1]
-        return text if text in _STRIDES or text in self.known.strides else None
+        return self._text(begin, end) if self._is_even(begin, end) else None
 
-    def _turn(
-        self, kind: str, name: str, header: tuple[int, int], test: tuple[int, int], body: tuple[int, int]
-    ) -> bool:
-        """Make the loop one turn of it, where no turn can know of others but through memory."""
-        begin, end = test
+    def _turn(self, turn: "_Turn") -> bool:
+        """Make the loop one turn of it, where all that outlives a turn is known."""
+        begin, end = turn.test
+        body = turn.body
+        after = turn.after or body[1]
         inside = {token.text for token in self.code[body[0] : body[1]] if token.kind == "word"}
-        outer = (set(self.known.x) | self.known.strides) - {name}
-        if self.words[begin : begin + 2] != [name, "<"] or inside & (outer | _LEAVES_TURN):
+        outer = (set(self.known.x) | self.parts) - {turn.name}
+        operator, limit = self.words[begin + 1], begin + 2
+        if self._word(limit) == "=":
+            operator, limit = operator + "=", limit + 1
+        if self.words[begin] != turn.name or operator not in ("<", "<="):
             return False
-        if self.source.macros.words & (outer | _LEAVES_TURN | {name}) or "auto" in kind:
+        if inside & (outer | _LEAVES_TURN) or "auto" in turn.kind or not self._is_even(limit, end):
             return False
-        if not self._is_even(begin + 2, end) or any(
-            first == "&" and second == name for first, second in pairwise(self.words[body[0] : body[1]])
-        ):
+        if self.source.macros.words & (outer | _LEAVES_TURN | {turn.name}):
             return False
-        for other in [*self.known.x, *sorted(self.known.strides)]:
+        changed = carried(self.code, body[0], body[1])
+        locals_ = {name for _, _, names in self.known.statements for name in names}
+        if changed is None or changed & (self.known.even - locals_ | {turn.name}):
+            return False
+        macros = self._macros_in(body)
+        if self._changed_by(macros) or changed & set(self.words[begin:end] + turn.stride_words):
+            return False
+        ends_here = all(word in ("return", ";") for word in self.words[after : self.end])
+        kept = not ends_here or bool(self.known.others) or bool(changed & locals_)
+        if kept and not self._keep(self.known.others | changed):
+            return False
+        for other in self.known.x:
             self.plan.declarations += self.known.declared[other]
-        self.plan.conditions.append(f"coppermesh_row.below({self._text(begin + 2, end)}, 0);")
-        self.plan.variable = name
-        first, last = self.code[header[0]].start, self.code[header[1] - 1].end
-        line_ends = bisect(self.source.newlines, first), bisect(self.source.newlines, last)
-        kept = "".join("\n" for offset in self.source.newlines[slice(*line_ends)])
-        # The index is const, so that a body which changes it does not compile, and is built as it was written.
-        condition = self._text(begin, end)
-        constant = "" if kind.startswith("const ") else "const "
-        self.plan.edits.append(
-            (
-                first,
-                last,
-                f"if ({constant}{kind} {name} = ::coppermesh::turn(); ::coppermesh::whole || {condition}){kept}",
-            )
+        self.plan.conditions.append(f"coppermesh_row.{_METHODS[operator]}({self._text(limit, end)}, 0);")
+        self.plan.variable, self.plan.stride, self.plan.kept = turn.name, turn.stride, kept
+        self.plan.turn = body
+        self.plan.loop = f"for ({turn.first}; {self._text(begin, end)}; {turn.name} += {turn.stride})"
+        self.plan.independent = (
+            not kept
+            and self.stateless
+            and not any(token.text in self.known.even for macro in macros for token in macro)
+            and are_independent(self.code, self.parameters, body, turn.name, frozenset(self.types))
         )
+        first, last = self.code[turn.header[0]].start, self.code[turn.header[1] - 1].end
+        newlines = self._newlines(first, last)
+        condition = self._text(begin, end)
+        # The index is const, so that a body which changes it does not compile, and is built as it was written.
+        index = f"{'' if turn.kind.startswith('const ') else 'const '}{turn.kind} {turn.name}"
+        if not kept:
+            text = f"if ({index} = ::coppermesh::turn(); ::coppermesh::whole || {condition}){newlines}"
+            self.plan.edits.append((first, last, text))
+            return True
+        text = f"auto coppermesh_turn = [&]({index}) __attribute__((always_inline)) {{{newlines}"
+        self.plan.edits.append((first, last, text))
+        place = self.code[after - 1].end
+        phase = "::coppermesh::phase"
+        text = (
+            f" }}; if ({phase} == ::coppermesh::WHOLE) {{ {self.plan.loop} coppermesh_turn({turn.name}); }}"
+            f" else if ({phase} == ::coppermesh::TURN) coppermesh_turn(({turn.kind})::coppermesh::turn());"
+            f" if ({phase} == ::coppermesh::BEFORE || {phase} == ::coppermesh::TURN) return;"
+        )
+        self.plan.edits.append((place, place, text))
         return True
+
+    def _newlines(self, first: int, last: int) -> str:
+        """Those between two offsets, which must stay."""
+        ends = bisect_left(self.source.newlines, first), bisect_left(self.source.newlines, last)
+        return "".join("\n" for _ in self.source.newlines[slice(*ends)])
+
+    def _macros_in(self, body: tuple[int, int]) -> list[Sequence[Token]]:
+        """What stands for the macros that the loop uses, and for those in them."""
+        used = set(self.words[slice(*body)])
+        waiting = list(self.source.macros.bodies)
+        found: list[Sequence[Token]] = []
+        while more := [replacement for name, replacement in waiting if name in used]:
+            waiting = [(name, replacement) for name, replacement in waiting if name not in used]
+            found += more
+            used |= {token.text for replacement in more for token in replacement}
+        return found
+
+    def _changed_by(self, macros: Sequence[Sequence[Token]]) -> bool:
+        """Whether one of these could change a variable from outside of the loop."""
+        end = [Token("other", ";", 0, 0)] * 4
+        for replacement in macros:
+            changed = carried([*end, *replacement, *end], 4, 4 + len(replacement))
+            if changed is None or changed & (self.known.even | self.known.others):
+                return True
+        return False
+
+    def _keep(self, names: set[str]) -> bool:
+        """Put variables that outlive a turn where each of the threads that go together has its own."""
+        edits = []
+        for start, end, declared in self.known.statements:
+            if not declared & names:
+                continue
+            if declared & set(self.known.x):
+                return False
+            base = start
+            while self.words[base] in self.types:
+                base += 1
+            kind = " ".join(word for word in self.words[start:base] if word != "const")
+            if "auto" in kind or not kind:
+                return False
+            text = ""
+            for begin, stop in _split(self.words, base, end, ","):
+                name = self.words[begin]
+                if self.code[begin].kind != "word" or (stop != begin + 1 and self.words[begin + 1] != "="):
+                    return False
+                text += (
+                    f"static thread_local {kind} coppermesh_kept_{name}[::coppermesh::LANES];"
+                    f" {kind}& {name} = coppermesh_kept_{name}[::coppermesh::lane]; "
+                )
+                if stop > begin + 1:
+                    text += f"if (::coppermesh::phase <= ::coppermesh::BEFORE) {self._text(begin, stop)}; "
+            first, last = self.code[start].start, self.code[end].end
+            edits.append((first, last, text + self._newlines(first, last)))
+        if len(edits) > _MAX_KEPT:
+            return False
+        self.plan.edits += edits
+        return True
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """A loop over the grid as it was written."""
+
+    kind: str
+    name: str
+    """Type and name of its index."""
+    first: str
+    test: tuple[int, int]
+    header: tuple[int, int]
+    body: tuple[int, int]
+    stride: str
+    stride_words: list[str]
+    """Of the statement that adds it."""
+    after: int = 0
+    """The position after the loop, where it is not that after `body`."""
 
 
 def _split(words: Sequence[str], begin: int, end: int, separator: str) -> list[tuple[int, int]]:

@@ -183,7 +183,7 @@ def _find(matcher: Matcher, begin: int, end: int, calls: frozenset[str]) -> Indi
     position = begin
     while position < end:
         after = matcher.index(position)
-        if after is None or after > end or (calls and _in_call(matcher, position, calls)):
+        if after is None or after > end or (calls and is_in_call(matcher.words, position, calls)):
             if matcher.word(position) in _VARIABLES and (
                 matcher.word(position + 1) != "." or matcher.word(position + 2) not in ("y", "z")
             ):
@@ -212,6 +212,20 @@ def find_indices_of_kernel(
     return indices
 
 
+def indices_in_block(words: list[str], begin: int, end: int, calls: frozenset[str]) -> Indices:
+    """All uses of `threadIdx.x` by itself: `int tid = threadIdx.x`, `for (int c = threadIdx.x; ...)`."""
+    indices = Indices()
+    for position in range(begin, end):
+        if words[position] == "threadIdx" and words[position + 2] not in ("y", "z"):
+            after = position + 3
+            alone = words[position - 1] in _BEFORE and words[after] in _AFTER and words[position + 2] == "x"
+            if alone and not (calls and is_in_call(words, position, calls)):
+                indices.found.append((position, after, "blockDim.x"))
+            else:
+                indices.odd.append(position)
+    return indices
+
+
 def _synonyms(words: list[str], begin: int, end: int) -> list[int]:
     """Positions of the names in `int bid = blockIdx.x, tid = threadIdx.x;`."""
     found = []
@@ -234,15 +248,15 @@ def _synonyms(words: list[str], begin: int, end: int) -> list[int]:
     return found
 
 
-def _in_call(matcher: Matcher, position: int, calls: frozenset[str]) -> bool:
+def is_in_call(words: Sequence[str], position: int, calls: frozenset[str]) -> bool:
     """Whether any bracket round a position belongs to one of these names."""
     depth = 0
     for place in range(position - 1, max(-1, position - 4000), -1):
-        word = matcher.word(place)
+        word = words[place]
         depth += (word == ")") - (word == "(")
         if word == "(" and depth < 0:
             depth = 0
-            if matcher.word(place - 1) in calls:
+            if place and words[place - 1] in calls:
                 return True
         if word in (";", "{", "}") and depth == 0 and place < position - 200:
             return False

@@ -16,16 +16,19 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from coppermesh.exec.cuda_gate import Token, spliced_tokens
-from coppermesh.exec.cuda_guards import BodyReader, Edit, Plan, Source
+from coppermesh.exec.cuda_guards import ALONG_X, IN_BLOCK, LINEAR, BodyReader, Edit, Kind, Plan, Source
 from coppermesh.exec.cuda_indices import (
     INTEGERS,
     Indices,
     find_indices,
     find_indices_of_kernel,
     functions_of_index,
+    indices_in_block,
     joined,
 )
 from coppermesh.exec.cuda_macros import expand_loops, is_conditional, read_macros, split_directives
+from coppermesh.exec.cuda_modules import has_state
+from coppermesh.exec.cuda_numbers import Numbers, find_numbers
 from coppermesh.exec.cuda_subscripts import SubscriptReader
 
 _RELIED_ON = INTEGERS | frozenset(
@@ -35,6 +38,8 @@ _RELIED_ON = INTEGERS | frozenset(
         "threadIdx", "blockIdx", "blockDim", "gridDim", "x", "y", "z", "__mul24", "__umul24", "coppermesh",
         "coppermesh_row", "index_or", "turn", "whole", "Range", "range", "never", "only", "below", "at_least", "up_to",
         "beyond", "fits", "each", "UnknownLoop", "flat", "strided",
+        "linear", "number", "blockwise", "kept", "apart", "independent", "stride", "phase", "lane", "LANES",
+        "thread_local",
         "decided", "is_int", "wide", "decltype", "value",
     }
 )  # fmt: skip
@@ -74,7 +79,8 @@ def rewrite_loops(
     code = expand_loops(code, macros)
     newlines = [token.start for token in tokens if token.kind == "newline"]
     whole = Source(code, [token.text for token in code], macros, newlines)
-    edits, lines = _Rewriter(whole, directives).rewrite(names)
+    stateless = not has_state(source, constants=False)
+    edits, lines = _Rewriter(whole, directives, stateless=stateless).rewrite(names)
     return (text.restored(edits), tuple(lines)) if lines else (source, ())
 
 
@@ -113,7 +119,8 @@ def _redefines_types(code: Sequence[Token]) -> bool:
 class _Rewriter:
     """One source."""
 
-    def __init__(self, source: Source, directives: Sequence[Sequence[Token]]) -> None:
+    def __init__(self, source: Source, directives: Sequence[Sequence[Token]], *, stateless: bool) -> None:
+        self.stateless = stateless
         self.source, self.code, self.words = source, source.code, source.words
         self.macros, self.directives = source.macros, directives
         self.numbers = frozenset(self.macros.numbers)
@@ -174,30 +181,58 @@ class _Rewriter:
             self.macros.names - {"__launch_bounds__"} - self.macros.numbers
         ):
             return False
-        indices = find_indices_of_kernel(
-            self.words, self.numbers | template, kernel.body, kernel.end, self.calls
-        )
-        single = self._blocks_of_one(indices)
-        flat = not odd and not indices.odd
-        span = range(self.code[kernel.begin].start, self.code[kernel.end].end)
-        inside = [directive for directive in self.directives if directive[0].start in span]
-        plan = Plan()
-        if not any(is_conditional(directive) for directive in inside):
-            even = self._parameters(kernel) | self.numbers | template
-            reader = BodyReader(self.source, kernel.body, kernel.end, indices, even)
-            plan = reader.read(loops=flat and not single)
-        if not flat and not plan.conditions:
+        numbers, types = template
+        even = self._parameters(kernel) | self.numbers | numbers
+        reading = self._reading(kernel, odd, even, numbers, types)
+        if reading is None:
             return False
-        self._wrap(self.code, indices.found)
-        self.edits += plan.edits
-        if flat:
+        self._wrap(self.code, reading.indices.found)
+        self.edits += reading.plan.edits
+        if reading.kind:
             body = kernel.body, kernel.end
             self.edits += SubscriptReader(self.code, self.words, *body, self.macros).read()
-        lengths = lengths | {length for _, _, length in indices.found}
+        lengths = lengths | {length for _, _, length in reading.indices.found}
         fits = [f"blockDim.x == ({length})" for length in sorted(lengths - {"blockDim.x"})]
         start = self.code[kernel.begin].start
-        self.edits.append((start, start, self._structure(kernel, plan, flat, fits)))
+        self.edits.append((start, start, self._structure(kernel, reading, fits)))
         return True
+
+    def _reading(
+        self, kernel: _Kernel, odd: bool, even: set[str], numbers: frozenset[str], types: frozenset[str]
+    ) -> "_Reading | None":
+        """What there is to be done with a kernel: its indices are along x, or those of its launch, or of its block."""
+        words, body = self.words, (kernel.body, kernel.end)
+        indices = find_indices_of_kernel(words, self.numbers | numbers, *body, self.calls)
+        single = self._blocks_of_one(indices)
+        span = range(self.code[kernel.begin].start, self.code[kernel.end].end)
+        inside = [directive for directive in self.directives if directive[0].start in span]
+        plain = not any(is_conditional(directive) for directive in inside)
+
+        def plan(kind: Kind, found: Indices, *, loops: bool, parts: frozenset[str] = frozenset()) -> Plan:
+            if not plain:
+                return Plan()
+            reader = BodyReader(
+                self.source, *body, found, set(even), kind=kind, types=types, parameters=kernel.parameters,
+                stateless=self.stateless, parts=parts,
+            )  # fmt: skip
+            return reader.read(loops=loops)
+
+        if not odd and not indices.odd:
+            return _Reading("flat", indices, plan(ALONG_X, indices, loops=not single))
+        if not odd and plain:
+            # What comes before and after the loop is called with all indices as they are.
+            loop = plan(ALONG_X, indices, loops=True)
+            if loop.kept and not any(place in range(*loop.turn) for place in indices.odd):
+                return _Reading("flat", indices, loop, apart=True)
+            in_block = indices_in_block(words, *body, self.calls)
+            if not in_block.odd and (loop := plan(IN_BLOCK, in_block, loops=True)).loop:
+                return _Reading("blockwise", in_block, loop)
+            found = find_numbers(self.code, words, body, even, self.calls)
+            if found is not None:
+                linear = plan(LINEAR, found.indices, loops=True, parts=frozenset(found.parts))
+                return _Reading("linear", found.indices, linear, found)
+        along_x = plan(ALONG_X, indices, loops=False)
+        return _Reading("", indices, along_x) if along_x.conditions else None
 
     def _blocks_of_one(self, indices: Indices) -> bool:
         """Take `blockIdx.x` for the index where there is no other: it is one in blocks of one thread."""
@@ -217,16 +252,25 @@ class _Rewriter:
             if after.text in (",", ")") and first.kind == "word"
         } - self.macros.names
 
-    def _structure(self, kernel: _Kernel, plan: Plan, flat: bool, fits: Sequence[str]) -> str:
+    def _structure(self, kernel: _Kernel, reading: "_Reading", fits: Sequence[str]) -> str:
         """What the launcher asks about the kernel, on one line."""
+        plan, found = reading.plan, reading.numbers
         parameters = joined(self.code[slice(*kernel.parameters)])
         declarations = " ".join(plan.declarations)
         text = f"struct coppermesh_loop_{kernel.name} : ::coppermesh::UnknownLoop {{ "
         if kernel.template:
             words = joined(self.code[slice(*kernel.template)])
             text = f"template < {words} > {text}"
-        if flat:
-            text += "static constexpr bool flat = true; "
+        if found is not None:
+            cases = " ".join(f"case {at}: return (long long)({text});" for at, text in enumerate(found.texts))
+            between = ", " if parameters else ""
+            text += (
+                f"static constexpr int linear = {len(found.texts)}; "
+                f"static long long number(int coppermesh_which{between}{parameters}) "
+                f"{{ {' '.join(found.declarations)} switch (coppermesh_which) {{ {cases} }} return -1; }} "
+            )
+        elif reading.kind:
+            text += f"static constexpr bool {reading.kind} = true; "
         if fits:
             text += f"static bool fits() {{ return {' && '.join(fits)}; }} "
         if plan.conditions:
@@ -238,11 +282,31 @@ class _Rewriter:
         if plan.loop:
             between = ", " if parameters else ""
             text += (
-                "static constexpr bool strided = true; static void each(void (*coppermesh_call)(void*, long long),"
+                "static constexpr bool strided = true; "
+                f"static long long stride({parameters}) {{ {declarations} return (long long)({plan.stride}); }} "
+            )
+            text += "static constexpr bool kept = true; " if plan.kept else ""
+            text += "static constexpr bool apart = true; " if reading.apart else ""
+            text += "static constexpr bool independent = true; " if plan.independent else ""
+            text += (
+                "static void each(void (*coppermesh_call)(void*, long long),"
                 f" void* coppermesh_data{between}{parameters}) {{ {declarations} {plan.loop}"
                 f" coppermesh_call(coppermesh_data, (long long){plan.variable}); }} "
             )
         return text + "}; "
+
+
+@dataclass
+class _Reading:
+    """What was found out about a kernel."""
+
+    kind: str
+    """What the launcher's number of a thread counts: `flat`, `blockwise`, `linear`; empty where nothing does."""
+    indices: Indices
+    plan: Plan
+    numbers: Numbers | None = None
+    apart: bool = False
+    """Whether other indices are used, but none in a loop over the grid."""
 
 
 def _outermost(edits: Sequence[Edit]) -> list[Edit]:
@@ -320,11 +384,11 @@ def _read_kernel(code: Sequence[Token], begin: int, body: int, end: int) -> _Ker
     return _Kernel(name.text, begin, (position + 1, body - 1), body, end, template)
 
 
-def _template_names(code: Sequence[Token], kernel: _Kernel) -> frozenset[str] | None:
-    """Names of a template's integer parameters; None where its parameters are anything but types and integers."""
+def _template_names(code: Sequence[Token], kernel: _Kernel) -> tuple[frozenset[str], frozenset[str]] | None:
+    """Names of a template's integers and of its types; None where it has any other parameters."""
     if kernel.template is None:
-        return frozenset()
-    names = set()
+        return frozenset(), frozenset()
+    names, types = set(), set()
     parameters: list[list[Token]] = [[]]
     for token in code[slice(*kernel.template)]:
         if token.text == ",":
@@ -339,4 +403,6 @@ def _template_names(code: Sequence[Token], kernel: _Kernel) -> frozenset[str] | 
             names.add(words[-1])
         elif words[0] not in ("typename", "class", "bool") or len(words) != 2:
             return None
-    return frozenset(names)
+        elif words[0] != "bool":
+            types.add(words[-1])
+    return frozenset(names), frozenset(types)

@@ -61,6 +61,7 @@ struct Running {
     void* launcher;  // stack pointer to go back to
     Block* block;    // with fibers only
     unsigned int shared_bytes;
+    bool linear, blockwise;  // what `index` counts, if it does
 };
 static thread_local Running running;
 
@@ -105,8 +106,9 @@ static __attribute__((noinline, cold, unused)) bool claim(unsigned int kind, uns
     Fault& fault = launch->fault;
     fault.kind = kind, fault.line = line;
     if (flat) {  // a strided kernel's index may be beyond the grid
-        blockIdx.x = (unsigned int)(index / blockDim.x % gridDim.x);
-        threadIdx.x = index % blockDim.x;
+        if (running.linear) set_indices<LINEAR>(index);
+        else if (running.blockwise) set_indices<IN_BLOCK>(index);
+        else set_indices<ALONG_X>(index);
     }
     fault.thread[0] = threadIdx.x, fault.thread[1] = threadIdx.y, fault.thread[2] = threadIdx.z;
     fault.block[0] = blockIdx.x, fault.block[1] = blockIdx.y, fault.block[2] = blockIdx.z;

@@ -48,6 +48,16 @@ template <int... I> struct count_up<0, I...> { typedef indices<I...> type; };
 //   - `strided`: a kernel that is nothing but `for (i = index; i < n; i += blockDim.x * gridDim.x)` with no variables
 //     that outlive a turn. All threads of a row do their first turn, then all their second: memory is passed in order,
 //     and each thread's turns stay in its order, so whatever one turn leaves for the next of the same thread is there.
+//   - `kept`: the same with variables that outlive a turn, such as sums. Up to LANES threads go together: first all come
+//     to the loop, then all do each turn, then all do what comes after it. Their variables lie in arrays meanwhile.
+//   - `independent`: a strided kernel whose turns touch nothing that another turn writes: the grid is of no matter, and
+//     all turns are dealt out in order.
+// What is a row? There are three kinds of kernels, by what their one number is:
+//   - `flat`: the index along x, a row being all blocks in x;
+//   - `blockwise`: `threadIdx.x` in a loop with the stride `blockDim.x`: a row is one block's threads along x;
+//   - `linear`: the number of a thread in the whole launch, put together from x, y and z in whatever way: cuda_loops.py
+//     has seen that it is a sum of products with one index each, so it is known by its value at nought and at one of
+//     each index, and `is_linear` asks for those. Where it is another number, the kernel runs as it was written.
 
 // The indices along x for which all checks hold.
 struct Range {
@@ -83,10 +93,17 @@ struct Range {
 
 // What is known of a kernel that cuda_loops.py has not rewritten.
 struct UnknownLoop {
-    static constexpr bool flat = false;     // x indices occur as index_or(...) only
-    static constexpr bool strided = false;  // it is one turn of a loop over the grid, whose loop is in `each`
+    static constexpr bool flat = false;         // x indices occur as index_or(...) only
+    static constexpr bool blockwise = false;    // the same, of x indices in the block
+    static constexpr int linear = 0;            // how many numbers `number` has, which must all be the thread's own
+    static constexpr bool strided = false;      // it is one turn of a loop over the grid, whose loop is in `each`
+    static constexpr bool kept = false;         // it is three pieces, see `phase`
+    static constexpr bool apart = false;        // of it, the first and last piece use other indices
+    static constexpr bool independent = false;
     static constexpr bool guarded = false;
-    static bool fits() { return true; }     // the launch is one for which `index` is right
+    static bool fits() { return true; }         // the launch is one for which `index` is right
+    template <class... A> static long long number(int, const A&...) { return 0; }
+    template <class... A> static long long stride(const A&...) { return 0; }
     template <class... A> static Range range(const A&...) { return Range(); }
     template <class... A> static void each(void (*)(void*, long long), void*, const A&...) {}
 };
@@ -96,6 +113,19 @@ static constexpr unsigned int SMALL_GRID = 1u << 20;    // blocks in x of a row 
 static constexpr unsigned int LARGE_INDEX = 1u << 30;   // least index along x that is not
 static constexpr unsigned int ROW_THREADS = 1u << 16;   // most threads between two looks at `stop`
 static constexpr unsigned int STRIDED_ROW = 1u << 20;    // the same of a strided kernel
+
+template <class A, class B> COPPERMESH_INLINE bool same_place(const A&, const B&) { return false; }
+template <class A, class B> COPPERMESH_INLINE bool same_place(A* const& a, B* const& b) {
+    return (const void*)a == (const void*)b;
+}
+template <class A, class... B> COPPERMESH_INLINE bool same_as_any(const A& a, const B&... b) {
+    return (false || ... || same_place(a, b));
+}
+// Whether two of these are one pointer.
+COPPERMESH_INLINE bool any_same() { return false; }
+template <class A, class... B> COPPERMESH_INLINE bool any_same(const A& a, const B&... b) {
+    return same_as_any(a, b...) || any_same(b...);
+}
 
 // Rounding and the treatment of subnormal numbers: what a kernel makes of them ends with its launch, or the same
 // program would give other results in the worker's next task.
@@ -124,23 +154,33 @@ template <auto kernel, class... A> struct entry<kernel, void (*)(A...)> {
     }
     static void invoke(void* const* arguments) { invoke(arguments, Indices()); }
 
-    // The threads of a row with indices from `first` on. Not inlined: a function of its own keeps the loop's registers
-    // free. The masks change nothing (`run_row` sees to that); they tell the compiler that the index cannot wrap round,
-    // without which it would not vectorise. What the kernel reads is set in the loop, so that the compiler sees there
-    // what it is; it moves the stores out.
-    static __attribute__((noinline)) void run_flat(unsigned int first, unsigned int count, typename plain<A>::type... a) {
+    // The threads of `rows` rows from `row` on with indices from `first` on. Rows count on from one block to the next in
+    // y, beginning with the block that is set: memory is passed in its order. Not inlined: a function of its own keeps
+    // the loop's registers free. The masks change nothing (`run_row` sees to that); they tell the compiler that the index
+    // cannot wrap round, without which it would not vectorise. What the kernel reads is set in the loop, so that the
+    // compiler sees there what it is; it moves the stores out. `PHASE` is that of a kernel with kept variables, or WHOLE.
+    template <int PHASE>
+    static __attribute__((noinline)) void run_flat(
+        unsigned int first, unsigned int count, unsigned int row, unsigned int rows, typename plain<A>::type... a) {
         first &= LARGE_INDEX - 1, count &= 2 * STRIDED_ROW - 1;
         const uint3 block = blockIdx, thread = threadIdx, length = blockDim, blocks = gridDim;
-        for (unsigned int x = 0; x < count; x++) {
-            flat = whole = true;
-            index = first + x;
-            blockIdx.y = block.y, blockIdx.z = block.z, threadIdx.y = thread.y, threadIdx.z = thread.z;
-            blockDim.x = length.x, blockDim.y = length.y, blockDim.z = length.z;
-            gridDim.x = blocks.x, gridDim.y = blocks.y, gridDim.z = blocks.z;
-            kernel(a...);
+        for (const unsigned int end = row + rows; row < end; row++) {
+            const unsigned int block_y = block.y + row / length.y, thread_y = row % length.y;
+            for (unsigned int x = 0; x < count; x++) {
+                flat = whole = true, phase = PHASE;
+                if constexpr (PHASE != WHOLE) lane = x;
+                index = first + x;
+                blockIdx.x = block.x, blockIdx.y = block_y, blockIdx.z = block.z;
+                threadIdx.y = thread_y, threadIdx.z = thread.z;
+                blockDim.x = length.x, blockDim.y = length.y, blockDim.z = length.z;
+                gridDim.x = blocks.x, gridDim.y = blocks.y, gridDim.z = blocks.z;
+                kernel(a...);
+            }
         }
+        blockIdx.y = block.y;
     }
     // All threads of `count` blocks from `bx` on, block by block, with all indices of their own.
+    template <bool WITHIN>
     static __attribute__((noinline)) void run_blocks(unsigned int bx, unsigned int count, typename plain<A>::type... a) {
         const unsigned int nx = ((blockDim.x - 1) & 1023) + 1, ny = ((blockDim.y - 1) & 1023) + 1;
         const unsigned int nz = ((blockDim.z - 1) & 63) + 1, iy = blockIdx.y & 0xffff, iz = blockIdx.z & 0xffff;
@@ -149,7 +189,7 @@ template <auto kernel, class... A> struct entry<kernel, void (*)(A...)> {
             for (unsigned int z = 0; z < nz; z++)
                 for (unsigned int y = 0; y < ny; y++)
                     for (unsigned int x = 0; x < nx; x++) {
-                        flat = false, whole = true;
+                        flat = false, whole = WITHIN, phase = WHOLE;
                         blockIdx.x = ix, blockIdx.y = iy, blockIdx.z = iz;
                         blockDim.x = nx, blockDim.y = ny, blockDim.z = nz;
                         threadIdx.x = x, threadIdx.y = y, threadIdx.z = z;
@@ -159,47 +199,51 @@ template <auto kernel, class... A> struct entry<kernel, void (*)(A...)> {
     }
     // The same, one by one.
     static void run_each_block(unsigned int bx, unsigned int end, typename plain<A>::type... a) {
-        const long long nx = blockDim.x;
-        for (unsigned int b = bx; b < end; b++)
+        for (unsigned int b = bx; b < end; b++) {
+            blockIdx.x = b;
             for (threadIdx.z = 0; threadIdx.z < blockDim.z; threadIdx.z++)
                 for (threadIdx.y = 0; threadIdx.y < blockDim.y; threadIdx.y++)
-                    run_each(b * nx, b * nx + nx, a...);
+                    run_each<IN_BLOCK>(0, blockDim.x, a...);
+        }
     }
     // The same, where all checks hold for all threads of some of the blocks, which lie together.
     static void run_row_of_blocks(unsigned int bx, unsigned int count, typename plain<A>::type... a) {
         const unsigned int nx = blockDim.x;
         unsigned int from = bx, end = bx + count;
-        if (gridDim.x > SMALL_GRID || !Loop::fits()) return run_each_block(bx, end, a...);
-        long long first = 0, last = Range::MOST;
-        if constexpr (Loop::guarded)
-            for (threadIdx.z = 0; threadIdx.z < blockDim.z; threadIdx.z++)
-                for (threadIdx.y = 0; threadIdx.y < blockDim.y; threadIdx.y++) {
-                    const Range range = Loop::range(a...);
-                    if (range.first > first) first = range.first;
-                    if (range.end < last) last = range.end;
-                }
-        while (from < end && from * (long long)nx < first) from++;
-        unsigned int to = end;
-        while (to > from && to * (long long)nx > last) to--;
-        if (bx < from) run_each_block(bx, from, a...);
-        if (from < to) run_blocks(from, to - from, a...);
-        if (to < end) run_each_block(to, end, a...);
+        if (gridDim.x > SMALL_GRID || Loop::strided) return run_each_block(bx, end, a...);
+        if constexpr (Loop::linear) {  // its checks are for another number
+            run_blocks<false>(bx, count, a...);
+        } else {
+            if (!Loop::fits()) return run_each_block(bx, end, a...);
+            long long first = 0, last = Range::MOST;
+            if constexpr (Loop::guarded)
+                for (threadIdx.z = 0; threadIdx.z < blockDim.z; threadIdx.z++)
+                    for (threadIdx.y = 0; threadIdx.y < blockDim.y; threadIdx.y++) {
+                        const Range range = Loop::range(a...);
+                        if (range.first > first) first = range.first;
+                        if (range.end < last) last = range.end;
+                    }
+            while (from < end && from * (long long)nx < first) from++;
+            unsigned int to = end;
+            while (to > from && to * (long long)nx > last) to--;
+            if (bx < from) run_each_block(bx, from, a...);
+            if (from < to) run_blocks<true>(from, to - from, a...);
+            if (to < end) run_each_block(to, end, a...);
+        }
     }
-    // Threads from index `first` to `end`, one by one: the kernel is called, not inlined, and finds all as it is.
+    // Threads from number `first` to `end`, one by one: the kernel is called, not inlined, and finds all as it is.
+    template <int KIND>
     static __attribute__((noinline)) void run_each(long long first, long long end, typename plain<A>::type... a) {
         void (*volatile called)(A...) = kernel;
-        flat = whole = false;
-        const unsigned int nx = blockDim.x;
-        unsigned int b = (unsigned int)(first / nx), x = (unsigned int)(first % nx);
+        flat = whole = false, phase = WHOLE, lane = 0;
         for (; first < end; first++) {
-            blockIdx.x = b, threadIdx.x = x;
-            if constexpr (Loop::strided) {
+            set_indices<KIND>(first);
+            if constexpr (Loop::strided && !Loop::kept) {
                 Turn turn = {called, {(void*)&a...}};
                 Loop::each(&one_turn, &turn, a...);
             } else {
                 called(a...);
             }
-            if (++x == nx) x = 0, b++;
         }
     }
     // One turn of a strided kernel's loop.
@@ -214,58 +258,189 @@ template <auto kernel, class... A> struct entry<kernel, void (*)(A...)> {
         turn_index = at;
         one_turn(*(Turn*)data, Indices());
     }
-    // The threads of `count` blocks from `bx` on with the y and z that are set, of a flat kernel.
-    static void run_row(unsigned int bx, unsigned int count, typename plain<A>::type... a) {
-        const long long nx = blockDim.x, begin = bx * nx, end = begin + count * nx, all = gridDim.x * nx;
-        const Range range = Loop::range(a...);
-        const long long least = range.least < begin ? begin : range.least > end ? end : range.least;
-        const long long most = range.most < least ? least : range.most > end ? end : range.most;
-        long long first = range.first < begin ? begin : range.first > end ? end : range.first;
-        long long last = range.end < first ? first : range.end > end ? end : range.end;
-        if constexpr (Loop::strided) {
-            if (range.end + all > (long long)LARGE_INDEX || range.first > 0 || !Loop::fits())
-                return run_each(begin, end, a...);
-            for (long long turn = 0; turn + begin < range.end; turn += all) {
-                if (__atomic_load_n(&running.launch->stop, __ATOMIC_RELAXED)) return;
-                run_flat((unsigned int)(turn + begin),
-                         (unsigned int)((turn + end < range.end ? turn + end : range.end) - turn - begin), a...);
+    // What threads from number `first` on do before their loop, or after it.
+    template <int KIND, int PHASE>
+    static void run_ends(long long first, unsigned int count, typename plain<A>::type... a) {
+        if constexpr (Loop::apart) {
+            void (*volatile called)(A...) = kernel;
+            flat = whole = false, phase = PHASE;
+            for (lane = 0; lane < count; lane++) {
+                set_indices<KIND>(first + lane);
+                called(a...);
             }
-            return;
+            lane = 0;
+        } else {
+            run_flat<PHASE>((unsigned int)first, count, threadIdx.y, 1, a...);
         }
-        if (end > (long long)LARGE_INDEX || !Loop::fits()) return run_each(begin, end, a...);
-        if (first < last) run_flat((unsigned int)first, (unsigned int)(last - first), a...);
-        if (first >= last) return run_each(least, most, a...);
-        if (least < first) run_each(least, first, a...);
-        if (last < most) run_each(last, most, a...);
+    }
+    // A strided kernel's threads from `begin` to `end` of a row of `all`.
+    template <int KIND>
+    static void run_turns(long long begin, long long end, long long all, long long limit, typename plain<A>::type... a) {
+        const unsigned int row = threadIdx.y;
+        if constexpr (Loop::kept) {
+            for (long long from = begin; from < end; from += LANES) {
+                const long long count = end - from < LANES ? end - from : LANES;
+                run_ends<KIND, BEFORE>(from, (unsigned int)count, a...);
+                for (long long at = from; at < limit; at += all) {
+                    if (__atomic_load_n(&running.launch->stop, __ATOMIC_RELAXED)) return;
+                    const long long left = limit - at < count ? limit - at : count;
+                    run_flat<TURN>((unsigned int)at, (unsigned int)left, row, 1, a...);
+                }
+                run_ends<KIND, AFTER>(from, (unsigned int)count, a...);
+            }
+        } else {
+            for (long long at = begin; at < limit; at += all) {
+                if (__atomic_load_n(&running.launch->stop, __ATOMIC_RELAXED)) return;
+                const long long to = at - begin + end;
+                run_flat<WHOLE>((unsigned int)at, (unsigned int)((to < limit ? to : limit) - at), row, 1, a...);
+            }
+        }
+    }
+    // The threads from `begin` to `end` of each of `rows` rows of `all` threads, the first in the block that is set.
+    template <int KIND>
+    static void run_rows(long long begin, long long end, long long all, unsigned int rows, typename plain<A>::type... a) {
+        const unsigned int by = blockIdx.y, ny = blockDim.y;
+        for (unsigned int row = 0; row < rows;) {
+            blockIdx.y = by + row / ny, threadIdx.y = row % ny;
+            const Range range = Loop::range(a...);
+            if constexpr (Loop::strided) {
+                const bool fits = range.end + all <= (long long)LARGE_INDEX && range.first <= 0 && Loop::fits();
+                if (fits && Loop::stride(a...) == all) run_turns<KIND>(begin, end, all, range.end, a...);
+                else run_each<KIND>(begin, end, a...);
+                row++;
+                continue;
+            }
+            const long long least = range.least < begin ? begin : range.least > end ? end : range.least;
+            const long long most = range.most < least ? least : range.most > end ? end : range.most;
+            const long long first = range.first < begin ? begin : range.first > end ? end : range.first;
+            const long long last = range.end < first ? first : range.end > end ? end : range.end;
+            const bool fits = end <= (long long)LARGE_INDEX && Loop::fits();
+            const unsigned int from = row++;
+            if (!fits) {
+                run_each<KIND>(begin, end, a...);
+                continue;
+            }
+            if (first >= last) {
+                run_each<KIND>(least, most, a...);
+                continue;
+            }
+            const bool all_pass = first == least && last == most;  // nobody beside them does anything
+            if (least < first) run_each<KIND>(least, first, a...);
+            if (last < most) run_each<KIND>(last, most, a...);
+            // The same of the rows that follow, in one piece.
+            for (; all_pass && row < rows; row++) {
+                blockIdx.y = by + row / ny, threadIdx.y = row % ny;
+                const Range next = Loop::range(a...);
+                if (next.first != range.first || next.end != range.end || next.least != range.least ||
+                    next.most != range.most)
+                    break;
+            }
+            blockIdx.y = by;
+            run_flat<WHOLE>((unsigned int)first, (unsigned int)(last - first), from, row - from, a...);
+        }
+        blockIdx.y = by;
+    }
+    // Whether a linear kernel's numbers are the threads' own in this launch.
+    static bool is_linear(const Launch& launch, typename plain<A>::type... a) {
+        const long long all = launch.blocks * ((long long)blockDim.x * blockDim.y * blockDim.z);
+        if (all > (long long)LARGE_INDEX) return false;
+        const unsigned int lengths[6] = {blockDim.x, blockDim.y, blockDim.z, gridDim.x, gridDim.y, gridDim.z};
+        flat = whole = false;
+        threadIdx = blockIdx = uint3{0, 0, 0};
+        for (int which = 0; which < Loop::linear; which++) {
+            if (Loop::number(which, a...) != 0) return false;
+            long long step = 1;
+            for (int place = 0; place < 6; place++) {
+                if (lengths[place] > 1) {
+                    // Not by address: see coppermesh_vectors.h.
+                    threadIdx = uint3{place == 0, place == 1, place == 2};
+                    blockIdx = uint3{place == 3, place == 4, place == 5};
+                    const long long there = Loop::number(which, a...);
+                    threadIdx = blockIdx = uint3{0, 0, 0};
+                    if (there != step) return false;
+                }
+                step *= lengths[place];
+            }
+        }
+        return true;
+    }
+    // An independent kernel's turns, dealt out without regard to the grid.
+    static bool run_independent(Launch& launch, long long all, typename plain<A>::type... a) {
+        const Range range = Loop::range(a...);
+        if (range.end > (long long)LARGE_INDEX || range.first > 0 || !Loop::fits()) return false;
+        if (Loop::stride(a...) != all || any_same(a...)) return false;
+        const unsigned long long share = range.end / (16ull * launch.threads);
+        const unsigned long long piece = share < 1024 ? 1024 : share > ROW_THREADS ? ROW_THREADS : share;
+        for (;;) {
+            const long long first = (long long)__atomic_fetch_add(&launch.next, piece, __ATOMIC_RELAXED);
+            if (first >= range.end || __atomic_load_n(&launch.stop, __ATOMIC_RELAXED)) return true;
+            const long long left = range.end - first;
+            run_flat<WHOLE>((unsigned int)first, (unsigned int)(left < (long long)piece ? left : piece), 0, 1, a...);
+        }
+    }
+    // `count` blocks from `b` on, of a launch of any kind: all in one row of blocks, or whole rows.
+    static void run_some(bool linear, unsigned long long b, unsigned int count, typename plain<A>::type... a) {
+        const unsigned int nx = blockDim.x, ny = blockDim.y, nz = blockDim.z, gx = gridDim.x, bx = b % gx;
+        if constexpr (Loop::linear) {
+            const long long threads = (long long)nx * ny * nz, all = threads * gx * gridDim.y * gridDim.z;
+            threadIdx.y = 0;
+            if (linear) return run_rows<LINEAR>(b * threads, (b + count) * threads, all, 1, a...);
+        }
+        const unsigned int block_rows = count > gx ? count / gx : 1, columns = count > gx ? gx : count;
+        if constexpr (Loop::flat) {
+            const long long begin = bx * (long long)nx, end = (bx + columns) * (long long)nx;
+            for (unsigned int z = 0; z < nz; z++) {
+                threadIdx.z = z;
+                run_rows<ALONG_X>(begin, end, gx * (long long)nx, block_rows * ny, a...);
+            }
+        } else if constexpr (Loop::blockwise) {
+            for (unsigned int at = bx; at < bx + columns; at++)
+                for (unsigned int z = 0; z < nz; z++) {
+                    blockIdx.x = at, threadIdx.z = z;
+                    run_rows<IN_BLOCK>(0, nx, nx, ny, a...);
+                }
+        } else {
+            run_row_of_blocks(bx, columns, a...);
+        }
     }
     template <int... I> static void loop(Launch& launch, void* const* arguments, indices<I...>) {
         const unsigned int gx = launch.grid[0], gy = launch.grid[1];
         const unsigned int nx = launch.block[0], ny = launch.block[1], nz = launch.block[2];
         blockDim = uint3{nx, ny, nz};
         gridDim = uint3{gx, gy, launch.grid[2]};
-        const unsigned int most = ((Loop::strided ? STRIDED_ROW : ROW_THREADS) - 1) / (nx * ny * nz) + 1;
+        const unsigned long long threads = (unsigned long long)nx * ny * nz;
+        bool linear = false;
+        if constexpr (Loop::linear)
+            linear = Loop::fits() && is_linear(launch, *(typename plain<A>::type*)arguments[I]...);
+        running.linear = linear, running.blockwise = Loop::blockwise;
+        if constexpr (Loop::independent)
+            if ((linear || (Loop::flat && launch.blocks * threads == (unsigned long long)gx * nx)) &&
+                run_independent(launch, launch.blocks * threads, *(typename plain<A>::type*)arguments[I]...))
+                return;
+        constexpr bool long_rows = Loop::strided && !Loop::blockwise, whole_rows = Loop::flat && !Loop::strided;
+        const unsigned long long row = linear ? launch.blocks : gx;
+        const unsigned long long most = ((long_rows ? STRIDED_ROW : ROW_THREADS) - 1) / threads + 1;
         // A strided kernel's turns are as long as they can be: one part for each processor core.
-        const unsigned long long chunk = Loop::strided ? (launch.blocks - 1) / launch.threads + 1 : launch.chunk;
+        unsigned long long chunk = long_rows ? (launch.blocks - 1) / launch.threads + 1 : launch.chunk;
+        if (whole_rows && chunk > gx) chunk -= chunk % gx;
         for (;;) {
             const unsigned long long first = __atomic_fetch_add(&launch.next, chunk, __ATOMIC_RELAXED);
             if (first >= launch.blocks) return;
             const unsigned long long left = launch.blocks - first;
             const unsigned long long end = first + (chunk < left ? chunk : left);
             for (unsigned long long b = first; b < end;) {
-                const unsigned int bx = b % gx;
-                unsigned int count = gx - bx < most ? gx - bx : most;
-                if (count > end - b) count = (unsigned int)(end - b);
+                unsigned long long count = row - b % row;
+                if (whole_rows && b % gx == 0) {  // as many rows as there are in this z
+                    const unsigned long long rest = (end - b) / gx, in_z = gy - b / gx % gy;
+                    const unsigned long long fit = most / gx, rows = rest < in_z ? rest : in_z;
+                    if (rows > 1 && fit > 1) count = gx * (rows < fit ? rows : fit);
+                }
+                if (count > most && count <= gx) count = most;
+                if (linear && count > most) count = most;
+                if (count > end - b) count = end - b;
                 blockIdx.y = b / gx % gy, blockIdx.z = b / gx / gy;
                 if (__atomic_load_n(&launch.stop, __ATOMIC_RELAXED)) return;
-                if constexpr (Loop::flat) {
-                    for (unsigned int z = 0; z < nz; z++)
-                        for (unsigned int y = 0; y < ny; y++) {
-                            threadIdx.y = y, threadIdx.z = z;
-                            run_row(bx, count, *(typename plain<A>::type*)arguments[I]...);
-                        }
-                } else {
-                    run_row_of_blocks(bx, count, *(typename plain<A>::type*)arguments[I]...);
-                }
+                run_some(linear, b, (unsigned int)count, *(typename plain<A>::type*)arguments[I]...);
                 b += count;
             }
         }

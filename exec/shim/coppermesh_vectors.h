@@ -60,6 +60,26 @@ namespace coppermesh {
 // How the running thread was reached: see coppermesh_launch.h. `index` is its index along x where `flat`.
 static thread_local bool flat, whole;
 static thread_local unsigned int index;
+// Which piece of a kernel with kept variables runs, and whose variables these are (`lane`).
+enum Phase { WHOLE, BEFORE, TURN, AFTER };
+static thread_local int phase;
+static thread_local unsigned int lane;
+static constexpr unsigned int LANES = 1024;
+// What a thread's number counts: threads along x in the grid, those along x in the block, all of the launch.
+enum Kind { ALONG_X, IN_BLOCK, LINEAR };
+template <int KIND> COPPERMESH_INLINE void set_indices(unsigned long long number) {
+    if constexpr (KIND == ALONG_X)
+        blockIdx.x = (unsigned int)(number / blockDim.x % gridDim.x), threadIdx.x = number % blockDim.x;
+    if constexpr (KIND == IN_BLOCK) threadIdx.x = number % blockDim.x;
+    if constexpr (KIND == LINEAR) {
+        const unsigned int block = blockDim.x * blockDim.y * blockDim.z;
+        const unsigned int thread = number % block;
+        const unsigned long long b = number / block;
+        threadIdx = uint3{thread % blockDim.x, thread / blockDim.x % blockDim.y, thread / blockDim.x / blockDim.y};
+        blockIdx.x = b % gridDim.x, blockIdx.y = b / gridDim.x % gridDim.y;
+        blockIdx.z = b / gridDim.x / gridDim.y % gridDim.z;
+    }
+}
 static thread_local long long turn_index;
 // What cuda_loops.py puts round an index along x, and instead of a loop's first index.
 template <class T> COPPERMESH_INLINE T index_or(T written) { return flat ? (T)index : written; }
