@@ -158,6 +158,8 @@ class ControlHub:
             if found is not None and not found.channel.ended:
                 return found.channel
             if self._closing or peer not in self._transport.connected():
+                # Who asks again and again must not keep everybody else from running, or the peer would never be back.
+                await trio.lowlevel.checkpoint()
                 raise Unreachable(f"{short_peer(peer)} is not connected")
             await self._changed.wait()
 

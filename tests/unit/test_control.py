@@ -483,3 +483,24 @@ def test_a_refusal_can_always_be_sent() -> None:
     frame = channel_module.refusal_frame(3, "busy", "é\x00" * 1000)
     refusal = decode(Refusal, frame.body, max_bytes=MAX_FRAME_BYTES)
     assert len(refusal.sentence) == 400
+
+
+async def test_asking_a_peer_that_is_away_lets_others_run() -> None:
+    """Else a loop that asks until the peer is back would keep it from coming back."""
+    network = MemoryNetwork(random.Random(1))
+    key, away = PeerKey.generate(), PeerKey.generate()
+    async with (
+        network.transport(key) as transport,
+        open_control_hub(transport, MESH, key.peer, handlers={}, clock=lambda: 0) as hub,
+        trio.open_nursery() as nursery,
+    ):
+        ran = False
+
+        @nursery.start_soon
+        async def other() -> None:
+            nonlocal ran
+            ran = True
+
+        while not ran:
+            with pytest.raises(Unreachable):
+                await hub.request(away.peer, "nothing", Nothing(), Nothing)
