@@ -1,4 +1,4 @@
-"""The soak of `run_mesh.py`, as long as CI has time for: two minutes of transfers over connections that keep breaking."""
+"""The soak of `run_mesh.py`, as long as CI has time for: two minutes of transfers over breaking connections."""
 
 import json
 import os
