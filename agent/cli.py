@@ -119,7 +119,7 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_challenge(verbs)
     _add_check(verbs)
     _add_demo(verbs)
-    doctor = add_verb(verbs, "doctor", "look into this machine: what its sandbox stops", _doctor, home=False)
+    doctor = add_verb(verbs, "doctor", "look into this machine: what its sandbox stops", _doctor)
     doctor.add_argument(
         "part", choices=("sandbox",), help="sandbox: each layer around a stranger's job, tried now"
     )
@@ -425,7 +425,7 @@ def _demo(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from coppermesh.agent.doctor import run_doctor
 
-    return run_doctor(as_json=options.json)
+    return run_doctor(home_of(options).path, as_json=options.json)
 
 
 def _bench(options: argparse.Namespace) -> int:
