@@ -11,7 +11,15 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from coppermesh.agent import economy_verbs, ledger_verbs, option_types, receipt_verbs, screens, submit_verbs
+from coppermesh.agent import (
+    economy_verbs,
+    ledger_verbs,
+    option_types,
+    receipt_verbs,
+    screens,
+    simulate_verbs,
+    submit_verbs,
+)
 from coppermesh.agent.config import ConfigError
 from coppermesh.agent.home import HomeError, HomeLocked
 from coppermesh.agent.option_types import WrongOption
@@ -113,6 +121,7 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_jobs(verbs)
     receipt_verbs.add(verbs)
     ledger_verbs.add(verbs)
+    simulate_verbs.add(verbs)
     explain = add_verb(verbs, "explain", "tell the story of a job", _explain)
     explain.add_argument("job", type=option_types.id_prefix, help=JOB_HELP)
     explain.add_argument("--json", action="store_true", help=JSON_HELP)
