@@ -14,10 +14,10 @@ from pathlib import Path
 from coppermesh.agent import (
     economy_verbs,
     ledger_verbs,
+    mesh_verbs,
     option_types,
     receipt_verbs,
     screens,
-    simulate_verbs,
     submit_verbs,
 )
 from coppermesh.agent.config import ConfigError
@@ -121,14 +121,14 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_jobs(verbs)
     receipt_verbs.add(verbs)
     ledger_verbs.add(verbs)
-    simulate_verbs.add(verbs)
     explain = add_verb(verbs, "explain", "tell the story of a job", _explain)
     explain.add_argument("job", type=option_types.id_prefix, help=JOB_HELP)
     explain.add_argument("--json", action="store_true", help=JSON_HELP)
     _add_challenge(verbs)
     _add_check(verbs)
+    mesh_verbs.add(verbs)
     _add_demo(verbs)
-    doctor = add_verb(verbs, "doctor", "look into this machine: what its sandbox stops", _doctor)
+    doctor = add_verb(verbs, "doctor", "look into this machine: what its sandbox stops", _doctor, home=False)
     doctor.add_argument(
         "part", choices=("sandbox",), help="sandbox: each layer around a stranger's job, tried now"
     )
@@ -434,7 +434,7 @@ def _demo(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from coppermesh.agent.doctor import run_doctor
 
-    return run_doctor(home_of(options).path, as_json=options.json)
+    return run_doctor(as_json=options.json)
 
 
 def _bench(options: argparse.Namespace) -> int:

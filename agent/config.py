@@ -66,6 +66,8 @@ class Config:
 
     mesh: str = DEFAULT_MESH
     """Name of the mesh: 1 to 64 printable ASCII characters."""
+    priority: tuple[str, ...] = ()
+    """Names of meshes, the first comes first; others after these, private ones before the open one."""
     listen: str = "/ip4/0.0.0.0/tcp/0"
     """Where to accept connections, by default on every network; port 0: that of the last run where it is free."""
     bootstrap: tuple[str, ...] = ()
@@ -408,6 +410,11 @@ _WATTS = "a number of watts, 0 or more"
 _EXAMPLE = '"/ip4/192.0.2.1/tcp/4001/p2p/12D3KooW..."'
 _SETTINGS: dict[str, _Setting] = {
     "mesh": _Setting("a name of 1 to 64 printable ASCII characters", _mesh),
+    "priority": _Setting(
+        "a list of names of meshes, the first one first",
+        lambda value: tuple(dict.fromkeys(_mesh(item) for item in _many(value))),
+        "a name of 1 to 64 printable ASCII characters",
+    ),
     "listen": _Setting('an address like "/ip4/127.0.0.1/tcp/4001"', _listen),
     "bootstrap": _Setting(
         f"a list of addresses like {_EXAMPLE}",

@@ -21,6 +21,9 @@ TEMPLATE = """\
 
 # The mesh to join. (restart)
 #mesh = "open"
+# An agent serves every private mesh that its home is in (`coppermesh mesh list`). Which comes first where they want the
+# same device; not given: private ones, the oldest first, then the open one. (restart)
+#priority = []
 # Where to accept connections: 0.0.0.0 is every network this machine is on, 127.0.0.1 this machine only; port 0 is the
 # one of the last run where that is free. (restart)
 #listen = "/ip4/0.0.0.0/tcp/0"

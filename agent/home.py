@@ -172,6 +172,10 @@ class Home:
         """The TCP port of the last run."""
         return self.mesh_path(mesh) / "port"
 
+    def door_port_path(self, mesh: MeshId) -> Path:
+        """The TCP port of a private mesh's door in the last run."""
+        return self.mesh_path(mesh) / "door-port"
+
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Be this home's one writer for the length of the block. Raises HomeLocked, HomeError."""

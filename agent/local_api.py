@@ -7,6 +7,7 @@ this agent's money. Connections and the frames on them are bounded; a client tha
 import logging
 import struct
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -46,15 +47,21 @@ class BlobDoor(Protocol):
         """Raise Refused when a blob of that size cannot be kept, before its bytes are sent."""
 
 
-class LocalApi:
-    """Serves `methods` on the home's socket for as long as `serve` runs."""
+@dataclass(frozen=True, slots=True)
+class Door:
+    """What a call on one mesh may reach."""
 
-    def __init__(
-        self, socket_path: Path, methods: Mapping[str, Method], blobs: BlobDoor, own_uid: int
-    ) -> None:
+    methods: Mapping[str, Method]
+    blobs: BlobDoor
+
+
+class LocalApi:
+    """Serves the agent's meshes on the home's socket for as long as `serve` runs."""
+
+    def __init__(self, socket_path: Path, door_to: Callable[[str], Door], own_uid: int) -> None:
+        """`door_to`: by the mesh that a call names, empty for the default one; raises Refused."""
         self._path = socket_path
-        self._methods = methods
-        self._blobs = blobs
+        self._door_to = door_to
         self._own_uid = own_uid
         self._uploads = trio.Semaphore(MAX_UPLOADS)
         self._places = trio.Semaphore(MAX_CONNECTIONS)
@@ -107,12 +114,10 @@ class LocalApi:
             await self._send_answer(connection, await self._answer(call))
 
     async def _answer(self, call: Call) -> Answer:
-        method = self._methods.get(call.method)
-        if method is None:
-            return Answer(
-                ok=False, code="unknown-method", sentence=f"this agent has no {call.method!r}", body=b""
-            )
         try:
+            method = self._door_to(call.mesh).methods.get(call.method)
+            if method is None:
+                raise Refused("unknown-method", f"this agent has no {call.method!r}")
             return Answer(ok=True, code="ok", sentence="", body=encode(await method(call.body)))
         except MeshError as error:
             return _refusal(error)
@@ -123,12 +128,13 @@ class LocalApi:
     async def _take_blob(self, connection: trio.socket.SocketType, call: Call) -> None:
         blob = decode(BlobCall, call.body, max_bytes=MAX_LOCAL_FRAME_BYTES).blob
         try:
-            self._blobs.check_room(blob)
+            blobs = self._door_to(call.mesh).blobs
+            blobs.check_room(blob)
             async with self._uploads:
                 data = bytearray(blob.size)
                 await self._send_answer(connection, _DONE)
                 await _receive_into(connection, memoryview(data))
-                await self._blobs.take_blob(blob, data)
+                await blobs.take_blob(blob, data)
         except MemoryError:
             refusal = Refused("too-large", f"no memory for an array of {blob.size} bytes")
             await self._send_answer(connection, _refusal(refusal))
@@ -140,7 +146,7 @@ class LocalApi:
     async def _give_blob(self, connection: trio.socket.SocketType, call: Call) -> None:
         blob = decode(BlobCall, call.body, max_bytes=MAX_LOCAL_FRAME_BYTES).blob
         try:
-            data = await self._blobs.give_blob(blob)
+            data = await self._door_to(call.mesh).blobs.give_blob(blob)
         except MeshError as error:
             await self._send_answer(connection, _refusal(error))
             return

@@ -38,8 +38,12 @@ class AgentUnavailable(Unreachable):
 class LocalLink:
     """One connection to the home's agent. Close it, or use it as a context manager."""
 
-    def __init__(self, socket_path: Path, *, timeout_s: float = CALL_SECONDS) -> None:
-        """Connect. Raises AgentUnavailable where no agent listens."""
+    def __init__(self, socket_path: Path, *, timeout_s: float = CALL_SECONDS, mesh: str = "") -> None:
+        """Connect. `mesh`: which of the agent's meshes is meant; empty: its default one.
+
+        Raises AgentUnavailable where no agent listens.
+        """
+        self._mesh = mesh
         try:
             self._socket = connect_unix(socket_path)
         except OSError as error:
@@ -71,7 +75,7 @@ class LocalLink:
         return self.call(method, JsonBody(text), JsonBody).text
 
     def _exchange(self, method: str, body: bytes) -> bytes:
-        frame = encode(Call(method, body))
+        frame = encode(Call(method, self._mesh, body))
         if len(frame) > MAX_LOCAL_FRAME_BYTES:
             raise MeshError(
                 f"{method}: {len(frame)} bytes in one call, the agent takes {MAX_LOCAL_FRAME_BYTES}; "

@@ -30,6 +30,8 @@ class Call(LocalMessage, frozen=True):
     """One request. A connection carries one call at a time."""
 
     method: Annotated[str, Meta(max_length=40)]
+    mesh: Annotated[str, Meta(max_length=64)]
+    """Its name, or the first digits of its id; empty: the agent's default mesh."""
     body: bytes
 
 

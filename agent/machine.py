@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import trio
@@ -15,7 +16,7 @@ from coppermesh.agent.clock import now_us
 from coppermesh.agent.config import Config, Loaded
 from coppermesh.agent.config_file import ConfigFile
 from coppermesh.agent.home import Home
-from coppermesh.agent.isolation import announced, scrub_was_seen, witness_once
+from coppermesh.agent.isolation import announced, witness_once
 from coppermesh.agent.owner import OwnersHand
 from coppermesh.agent.price_list import PriceList
 from coppermesh.agent.provider import ServedDevice
@@ -31,12 +32,17 @@ from coppermesh.p2p.transport import Transport
 _log = logging.getLogger(__name__)
 
 
+_open_door = partial(open_libp2p_transport, gossip=False)
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What an agent is built on. Tests put other implementations of the same interfaces here."""
 
     transport: Callable[..., AbstractAsyncContextManager[Transport]] = open_libp2p_transport
-    """Called with key, mesh and `listen=`."""
+    """Called with key, mesh and `listen=`; for a private mesh also `swarm_key=` and `gate=`."""
+    door: Callable[..., AbstractAsyncContextManager[Transport]] = _open_door
+    """The same, for what is outside a private mesh's swarm key."""
     supervisor: Callable[..., AbstractAsyncContextManager[Supervisor]] = open_supervisor
     """Called with a device and `scratch=`."""
     probe: Callable[[], list[DeviceInfo]] = probe_devices
@@ -105,10 +111,7 @@ async def _open_devices(stack: AsyncExitStack, machine: Machine, parts: Parts) -
     put_on = [device.supervisor.layers for device in machine.devices]
     # Nothing is put on in some tests, and trying the layers takes a while.
     seen = await trio.to_thread.run_sync(witness_once, machine.home.path) if any(put_on) else []
-    scrubbed = await trio.to_thread.run_sync(
-        scrub_was_seen, machine.home.path, [device.info for device in machine.devices]
-    )
-    machine.isolation = announced(seen, put_on, scrubbed=scrubbed)
+    machine.isolation = announced(seen, put_on)
     machine.providers = ProviderGroup(
         {device.offer.device: device.offer.slots for device in machine.devices},
         sharing=machine.config.sharing,

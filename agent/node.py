@@ -17,7 +17,6 @@ from pathlib import Path
 import trio
 
 from coppermesh.agent.announcer import Announcer
-from coppermesh.agent.blob_door import StoreDoor
 from coppermesh.agent.challenger import Challenger
 from coppermesh.agent.clock import now_us
 from coppermesh.agent.config import Config, ConfigError, Loaded
@@ -31,8 +30,12 @@ from coppermesh.agent.ledger import LeaseEnded
 from coppermesh.agent.ledger_store import LedgerStore, open_ledger
 from coppermesh.agent.local_api import LocalApi
 from coppermesh.agent.machine import Machine, Parts, open_machine
+from coppermesh.agent.mesh_keeper import MeshKeeper
+from coppermesh.agent.mesh_making import open_private_mesh
+from coppermesh.agent.mesh_set import MeshSet, door_listen, private_config
+from coppermesh.agent.mesh_state import MeshState, find_mesh, private_meshes
+from coppermesh.agent.mesh_views import MeshViews
 from coppermesh.agent.networking import mdns_interfaces
-from coppermesh.agent.node_views import NodeViews
 from coppermesh.agent.provider import Provider
 from coppermesh.agent.reputation import Dealings
 from coppermesh.agent.requester import Requester
@@ -48,6 +51,7 @@ from coppermesh.p2p.discovery import DialPlan, Kind, run_discovery
 from coppermesh.p2p.errors import MeshError, Refused, Unreachable
 from coppermesh.p2p.ids import Digest, MeshId, PeerId, mesh_id, short_peer
 from coppermesh.p2p.mdns import Mdns
+from coppermesh.p2p.membership import Right
 from coppermesh.p2p.messages import (
     AnnouncementReply,
     CancelRequest,
@@ -83,6 +87,9 @@ class Node:
         self, machine: Machine, config: Config, key: PeerKey, mesh: MeshId, transport: Transport
     ) -> None:
         self.machine = machine
+        self.meshes: MeshSet
+        self.keeper: MeshKeeper | None = None
+        """Of a private mesh."""
         self.home = machine.home
         self.config = config
         self.key = key
@@ -130,12 +137,14 @@ class Node:
             "result": (ResultRequest, self._on_result),
             "ping": (Nothing, self._on_ping),
         }
-        if self.machine.providers is not None:
+        if self.provider is not None:
             handlers["order"] = (OrderRequest, partial(self._ask_provider, "on_order"))
             handlers["abandon"] = (OrderAbandoned, partial(self._ask_provider, "on_abandon"))
             handlers["lease"] = (LeaseRequest, partial(self._ask_provider, "on_lease"))
             handlers["task"] = (TaskRequest, partial(self._ask_provider, "on_task"))
             handlers["challenge"] = (ChallengeRequest, partial(self._ask_provider, "on_challenge"))
+        if self.keeper is not None:
+            handlers = {**self.keeper.guarded(handlers), **self.keeper.handlers()}
         return handlers
 
     async def _ask_provider(self, method: str, peer: PeerId, request: Message) -> Message:
@@ -170,6 +179,8 @@ class Node:
                     self.connected_since[event.peer] = now_us()
                     _check_clock(event)
                     nursery.start_soon(self.announcer.fetch, event.peer)
+                    if self.keeper is not None:
+                        nursery.start_soon(self.keeper.channel_up, event.peer)
                     nursery.start_soon(self.outbox.peer_up, event.peer)
                     self.requester.providers_changed()
                 else:
@@ -216,10 +227,7 @@ async def open_node(
         async with trio.open_nursery() as nursery:
             await nursery.start(machine.owner.run)
             try:
-                async with open_mesh(machine, loaded.config, parts) as node:
-                    api = _local_api(machine, node)
-                    await nursery.start(api.serve)
-                    nursery.start_soon(_watch_idleness, machine, api, node)
+                async with _open_meshes(machine, loaded.config, parts, nursery) as node:
                     yield node
             except MeshError as error:
                 # Kept out of the nursery, which would wrap what a person is told in a group.
@@ -229,43 +237,70 @@ async def open_node(
         raise failure
 
 
-def _local_api(machine: Machine, node: Node) -> LocalApi:
-    door = StoreDoor(node.store, (node.mesh, node.key.peer), node.config)
-    return LocalApi(machine.home.socket_path, NodeViews(node).methods(), door, os.geteuid())
+@asynccontextmanager
+async def _open_meshes(
+    machine: Machine, config: Config, parts: Parts, nursery: trio.Nursery
+) -> AsyncIterator[Node]:
+    """Every mesh of the home, and the local door to all of them; gives the default mesh's node."""
+    states = await trio.to_thread.run_sync(private_meshes, machine.home)
+    meshes = MeshSet(config, lambda *plan: open_mesh(machine, meshes, parts, *plan), nursery)
+    default = find_mesh(states, config.mesh)
+    if default is not None:
+        config = private_config(config, default)
+    async with open_mesh(machine, meshes, parts, config, default, 0) as node:
+        meshes.default = node
+        await meshes.open_all(states)
+        views = MeshViews(meshes, machine)
+        api = LocalApi(machine.home.socket_path, views.door_to, os.geteuid())
+        await nursery.start(api.serve)
+        nursery.start_soon(_watch_idleness, machine, api, meshes)
+        try:
+            yield node
+        finally:
+            with trio.CancelScope(shield=True):
+                await meshes.close_all()
 
 
-async def _watch_idleness(machine: Machine, api: LocalApi, node: Node) -> None:
+async def _watch_idleness(machine: Machine, api: LocalApi, meshes: MeshSet) -> None:
     """End an agent that was started for a script and is not needed any more."""
     limit = machine.config.idle_exit_seconds
     if limit is None:
         return
     while not machine.stopping.is_set():
         await trio.sleep(IDLE_POLL_SECONDS)
-        if api.open_connections or not node.is_idle():
+        if api.open_connections or not all(node.is_idle() for node in meshes.nodes):
             machine.touch()
         elif now_us() - machine.active_us > limit * 1_000_000:
             machine.stopping.set()
 
 
 @asynccontextmanager
-async def open_mesh(machine: Machine, config: Config, parts: Parts, place: int = 0) -> AsyncIterator[Node]:
-    """Serve one mesh on this machine for the length of the block, as number `place` in the order of priority."""
-    mesh = mesh_id(config.mesh)
+async def open_mesh(
+    machine: Machine, meshes: MeshSet, parts: Parts, config: Config, state: MeshState | None, place: int
+) -> AsyncIterator[Node]:
+    """Serve one mesh on this machine for the length of the block, as number `place` in the order of priority.
+
+    `state`: of a private mesh; None: the open one that `config.mesh` names.
+    """
+    mesh = mesh_id(config.mesh) if state is None else state.mesh
     home = machine.home
-    key = PeerKey.load_or_create(home.key_path(mesh))
     async with AsyncExitStack() as stack:
+        keeper = await _open_keeper(home, state)
+        key = PeerKey.load_or_create(home.key_path(mesh)) if keeper is None else keeper.private.key
         ledger = await stack.enter_async_context(open_ledger(home.ledger_path(mesh), mesh, key.peer))
         store = await stack.enter_async_context(
             open_blob_store(home.store_path(mesh), quota_bytes=config.store_bytes, owner=key.peer)
         )
-        transport = await _attach(
-            stack, config.listen, home.port_path(mesh), partial(parts.transport, key, mesh)
-        )
+        attach = partial(parts.transport, key, mesh)
+        if keeper is not None:
+            attach = partial(attach, swarm_key=keeper.private.state.swarm_key, gate=keeper.gate)
+        transport = await _attach(stack, config.listen, home.port_path(mesh), attach)
         node = Node(machine, config, key, mesh, transport)
+        node.meshes, node.keeper = meshes, keeper
         node.ledger, node.store = ledger, store
         node.credit = CreditDesk(_no_history, now_us)
         node.outbox = ResultOutbox(lambda: node.hub, mesh, ledger, store, credit=node.credit, now_us=now_us)
-        if machine.providers is not None:
+        if machine.providers is not None and (keeper is None or keeper.private.may(Right.PROVIDE, now_us())):
             node.provider = _open_provider(node)
         node.blobs = BlobService(
             transport, mesh, store, admit=node.provider.admits_blob if node.provider else _admit_nothing
@@ -289,25 +324,44 @@ async def open_mesh(machine: Machine, config: Config, parts: Parts, place: int =
             heard=node.requester.providers_changed,
         )
         await node.end_old_leases()
+        if keeper is not None:
+            await _open_door(stack, node, keeper, parts)
         async with trio.open_nursery() as nursery:
-            with _lent(node, place):
+            with _served(node, place):
                 await _start(nursery, node)
                 yield node
                 nursery.cancel_scope.cancel()
 
 
 @contextmanager
-def _lent(node: Node, place: int) -> Iterator[None]:
-    """The machine's devices are offered on the node's mesh."""
-    group = node.machine.providers
-    if group is None or node.provider is None:
-        yield
-        return
-    group.add(node.provider, place, node.announcer.changed)
+def _served(node: Node, place: int) -> Iterator[None]:
+    """The node is among the agent's, and the machine's devices are offered on its mesh."""
+    group = node.machine.providers if node.provider is not None else None
+    node.meshes.put(node, place)
+    if group is not None and node.provider is not None:
+        before = sum(other.provider is not None for other in node.meshes.nodes[:place])
+        group.add(node.provider, before, node.announcer.changed)
     try:
         yield
     finally:
-        group.remove(node.provider, node.announcer.changed)
+        node.meshes.take_out(node)
+        if group is not None and node.provider is not None:
+            group.remove(node.provider, node.announcer.changed)
+
+
+async def _open_keeper(home: Home, state: MeshState | None) -> MeshKeeper | None:
+    if state is None:
+        return None
+    private = await trio.to_thread.run_sync(open_private_mesh, home, state.mesh, now_us())
+    return MeshKeeper(private, now_us, random.Random())
+
+
+async def _open_door(stack: AsyncExitStack, node: Node, keeper: MeshKeeper, parts: Parts) -> None:
+    """What is outside a private mesh's swarm key: strangers with an invitation come in by it, old members back."""
+    listen = door_listen(node.config, keeper.private.state, serves=keeper.keeps_door)
+    opened = partial(parts.door, node.key, node.mesh)
+    door = await _attach(stack, listen, node.home.door_port_path(node.mesh), opened)
+    keeper.attach(node.transport, node.hub, door, partial(node.plan.add, kind=Kind.REMEMBERED))
 
 
 async def _attach(
@@ -330,6 +384,8 @@ async def _start(nursery: trio.Nursery, node: Node) -> None:
     await nursery.start(node.requester.run)
     if node.provider is not None:
         await nursery.start(node.provider.run)
+    if node.keeper is not None:
+        await nursery.start(node.keeper.run)
     nursery.start_soon(node.follow_channels)
     await nursery.start(node.announcer.run)
     node.announcer.plan = node.plan

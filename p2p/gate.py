@@ -14,7 +14,7 @@ import trio
 
 from coppermesh.p2p.errors import MeshError, Unreachable
 from coppermesh.p2p.ids import PeerId, short_peer
-from coppermesh.p2p.transport import PeerDown, PeerUp, Stream
+from coppermesh.p2p.transport import PeerDown, PeerUp, Stream, Validate
 
 ADMISSION_SECONDS = 10.0
 _LAST_WORD_SECONDS = 2.0
@@ -34,6 +34,9 @@ class Gate(Protocol):
 
     async def answer(self, stream: Stream) -> None:
         """The other side opened it."""
+
+    def hears(self, topic: str, source: PeerId) -> bool:
+        """Whether gossip of `source` on `topic` counts at all."""
 
 
 @dataclass(slots=True)
@@ -89,6 +92,13 @@ class Doorkeeper:
     def only_in(self, peers: list[PeerId]) -> list[PeerId]:
         """Those of `peers` that are let in."""
         return [peer for peer in peers if self.is_in(peer)]
+
+    def screened(self, topic: str, validate: Validate) -> Validate:
+        """`validate` for those whom the gate hears."""
+        gate = self._gate
+        if gate is None:
+            return validate
+        return lambda source, data: gate.hears(topic, source) and validate(source, data)
 
     async def wait_in(self, peer: PeerId, protocol: str) -> bool:
         """Whether a stream of `protocol` may be served, waiting until the gate has decided."""

@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from coppermesh.p2p.encoding import decode, encode
 from coppermesh.p2p.errors import MeshError, RemoteProtocolError
-from coppermesh.p2p.ids import MeshId, PeerId
+from coppermesh.p2p.ids import MeshId, PeerId, format_peer
 from coppermesh.p2p.membership import private_mesh_id
 from coppermesh.p2p.membership_records import Token
 from coppermesh.p2p.records import Key, Label, Micros, Version
@@ -35,6 +35,7 @@ class Invitation(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
     issuer: Key
     """Who must answer at the doors."""
     doors: Annotated[list[Label], Meta(min_length=1, max_length=MAX_DOORS)]
+    """Addresses without the peer id, which `issuer` says: the string stays short."""
     token: Token
     expires_us: Micros
 
@@ -42,6 +43,11 @@ class Invitation(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
     def mesh(self) -> MeshId:
         """The mesh that it leads to."""
         return private_mesh_id(PeerId(self.root), self.name)
+
+    @property
+    def addresses(self) -> list[str]:
+        """The doors as full addresses."""
+        return [f"{door}/p2p/{format_peer(PeerId(self.issuer))}" for door in self.doors]
 
 
 def invitation_text(invitation: Invitation) -> str:

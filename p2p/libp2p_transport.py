@@ -347,7 +347,9 @@ class Libp2pTransport:
         """See `transport.Transport`."""
         if not self._gossips or self._on_wire(topic) in self._pubsub.inboxes:
             raise LocalProtocolError(f"no gossip here, or already subscribed to {topic}")
-        inbox = self._pubsub.inboxes[self._on_wire(topic)] = GossipInbox(validate, self._counts)
+        inbox = self._pubsub.inboxes[self._on_wire(topic)] = GossipInbox(
+            self._doorkeeper.screened(topic, validate), self._counts
+        )
         try:
             await self._pubsub.subscribe(self._on_wire(topic))
             yield inbox.receiver

@@ -120,6 +120,16 @@ class Member:
         return any(link.record.subject == peer for link in self.links[:-1])
 
 
+def subject_of(chain: Sequence[SignedRecord]) -> PeerId:
+    """Whom a chain claims to be about; nothing is proven by it. Raises Refused where it is empty or malformed."""
+    if not chain:
+        raise _refused("no-certificate")
+    try:
+        return PeerId(open_record(Certificate, chain[-1]).record.subject)
+    except RemoteProtocolError as error:
+        raise _refused("forged", str(error)) from error
+
+
 def narrows(inner: Quota | None, outer: Quota | None) -> bool:
     """Whether whoever has `outer` may give `inner`: never more at once, nor more over time, nor of another kind."""
     if outer is None:
@@ -236,7 +246,7 @@ class MembershipBook:
 
     def highest_serial(self, issuer: PeerId) -> int:
         """The highest serial by `issuer` in the chains known; 0 for none."""
-        links = (link.record for member in self._members.values() for link in member.links)
+        links = (link.record for member in list(self._members.values()) for link in member.links)
         return max((link.serial for link in links if link.issuer == issuer), default=0)
 
     # Revocations
@@ -247,7 +257,9 @@ class MembershipBook:
 
     def revocations(self, now_us: int) -> list[RevocationNotice]:
         """Those alive, to hand on."""
-        return [notice for opened, _, notice in self._notices.values() if opened.record.expires_us > now_us]
+        return [
+            notice for opened, _, notice in list(self._notices.values()) if opened.record.expires_us > now_us
+        ]
 
     def offer(self, notice: RevocationNotice, now_us: int) -> bool:
         """Take a revocation. True where it is new. Raises Refused where its signer may not revoke that peer."""
@@ -302,9 +314,9 @@ class MembershipBook:
     def _settle(self) -> None:
         """Who is revoked, given everything that is known: nearest the root first, equals together."""
         revoked: dict[PeerId, int] = {}
-        for distance in sorted({distance for _, distance, _ in self._notices.values()}):
+        for distance in sorted({distance for _, distance, _ in list(self._notices.values())}):
             before = dict(revoked)
-            for opened, its_distance, _ in self._notices.values():
+            for opened, its_distance, _ in list(self._notices.values()):
                 own_leave = opened.record.subject == opened.signer
                 if its_distance != distance or (opened.signer in before and not own_leave):
                     continue

@@ -8,16 +8,29 @@ from collections.abc import Callable, Sequence
 
 from coppermesh.p2p.errors import Refused
 from coppermesh.p2p.frame_io import receive_frame, send_frame
-from coppermesh.p2p.ids import MeshId
-from coppermesh.p2p.membership import MembershipBook
+from coppermesh.p2p.ids import MeshId, PeerId
+from coppermesh.p2p.membership import MembershipBook, Right
 from coppermesh.p2p.membership_messages import MAX_CARD_BYTES, Card
 from coppermesh.p2p.records import SignedRecord
 from coppermesh.p2p.transport import Stream
+
+_OPEN_TOPICS = ("coppermesh/members/", "coppermesh/revocations/")
+_OFFERS = "coppermesh/announcements/"
 
 
 def membership_protocol(mesh: MeshId) -> str:
     """The protocol id of the stream on which cards are shown."""
     return f"/coppermesh/membership/1/{mesh.hex()}"
+
+
+def members_topic(mesh: MeshId) -> str:
+    """Where members show their chains."""
+    return f"coppermesh/members/1/{mesh.hex()}"
+
+
+def revocations_topic(mesh: MeshId) -> str:
+    """Where revocations are told."""
+    return f"coppermesh/revocations/1/{mesh.hex()}"
 
 
 class MembershipGate:
@@ -46,6 +59,13 @@ class MembershipGate:
         await self._look_at(stream, await receive_frame(stream, Card, MAX_CARD_BYTES))
         await send_frame(stream, self._card())
         _require_ok(await receive_frame(stream, Card, MAX_CARD_BYTES))
+
+    def hears(self, topic: str, source: PeerId) -> bool:
+        """See `gate.Gate`. A chain that is shown speaks for itself, and a revocation is signed."""
+        if topic.startswith(_OPEN_TOPICS):
+            return True
+        member = self._book.member(source, self._now_us())
+        return member is not None and (not topic.startswith(_OFFERS) or member.may(Right.PROVIDE))
 
     async def _look_at(self, stream: Stream, card: Card) -> None:
         _require_ok(card)

@@ -236,7 +236,7 @@ class MemoryTransport:
         self._check_attached()
         if topic in self._inboxes:
             raise LocalProtocolError(f"already subscribed to {topic}")
-        inbox = self._inboxes[topic] = GossipInbox(validate, self._counts)
+        inbox = self._inboxes[topic] = GossipInbox(self._doorkeeper.screened(topic, validate), self._counts)
         try:
             yield inbox.receiver
         finally:

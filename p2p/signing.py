@@ -99,6 +99,17 @@ class PeerKey:
                 _write_seed(directory, path, secrets.token_bytes(SEED_BYTES))
             return cls(_read_seed(directory, path))
 
+    def save(self, path: Path) -> None:
+        """Keep the key in the file `path`, where there is none yet. Raises IdentityError like `load_or_create`."""
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise IdentityError(f"{path.parent}: cannot make the directory: {error.strerror}") from error
+        with _private_directory(path.parent) as directory:
+            if _exists(directory, path):
+                raise IdentityError(f"{path}: there is a key already")
+            _write_seed(directory, path, bytes(self._key))
+
     def sign(self, domain: str, body: bytes) -> bytes:
         """The 64-byte signature of a record `body` under its kind's `domain`."""
         return self._key.sign(_signed_bytes(domain, body)).signature

@@ -12,7 +12,7 @@ import trio
 from coppermesh.agent import local_api
 from coppermesh.agent.client import Job, Mesh
 from coppermesh.agent.home import Home
-from coppermesh.agent.local_api import LocalApi
+from coppermesh.agent.local_api import Door, LocalApi
 from coppermesh.agent.local_link import LocalLink
 from coppermesh.agent.local_messages import BlobCall, JobEvent, JsonBody, LocalMessage, WaitAnswer
 from coppermesh.p2p.blobs import digest_of
@@ -55,7 +55,8 @@ async def wait(body: bytes) -> LocalMessage:
 @asynccontextmanager
 async def serving(base: Path) -> AsyncIterator[Path]:
     path = base / "agent.sock"
-    api = LocalApi(path, {"echo": echo, "crash": crash, "wait": wait}, HeapDoor(), os.geteuid())
+    door = Door({"echo": echo, "crash": crash, "wait": wait}, HeapDoor())
+    api = LocalApi(path, lambda _mesh: door, os.geteuid())
     async with trio.open_nursery() as nursery:
         await nursery.start(api.serve)
         yield path

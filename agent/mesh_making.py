@@ -1,0 +1,95 @@
+"""How a home comes to be in a private mesh: it makes one, or keeps what a door gave; and how it opens one later."""
+
+import secrets
+from contextlib import suppress
+
+from coppermesh.agent.home import Home
+from coppermesh.agent.mesh_state import MeshState, load_state, root_key_path, save_state, state_path
+from coppermesh.agent.private_mesh import PrivateMesh, first_certificate
+from coppermesh.p2p.errors import MeshError
+from coppermesh.p2p.ids import MeshId, PeerId
+from coppermesh.p2p.invitation import Invitation
+from coppermesh.p2p.membership import MembershipBook, private_mesh_id, subject_of
+from coppermesh.p2p.membership_messages import MAX_ADDRESSES, AdmissionReply
+from coppermesh.p2p.signing import PeerKey
+
+
+def create_private_mesh(home: Home, name: str, who: str, listen: str, door: str, now_us: int) -> PrivateMesh:
+    """Make a mesh, its root key and the first admin's certificate. Raises MeshError."""
+    root = PeerKey.generate()
+    mesh = private_mesh_id(root.peer, name)
+    root.save(root_key_path(home, mesh))
+    key = PeerKey.load_or_create(home.key_path(mesh))
+    first = first_certificate(root, mesh, key.peer, 1, who, now_us)
+    state = MeshState(
+        1,
+        name,
+        root.peer,
+        now_us,
+        [first],
+        secrets.token_bytes(32),
+        0,
+        None,
+        listen,
+        door,
+        [],
+        [],
+        1,
+        [],
+        [],
+        [],
+    )
+    save_state(home, state)
+    return open_private_mesh(home, mesh, now_us)
+
+
+def open_private_mesh(home: Home, mesh: MeshId, now_us: int) -> PrivateMesh:
+    """The mesh that this home made or joined. Raises StateError, IdentityError."""
+    state = load_state(state_path(home, mesh))
+    root_path = root_key_path(home, mesh)
+    root = PeerKey.load(root_path) if root_path.exists() else None
+    private = PrivateMesh(home, state, PeerKey.load(home.key_path(mesh)), root)
+    for notice in state.revocations:
+        # What was good when it was written may have expired.
+        with suppress(MeshError):
+            private.book.offer(notice, now_us)
+    for chain in state.members:
+        with suppress(MeshError):
+            private.book.learn(chain, subject_of(chain), now_us)
+    private.learn_oneself(now_us)
+    return private
+
+
+def adopt_admission(
+    home: Home,
+    invitation: Invitation,
+    key: PeerKey,
+    reply: AdmissionReply,
+    listen: str,
+    door: str,
+    now_us: int,
+) -> PrivateMesh:
+    """Keep what a door gave for `invitation`. `key` lies in the home already. Raises Refused where it does not hold."""
+    assert reply.swarm_key is not None
+    book = MembershipBook(PeerId(invitation.root), invitation.mesh)
+    book.check(reply.chain, key.peer, now_us)
+    state = MeshState(
+        1,
+        invitation.name,
+        invitation.root,
+        now_us,
+        reply.chain,
+        reply.swarm_key,
+        reply.epoch,
+        None,
+        listen,
+        door,
+        list(dict.fromkeys([*reply.doors, *invitation.addresses]))[: 2 * MAX_ADDRESSES],
+        list(reply.addresses),
+        1,
+        [],
+        list(reply.revocations),
+        [],
+    )
+    save_state(home, state)
+    return open_private_mesh(home, invitation.mesh, now_us)
