@@ -36,6 +36,7 @@ from coppermesh.agent.local_messages import (
 )
 from coppermesh.agent.mapping import map_chunks, unwrap
 from coppermesh.agent.parcels import Parcel, PreparedTask, StoredArray
+from coppermesh.agent.scanning import Loop, scan_in_segments
 from coppermesh.agent.story import printable
 from coppermesh.exec import barrier
 from coppermesh.exec.graph import Handle, SourceLine
@@ -425,6 +426,29 @@ class Mesh:
         return map_chunks(
             self, function, array, chunks=chunks, reduce=reduce, progress=progress, options=options
         )
+
+    def scan(
+        self,
+        body: Callable[[Any, Any], tuple[Any, Any]],
+        carry: Any,
+        xs: Any = None,
+        *,
+        length: int | None = None,
+        segment: int | None = None,
+        progress: bool = False,
+        **options: Any,
+    ) -> tuple[Any, Any]:
+        """`carry, y = body(carry, x)` for each `x` of `xs`, as `xp.scan`, but in tasks of `segment` steps each.
+
+        A provider that leaves costs one segment: the carry after each is kept here, paid, and where the next provider
+        goes on. Without `segment` each is meant to take some seconds. `carry` and `xs` are NumPy arrays, None, or
+        tuples, lists and dicts of them; gives the last carry and all `y` stacked. Raises JobFailed, TypeError,
+        ValueError, and what `xp.scan` raises.
+
+        `options` are those of `submit`.
+        """
+        loop = Loop.of(body, carry, xs, length)
+        return scan_in_segments(self, loop, segment=segment, progress=progress, options=options)
 
     def executor(self, max_workers: int = 8, **options: Any) -> MeshExecutor:
         """The mesh as a `concurrent.futures.Executor` of up to `max_workers` jobs at once.

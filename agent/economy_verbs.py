@@ -1,12 +1,13 @@
-"""The verbs of an owner who wants to know what lending is worth: `price` and `earnings`."""
+"""The verbs of an owner who wants to know what lending is worth, and to have a device back."""
 
 import argparse
 import json
 import re
+import sys
 
 from coppermesh.agent import economy_screens
 from coppermesh.agent.earnings import GROUPINGS
-from coppermesh.agent.verbs import EXIT_OK, JSON_HELP, Verbs, add_verb, home_of, show
+from coppermesh.agent.verbs import EXIT_FAILED, EXIT_OK, JSON_HELP, Verbs, add_verb, home_of, show
 
 _SPAN = re.compile(r"([0-9]{1,6})([mhdw])")
 _SECONDS = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -29,6 +30,11 @@ def add(verbs: Verbs) -> None:
     price.formatter_class = argparse.RawDescriptionHelpFormatter
     price.epilog = _PRICE_EPILOG
     price.add_argument("--json", action="store_true", help=JSON_HELP)
+    reclaim = add_verb(
+        verbs, "reclaim", "take devices back now: running tasks end, what is done is paid", _reclaim
+    )
+    reclaim.add_argument("device", nargs="*", help="such as gpu0 (default: every device)")
+    reclaim.add_argument("--json", action="store_true", help=JSON_HELP)
     earnings = add_verb(verbs, "earnings", "what lending has brought after electricity", _earnings)
     earnings.formatter_class = argparse.RawDescriptionHelpFormatter
     earnings.epilog = _EARNINGS_EPILOG
@@ -56,6 +62,17 @@ def _price(options: argparse.Namespace) -> int:
     else:
         show(economy_screens.price(facts), "no device is offered here")
     return EXIT_OK
+
+
+def _reclaim(options: argparse.Namespace) -> int:
+    from coppermesh.agent.local_link import LocalLink
+
+    with LocalLink(home_of(options).socket_path) as link:
+        facts = json.loads(link.call_json("reclaim", json.dumps({"devices": options.device})))
+    print(f"coppermesh: {facts['sentence']}", file=sys.stderr)
+    if options.json:
+        print(json.dumps(facts))
+    return EXIT_OK if facts["gone"] else EXIT_FAILED
 
 
 def _earnings(options: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
     <home>/                  0700, ours, never writable by others
       config.toml            settings (see `config`)
+      reclaimed              names of devices that `coppermesh reclaim` took back, one a line
       paused                 there while `coppermesh pause` holds, over restarts too
       agent.lock             held with flock by the one agent of this home; contains its pid
       agent.sock             the local API, 0600
@@ -31,7 +32,7 @@ import secrets
 import socket
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -70,6 +71,9 @@ class HasSocketOptions(Protocol):
 
     def getsockopt(self, level: int, optname: int, buflen: int, /) -> bytes:
         """The option's raw bytes."""
+
+
+MAX_DEVICES = 64
 
 
 def default_home() -> "Home":
@@ -116,6 +120,27 @@ class Home:
                 os.close(_open_private(self.paused_path))
             else:
                 self.paused_path.unlink(missing_ok=True)
+        except (OSError, HomeError):
+            return False
+        return True
+
+    def reclaimed(self) -> frozenset[str]:
+        """Devices that their owner has taken back until `coppermesh resume`."""
+        try:
+            text = (self.path / "reclaimed").read_text(encoding="ascii", errors="replace")
+        except OSError:
+            return frozenset()
+        return frozenset(text.split()[:MAX_DEVICES])
+
+    def keep_reclaimed(self, devices: Iterable[str]) -> bool:
+        """Remember them over restarts. False where the home does not let us."""
+        path = self.path / "reclaimed"
+        text = "".join(f"{device}\n" for device in sorted(devices))
+        try:
+            path.unlink(missing_ok=True)
+            if text:
+                with os.fdopen(_open_private(path), "w") as file:
+                    file.write(text)
         except (OSError, HomeError):
             return False
         return True

@@ -13,7 +13,7 @@ import trio
 
 from coppermesh.agent.dispatch_events import WantLeases
 from coppermesh.agent.jobs import JobState
-from coppermesh.agent.leases import build_lease, check_bid
+from coppermesh.agent.leases import build_lease, check_bid, lease_life_us
 from coppermesh.agent.ledger import LeaseAgreed, LeaseEnded, LeaseOffered
 from coppermesh.agent.ledger_store import LedgerStore
 from coppermesh.agent.matching import (
@@ -51,10 +51,6 @@ WINDOW_SECONDS = 2.0
 LEASE_SECONDS = 10.0
 """How long a provider has to sign a lease."""
 ORDER_LIFE_US = 30_000_000
-MAX_LEASE_LIFE_US = 600_000_000
-"""Longest lease that is asked for."""
-SPARE_LIFE_US = 60_000_000
-"""A lease is asked for two tasks of the longest allowed time and this: then others have their turn."""
 MAX_ASKED = 64
 """Providers asked for one lease; the best by announcement first."""
 
@@ -171,7 +167,7 @@ class LeaseBroker:
             max_rate=requirement.max_rate,
             unit=requirement.unit,
             budget=min(sum(job.budget for job in jobs), MAX_MONEY),
-            lease_us=min(MAX_LEASE_LIFE_US, 2 * requirement.wall_limit_us + SPARE_LIFE_US),
+            lease_us=lease_life_us(requirement.wall_limit_us),
             deadline_us=max((job.deadline_us for job in jobs), default=now_us + ORDER_LIFE_US),
         )
         return open_record(Order, sign_record(self._key, order))

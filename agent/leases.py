@@ -23,6 +23,17 @@ SPENT_WINDOW = 1024
 """How many task numbers at the upper end are remembered one by one; every lower one counts as spent."""
 
 
+LEASE_LIFE_US = 600_000_000
+"""How long a lease lasts at most, unless one task may take longer."""
+SPARE_LIFE_US = 60_000_000
+"""So much longer than its task may take a lease lasts at least."""
+
+
+def lease_life_us(wall_limit_us: int) -> int:
+    """How long a lease is asked for: two of its tasks and some time, then others have their turn; enough for one."""
+    return max(min(LEASE_LIFE_US, 2 * wall_limit_us + SPARE_LIFE_US), wall_limit_us + SPARE_LIFE_US)
+
+
 class SpentNumbers:
     """Replay guard of one lease: which task numbers were used, and for which task.
 

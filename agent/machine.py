@@ -117,6 +117,7 @@ async def _open_devices(stack: AsyncExitStack, machine: Machine, parts: Parts) -
         sharing=machine.config.sharing,
         trusted=frozenset(machine.config.trust),
         paused=machine.home.paused_path.exists(),
+        reclaimed=machine.home.reclaimed(),
     )
 
 

@@ -232,11 +232,13 @@ class ProgressLine:
         self._shown = shown
         self._live = sys.stderr.isatty()
 
-    def watch(self, results: Iterator[R], count: int, what: str) -> Iterator[R]:
-        """`results`, counted as they come."""
+    def watch(
+        self, results: Iterator[R], count: int, what: str, of: Callable[[R], int] | None = None
+    ) -> Iterator[R]:
+        """`results`, counted as they come. `of` tells how much is done with a result; None: one more."""
         for done, result in enumerate(results, start=1):
             yield result
-            self._show(done, count, what)
+            self._show(done if of is None else of(result), count, what)
 
     def _show(self, done: int, count: int, what: str) -> None:
         if not self._shown:

@@ -57,6 +57,7 @@ class NodeViews:
             "devices": self._devices,
             "pause": self._pause,
             "resume": self._resume,
+            "reclaim": self._reclaim,
             "config": self._config,
             "stop": self._stop,
             "receipts": self._receipts,
@@ -173,6 +174,27 @@ class NodeViews:
     async def _resume(self, body: bytes) -> LocalMessage:
         return self._set_paused(paused=False)
 
+    async def _reclaim(self, body: bytes) -> LocalMessage:
+        """Give devices back now: those named in `devices`, or all."""
+        machine, arguments = self._node.machine, _arguments(body)
+        group = machine.providers
+        if group is None:
+            raise Refused("no-provider", "this agent offers no device: there is nothing to take back")
+        known = [device.offer.device for device in machine.devices]
+        wanted = arguments.get("devices") or known
+        if not isinstance(wanted, list) or any(device not in known for device in wanted):
+            raise Refused("bad-argument", f"no such device is offered here: there are {', '.join(known)}")
+        began = trio.current_time()
+        ended, gone = await group.reclaim(wanted)
+        kept = machine.home.keep_reclaimed(group.reclaimed)
+        facts = {
+            "devices": wanted,
+            "leases_ended": ended,
+            "gone": gone,
+            "seconds": trio.current_time() - began,
+        }
+        return _json(facts | {"sentence": _reclaimed(facts, kept)})
+
     async def _config(self, body: bytes) -> LocalMessage:
         """Every setting that holds, and where it came from."""
         settings = self._node.machine.owner.settings
@@ -197,6 +219,9 @@ class NodeViews:
             reason = "the owner of the provider has paused it and ended its leases; run the tasks elsewhere"
             ended = group.stop_leases(Obstacle("paused", reason))
         group.paused = paused
+        if not paused:
+            group.give_back()
+            kept = self._node.home.keep_reclaimed(()) and kept
         group.changed()
         if not paused:
             reasons = [reason["sentence"] for reason in provider.not_lending()]
@@ -264,6 +289,15 @@ class NodeViews:
 
 def _json(facts: Any) -> JsonBody:
     return JsonBody(json.dumps(facts))
+
+
+def _reclaimed(facts: Mapping[str, Any], kept: bool) -> str:
+    names = " and ".join(facts["devices"])
+    if not facts["gone"]:
+        return f"{names}: no more work, but a worker is not gone after {facts['seconds']:.1f} s (`coppermesh status`)"
+    ended = counted(facts["leases_ended"], "lease")
+    sentence = f"{names}: yours again after {facts['seconds']:.2f} s, {ended} ended; `coppermesh resume` lends it again"
+    return sentence if kept else f"{sentence}; not kept over a restart, for the home cannot be written"
 
 
 def _arguments(body: bytes) -> dict[str, Any]:

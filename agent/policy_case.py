@@ -45,6 +45,7 @@ DECLINE_CODES = {
     "measuring": "the device's speed is asked for and being measured: ask again in some seconds",
     "deadline": "the order's deadline is over",
     "budget": "the budget does not cover one task of the longest allowed time",
+    "taken-back": "the owner has taken the device back",
     "device-busy": "the owner's own programs use the device",
     "unfit": "the device is out of order: a worker on it could not be ended, and no probe has passed since",
     "too-hot": "the device is hotter than its owner wants",
@@ -71,7 +72,7 @@ class Limits:
     """What this provider grants at most. Times in microseconds."""
 
     clock_skew_us: int = 60 * SECOND
-    max_lease_us: int = 3600 * SECOND
+    max_lease_us: int = 3660 * SECOND
     max_wall_us: int = 3600 * SECOND
     max_holds_per_requester: int = 16
     """Bids and leases together."""

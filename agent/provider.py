@@ -577,7 +577,12 @@ class Provider:
                 await self._tell_ended(server)
 
     async def _tell_ended(self, server: LeaseServer) -> None:
-        """Also when this agent is being stopped: the requester moves at once then."""
+        """Also when this agent is being stopped: the requester moves at once then. Else what is finished is answered
+        first, since a requester that has moved its tasks does not pay for them any more.
+        """
+        if server.end_code != "stopping":
+            with trio.move_on_after(TELL_SECONDS):
+                await self._outbox.answers_for(server.lease.id)
         decline = None
         if server.end_code in DECLINE_CODES:
             reason = DeclineReason(server.end_code, server.end_sentence)

@@ -5,7 +5,7 @@ of priority: where an order of an earlier mesh finds every slot taken, leases an
 (`make_way`). Tasks of a lease that gives way cost nothing and run elsewhere.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import trio
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 WAY_SECONDS = 2.0
 """How long an order of an earlier mesh waits for a slot that a later one gives up."""
+RECLAIM_SECONDS = 12.0
+"""A worker that has not gone in 10 s makes its device unfit; an owner is told by then."""
 KEPT_US = 15_000_000
 """How long such a slot is kept for the earlier mesh."""
 _LOOK_SECONDS = 0.005
@@ -29,14 +31,23 @@ class ProviderGroup:
     """Carries out for every provider what the machine's owner wants, and settles which mesh comes first."""
 
     def __init__(
-        self, slots: Mapping[str, int], *, sharing: Sharing, trusted: frozenset[PeerId], paused: bool
+        self,
+        slots: Mapping[str, int],
+        *,
+        sharing: Sharing,
+        trusted: frozenset[PeerId],
+        paused: bool,
+        reclaimed: frozenset[str] = frozenset(),
     ) -> None:
-        """`slots`: how many leases each device serves at once, over all meshes."""
+        """`slots`: how many leases each device serves at once, over all meshes; `reclaimed`: devices taken back."""
         self.reservations = Reservations(slots)
         self.providers: list[Provider] = []
         self.sharing, self.trusted = sharing, trusted
         self.obstacles: dict[str, tuple[Obstacle, ...]] = {}
         self._paused = paused
+        self._reclaimed = {device for device in reclaimed if device in slots}
+        self._seen: dict[str, tuple[Obstacle, ...]] = {}
+        """What looks at the devices have given."""
         self._offers: Mapping[str, DeviceOffer] = {}
         self.floors: Mapping[str, int] = {}
         """What an hour of each device costs its owner: none is lent for less."""
@@ -90,6 +101,9 @@ class ProviderGroup:
 
     def set_obstacles(self, device: str, obstacles: tuple[Obstacle, ...]) -> None:
         """What a look at the device has given."""
+        self._seen[device] = obstacles
+        if device in self._reclaimed:
+            obstacles = (_taken_back(device), *obstacles)
         self.obstacles[device] = obstacles
         for provider in self.providers:
             provider.set_obstacles(device, obstacles)
@@ -102,6 +116,33 @@ class ProviderGroup:
     def stop_leases(self, reason: Obstacle, device: str | None = None) -> int:
         """End leases of all meshes now, of one device or all. Returns how many."""
         return sum(provider.stop_leases(reason, device) for provider in self.providers)
+
+    @property
+    def reclaimed(self) -> frozenset[str]:
+        """Devices that their owner has taken back."""
+        return frozenset(self._reclaimed)
+
+    async def reclaim(self, devices: Iterable[str]) -> tuple[int, bool]:
+        """Give devices back to their owner: no bids, and leases end with their running tasks. What was done is
+        paid, the rest costs nothing and runs elsewhere. Returns how many leases ended, and whether workers are gone.
+        """
+        wanted = list(devices)
+        self._reclaimed |= set(wanted)
+        for device in wanted:
+            self.set_obstacles(device, self._seen.get(device, ()))
+        ended = sum(self.stop_leases(_taken_back(device), device) for device in wanted)
+        with trio.move_on_after(RECLAIM_SECONDS) as waiting:
+            while any(self.serves_on(device) for device in wanted):  # noqa: ASYNC110 - workers end in several ways
+                await trio.sleep(_LOOK_SECONDS)
+        self.changed()
+        return ended, not waiting.cancelled_caught
+
+    def give_back(self) -> None:
+        """Reclaimed devices are lent again."""
+        devices, self._reclaimed = self._reclaimed, set()
+        for device in devices:
+            self.set_obstacles(device, self._seen.get(device, ()))
+        self.changed()
 
     def serves_on(self, device: str) -> bool:
         """A lease of some mesh is on that device."""
@@ -148,3 +189,12 @@ class ProviderGroup:
         if provider not in self.providers:
             return []
         return self.providers[self.providers.index(provider) + 1 :]
+
+
+def _taken_back(device: str) -> Obstacle:
+    sentence = f"the owner has taken {device} back; what was finished is paid, run the rest elsewhere"
+    return Obstacle(
+        "taken-back",
+        sentence,
+        f"{device} was taken back by `coppermesh reclaim`; `coppermesh resume` lends it",
+    )

@@ -87,6 +87,8 @@ class ResultOutbox:
         self._under_way: set[Digest] = set()
         self._pinned: dict[Digest, tuple[Receipt, list[Digest]]] = {}
         """Receipts to be countersigned and their outputs."""
+        self._answered = trio.Event()
+        """Set, and replaced by a new one, whenever a receipt was answered."""
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Deliver until cancelled. Raises LedgerError where what is open cannot be read at the start."""
@@ -111,6 +113,11 @@ class ResultOutbox:
         if pending.receipt.id not in self._under_way:
             self._under_way.add(pending.receipt.id)
             self._nursery.start_soon(self._deliver, pending)
+
+    async def answers_for(self, lease: bytes) -> None:
+        """Wait until every receipt of the lease is countersigned. Give it a deadline."""
+        while any(receipt.lease == lease for receipt, _ in self._pinned.values()):
+            await self._answered.wait()
 
     def require_settled(self, requester: PeerId) -> None:
         """Raises Refused where `requester` takes results and does not countersign them."""
@@ -214,6 +221,8 @@ class ResultOutbox:
         await self._ledger.commit(CountersignatureReceived(answer.signed))
         self.credit.answered(pending.receipt.id)
         self._unpin(pending.receipt.id)
+        self._answered.set()
+        self._answered = trio.Event()
         if pending.run is not None:
             pending.run.step(Move.COUNTERSIGN, Role.REQUESTER, self._now_us(), answer.record.verdict)
         if answer.record.verdict != "accepted":

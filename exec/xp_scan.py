@@ -10,17 +10,14 @@ uses from outside and what does not change from step to step is computed once, b
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from coppermesh.exec import barrier
-from coppermesh.exec.graph import Handle, RecordedNode, Value, pointing_at_caller, record
+from coppermesh.exec.graph import RecordedNode, Value, pointing_at_caller, record
 from coppermesh.exec.program import VERSION, ArraySpec, Attributes, Program, encode_program
 from coppermesh.exec.promotion import as_value
 from coppermesh.exec.recorder import Array
 from coppermesh.exec.tracing import KernelTable, needed_nodes, placeholder, program_node
-
-Tree = Any
-"""An array, None, or a tuple, list or dict of trees."""
+from coppermesh.exec.trees import Tree, leaves_of, rebuilt, structure_of
 
 
 @pointing_at_caller
@@ -38,19 +35,21 @@ def scan(
     and dtypes. `length` is needed where `xs` has no array. Raises ProgramInvalid (`scan-growth`) for a carry that
     changes, NeedsValue where the body asks for a value.
     """
-    carried, scanned = _leaves(carry), _leaves(xs)
+    carried, scanned = _values(carry), _values(xs)
     steps = _length(scanned, length)
     parameters = [placeholder(value.spec) for value in carried]
     parameters += [placeholder(ArraySpec(value.spec.dtype, value.spec.shape[1:])) for value in scanned]
     handles = [Array(value) for value in parameters]
     with barrier.evaluator(None):
-        result = body(_like(carry, handles[: len(carried)]), _like(xs, handles[len(carried) :]))
+        result = body(rebuilt(carry, handles[: len(carried)]), rebuilt(xs, handles[len(carried) :]))
     if not isinstance(result, tuple) or len(result) != 2:
         raise TypeError("the body of a scan returns two things: the carry, and what to stack (or None)")
     next_carry, stacked = result
-    if _structure(next_carry) != _structure(carry):
-        raise TypeError(f"the carry goes in as {_structure(carry)} and comes out as {_structure(next_carry)}")
-    outputs = [*_leaves(next_carry), *_leaves(stacked)]
+    if structure_of(next_carry) != structure_of(carry):
+        raise TypeError(
+            f"the carry goes in as {structure_of(carry)} and comes out as {structure_of(next_carry)}"
+        )
+    outputs = [*_values(next_carry), *_values(stacked)]
     program, constants = _body_program(parameters, outputs)
     attrs: Attributes = {
         "carries": len(carried),
@@ -58,7 +57,7 @@ def scan(
         "scanned": len(scanned),
     }
     results = [Array(value) for value in record("scan", [program, *carried, *scanned, *constants], attrs)]
-    return _like(carry, results[: len(carried)]), _like(stacked, results[len(carried) :])
+    return rebuilt(carry, results[: len(carried)]), rebuilt(stacked, results[len(carried) :])
 
 
 def _length(scanned: Sequence[Value], length: int | None) -> int:
@@ -115,39 +114,5 @@ def _body_program(parameters: list[Value], outputs: list[Value]) -> tuple[bytes,
     return encode_program(program), list(constants.values())
 
 
-def _leaves(tree: Tree) -> list[Value]:
-    if tree is None:
-        return []
-    if isinstance(tree, dict):
-        return [leaf for key in sorted(tree) for leaf in _leaves(tree[key])]
-    if isinstance(tree, tuple | list) and not isinstance(tree, Handle):
-        return [leaf for item in tree for leaf in _leaves(item)]
-    return [as_value(tree)]
-
-
-def _structure(tree: Tree) -> Any:
-    if tree is None:
-        return None
-    if isinstance(tree, dict):
-        return {key: _structure(tree[key]) for key in sorted(tree)}
-    if isinstance(tree, tuple | list):
-        return [type(tree).__name__, *map(_structure, tree)]
-    return "array"
-
-
-def _like(tree: Tree, leaves: Sequence[Array]) -> Tree:
-    """The tree with these arrays as its leaves."""
-    rest = list(leaves)
-
-    def build(part: Tree) -> Tree:
-        if part is None:
-            return None
-        if isinstance(part, dict):
-            built = {key: build(part[key]) for key in sorted(part)}
-            return {key: built[key] for key in part}
-        if isinstance(part, tuple | list):
-            items = [build(item) for item in part]
-            return type(part)(*items) if hasattr(part, "_fields") else type(part)(items)
-        return rest.pop(0)
-
-    return build(tree)
+def _values(tree: Tree) -> list[Value]:
+    return [as_value(leaf) for leaf in leaves_of(tree)]

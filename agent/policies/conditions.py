@@ -4,7 +4,7 @@ from coppermesh.agent.policy_case import BidTerms, Case, DeclineReason, DeviceSt
 
 
 def step(_case: Case, device: DeviceState, terms: BidTerms) -> BidTerms | DeclineReason:
-    """Ready, or rejects with `device-busy`, `unfit`, `too-hot`, `power-limit`, `load-limit`, `not-known`."""
+    """Ready, or rejects with the code of what keeps its owner from lending it now."""
     if device.obstacles:
         return as_decline(device.obstacles[0])
     return terms

@@ -150,6 +150,7 @@ CASES: list[tuple[str, Order, ProviderState, str]] = [
             "not now",
         )
         for code in (
+            "taken-back",
             "device-busy",
             "unfit",
             "too-hot",
