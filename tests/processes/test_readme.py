@@ -48,6 +48,8 @@ def test_every_block_runs(lab, monkeypatch, capsys):
     )
     np.testing.assert_allclose(names["total"], names["data"].sum(), rtol=1e-12)
     np.testing.assert_array_equal(names["joined"], np.sin(names["data"]))
+    np.testing.assert_allclose(names["last"], names["data"].sum(axis=0), rtol=1e-12)
+    np.testing.assert_array_equal(names["sums"][1], names["data"][0] + names["data"][1])
     for future, (left, right) in zip(names["futures"], names["pairs"], strict=True):
         np.testing.assert_allclose(future.result(), left @ right, rtol=1e-12)
     np.testing.assert_allclose(names["mean"], names["dask_array"].mean(axis=0).compute(), rtol=1e-12)
