@@ -62,6 +62,11 @@ class Plan:
     independent: bool = False
     turn: tuple[int, int] = (0, 0)
     """Where the loop's body stands."""
+    sums: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Checked sums of an index and a number that is the same for all threads of a row, with index and number."""
+    outer: str = ""
+    """The header of a loop round that loop, which is the same for all threads of a row, and its index."""
+    outer_variable: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,8 @@ class _Known:
     """Words that have the same value in every thread of a row, parameters first."""
     x: dict[str, int] = field(default_factory=dict)
     """Indices along x, and what is added to them."""
+    sums: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Sums of an index and a number that is the same for all threads of a row, with index and number."""
     others: set[str] = field(default_factory=set)
     declared: dict[str, list[str]] = field(default_factory=dict)
     """Declarations of indices, as they were written."""
@@ -142,6 +149,7 @@ class BodyReader:
         """The plan; an empty one where nothing is recognised. With `loops`, loops over the grid are looked for."""
         while self._declaration() or self._check():
             pass
+        self._widen_sums()
         if loops:
             self._loop()
         return self.plan
@@ -192,6 +200,9 @@ class BodyReader:
                 self.known.even.add(name)
                 self.plan.declarations.append(text)
                 return True
+            other = self._other_than_index(first, end)
+            if other is not None:
+                self.known.sums[name] = other
         self.known.others.add(name)
         return self._changes_nothing(begin, end)
 
@@ -231,6 +242,15 @@ class BodyReader:
             offset = int(self.words[after + 1])
             return offset if offset < 1 << 20 else None
         return None
+
+    def _other_than_index(self, begin: int, end: int) -> tuple[str, str] | None:
+        """The index in a sum of one and otherwise even numbers, and what is added to it."""
+        parts = _split(self.words, begin, end, "+")
+        found = [part for part in parts if part[0] < part[1] and self._named_x(*part) == 0]
+        others = [part for part in parts if part not in found]
+        if len(found) != 1 or not others or not all(self._is_even(*part) for part in others):
+            return None
+        return self._text(*found[0]), " + ".join(self._text(*part) for part in others)
 
     def _index_at(self, position: int) -> int | None:
         after = self.indices.get(position)
@@ -360,6 +380,10 @@ class BodyReader:
 
     def _condition(self, begin: int, place: int, operator: str, right: int, end: int) -> str | None:
         left_x, right_x = self._named_x(begin, place), self._named_x(right, end)
+        summed = self.known.sums.get(self.words[begin]) if place == begin + 1 else None
+        if summed is not None and self._is_even(right, end) and operator == "<":
+            self.plan.sums[self.words[begin]] = summed
+            return f"coppermesh_row.sum_below({self._text(right, end)}, {summed[1]});"
         if left_x is not None and self._is_even(right, end):
             return f"coppermesh_row.{_METHODS[operator]}({self._text(right, end)}, {left_x});"
         if right_x is not None and self._is_even(begin, place):
@@ -373,6 +397,20 @@ class BodyReader:
             return self.known.x[self.words[begin]]
         return self._index(begin, end)
 
+    def _widen_sums(self) -> None:
+        """Subscripts by checked sums, in 64 bits: there they are what they say, and cannot wrap round."""
+        for name, (index, other) in self.plan.sums.items():
+            changed = carried(self.code, self.position, self.end)
+            if changed is None or name in changed | self.source.macros.words:
+                continue
+            for place in range(self.body, self.end):
+                if self.words[place - 1 : place + 2] == ["[", name, "]"]:
+                    wide = f"(long long)({other}) + (long long)({index})"
+                    start, end = self.code[place].start, self.code[place].end
+                    self.plan.edits.append(
+                        (start, end, f"::coppermesh::whole ? {wide} : (long long)({name})")
+                    )
+
     # --- loops over the grid
 
     def _loop(self) -> None:
@@ -380,11 +418,47 @@ class BodyReader:
         if self.plan.conditions:
             return
         if self.words[self.position : self.position + 2] == ["for", "("]:
-            self._for(self.position + 1)
+            if not self._outer(self.position + 1):
+                self._for(self.position + 1)
         elif self.words[self.position : self.position + 2] == ["while", "("]:
             self._while(self.position + 1)
 
-    def _for(self, opening: int) -> None:
+    def _outer(self, opening: int) -> bool:
+        """`for (int y = EVEN; y < h; y += EVEN) for (int x = INDEX; ...) ...`, in braces or not."""
+        closing = self._closing(opening)
+        clauses = _split(self.words, opening + 1, closing, ";")
+        inner = closing + 1
+        end = self._closing(inner) if self._word(inner) == "{" else self.end
+        inner += self._word(inner) == "{"
+        if len(clauses) != 3 or self.words[inner : inner + 2] != ["for", "("] or self.known.others:
+            return False
+        (begin, after), test, step = clauses
+        name = begin
+        while self._word(name) in INTEGERS:
+            name += 1
+        kind, variable = self._text(begin, name), self.words[name]
+        even_start = name > begin and self._word(name + 1) == "=" and self._is_even(name + 2, after)
+        tested = self.words[test[0] : test[0] + 2] == [variable, "<"] and self._is_even(test[0] + 2, test[1])
+        ends = self._loop_end(self._closing(inner + 1) + 1)
+        if not even_start or not tested or self._stride(*step, variable) is None or "const" in kind:
+            return False
+        if ends is None or any(word not in ("}", "return", ";") for word in self.words[ends : self.end]):
+            return False
+        if self.words[ends:end] or variable in self.source.macros.words:
+            return False
+        self.known.even.add(variable)
+        self._for(inner + 1, within=True)
+        self.known.even.discard(variable)
+        if not self.plan.loop:
+            return False
+        self.plan.outer = f"for ({self._text(opening + 1, closing)})"
+        self.plan.outer_variable = variable
+        first, last = self.code[opening - 1].start, self.code[closing].end
+        text = f"if (const {kind} {variable} = ::coppermesh::outer_turn(); true){self._newlines(first, last)}"
+        self.plan.edits.append((first, last, text))
+        return True
+
+    def _for(self, opening: int, *, within: bool = False) -> None:
         closing = self._closing(opening)
         clauses = _split(self.words, opening + 1, closing, ";")
         after = self._loop_end(closing + 1)
@@ -400,7 +474,14 @@ class BodyReader:
             return
         header, body = (opening - 1, closing + 1), (closing + 1, after)
         turn = _Turn(
-            *declared, self._text(begin, end), test, header, body, stride, self.words[step:after_step]
+            *declared,
+            self._text(begin, end),
+            test,
+            header,
+            body,
+            stride,
+            self.words[step:after_step],
+            within=within,
         )
         if begin == end and name in self.words[after : self.end]:
             return  # what comes after the loop sees where its index got to
@@ -488,9 +569,9 @@ class BodyReader:
         macros = self._macros_in(body)
         if self._changed_by(macros) or changed & set(self.words[begin:end] + turn.stride_words):
             return False
-        ends_here = all(word in ("return", ";") for word in self.words[after : self.end])
+        ends_here = turn.within or all(word in ("return", ";") for word in self.words[after : self.end])
         kept = not ends_here or bool(self.known.others) or bool(changed & locals_)
-        if kept and not self._keep(self.known.others | changed):
+        if kept and (turn.within or not self._keep(self.known.others | changed)):
             return False
         for other in self.known.x:
             self.plan.declarations += self.known.declared[other]
@@ -500,6 +581,7 @@ class BodyReader:
         self.plan.loop = f"for ({turn.first}; {self._text(begin, end)}; {turn.name} += {turn.stride})"
         self.plan.independent = (
             not kept
+            and not turn.within
             and self.stateless
             and not any(token.text in self.known.even for macro in macros for token in macro)
             and are_independent(self.code, self.parameters, body, turn.name, frozenset(self.types))
@@ -599,6 +681,8 @@ class _Turn:
     """Of the statement that adds it."""
     after: int = 0
     """The position after the loop, where it is not that after `body`."""
+    within: bool = False
+    """Whether it is in another loop."""
 
 
 def _split(words: Sequence[str], begin: int, end: int, separator: str) -> list[tuple[int, int]]:

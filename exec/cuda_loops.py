@@ -38,7 +38,8 @@ _RELIED_ON = INTEGERS | frozenset(
         "threadIdx", "blockIdx", "blockDim", "gridDim", "x", "y", "z", "__mul24", "__umul24", "coppermesh",
         "coppermesh_row", "index_or", "turn", "whole", "Range", "range", "never", "only", "below", "at_least", "up_to",
         "beyond", "fits", "each", "UnknownLoop", "flat", "strided",
-        "linear", "number", "blockwise", "kept", "apart", "independent", "stride", "phase", "lane", "LANES",
+        "linear", "number", "blockwise", "kept", "apart", "independent", "stride", "phase", "lane", "LANES", "nested",
+        "outer", "outer_index", "outer_turn", "sum_below",
         "thread_local",
         "decided", "is_int", "wide", "decltype", "value",
     }
@@ -288,9 +289,16 @@ class _Rewriter:
             text += "static constexpr bool kept = true; " if plan.kept else ""
             text += "static constexpr bool apart = true; " if reading.apart else ""
             text += "static constexpr bool independent = true; " if plan.independent else ""
+            call = "void (*coppermesh_call)(void*, long long), void* coppermesh_data"
+            outer, set_outer = plan.outer, ""
+            if outer:
+                set_outer = f"::coppermesh::outer_index = (long long){plan.outer_variable},"
+                text += (
+                    f"static constexpr bool nested = true; static void outer({call}{between}{parameters}) "
+                    f"{{ {declarations} {outer} coppermesh_call(coppermesh_data, (long long){plan.outer_variable}); }} "
+                )
             text += (
-                "static void each(void (*coppermesh_call)(void*, long long),"
-                f" void* coppermesh_data{between}{parameters}) {{ {declarations} {plan.loop}"
+                f"static void each({call}{between}{parameters}) {{ {declarations} {outer} {plan.loop} {set_outer}"
                 f" coppermesh_call(coppermesh_data, (long long){plan.variable}); }} "
             )
         return text + "}; "

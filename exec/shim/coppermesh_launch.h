@@ -87,6 +87,12 @@ struct Range {
         if (from > first) first = from;
         if (decided && from > least) least = from;
     }
+    // index + other < limit, where kernels may compare sums of any type: only what none of them could read otherwise.
+    template <class T, class O> void sum_below(T limit, O other) {
+        const long long value = (long long)limit, plus = (long long)other;
+        if (!is_integral<O>::value || plus < 0 || plus > value || value > 0x7fffffff) return never();
+        below(value - plus, 0);
+    }
     template <class T> void up_to(T limit, long long offset) { below(limit, offset - 1); }
     template <class T> void beyond(T limit, long long offset) { at_least(limit, offset - 1); }
 };
@@ -100,12 +106,14 @@ struct UnknownLoop {
     static constexpr bool kept = false;         // it is three pieces, see `phase`
     static constexpr bool apart = false;        // of it, the first and last piece use other indices
     static constexpr bool independent = false;
+    static constexpr bool nested = false;       // its loop is in another one, in `outer`, which is the same for a row
     static constexpr bool guarded = false;
     static bool fits() { return true; }         // the launch is one for which `index` is right
     template <class... A> static long long number(int, const A&...) { return 0; }
     template <class... A> static long long stride(const A&...) { return 0; }
     template <class... A> static Range range(const A&...) { return Range(); }
     template <class... A> static void each(void (*)(void*, long long), void*, const A&...) {}
+    template <class... A> static void outer(void (*)(void*, long long), void*, const A&...) {}
 };
 template <auto kernel> struct loop_of : UnknownLoop {};
 
@@ -289,12 +297,27 @@ template <auto kernel, class... A> struct entry<kernel, void (*)(A...)> {
                 run_ends<KIND, AFTER>(from, (unsigned int)count, a...);
             }
         } else {
+            // A whole row: passed from its beginning to its end, every thread's turns are in their order too.
+            const bool whole_row = begin == 0 && end == all;
+            if (whole_row) end = all = STRIDED_ROW;
             for (long long at = begin; at < limit; at += all) {
                 if (__atomic_load_n(&running.launch->stop, __ATOMIC_RELAXED)) return;
                 const long long to = at - begin + end;
                 run_flat<WHOLE>((unsigned int)at, (unsigned int)((to < limit ? to : limit) - at), row, 1, a...);
             }
         }
+    }
+    // A row of a kernel whose loop is in another one, for one turn of that.
+    struct Row {
+        long long begin, end, all, limit;
+        void* arguments[sizeof...(A) + 1];
+    };
+    template <int KIND, int... I> static void turns_of_row(Row& row, indices<I...>) {
+        run_turns<KIND>(row.begin, row.end, row.all, row.limit, *(typename plain<A>::type*)row.arguments[I]...);
+    }
+    template <int KIND> static void turns_of_row(void* data, long long at) {
+        outer_index = at;
+        turns_of_row<KIND>(*(Row*)data, Indices());
     }
     // The threads from `begin` to `end` of each of `rows` rows of `all` threads, the first in the block that is set.
     template <int KIND>
@@ -305,9 +328,15 @@ template <auto kernel, class... A> struct entry<kernel, void (*)(A...)> {
             const Range range = Loop::range(a...);
             if constexpr (Loop::strided) {
                 const bool fits = range.end + all <= (long long)LARGE_INDEX && range.first <= 0 && Loop::fits();
-                if (fits && Loop::stride(a...) == all) run_turns<KIND>(begin, end, all, range.end, a...);
-                else run_each<KIND>(begin, end, a...);
                 row++;
+                if (!fits || Loop::stride(a...) != all) {
+                    run_each<KIND>(begin, end, a...);
+                } else if constexpr (Loop::nested) {
+                    Row own = {begin, end, all, range.end, {(void*)&a...}};
+                    Loop::outer(&turns_of_row<KIND>, &own, a...);
+                } else {
+                    run_turns<KIND>(begin, end, all, range.end, a...);
+                }
                 continue;
             }
             const long long least = range.least < begin ? begin : range.least > end ? end : range.least;

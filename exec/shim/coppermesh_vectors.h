@@ -64,7 +64,7 @@ static thread_local unsigned int index;
 enum Phase { WHOLE, BEFORE, TURN, AFTER };
 static thread_local int phase;
 static thread_local unsigned int lane;
-static constexpr unsigned int LANES = 1024;
+static constexpr unsigned int LANES = 2048;
 // What a thread's number counts: threads along x in the grid, those along x in the block, all of the launch.
 enum Kind { ALONG_X, IN_BLOCK, LINEAR };
 template <int KIND> COPPERMESH_INLINE void set_indices(unsigned long long number) {
@@ -80,7 +80,7 @@ template <int KIND> COPPERMESH_INLINE void set_indices(unsigned long long number
         blockIdx.z = b / gridDim.x / gridDim.y % gridDim.z;
     }
 }
-static thread_local long long turn_index;
+static thread_local long long turn_index, outer_index;
 // What cuda_loops.py puts round an index along x, and instead of a loop's first index.
 template <class T> COPPERMESH_INLINE T index_or(T written) { return flat ? (T)index : written; }
 // For subscripts: see cuda_subscripts.py.
@@ -91,5 +91,6 @@ template <> struct is_int<int&> { static constexpr bool value = true; };
 template <> struct is_int<const int&> { static constexpr bool value = true; };
 COPPERMESH_INLINE constexpr long long wide(int value) { return value; }
 template <class T> COPPERMESH_INLINE constexpr T wide(T value) { return value; }
+COPPERMESH_INLINE long long outer_turn() { return outer_index; }
 COPPERMESH_INLINE long long turn() { return flat ? (long long)index : turn_index; }
 }  // namespace coppermesh

@@ -4,7 +4,7 @@
 `CASES` has rows of a name, the CUDA source (kernel `k`, or the expression `name`), the native loop's parameters and body,
 the launch, and what makes the arguments. A native body takes its part of the work from `RANGE(n, step)`, which gives
 `i`. Arguments are arrays and NumPy scalars in the order of the parameters, the same for both. `exact` is False where
-threads add floating-point numbers in any order.
+threads add floating-point numbers in any order, and None where each thread leaves a sum of its own.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ class Case:
     block: tuple[int, ...]
     make: Callable[[np.random.Generator], Arguments]
     expression: str = "k"
-    exact: bool = True
+    exact: bool | None = True
 
 
 CASES: list[Case] = []
@@ -55,7 +55,7 @@ def kernel(
     native_before: str = "",
     native_parameters: str = "",
     expression: str = "k",
-    exact: bool = True,
+    exact: bool | None = True,
 ) -> None:
     """Add a case. `before` stands before the kernel, `native_before` (or the same) before the loop."""
     start = "" if template else 'extern "C" '
@@ -560,4 +560,135 @@ kernel(
     f"RANGE(d, 4) for (int y = 0; y < h; y++) for (int x = 0; x < w; x++) {VOLUME.format('i')}",
     lambda rng: [rng.random(1 << 21, np.float32), np.zeros(1 << 21, np.float32), *[np.int32(v) for v in (127, 128, 128)]],
     grid=(16, 16, 32), block=(8, 8, 4),
+)  # fmt: skip
+
+# --- more ways of counting threads, as tutorials have them
+
+FLAT_BLOCK = "threadIdx.x + threadIdx.y * blockDim.x"
+kernel(
+    "index over 2-D blocks", SAXPY,
+    f"int idx = {FLAT_BLOCK} + blockIdx.x * (blockDim.x * blockDim.y);\n if (idx < n) y[idx] = a * x[idx] + y[idx];",
+    SAXPY_LOOP, saxpy, block=(32, 8),
+)  # fmt: skip
+kernel(
+    "index over a 2-D grid of 2-D blocks", SAXPY,
+    "int blockId = blockIdx.x + blockIdx.y * gridDim.x;\n"
+    "int threadId = blockId * (blockDim.x * blockDim.y) + (threadIdx.y * blockDim.x) + threadIdx.x;\n"
+    "if (threadId < n) y[threadId] = a * x[threadId] + y[threadId];",
+    SAXPY_LOOP, saxpy, grid=(128, N // 256 // 128), block=(16, 16),
+)  # fmt: skip
+kernel(
+    "index over a 3-D grid of 3-D blocks", SAXPY,
+    "int b = blockIdx.x + blockIdx.y * gridDim.x + gridDim.x * gridDim.y * blockIdx.z;\n"
+    "int i = b * (blockDim.x * blockDim.y * blockDim.z) + (threadIdx.z * (blockDim.x * blockDim.y))"
+    " + (threadIdx.y * blockDim.x) + threadIdx.x;\n if (i >= n) return;\n y[i] = a * x[i] + y[i];",
+    SAXPY_LOOP, saxpy, grid=(32, 32, N // 256 // 1024), block=(8, 8, 4),
+)  # fmt: skip
+kernel(
+    "index over a 2-D grid of 1-D blocks", SAXPY,
+    "const int i = (blockIdx.y * gridDim.x + blockIdx.x) * blockDim.x + threadIdx.x;\n"
+    "if (i < n) y[i] = a * x[i] + y[i];",
+    SAXPY_LOOP, saxpy, grid=(128, N // 256 // 128),
+)  # fmt: skip
+kernel(
+    "offset from x and y (CUDA by Example)", "const float* p, float* q, float a, int n",
+    f"{XY}\n int offset = x + y * blockDim.x * gridDim.x;\n if (offset < n) q[offset] = a * p[offset] + q[offset];",
+    "RANGE(n, 65536) q[i] = a * p[i] + q[i];", saxpy, grid=(128, N // 256 // 128), block=(16, 16),
+)  # fmt: skip
+kernel(
+    "blocks of 100", SAXPY, f"{X}\n if (i < n) y[i] = a * x[i] + y[i];", SAXPY_LOOP, saxpy,
+    grid=(-(-N // 100),), block=(100,),
+)  # fmt: skip
+kernel(
+    "in a namespace", SAXPY, f"{X}\n if (i < n) y[i] = a * x[i] + y[i];\n}}", SAXPY_LOOP, saxpy,
+    template="namespace ops { template <typename T> ", expression="ops::k<float>", native_parameters=SAXPY,
+)  # fmt: skip
+kernel(
+    "if and else", SAXPY, f"{X}\n if (i < n) {{ y[i] = a * x[i] + y[i]; }} else {{ return; }}", SAXPY_LOOP, saxpy,
+)  # fmt: skip
+kernel(
+    "else beyond a half", SAXPY, f"{X}\n if (i < n / 2) y[i] = a * x[i]; else if (i < n) y[i] = a + x[i];",
+    "RANGE(n, 65536) if (i < n / 2) y[i] = a * x[i]; else y[i] = a + x[i];", saxpy,
+)  # fmt: skip
+
+# --- loops within a block, over two dimensions, with sums
+
+MATRIX = "const float* a, float* b, int rows, int columns"
+
+
+def matrix(rng: np.random.Generator) -> Arguments:
+    """a, b, rows, columns."""
+    return [rng.random(1 << 21, np.float32), np.zeros(1 << 21, np.float32), np.int32(2048), np.int32(1000)]
+
+
+kernel(
+    "a row a block", MATRIX,
+    "int row = blockIdx.x;\n for (int c = threadIdx.x; c < columns; c += blockDim.x)\n"
+    "b[row * columns + c] = 2.0f * a[row * columns + c] + 1.0f;",
+    "RANGE(rows, 64) for (int c = 0; c < columns; c++) b[i * columns + c] = 2.0f * a[i * columns + c] + 1.0f;",
+    matrix, grid=(2048,), block=(128,),
+)  # fmt: skip
+kernel(
+    "a row a block, two indices", MATRIX,
+    "b[blockIdx.x * blockDim.x + threadIdx.x] = a[threadIdx.x * 2] + a[blockIdx.x];",
+    "RANGE(rows, 64) for (int c = 0; c < 256; c++) b[i * 256 + c] = a[c * 2] + a[i];", matrix, grid=(2048,),
+)  # fmt: skip
+kernel(
+    "a row a thread, sums", MATRIX,
+    f"{X}\n if (i < rows) {{ float s = 0.0f;\n for (int c = 0; c < columns; c++) s += a[i * columns + c];\n b[i] = s / columns; }}",
+    "RANGE(rows, 64) { float s = 0; for (int c = 0; c < columns; c++) s += a[i * columns + c]; b[i] = s / columns; }",
+    matrix, grid=(8,),
+)  # fmt: skip
+kernel(
+    "a column a thread, sums", MATRIX,
+    "int c = threadIdx.x + blockDim.x * blockIdx.x;\n if (c >= columns) return;\n float s = 0.0f;\n"
+    "for (int r = 0; r < rows; r++) s += a[r * columns + c];\n b[c] = s;",
+    "RANGE(columns, 64) { float s = 0; for (int r = 0; r < rows; r++) s += a[r * columns + i]; b[i] = s; }",
+    matrix, grid=(4,),
+)  # fmt: skip
+kernel(
+    "grid stride in x and y", MATRIX,
+    "for (int r = blockIdx.y * blockDim.y + threadIdx.y; r < rows; r += blockDim.y * gridDim.y)\n"
+    "for (int c = blockIdx.x * blockDim.x + threadIdx.x; c < columns; c += blockDim.x * gridDim.x)\n"
+    "b[r * columns + c] = 2.0f * a[r * columns + c] + 1.0f;",
+    "RANGE(rows, 64) for (int c = 0; c < columns; c++) b[i * columns + c] = 2.0f * a[i * columns + c] + 1.0f;",
+    matrix, grid=(8, 8), block=(32, 8),
+)  # fmt: skip
+kernel(
+    "dot product, a sum a thread", "const float* x, const float* y, float* part, int n",
+    f"{X}\n float s = 0.0f;\n for (int k = i; k < n; k += blockDim.x * gridDim.x) s += x[k] * y[k];\n part[i] = s;",
+    "float s = 0; RANGE(n, 65536) s += x[i] * y[i]; part[take(next, 1) & 1023] = s;",
+    lambda rng: [rng.random(N, np.float32), rng.random(N, np.float32), np.zeros(N, np.float32), np.int32(N)],
+    grid=(64,), exact=None,
+)  # fmt: skip
+kernel(
+    "largest, a value a thread, double", "const double* x, double* part, int n",
+    f"{X}\n double most = -1e300;\n for (int k = i; k < n; k += blockDim.x * gridDim.x)"
+    " if (x[k] > most) most = x[k];\n part[i] = most;",
+    "double most = -1e300; RANGE(n, 65536) if (x[i] > most) most = x[i]; part[take(next, 1) & 1023] = most;",
+    lambda rng: [rng.random(N // 2), np.zeros(N // 2), np.int32(N // 2)], grid=(32,), exact=None,
+)  # fmt: skip
+kernel(
+    "histogram, grid stride", "const int* x, int* bins, int n",
+    f"{STRIDE} atomicAdd(&bins[x[i] & 1023], 1);",
+    "RANGE(n, 65536) __atomic_fetch_add(&bins[x[i] & 1023], 1, __ATOMIC_RELAXED);",
+    lambda rng: [rng.integers(0, 1 << 20, N, np.int32), np.zeros(1024, np.int32), np.int32(N)], grid=(160,),
+)  # fmt: skip
+kernel(
+    "columns of a volume, z in a loop", "const float* a, float* b, int w, int h, int d",
+    f"{XY}\n if (x >= w || y >= h) return;\n for (int z = 0; z < d; z++) b[(z * h + y) * w + x] = 0.5f * a[(z * h + y) * w + x];",
+    "RANGE(h, 8) for (int x = 0; x < w; x++) for (int z = 0; z < d; z++) b[(z * h + i) * w + x] = 0.5f * a[(z * h + i) * w + x];",
+    lambda rng: [rng.random(1 << 21, np.float32), np.zeros(1 << 21, np.float32), *[np.int32(v) for v in (128, 128, 128)]],
+    grid=(8, 8), block=(16, 16),
+)  # fmt: skip
+kernel(
+    "a functor by value", "const float* x, float* y, int n",
+    f"{X}\n if (i >= n) return;\n Affine f = {{2.0f, 1.0f}};\n y[i] = f(x[i]);", "RANGE(n, 65536) y[i] = 2.0f * x[i] + 1.0f;",
+    floats(N, N), before="struct Affine { float a, b; __device__ float operator()(float v) const { return a * v + b; } };",
+)  # fmt: skip
+kernel(
+    "double precision, int64 index", "const double* x, double* y, double a, long long n",
+    "long long i = blockDim.x * (long long)blockIdx.x + threadIdx.x;\n if (i < n) y[i] = a * x[i] + y[i];",
+    "RANGE(n, 65536) y[i] = a * x[i] + y[i];",
+    lambda rng: [rng.random(N // 2), rng.random(N // 2), np.float64(1e-9), np.int64(N // 2)], grid=(N // 512,),
 )  # fmt: skip
