@@ -121,8 +121,11 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_jobs(verbs)
     receipt_verbs.add(verbs)
     ledger_verbs.add(verbs)
-    explain = add_verb(verbs, "explain", "tell the story of a job", _explain)
-    explain.add_argument("job", type=option_types.id_prefix, help=JOB_HELP)
+    simulate_verbs.add(verbs)
+    explain = add_verb(
+        verbs, "explain", "tell the story of a job or order, and count why others refused", _explain
+    )
+    explain.add_argument("job", type=option_types.id_prefix, help="job or order id, or its first digits")
     explain.add_argument("--json", action="store_true", help=JSON_HELP)
     _add_challenge(verbs)
     _add_check(verbs)

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, NoReturn, Self
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from coppermesh.agent.local_link import AgentUnavailable, LocalLink, socket_aliv
 from coppermesh.agent.local_messages import (
     WAIT_SECONDS,
     JobEvent,
+    JsonBody,
     SubmitAnswer,
     SubmitCall,
     WaitAnswer,
@@ -36,6 +37,7 @@ from coppermesh.agent.local_messages import (
 )
 from coppermesh.agent.mapping import map_chunks, unwrap
 from coppermesh.agent.parcels import Parcel, PreparedTask, StoredArray
+from coppermesh.agent.quote_text import quote_lines
 from coppermesh.agent.scanning import Loop, scan_in_segments
 from coppermesh.agent.story import printable
 from coppermesh.exec import barrier
@@ -53,6 +55,12 @@ PROGRESS = "COPPERMESH_PROGRESS"
 """Environment variable: show progress on stderr."""
 OPTIONS = "COPPERMESH_OPTIONS"
 """Environment variable: options of jobs as JSON, where the script names none."""
+
+
+DRY_RUN = "COPPERMESH_DRY_RUN"
+"""Environment variable, `text` or `json`: show what the first job would cost and end."""
+QUOTE_SECONDS = 10.0
+MAX_LINE = 2000
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,17 @@ class JobOptions:
     redundancy: int = 1
     fresh: bool = False
     trace: bool = False
+
+
+class Quote:
+    """What a job would cost, and where it would run. `facts` is plain data; `str(quote)` is for people."""
+
+    def __init__(self, facts: dict[str, Any]) -> None:
+        self.facts = facts
+
+    def __str__(self) -> str:
+        """The ranking, with the reason of each place, and why others are not in it."""
+        return "\n".join(printable(line, MAX_LINE) for line in quote_lines(self.facts))
 
 
 _OF_A_LAUNCH = frozenset(("kernel-compile", "kernel-trap"))
@@ -472,6 +491,8 @@ class Mesh:
 
         `keep` leaves the results in the agent's store: each comes as `StoredArray`s, inputs for other tasks.
         """
+        if DRY_RUN in os.environ:
+            self._end_dry_run(tasks, options)
         chosen = _chosen({**_options_from_environment(), **options})
         try:
             job = self._send(tasks, chosen)
@@ -482,6 +503,34 @@ class Mesh:
             job = self._send(tasks, chosen)
         self._note_submitted(job, len(tasks), chosen)
         return Job(self, job, tasks, many=many, keep=keep)
+
+    def quote(self, *arrays: Array, **options: Any) -> Quote:
+        """What `submit` with the same arguments would cost, and where it would run: nothing is leased or run.
+
+        `print(mesh.quote(y))` shows the ranking of the bids with the reason of each place. The inputs go to the home's
+        agent, and no further. Raises as `submit` does.
+        """
+        return self.quote_prepared([PreparedTask.of(trace(*arrays))], **options)
+
+    def quote_prepared(self, tasks: Sequence[PreparedTask], **options: Any) -> Quote:
+        """The same for tasks that are recorded already. Where nobody was heard yet it waits, up to 10 s."""
+        chosen = _chosen({**_options_from_environment(), **options})
+        parcel = Parcel(set(), self._put)
+        parcel.add(tasks)
+        call = SubmitCall(parcel.tasks, parcel.blobs, json.dumps(asdict(chosen)))
+        deadline = time.monotonic() + QUOTE_SECONDS
+        while True:
+            with self.link() as link:
+                facts = json.loads(link.call("quote", call, JsonBody).text)
+            if facts["places"] or facts["refusals"] or time.monotonic() > deadline:
+                return Quote(facts)
+            time.sleep(0.2)
+
+    def _end_dry_run(self, tasks: Sequence[PreparedTask], options: dict[str, Any]) -> NoReturn:
+        """`coppermesh submit --dry-run`: the script's first job is shown, and the script ends, having no result."""
+        quote = self.quote_prepared(tasks, **options)
+        print(json.dumps(quote.facts) if os.environ[DRY_RUN] == "json" else quote)
+        raise SystemExit(0 if quote.facts["places"] else 1)
 
     def _note_submitted(self, job: bytes, tasks: int, chosen: JobOptions) -> None:
         _open_jobs[job] = self

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import trio
 
 from coppermesh.agent.attempts import Outstanding
-from coppermesh.agent.lease_broker import GrantedLease
+from coppermesh.agent.lease_signing import GrantedLease
 from coppermesh.agent.receipts import LaneHead
 from coppermesh.p2p.errors import Refused
 from coppermesh.p2p.ids import Digest, PeerId, format_peer

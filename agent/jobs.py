@@ -15,7 +15,7 @@ import trio
 from coppermesh.agent.attempts import Outstanding
 from coppermesh.agent.copies import CopyTable
 from coppermesh.agent.local_messages import Blob, JobEvent, TaskSpec
-from coppermesh.agent.matching import Requirement
+from coppermesh.agent.matching import Refusal, Requirement
 from coppermesh.agent.story import printable
 from coppermesh.exec.program import ArraySpec
 from coppermesh.p2p.errors import Refused
@@ -28,6 +28,7 @@ KEEP_SECONDS = 600.0
 """How long an ended job can still be asked about."""
 MAX_REFUSALS = 256
 """Refusals of one job that are kept and told; peers that announce ever new reasons cannot grow it further."""
+MAX_CODE = 40
 MAX_PLACES = 8
 """Places in the user's kernels told with one refusal."""
 INLINE_TASK_BYTES = 64 * 1024
@@ -69,6 +70,8 @@ class JobState:
     """At how many providers each task runs."""
     contested: dict[int, list[Outstanding]] = field(default_factory=dict)
     """Attempts at tasks of which more than one may still have a result."""
+    dry: bool = False
+    """Only asked about: it leaves no story."""
     compared: CopyTable = field(init=False)
     """Results of tasks that run several times, until all copies of one are there."""
     events: list[JobEvent] = field(default_factory=list)
@@ -79,6 +82,8 @@ class JobState:
     pinned: list[bytes] = field(default_factory=list)
     refusals: dict[PeerId, str] = field(default_factory=dict)
     """Last reason of each provider that declined, was silent or does not fit: `rate: cpu costs ...`."""
+    refusal_codes: dict[PeerId, str] = field(default_factory=dict)
+    """Its code alone, to count by."""
     refusals_told: set[tuple[PeerId, str]] = field(default_factory=set)
     detail: str = ""
     """What a failed task printed: a compiler's log or the like."""
@@ -120,11 +125,13 @@ class JobState:
         self._changed.set()
         self._changed = trio.Event()
 
-    def refused_by(self, peer: PeerId, reason: str) -> None:
+    def refused_by(self, peer: PeerId, *refusals: Refusal) -> None:
         """A provider does not take the job. The client is told, once for each provider and reason."""
+        reason = "; ".join(map(str, refusals))
         reason = printable(reason + self._needed_by(reason))
         if peer in self.refusals or len(self.refusals) < MAX_REFUSALS:
             self.refusals[peer] = reason
+            self.refusal_codes[peer] = printable(refusals[0].code, MAX_CODE)
         if (peer, reason) not in self.refusals_told and len(self.refusals_told) < MAX_REFUSALS:
             self.refusals_told.add((peer, reason))
             self.tell("progress", {"text": f"{short_peer(peer)}: {reason}", "cause": "refusal"})

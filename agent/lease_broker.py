@@ -1,55 +1,45 @@
-"""The requester's side of getting leases: ask those who fit, collect bids, take the best, sign.
+"""The requester's side of getting leases: the shell around an `Auction`.
 
-Every provider is asked on its control stream, all at once; the window closes when each has answered or `WINDOW_SECONDS`
-passed. A lease is committed to the ledger before its signature leaves. Providers whose bid was not taken are told, so
-that they free the slot at once.
+Every provider that fits is asked on its control stream, all at once. What comes back becomes events of the auction, and
+what it wants is carried out in a nursery that ends with it: also where a negotiation is cancelled, everybody who may
+hold a slot for it is told, so that the slot is free at once. Declines count only with a valid signature.
 """
 
 import logging
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import trio
 
+from coppermesh.agent import auction
+from coppermesh.agent.auction import Auction
 from coppermesh.agent.dispatch_events import WantLeases
+from coppermesh.agent.histogram import histogram
 from coppermesh.agent.jobs import JobState
-from coppermesh.agent.leases import build_lease, check_bid, lease_life_us
-from coppermesh.agent.ledger import LeaseAgreed, LeaseEnded, LeaseOffered
+from coppermesh.agent.lease_signing import GrantedLease, LeaseSigner
+from coppermesh.agent.leases import check_bid, lease_life_us
 from coppermesh.agent.ledger_store import LedgerStore
-from coppermesh.agent.matching import (
-    Candidate,
-    Requirement,
-    Survey,
-    bid_misfits,
-    choose_bids,
-    rank_bids,
-    survey,
-)
+from coppermesh.agent.matching import Refusal, Requirement, Survey, bid_misfits, survey
 from coppermesh.agent.negotiation import Move, Negotiation, Role
 from coppermesh.agent.policy import LASTING_CODES
 from coppermesh.agent.pricing import MAX_MONEY, format_rate
+from coppermesh.agent.ranking import Offer, Place, rank
+from coppermesh.agent.speeds import OwnSpeeds
 from coppermesh.agent.story import StoryLine
 from coppermesh.p2p.announcements import AnnouncementBook
 from coppermesh.p2p.control import ControlHub
 from coppermesh.p2p.envelope import Opened, open_record, sign_record
 from coppermesh.p2p.errors import MeshError, Refused, RemoteProtocolError, Unreachable
 from coppermesh.p2p.ids import MeshId, PeerId, short_peer
-from coppermesh.p2p.messages import (
-    CancelRequest,
-    LeaseReply,
-    LeaseRequest,
-    Nothing,
-    OrderAbandoned,
-    OrderReply,
-    OrderRequest,
-)
-from coppermesh.p2p.records import Bid, Decline, Lease, Order
+from coppermesh.p2p.messages import Nothing, OrderAbandoned, OrderReply, OrderRequest
+from coppermesh.p2p.records import Bid, Decline, Order
 from coppermesh.p2p.signing import PeerKey
 
-WINDOW_SECONDS = 2.0
-"""How long bids are waited for."""
-LEASE_SECONDS = 10.0
-"""How long a provider has to sign a lease."""
+WINDOW_SECONDS = auction.WINDOW_US / 1e6
+TELL_SECONDS = 2.0
+"""How long telling a provider that its bid is not taken may take."""
 ORDER_LIFE_US = 30_000_000
 MAX_ASKED = 64
 """Providers asked for one lease; the best by announcement first."""
@@ -57,28 +47,20 @@ MAX_ASKED = 64
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class GrantedLease:
-    """A lease that both sides signed."""
-
-    lease: Opened[Lease]
-    provider: PeerId
-    requirement: Requirement
-    device_name: str
-    negotiation: Negotiation
-
-
 @dataclass(slots=True)
 class _Round:
     """One order and what came back."""
 
     order: Opened[Order]
+    requirement: Requirement
     jobs: list[JobState]
+    auction: Auction
     talks: dict[PeerId, Negotiation] = field(default_factory=dict)
     bids: dict[PeerId, Opened[Bid]] = field(default_factory=dict)
     declined: int = 0
     lasting: set[PeerId] = field(default_factory=set)
     """Who declined for a reason that time does not change."""
+    refusals: dict[PeerId, tuple[Refusal, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +73,23 @@ class Negotiated:
     """Providers that were asked and declined or did not answer."""
     hopeless: bool
     """Somebody who offers a device was heard, and all of them refuse for a reason that time does not change."""
+    left: frozenset[PeerId] | None
+    """Those heard that do not refuse for good; None: not known."""
+    places: tuple[Place, ...] = ()
+    """The ranking of the bids."""
+    refusals: dict[PeerId, tuple[Refusal, ...]] = field(default_factory=dict)
+    """Everybody else who was heard and offers something."""
+
+
+@dataclass(frozen=True, slots=True)
+class Knowledge:
+    """What this agent knows of providers besides what they say."""
+
+    speeds: OwnSpeeds
+    reputation: Callable[[PeerId, str], Awaitable[int]]
+    """0 to 1000, for dealings in a unit."""
+    missing_bytes: Callable[[Sequence[JobState], PeerId], int]
+    """What would have to be sent to a provider for some tasks of the jobs."""
 
 
 class LeaseBroker:
@@ -103,6 +102,7 @@ class LeaseBroker:
         hub: ControlHub,
         ledger: LedgerStore,
         book: AnnouncementBook,
+        knowledge: Knowledge,
         *,
         now_us: Callable[[], int],
         random_bytes: Callable[[int], bytes],
@@ -112,37 +112,87 @@ class LeaseBroker:
         self._hub = hub
         self._ledger = ledger
         self._book = book
+        self._knowledge = knowledge
         self._now_us = now_us
         self._random_bytes = random_bytes
+        self._signer = LeaseSigner(key, hub, ledger, now_us=now_us, random_bytes=random_bytes)
 
     async def negotiate(
         self, want: WantLeases, jobs: list[JobState], granted: Callable[[GrantedLease], None]
     ) -> Negotiated:
-        """Try to get `want.count` leases for `jobs`, calling `granted` for each."""
+        """Try to get `want.count` leases for `jobs`, calling `granted` for each. `want.count` 0: only rank the bids."""
         found = survey(
             (known.record for known in self._book.current(self._now_us())),
             want.requirement,
             self._now_us(),
             want.exclude,
         )
-        heard = len(found.fitting) + len(found.misfits)
+        refusals = {peer: why for peer, why in found.misfits.items() if peer not in found.without_device}
         for peer, reasons in found.misfits.items():
-            self._tell(jobs, "note", "announcement", peer, f"not asked: {'; '.join(reasons)}")
+            text = f"not asked: {'; '.join(map(str, reasons))}"
+            self._tell(jobs, "note", "announcement", peer, text)
             if peer not in want.exclude and peer not in found.without_device:
-                _note_refusal(jobs, peer, "; ".join(reasons))
+                _note_refusal(jobs, peer, *reasons)
+        asked, slow = self._whom_to_ask(found, want.requirement, jobs, refusals)
+        order = self._new_order(want, jobs)
+        draw = partial(_spread, held=want.held, draw=order.id)
+        market = Auction(asked, want.count, self._now_us(), draw)
+        current = _Round(order, want.requirement, jobs, market, lasting=slow, refusals=refusals)
+        if asked:
+            await self._run(current, granted)
+        if not market.places and refusals:
+            counted = histogram({peer: why[0].code for peer, why in refusals.items()}, want.requirement)
+            self._tell(jobs, "note", f"order {order.id.hex()[:8]}", None, f"no bids: {counted}")
+        providers = (
+            {candidate.peer for candidate in found.fitting} | found.misfits.keys()
+        ) - found.without_device
+        for_good = found.lasting | current.lasting
+        return Negotiated(
+            heard=len(found.fitting) + len(found.misfits),
+            declined=current.declined,
+            hopeless=bool(providers) and providers == for_good,
+            left=frozenset(providers - for_good),
+            places=tuple(market.places),
+            refusals=refusals,
+        )
+
+    def _whom_to_ask(
+        self,
+        found: Survey,
+        requirement: Requirement,
+        jobs: list[JobState],
+        refusals: dict[PeerId, tuple[Refusal, ...]],
+    ) -> tuple[list[PeerId], set[PeerId]]:
+        """Of those that fit: who is connected and not known to be too slow; and who is too slow."""
         connected = set(self._hub.peers())
-        asked = [candidate for candidate in found.fitting if candidate.peer in connected][:MAX_ASKED]
+        asked: list[PeerId] = []
+        slow: set[PeerId] = set()
+        programs = _programs(jobs)
         for candidate in found.fitting:
-            if candidate.peer not in connected:
-                text = "announced, but no connection to it"
-                self._tell(jobs, "silent", "announcement", candidate.peer, text)
-                _note_refusal(jobs, candidate.peer, text)
-        if not asked:
-            return Negotiated(heard, 0, _all_refuse(found, set()))
-        current = _Round(self._new_order(want, jobs), jobs)
-        await self._ask_all(current, asked, want.requirement)
-        await self._award(current, want, granted)
-        return Negotiated(heard, current.declined, _all_refuse(found, current.lasting))
+            peer = candidate.peer
+            speed = self._knowledge.speeds.speed(peer, programs) if requirement.min_speed else 0
+            if 0 < speed < requirement.min_speed:
+                text = f"measured here at {speed} Mop/s on these programs, wanted {requirement.min_speed}"
+                slow.add(peer)
+                self._pass_over(jobs, peer, Refusal("speed", text), refusals)
+            elif peer not in connected:
+                self._pass_over(
+                    jobs, peer, Refusal("unconnected", "announced, but no connection to it"), refusals
+                )
+            elif len(asked) < MAX_ASKED:
+                asked.append(peer)
+        return asked, slow
+
+    def _pass_over(
+        self,
+        jobs: list[JobState],
+        peer: PeerId,
+        why: Refusal,
+        refusals: dict[PeerId, tuple[Refusal, ...]],
+    ) -> None:
+        self._tell(jobs, "silent", "announcement", peer, str(why))
+        _note_refusal(jobs, peer, why)
+        refusals[peer] = (why,)
 
     def _new_order(self, want: WantLeases, jobs: list[JobState]) -> Opened[Order]:
         now_us = self._now_us()
@@ -172,159 +222,143 @@ class LeaseBroker:
         )
         return open_record(Order, sign_record(self._key, order))
 
-    async def _ask_all(self, current: _Round, asked: list[Candidate], requirement: Requirement) -> None:
-        async with trio.open_nursery() as nursery:
-            for candidate in asked:
-                nursery.start_soon(self._ask, current, candidate.peer, requirement)
+    async def _run(self, current: _Round, granted: Callable[[GrantedLease], None]) -> None:
+        """The auction from the first question to its end, also where that is a cancellation."""
+        events_in, events_out = trio.open_memory_channel[auction.Event](math.inf)
+        market = current.auction
+        try:
+            async with trio.open_nursery() as nursery:
+                for peer in market.bidders:
+                    nursery.start_soon(self._ask, current, peer, events_in)
+                while not market.closed:
+                    left_us = market.deadline_us - self._now_us()
+                    event: auction.Event = auction.TimePassed()
+                    with trio.move_on_after(left_us / 1e6 if left_us > 0 else math.inf):
+                        event = await events_out.receive()
+                    for instruction in market.handle(event, self._now_us()):
+                        if isinstance(instruction, auction.OfferLease):
+                            nursery.start_soon(self._sign, current, instruction.place, events_in, granted)
+                        elif isinstance(instruction, auction.Abandon):
+                            nursery.start_soon(self._abandon, current, instruction.peer)
+        finally:
+            if not market.closed:
+                # Those that are being signed end by themselves, as they are cancelled.
+                with trio.move_on_after(TELL_SECONDS, shield=True):
+                    async with trio.open_nursery() as nursery:
+                        for instruction in market.handle(auction.Stop(), self._now_us()):
+                            if isinstance(instruction, auction.Abandon):
+                                nursery.start_soon(self._abandon, current, instruction.peer)
 
-    async def _ask(self, current: _Round, peer: PeerId, requirement: Requirement) -> None:
+    async def _ask(
+        self, current: _Round, peer: PeerId, events: trio.MemorySendChannel[auction.Event]
+    ) -> None:
         cause = f"order {current.order.id.hex()[:8]}"
         self._tell(current.jobs, "order", cause, peer, "asked for a lease")
         talk = Negotiation(Role.REQUESTER, self._now_us())
         talk.step(Move.ORDER, Role.REQUESTER, self._now_us(), cause)
         current.talks[peer] = talk
+        asked_us = self._now_us()
+        event: auction.Event = auction.Silent(peer)
         try:
             reply = await self._hub.request(
                 peer, "order", OrderRequest(current.order.signed), OrderReply, deadline_s=WINDOW_SECONDS
             )
-            if reply.bid is not None:
-                bid = open_record(Bid, reply.bid, signer=peer)
-                check_bid(current.order, bid, self._now_us())
-                if reasons := bid_misfits(bid.record, requirement):
-                    raise RemoteProtocolError("; ".join(reasons))
-                talk.step(Move.BID, Role.PROVIDER, self._now_us(), cause)
-                current.bids[peer] = bid
-                price = format_rate(bid.record.rate, bid.record.unit)
-                self._tell(current.jobs, "bid", cause, peer, f"{bid.record.device_name} at {price}")
-            elif reply.decline is not None:
-                decline = open_record(Decline, reply.decline, signer=peer)
-                if decline.record.order != current.order.id:
-                    raise RemoteProtocolError("the decline is for another order")
-                talk.step(Move.DECLINE, Role.PROVIDER, self._now_us(), cause)
-                self._refused(current, peer, decline.record.code, decline.record.sentence)
-            else:
-                raise RemoteProtocolError("answered an order with neither bid nor decline")
+            bid = self._opened(current, peer, reply, talk)
+            offer = await self._offer(current, bid.record, self._now_us() - asked_us)
+            current.bids[peer] = bid
+            event = auction.BidArrived(peer, offer)
+            price = format_rate(bid.record.rate, bid.record.unit)
+            self._tell(current.jobs, "bid", cause, peer, f"{bid.record.device_name} at {price}")
         except Refused as refusal:
-            self._refused(current, peer, refusal.code, refusal.sentence)
+            self._refused(current, peer, "decline", Refusal(refusal.code, refusal.sentence))
+            if refusal.code in LASTING_CODES:
+                current.lasting.add(peer)
+            event = auction.Declined(peer)
         except Unreachable as error:
-            current.declined += 1
-            self._tell(current.jobs, "silent", cause, peer, str(error))
-            _note_refusal(current.jobs, peer, f"no answer: {error}")
+            self._refused(current, peer, "silent", Refusal("silent", f"no answer: {error}"))
         except RemoteProtocolError as error:
-            current.declined += 1
-            self._tell(current.jobs, "evidence", cause, peer, str(error))
-            _note_refusal(current.jobs, peer, f"broke the protocol: {error}")
+            self._refused(current, peer, "evidence", Refusal("protocol", f"broke the protocol: {error}"))
+        events.send_nowait(event)
 
-    def _refused(self, current: _Round, peer: PeerId, code: str, sentence: str) -> None:
+    def _opened(self, current: _Round, peer: PeerId, reply: OrderReply, talk: Negotiation) -> Opened[Bid]:
+        """The bid, checked against the order. Raises Refused for a signed decline, RemoteProtocolError."""
+        cause = f"order {current.order.id.hex()[:8]}"
+        if reply.bid is not None:
+            bid = open_record(Bid, reply.bid, signer=peer)
+            check_bid(current.order, bid, self._now_us())
+            if reasons := bid_misfits(bid.record, current.requirement):
+                raise RemoteProtocolError("; ".join(reasons))
+            talk.step(Move.BID, Role.PROVIDER, self._now_us(), cause)
+            return bid
+        if reply.decline is None:
+            raise RemoteProtocolError("answered an order with neither bid nor decline")
+        decline = open_record(Decline, reply.decline, signer=peer)
+        if decline.record.order != current.order.id:
+            raise RemoteProtocolError("the decline is for another order")
+        talk.step(Move.DECLINE, Role.PROVIDER, self._now_us(), cause)
+        raise Refused(decline.record.code, decline.record.sentence)
+
+    async def _offer(self, current: _Round, bid: Bid, latency_us: int) -> Offer:
+        """The bid with what is known here of its provider."""
+        peer, know = PeerId(bid.provider), self._knowledge
+        return Offer(
+            bid,
+            speed=know.speeds.speed(peer, _programs(current.jobs)),
+            reputation=await know.reputation(peer, bid.unit),
+            missing_bytes=know.missing_bytes(current.jobs, peer),
+            latency_us=latency_us,
+        )
+
+    def _refused(self, current: _Round, peer: PeerId, kind: str, why: Refusal) -> None:
         current.declined += 1
         cause = f"order {current.order.id.hex()[:8]}"
-        self._tell(current.jobs, "decline", cause, peer, f"{code}: {sentence}")
-        _note_refusal(current.jobs, peer, f"{code}: {sentence}")
-        if code in LASTING_CODES:
-            current.lasting.add(peer)
+        self._tell(current.jobs, kind, cause, peer, str(why))
+        _note_refusal(current.jobs, peer, why)
+        current.refusals[peer] = (why,)
 
-    async def _award(
-        self, current: _Round, want: WantLeases, granted: Callable[[GrantedLease], None]
-    ) -> None:
-        ranked = rank_bids(bid.record for bid in current.bids.values())
-        ordered = choose_bids(ranked, len(ranked), want.held)
-        missing = want.count
-        while ordered and missing > 0:
-            batch, ordered = ordered[:missing], ordered[missing:]
-            won: list[bool] = []
-            async with trio.open_nursery() as nursery:
-                for bid in batch:
-                    offered = current.bids[PeerId(bid.provider)]
-                    nursery.start_soon(self._sign_with, current, offered, want, granted, won)
-            missing -= len(won)
-        async with trio.open_nursery() as nursery:
-            for bid in ordered:
-                nursery.start_soon(self._abandon, current, PeerId(bid.provider))
-
-    async def _sign_with(
+    async def _sign(
         self,
         current: _Round,
-        bid: Opened[Bid],
-        want: WantLeases,
+        place: Place,
+        events: trio.MemorySendChannel[auction.Event],
         granted: Callable[[GrantedLease], None],
-        won: list[bool],
     ) -> None:
-        peer = PeerId(bid.record.provider)
-        talk = current.talks[peer]
+        peer, bid = place.peer, current.bids[place.peer]
         cause = f"bid {bid.id.hex()[:8]}"
+        self._tell(current.jobs, "award", cause, peer, f"place {place.number}: {place.reason}")
         try:
-            opened = self._new_lease(current.order, bid, want)
-        except MeshError as error:  # it was good when it came, and has expired since
-            self._tell(current.jobs, "decline", cause, peer, f"no lease: {error}")
-            return
-        self._tell(current.jobs, "award", cause, peer, f"lease {opened.id.hex()[:8]} offered")
-        try:
-            await self._ledger.commit(LeaseOffered(opened.signed, current.order.signed, bid.signed))
-            talk.step(Move.LEASE_OFFER, Role.REQUESTER, self._now_us(), cause)
-            reply = await self._hub.request(
-                peer, "lease", LeaseRequest(opened.signed), LeaseReply, deadline_s=LEASE_SECONDS
-            )
-            signed = self._agreed(opened, reply, peer)
-            await self._ledger.commit(LeaseAgreed(opened.id, signed.signed))
-            talk.step(Move.LEASE_ACCEPT, Role.PROVIDER, self._now_us(), cause)
+            lease = await self._signer.sign(current.order, bid, current.requirement, current.talks[peer])
         except MeshError as error:
             current.declined += 1
             self._tell(current.jobs, "decline", cause, peer, f"no lease: {error}")
-            await self._end_quietly(opened, peer)
+            events.send_nowait(auction.LeaseFailed(peer))
             return
-        except trio.Cancelled:
-            with trio.CancelScope(shield=True):
-                await self._end_quietly(opened, peer)
-            raise
-        won.append(True)
-        self._tell(current.jobs, "lease", cause, peer, f"lease {opened.id.hex()[:8]} signed by both")
-        granted(GrantedLease(opened, peer, want.requirement, bid.record.device_name, talk))
-
-    def _new_lease(self, order: Opened[Order], bid: Opened[Bid], want: WantLeases) -> Opened[Lease]:
-        lane, nonce = self._random_bytes(16), self._random_bytes(16)
-        lease = build_lease(order, bid, lane, nonce, self._now_us(), fresh=want.requirement.fresh)
-        return open_record(Lease, sign_record(self._key, lease), signer=self._key.peer)
-
-    async def _end_quietly(self, opened: Opened[Lease], peer: PeerId) -> None:
-        """Close a lease that came to nothing here. The provider may have signed it: its slot must come free."""
-        request = CancelRequest(opened.id, None, "not-agreed", "the lease was not agreed in time", None)
-        try:
-            await self._ledger.commit(LeaseEnded(opened.id, "not-agreed"))
-            await self._hub.request(peer, "cancel", request, Nothing, deadline_s=WINDOW_SECONDS)
-        except MeshError as error:
-            _log.debug("ending lease %s: %s", opened.id.hex()[:12], error)
-
-    def _agreed(self, opened: Opened[Lease], reply: LeaseReply, peer: PeerId) -> Opened[Lease]:
-        """The lease with the provider's signature. Raises Refused with its decline, RemoteProtocolError otherwise."""
-        if reply.lease is None:
-            if reply.decline is None:
-                raise RemoteProtocolError("answered a lease with neither signature nor decline")
-            decline = open_record(Decline, reply.decline, signer=peer).record
-            raise Refused(decline.code, decline.sentence)
-        signed = open_record(Lease, reply.lease, signer=peer)
-        if signed.signed.body != opened.signed.body:
-            raise RemoteProtocolError("signed another lease than the one offered")
-        return signed
+        self._tell(current.jobs, "lease", cause, peer, f"lease {lease.lease.id.hex()[:8]} signed by both")
+        granted(lease)
+        events.send_nowait(auction.LeaseSigned(peer))
 
     async def _abandon(self, current: _Round, peer: PeerId) -> None:
         body = OrderAbandoned(current.order.id, current.order.record.job)
         try:
-            await self._hub.request(peer, "abandon", body, Nothing, deadline_s=WINDOW_SECONDS)
+            await self._hub.request(peer, "abandon", body, Nothing, deadline_s=TELL_SECONDS)
         except MeshError as error:
             _log.debug("abandon to %s: %s", short_peer(peer), error)  # its reservation expires by itself
 
     def _tell(self, jobs: Iterable[JobState], kind: str, cause: str, peer: PeerId | None, text: str) -> None:
         for job in jobs:
-            self._ledger.note(StoryLine(job.job, self._now_us(), cause, kind, peer, None, text))
+            if not job.dry:
+                self._ledger.note(StoryLine(job.job, self._now_us(), cause, kind, peer, None, text))
 
 
-def _note_refusal(jobs: Iterable[JobState], peer: PeerId, reason: str) -> None:
+def _spread(offers: Sequence[Offer], *, held: Collection[PeerId], draw: bytes) -> list[Place]:
+    """The ranking, those that hold a lease for the same already behind all others."""
+    return sorted(rank(offers, draw), key=lambda place: place.peer in held)
+
+
+def _programs(jobs: Iterable[JobState]) -> set[bytes]:
+    return {program for job in jobs for program in job.programs}
+
+
+def _note_refusal(jobs: Iterable[JobState], peer: PeerId, *why: Refusal) -> None:
     for job in jobs:
-        job.refused_by(peer, reason)
-
-
-def _all_refuse(found: Survey, declined: set[PeerId]) -> bool:
-    """Is there a provider at all, and does each refuse for good, by its announcement or its decline?"""
-    providers = {candidate.peer for candidate in found.fitting} | found.misfits.keys()
-    providers -= found.without_device
-    return bool(providers) and providers == found.lasting | declined
+        job.refused_by(peer, *why)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from coppermesh.agent.ledger import Balance, EvidenceFound, LedgerError, Role, StoredLease, StoredReceipt
 from coppermesh.agent.ledger_book import LedgerBook, explain_failure, reopen, unpack_outputs, unpack_records
@@ -320,18 +320,29 @@ class LedgerReader:
     def story(self, job: str | bytes) -> list[StoryLine]:
         """The lines of one job in the order they were written; `job` is its bytes or its first hexadecimal digits.
 
-        Raises NotInLedger where no job or several begin so.
+        Where no job begins so, an order may: then its lines alone. Raises NotInLedger where neither or several do.
         """
         low, high = (job, job) if isinstance(job, bytes) else prefix_range(job, 16)
         rows = self._database.execute(
             "SELECT job, at_us, cause, kind, peer, task, text FROM story WHERE job BETWEEN ? AND ? ORDER BY n",
             (low, high),
         ).fetchall()
+        if not rows and isinstance(job, str):
+            rows = self._order_lines(job)
         if not rows:
-            raise NotInLedger(f"no job here is called {job if isinstance(job, str) else job.hex()}")
+            raise NotInLedger(f"no job or order here is called {job if isinstance(job, str) else job.hex()}")
         if len({row[0] for row in rows}) > 1:
             raise NotInLedger(f"several jobs begin with {job!r}: give more digits")
         return [StoryLine(*row) for row in rows]
+
+    def _order_lines(self, prefix: str) -> list[Any]:
+        """Story lines of an order, by the first digits of its id; of the oldest of the jobs that it was for."""
+        cause = f"order {prefix.lower()[:8]}%"
+        return self._database.execute(
+            "SELECT job, at_us, cause, kind, peer, task, text FROM story WHERE cause LIKE ?1 AND job = "
+            "(SELECT job FROM story WHERE cause LIKE ?1 ORDER BY n LIMIT 1) ORDER BY n",
+            (cause,),
+        ).fetchall()
 
     @_at_one_moment
     def find_job(self, prefix: str) -> bytes:

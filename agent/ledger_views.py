@@ -1,12 +1,13 @@
 """Facts about receipts and jobs as plain dictionaries: what `--json` prints and `screens` shows. Pure."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from coppermesh.agent.ledger_reader import ReceiptRow, SubmittedJob
-from coppermesh.agent.story import StoryLine, tell
+from coppermesh.agent.story import StoryLine, refusal_codes, tell
 from coppermesh.p2p.ids import PeerId, format_peer
 from coppermesh.p2p.records import Record
 
@@ -86,6 +87,7 @@ def story(lines: Sequence[StoryLine]) -> dict[str, Any]:
     return {
         "job": lines[0].job.hex() if lines else None,
         "text": tell(lines),
+        "refusals": dict(Counter(refusal_codes(lines).values())),
         "lines": [
             {
                 "at_us": line.at_us,

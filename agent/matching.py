@@ -1,10 +1,10 @@
-"""What a requester needs, which announced devices fit it, and which bid is taken first.
+"""What a requester needs, and which announced devices fit it (`ranking` has the order in which bids are taken).
 
 An announcement is a hint: a device that fits here may still decline, and its signed decline says why. What does not
 fit is not asked at all, and `survey` keeps the reason, so that `explain` can tell who was heard and passed over.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 
@@ -48,6 +48,18 @@ class Requirement:
 
 
 @dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why one provider does not take an order: a code to count by, and a sentence."""
+
+    code: str
+    sentence: str
+
+    def __str__(self) -> str:
+        """As the story and the client tell it."""
+        return f"{self.code}: {self.sentence}"
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """A device that fits, by its announcement."""
 
@@ -63,41 +75,45 @@ class Survey:
 
     fitting: tuple[Candidate, ...]
     """One candidate a peer, best first."""
-    misfits: Mapping[PeerId, tuple[str, ...]] = field(default_factory=dict)
-    """Why each of the others was passed over; one sentence a reason."""
+    misfits: Mapping[PeerId, tuple[Refusal, ...]] = field(default_factory=dict)
+    """Why each of the others was passed over; never empty."""
     lasting: frozenset[PeerId] = frozenset()
     """Those of `misfits` that time will not change: their device is another one than what is wanted."""
     without_device: frozenset[PeerId] = frozenset()
     """Those of `misfits` that offer nothing at all: they only submit."""
 
 
-def misfits(announcement: Announcement, device: DeviceOffer, requirement: Requirement) -> list[str]:
-    """Every reason why `device` does not meet `requirement`, as text for a person; empty when it fits."""
+def misfits(announcement: Announcement, device: DeviceOffer, requirement: Requirement) -> list[Refusal]:
+    """Every reason why `device` does not meet `requirement`; empty when it fits."""
     reasons = []
     if announcement.paused:
-        reasons.append("takes no work now: it is paused, or closed at this hour, by its owner")
+        reasons.append(
+            Refusal("paused", "takes no work now: it is paused, or closed at this hour, by its owner")
+        )
     if requirement.device_kind not in ("any", device.kind):
-        reasons.append(f"{device.device} is a {device.kind} device, wanted {requirement.device_kind}")
+        text = f"{device.device} is a {device.kind} device, wanted {requirement.device_kind}"
+        reasons.append(Refusal("device-kind", text))
     if requirement.model not in device.name.lower():
-        reasons.append(f"{device.device} is a {device.name}, wanted a {requirement.model}")
+        text = f"{device.device} is a {device.name}, wanted a {requirement.model}"
+        reasons.append(Refusal("model", text))
     if missing := sorted(requirement.features - set(device.features)):
         hint = " (there is no C++ compiler)" if device.kind == "cpu" and "cuda-source" in missing else ""
-        reasons.append(f"{device.device} does not take {', '.join(missing)}{hint}")
+        reasons.append(Refusal("features", f"{device.device} does not take {', '.join(missing)}{hint}"))
     if unwitnessed := [layer for layer in requirement.isolation if layer not in announcement.isolation]:
-        reasons.append(f"has not witnessed isolation by {', '.join(unwitnessed)}")
+        reasons.append(Refusal("isolation", f"has not witnessed isolation by {', '.join(unwitnessed)}"))
     if device.memory_bytes < requirement.memory_bytes:
         memory, wanted = format_bytes(device.memory_bytes), format_bytes(requirement.memory_bytes)
-        reasons.append(
-            f"{device.device} has {memory} of memory, wanted {wanted}"
-            " (cm.trace_report shows which line needs most; mesh.map takes an array in chunks)"
-        )
+        hint = " (cm.trace_report shows which line needs most; mesh.map takes an array in chunks)"
+        reasons.append(Refusal("memory", f"{device.device} has {memory} of memory, wanted {wanted}{hint}"))
     if device.unit != requirement.unit:
-        reasons.append(f"{device.device} is priced in {device.unit}, wanted {requirement.unit}")
+        text = f"{device.device} is priced in {device.unit}, wanted {requirement.unit}"
+        reasons.append(Refusal("unit", text))
     elif device.rate > requirement.max_rate:
         asked = format_rate(device.rate, device.unit)
-        reasons.append(
+        text = (
             f"{device.device} asks {asked}, the maximum is {format_rate(requirement.max_rate, device.unit)}"
         )
+        reasons.append(Refusal("rate", text))
     return reasons
 
 
@@ -109,16 +125,17 @@ def survey(
 ) -> Survey:
     """Sort announcements into candidates (free ones first, then by rate and peer id) and reasons why not."""
     fitting = []
-    reasons: dict[PeerId, tuple[str, ...]] = {}
+    reasons: dict[PeerId, tuple[Refusal, ...]] = {}
     lasting, without_device = set(), set()
     for announcement in announcements:
         peer = PeerId(announcement.peer)
         if peer in exclude:
-            reasons[peer] = ("is left out for now: it failed a moment ago, or its leases are held already",)
+            text = "is left out for now: it failed a moment ago, or its leases are held already"
+            reasons[peer] = (Refusal("left-out", text),)
         elif announcement.expires_us <= now_us:
-            reasons[peer] = ("its announcement has expired",)
+            reasons[peer] = (Refusal("silent", "its announcement has expired"),)
         elif not announcement.devices:
-            reasons[peer] = ("offers no device",)
+            reasons[peer] = (Refusal("no-device", "offers no device"),)
             without_device.add(peer)
         else:
             best, why_not = _best_device(announcement, requirement)
@@ -162,44 +179,11 @@ def bid_misfits(bid: Bid, requirement: Requirement) -> list[str]:
     return reasons
 
 
-def rank_bids(bids: Iterable[Bid], speeds: Mapping[PeerId, int] | None = None) -> list[Bid]:
-    """Cheapest first; at one price the faster by own measurement, then by peer id.
-
-    `speeds`: any measure that is larger for the faster; unknown counts as 0. All bids must be in one unit: check each
-    with `bid_misfits` first.
-    """
-    measured = speeds or {}
-    return sorted(
-        bids,
-        key=lambda bid: (
-            bid.rate,
-            -measured.get(PeerId(bid.provider), 0),
-            bid.provider,
-            bid.device,
-            bid.nonce,
-        ),
-    )
-
-
-def choose_bids(ranked: Sequence[Bid], count: int, held: AbstractSet[PeerId] = frozenset()) -> list[Bid]:
-    """Take `count` of `ranked`, spreading: one a provider before a second of any, those not in `held` first."""
-    taken: dict[bytes, int] = dict.fromkeys(held, 1)
-    chosen: list[Bid] = []
-    left = list(ranked)
-    while left and len(chosen) < count:
-        fewest = min(taken.get(bid.provider, 0) for bid in left)
-        best = next(bid for bid in left if taken.get(bid.provider, 0) == fewest)
-        left.remove(best)
-        chosen.append(best)
-        taken[best.provider] = fewest + 1
-    return chosen
-
-
 def _best_device(
     announcement: Announcement, requirement: Requirement
-) -> tuple[Candidate | None, tuple[str, ...]]:
+) -> tuple[Candidate | None, tuple[Refusal, ...]]:
     """The cheapest device that fits, or every device's reasons."""
-    reasons: list[str] = []
+    reasons: list[Refusal] = []
     fitting = []
     for device in announcement.devices:
         found = misfits(announcement, device, requirement)

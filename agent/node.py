@@ -9,9 +9,10 @@ import logging
 import os
 import random
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import trio
@@ -24,8 +25,9 @@ from coppermesh.agent.config_file import ConfigFile
 from coppermesh.agent.credit_desk import CreditDesk
 from coppermesh.agent.home import Home
 from coppermesh.agent.job_intake import JobIntake
+from coppermesh.agent.jobs import JobState
 from coppermesh.agent.last_port import keep_port, with_last_port
-from coppermesh.agent.lease_broker import LeaseBroker
+from coppermesh.agent.lease_broker import Knowledge, LeaseBroker
 from coppermesh.agent.ledger import LeaseEnded
 from coppermesh.agent.ledger_store import LedgerStore, open_ledger
 from coppermesh.agent.local_api import LocalApi
@@ -37,13 +39,14 @@ from coppermesh.agent.mesh_state import MeshState, find_mesh, private_meshes
 from coppermesh.agent.mesh_views import MeshViews
 from coppermesh.agent.networking import mdns_interfaces
 from coppermesh.agent.provider import Provider
-from coppermesh.agent.reputation import Dealings
+from coppermesh.agent.reputation import DEFAULT_INTERVAL, Dealings
 from coppermesh.agent.requester import Requester
 from coppermesh.agent.result_intake import ResultIntake
 from coppermesh.agent.result_outbox import ResultOutbox
 from coppermesh.agent.screens import counted
+from coppermesh.agent.speeds import OwnSpeeds
 from coppermesh.agent.story import printable
-from coppermesh.agent.task_driver import TaskDriver
+from coppermesh.agent.task_driver import KnownBlobs, TaskDriver
 from coppermesh.p2p.announcements import AnnouncementBook
 from coppermesh.p2p.blob_store import BlobStore, open_blob_store
 from coppermesh.p2p.control import ChannelUp, ControlHub, Handler, open_control_hub
@@ -76,6 +79,9 @@ TIDY_SECONDS = 1.0
 MAX_BOOTSTRAP_SHOWN = 4
 SKEW_WORTH_SAYING_US = 30_000_000
 """Orders are refused from 60 s on."""
+
+TASKS_LOOKED_AT = 64
+"""Of each job, for what a bidder would have to be sent."""
 
 _log = logging.getLogger(__name__)
 
@@ -430,10 +436,18 @@ def _open_provider(node: Node) -> Provider:
 def _open_requester(node: Node) -> None:
     scope = (node.mesh, node.key.peer)
     jobs = JobIntake(node.store, scope, now_us=now_us, random_bytes=secrets.token_bytes)
-    broker = LeaseBroker(
-        node.key, node.mesh, node.hub, node.ledger, node.book, now_us=now_us, random_bytes=secrets.token_bytes
-    )
     driver = TaskDriver(node.key, node.mesh, node.transport, node.hub, node.ledger, node.store, now_us=now_us)
+    speeds = OwnSpeeds()
+    broker = LeaseBroker(
+        node.key,
+        node.mesh,
+        node.hub,
+        node.ledger,
+        node.book,
+        Knowledge(speeds, partial(_reputation, node.credit), partial(_missing_bytes, driver.known)),
+        now_us=now_us,
+        random_bytes=secrets.token_bytes,
+    )
     node.requester = Requester(
         node.hub,
         node.ledger,
@@ -442,6 +456,7 @@ def _open_requester(node: Node) -> None:
         jobs,
         broker,
         driver,
+        speeds=speeds,
         heard=lambda: _describe_heard(node),
         now_us=now_us,
     )
@@ -471,6 +486,23 @@ def _check_clock(event: ChannelUp) -> None:
             abs(ahead_s),
             direction,
         )
+
+
+async def _reputation(credit: CreditDesk, peer: PeerId, unit: str) -> int:
+    """What a provider's history with this agent is worth, 0 to 1000."""
+    try:
+        await credit.look_up(peer, unit)
+    except MeshError as error:
+        _log.warning("the history of %s cannot be read: %s", short_peer(peer), error)
+    return credit.reputation(peer, unit, DEFAULT_INTERVAL).score
+
+
+def _missing_bytes(known: KnownBlobs, jobs: Sequence[JobState], peer: PeerId) -> int:
+    """What the first tasks of some jobs would have to be sent to a provider, each blob once."""
+    blobs = {
+        blob.root: blob for job in jobs for task in islice(job.tasks, TASKS_LOOKED_AT) for blob in task.inputs
+    }
+    return known.missing_bytes(peer, blobs.values())
 
 
 def _describe_heard(node: Node) -> str:

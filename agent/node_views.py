@@ -49,6 +49,7 @@ class NodeViews:
         """Everything a client may call."""
         return {
             "submit": self._submit,
+            "quote": self._quote,
             "wait": self._wait,
             "cancel": self._cancel,
             "jobs": self._jobs,
@@ -73,6 +74,12 @@ class NodeViews:
     async def _submit(self, body: bytes) -> LocalMessage:
         self._node.machine.touch()
         return await self._node.requester.submit(decode(SubmitCall, body, max_bytes=MAX_LOCAL_FRAME_BYTES))
+
+    async def _quote(self, body: bytes) -> LocalMessage:
+        self._node.machine.touch()
+        return _json(
+            await self._node.requester.quote(decode(SubmitCall, body, max_bytes=MAX_LOCAL_FRAME_BYTES))
+        )
 
     async def _wait(self, body: bytes) -> LocalMessage:
         self._node.machine.touch()

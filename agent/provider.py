@@ -135,6 +135,8 @@ class Provider:
         self._changed = changed
         self._nursery: trio.Nursery | None = None
         self._talks: OrderedDict[Digest, _Talk] = OrderedDict()
+        self._abandoned: OrderedDict[tuple[PeerId, Digest], None] = OrderedDict()
+        """Orders that were taken back before they came."""
         self._order_times: dict[PeerId, list[int]] = {}
         self._group = group
         self.reservations = group.reservations
@@ -293,6 +295,9 @@ class Provider:
             elif terms.code == "measuring":
                 self._measure_speeds()
             return self._decline(order, terms, now_us)
+        if (peer, order.id) in self._abandoned:
+            self.reservations.release_bid(order.id)
+            raise Refused("unknown-order", "the order was taken back before it was answered")
         self._waiting.pop(peer, None)
         talk = self._bid(order, terms, now_us)
         self._talks[order.id] = talk
@@ -326,7 +331,12 @@ class Provider:
     async def on_abandon(self, peer: PeerId, request: OrderAbandoned) -> Nothing:
         """The requester took another bid: free the slot."""
         talk = self._talks.get(Digest(request.order))
-        if talk is not None and talk.order.signer == peer and talk.lease_reply is None:
+        if talk is None:
+            # It may have overtaken its order, which would then hold a slot for nobody.
+            self._abandoned[peer, Digest(request.order)] = None
+            while len(self._abandoned) > MAX_TALKS:
+                self._abandoned.popitem(last=False)
+        elif talk.order.signer == peer and talk.lease_reply is None:
             talk.negotiation.step(Move.ABANDON, Role.REQUESTER, self._now_us(), "abandon")
             self.reservations.release_bid(talk.order.id)
         return Nothing()

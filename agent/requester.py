@@ -8,8 +8,10 @@ Everything a job goes through is noted in its story, with the id of what caused 
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import trio
 
@@ -39,14 +41,18 @@ from coppermesh.agent.dispatch_events import (
     WantLeases,
 )
 from coppermesh.agent.held_leases import HeldLease
+from coppermesh.agent.histogram import histogram
 from coppermesh.agent.job_intake import JobIntake
 from coppermesh.agent.jobs import JobState, JobTable
-from coppermesh.agent.lease_broker import GrantedLease, LeaseBroker, Negotiated
+from coppermesh.agent.lease_broker import LeaseBroker, Negotiated
+from coppermesh.agent.lease_signing import GrantedLease
 from coppermesh.agent.ledger import MAX_CODE, LeaseEnded, TaskSuperseded
 from coppermesh.agent.ledger_store import LedgerStore
 from coppermesh.agent.local_messages import WAIT_SECONDS, SubmitAnswer, SubmitCall, WaitAnswer, WaitCall
 from coppermesh.agent.negotiation import Move, Role
+from coppermesh.agent.quotes import quote_facts
 from coppermesh.agent.screens import counted
+from coppermesh.agent.speeds import OwnSpeeds
 from coppermesh.agent.story import StoryLine
 from coppermesh.agent.task_driver import TaskDriver
 from coppermesh.exec.program import ArraySpec
@@ -83,6 +89,7 @@ class Requester:
         broker: LeaseBroker,
         driver: TaskDriver,
         *,
+        speeds: OwnSpeeds,
         heard: Callable[[], str],
         now_us: Callable[[], int],
     ) -> None:
@@ -94,9 +101,10 @@ class Requester:
         self._intake = intake
         self._broker = broker
         self._driver = driver
+        self._speeds = speeds
         self._heard = heard
         self._now_us = now_us
-        self._dispatcher = Dispatcher(now_us())
+        self._dispatcher = Dispatcher(now_us(), near=self._near)
         self._instructions_in, self._instructions_out = trio.open_memory_channel[Instruction | _Forget](
             math.inf
         )
@@ -126,6 +134,19 @@ class Requester:
             JobSubmitted(job.job, count, job.requirement, job.deadline_us, job.budget, copies=job.copies)
         )
         return SubmitAnswer(job.job)
+
+    async def quote(self, call: SubmitCall) -> dict[str, Any]:
+        """Who would take the job and for how much: nothing is leased. Raises Refused as `submit` does."""
+        job = await self._intake.take(call, JobTable())
+        job.dry = True
+        try:
+            want = WantLeases(
+                job.requirement, 0, frozenset(), frozenset(), deadline_us=job.deadline_us, cause="dry run"
+            )
+            result = await self._broker.negotiate(want, [job], lambda lease: None)
+        finally:
+            self._intake.release_inputs(job)
+        return quote_facts(job, result, self._speeds)
 
     async def wait(self, call: WaitCall) -> WaitAnswer:
         """Events of a job, as soon as there are any."""
@@ -225,6 +246,8 @@ class Requester:
                 sentence = instruction.sentence
                 if instruction.code == "no-provider":
                     sentence = f"{sentence}; {self._heard_for(instruction.job)}"
+                elif instruction.code == "deadline":
+                    sentence += self._refused_for(instruction.job)
                 self._end_job(self.jobs.find(instruction.job), instruction.code, sentence, instruction.cause)
 
     async def _negotiate(self, want: WantLeases) -> None:
@@ -232,7 +255,7 @@ class Requester:
         jobs = [job for job in self.jobs.running() if job.requirement.for_lease() == lease_requirement]
         budget_s = max(0.0, (want.deadline_us - self._now_us()) / 1e6)
         granted = 0
-        result = Negotiated(heard=0, declined=0, hopeless=False)
+        result = Negotiated(heard=0, declined=0, hopeless=False, left=None)
 
         def take(lease: GrantedLease) -> None:
             nonlocal granted
@@ -246,7 +269,14 @@ class Requester:
             _log.error("a negotiation failed", exc_info=error)
         hopeless = result.hopeless and not granted
         self._feed(
-            NegotiationEnded(want.requirement, granted, result.heard, result.declined, hopeless=hopeless)
+            NegotiationEnded(
+                want.requirement,
+                granted,
+                result.heard,
+                result.declined,
+                hopeless=hopeless,
+                left=result.left,
+            )
         )
 
     def _take_lease(self, granted: GrantedLease, want: WantLeases) -> None:
@@ -279,6 +309,11 @@ class Requester:
             known += [one for one in found if all(one is not other for other in known)]
         nursery.start_soon(self._run_task, start, held, job, attempt)
 
+    def _near(self, job_id: bytes, index: int, peer: PeerId) -> bool:
+        """Nothing large has to be sent for the task."""
+        job = self.jobs.find(job_id)
+        return job is None or not self._driver.known.missing_bytes(peer, job.spec(index).inputs)
+
     def _attempts_at(self, job: bytes, index: int) -> list[Outstanding]:
         return [
             attempt
@@ -304,6 +339,8 @@ class Requester:
 
     async def _report(self, start: StartTask, held: HeldLease, job: JobState, outcome: TaskOutcome) -> None:
         if outcome.fault is None:
+            program = job.spec(start.index).program
+            self._speeds.note(held.provider, program, job.facts(start.index).flops, outcome.billed_us)
             await self._deliveries.deliver(held, job, start.index, outcome)
             self._feed(TaskDone(start.job, start.index, start.lease, outcome.amount))
             return
@@ -427,19 +464,32 @@ class Requester:
         job.ended_us = self._now_us()
         if code:
             self._tell(job, "gave-up", cause, f"{code}: {sentence}")
-            facts = {"code": code, "sentence": sentence, "detail": job.detail}
+            facts = {
+                "code": code,
+                "sentence": sentence,
+                "detail": job.detail,
+                "refusals": dict(Counter(job.refusal_codes.values())),
+            }
             job.tell("failed", facts, index=job.failed_task)
         else:
             self._tell(job, "done", cause, f"{len(job.tasks)} of {len(job.tasks)} tasks")
             job.tell("finished", {"tasks": len(job.tasks)})
         self._intake.release_inputs(job)
 
+    def _refused_for(self, job_id: bytes) -> str:
+        """Why others than who worked for it did not, where some refused."""
+        job = self.jobs.find(job_id)
+        if job is None or not job.refusals:
+            return ""
+        return f"; of the others, {histogram(job.refusal_codes, job.requirement)}"
+
     def _heard_for(self, job_id: bytes) -> str:
         job = self.jobs.find(job_id)
         if job is None or not job.refusals:
             return self._heard()
         refusals = list(job.refusals.items())
-        lines = [f"\n  {short_peer(peer)}: {reason}" for peer, reason in refusals[:MAX_REFUSALS_SHOWN]]
+        lines = [f"\n  {histogram(job.refusal_codes, job.requirement)}"]
+        lines += [f"\n  {short_peer(peer)}: {reason}" for peer, reason in refusals[:MAX_REFUSALS_SHOWN]]
         if len(refusals) > MAX_REFUSALS_SHOWN:
             lines.append(f"\n  and {len(refusals) - MAX_REFUSALS_SHOWN} more")
         return f"{self._heard()}{''.join(lines)}"

@@ -4,10 +4,12 @@ Lines are for people. Nothing is decided from them, nothing in them is evidence 
 lost in a crash. Text in a line may come from a stranger, so it is cut and made printable when the line is made.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from coppermesh.agent.histogram import histogram
 from coppermesh.p2p.ids import PeerId, short_peer
 
 MAX_TEXT = 400
@@ -87,7 +89,8 @@ def tell(lines: Sequence[StoryLine]) -> list[str]:
     start = ordered[0].at_us
     told = [_tell_line(line, start) for line in ordered]
     summary = _summaries(ordered)
-    return [*told, "", *summary] if summary else told
+    refused = histogram(refusal_codes(ordered))
+    return [*told, "", *([f"in short: {refused}"] if refused else []), *summary] if summary else told
 
 
 def _tell_line(line: StoryLine, start_us: int) -> str:
@@ -96,6 +99,22 @@ def _tell_line(line: StoryLine, start_us: int) -> str:
     task = f"task {line.task}: " if line.task is not None else ""
     cause = f" ({line.cause})" if line.cause else ""
     return f"{(line.at_us - start_us) / 1e6:9.3f} s  {who:8}  {what:16}  {task}{line.text}{cause}".rstrip()
+
+
+_CODE = re.compile(r"(?:not asked: )?([a-z][a-z0-9-]{0,39}): ")
+
+
+def refusal_codes(lines: Iterable[StoryLine]) -> dict[PeerId, str]:
+    """Why each provider that refused last did so, as a code to count by; who bid since is not among them."""
+    codes: dict[PeerId, str] = {}
+    for line in lines:
+        if line.peer is None:
+            continue
+        if line.kind in ("bid", "lease"):
+            codes.pop(line.peer, None)
+        elif line.kind in ("decline", "silent", "evidence", "note") and (found := _CODE.match(line.text)):
+            codes[line.peer] = found[1]
+    return codes
 
 
 def _summaries(lines: Iterable[StoryLine]) -> list[str]:

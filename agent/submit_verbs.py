@@ -42,6 +42,13 @@ def add(verbs: Verbs) -> None:
         " script names none (`coppermesh doctor sandbox` lists them)",
     )
     _add_market(submit)
+    submit.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="show who bids for the script's first job, in which order and why, and what it would cost; lease nothing"
+        " and end there",
+    )
+    submit.add_argument("--json", action="store_true", help="with --dry-run: one line of JSON on stdout")
     submit.add_argument("--quiet", action="store_true", help="show no progress")
     submit.add_argument("script", type=Path)
     submit.add_argument("arguments", nargs=argparse.REMAINDER, help="handed to the script")
@@ -74,6 +81,11 @@ def _submit(options: argparse.Namespace) -> int:
     os.environ["COPPERMESH_HOME"] = str(home_of(options).path)
     if not options.quiet:
         os.environ["COPPERMESH_PROGRESS"] = "1"
+    if options.dry_run:
+        os.environ["COPPERMESH_DRY_RUN"] = "json" if options.json else "text"
+    elif options.json:
+        print("coppermesh: submit --json goes with --dry-run", file=sys.stderr)
+        return EXIT_USAGE
     given: dict[str, Any] = {name: getattr(options, name) for name in _OPTIONS}
     os.environ["COPPERMESH_OPTIONS"] = json.dumps({name: it for name, it in given.items() if it is not None})
     sys.argv = [str(options.script), *options.arguments]

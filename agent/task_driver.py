@@ -4,7 +4,7 @@ The task record is in the ledger before its signature leaves, so that a result t
 judged. Blobs that the provider was sent before are named, not sent again; small ones ride in the offer.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import trio
 
@@ -56,6 +56,11 @@ class KnownBlobs:
             known[root] = None
         while len(known) > MAX_KNOWN:
             del known[next(iter(known))]
+
+    def missing_bytes(self, peer: PeerId, blobs: Iterable[BlobInfo]) -> int:
+        """What of the larger ones among `blobs`, each counted once, was not sent there; small ones ride along."""
+        sizes = {blob.root: blob.size for blob in blobs if blob.size > INLINE_BYTES}
+        return sum(size for root, size in sizes.items() if not self.has(peer, root))
 
     def forget(self, peer: PeerId) -> None:
         """The peer left: it may have restarted with an empty store."""

@@ -327,16 +327,18 @@ async def test_a_job_that_costs_too_much_says_so(tmp_path):
         failure = json.loads(events[-1].text)
         assert failure["code"] == "no-provider"
         who = short_peer(provider.key.peer)
-        assert f"\n  {who}: cpu asks " in failure["sentence"]
+        assert f"\n  {who}: rate: cpu asks " in failure["sentence"]
         told = [json.loads(event.text)["text"] for event in events if event.kind == "progress"]
         assert len(told) == 1, "once for each provider and reason, however often it is asked"
-        assert told[0].startswith(f"{who}: cpu asks ")
+        assert told[0].startswith(f"{who}: rate: cpu asks ")
         assert "the maximum is" in await story_of(requester, next(iter(requester.requester.jobs._jobs)))
 
 
 async def test_a_job_that_everybody_refuses_for_good_ends_before_its_deadline(tmp_path, monkeypatch):
     at_once = DispatchLimits(hopeless_us=0)
-    monkeypatch.setattr(requester_module, "Dispatcher", lambda now_us: Dispatcher(now_us, at_once))
+    monkeypatch.setattr(
+        requester_module, "Dispatcher", lambda now_us, near: Dispatcher(now_us, at_once, near)
+    )
     async with open_world(tmp_path) as world:
         provider = await world.add("provider", provide=True)
         requester = await world.add("requester", provide=False, bootstrap=provider)
@@ -349,7 +351,9 @@ async def test_a_job_that_everybody_refuses_for_good_ends_before_its_deadline(tm
 
 async def test_a_paused_provider_is_waited_for(tmp_path, monkeypatch):
     at_once = DispatchLimits(hopeless_us=0)
-    monkeypatch.setattr(requester_module, "Dispatcher", lambda now_us: Dispatcher(now_us, at_once))
+    monkeypatch.setattr(
+        requester_module, "Dispatcher", lambda now_us, near: Dispatcher(now_us, at_once, near)
+    )
     async with open_world(tmp_path) as world:
         provider = await world.add("provider", provide=True)
         requester = await world.add("requester", provide=False, bootstrap=provider)
@@ -367,7 +371,9 @@ async def test_a_device_that_is_out_of_order_is_not_announced_and_gets_no_bid_un
     tmp_path, monkeypatch
 ):
     at_once = DispatchLimits(hopeless_us=0)
-    monkeypatch.setattr(requester_module, "Dispatcher", lambda now_us: Dispatcher(now_us, at_once))
+    monkeypatch.setattr(
+        requester_module, "Dispatcher", lambda now_us, near: Dispatcher(now_us, at_once, near)
+    )
     async with open_world(tmp_path) as world:
         provider = await world.add("provider", provide=True)
         requester = await world.add("requester", provide=False, bootstrap=provider)
@@ -554,3 +560,87 @@ async def test_a_straggler_does_not_hold_up_a_job_and_only_one_copy_is_paid(tmp_
         assert not stuck["left"]
         receipts = await requester.ledger.receipts(job=job)
         assert len([row for row in receipts if row.verdict == "accepted"]) == 9
+
+
+async def quote(node: Node, *arrays: Array, **options: Any) -> dict[str, Any]:
+    recordings = [trace(array) for array in arrays]
+    blobs = [data for one in recordings for data in (one.program, *(array.tobytes() for array in one.inputs))]
+    infos = [BlobInfo(digest_of(data), len(data)) for data in blobs]
+    tasks = [TaskSpec(infos[2 * number].root, [infos[2 * number + 1]]) for number in range(len(recordings))]
+    chosen = replace(JobOptions(deadline_s=20.0, wall_limit_s=1.0), **options)
+    text = json.dumps({name: getattr(chosen, name) for name in JobOptions.__dataclass_fields__})
+    inline = [Blob(info.root, data) for info, data in zip(infos, blobs, strict=True)]
+    return await node.requester.quote(SubmitCall(tasks, inline, text))
+
+
+async def test_a_dry_run_ranks_the_bids_and_leases_nothing(tmp_path):
+    async with open_world(tmp_path) as world:
+        cheap = await world.add("cheap", provide=True, rate=1000, slots=2)
+        dear = await world.add("dear", provide=True, rate=90_000, slots=2, bootstrap=cheap)
+        requester = await world.add("requester", provide=False, bootstrap=cheap)
+        await until_found(requester, 2)
+        facts = await quote(requester, numbers(1.0))
+        assert [place["peer"] for place in facts["places"]] == [
+            format_peer(cheap.key.peer),
+            format_peer(dear.key.peer),
+        ]
+        assert [place["expected"] for place in facts["places"]] == [None, None]
+        assert "costs more there" in facts["places"][1]["reason"]
+        for node in (cheap, dear):
+            assert node.provider is not None
+            assert not node.provider.reservations.holds(), "no slot is held for a question"
+            assert not node.provider.leases
+        assert not requester.requester.jobs.all()
+        for value in range(4):
+            await events_of(requester, await submit(requester, numbers(float(value))))
+        (first, _) = (await quote(requester, numbers(1.0), max_rate=95_000))["places"]
+        assert first["basis"] == "measured there"
+        assert first["expected"] <= first["most"]
+        facts = await quote(requester, numbers(1.0), max_rate=10_000)
+        assert len(facts["places"]) == 1
+        assert facts["histogram"] == "1 of 1 ask more than your maximum of 0.01 usd/h"
+
+
+async def test_of_two_that_want_the_one_slot_one_wins_and_the_other_hears_why(tmp_path):
+    async with open_world(tmp_path) as world:
+        provider = await world.add("provider", provide=True, slots=1, script=None)
+        rivals = [await world.add(f"r{number}", provide=False, bootstrap=provider) for number in range(2)]
+        for rival in rivals:
+            await until_found(rival, 1)
+        jobs = [await submit(rival, numbers(1.0), deadline_s=1.5, wall_limit_s=30.0) for rival in rivals]
+        failures = [json.loads((await events_of(*pair))[-1].text) for pair in zip(rivals, jobs, strict=True)]
+        assert sorted(failure["code"] for failure in failures) == ["deadline", "no-provider"]
+        (loser,) = [failure for failure in failures if failure["code"] == "no-provider"]
+        assert "1 of 1 are busy" in loser["sentence"]
+        assert loser["refusals"] == {"busy": 1}
+
+
+async def test_a_least_speed_is_measured_when_it_is_asked_for(tmp_path):
+    async with open_world(tmp_path) as world:
+        provider = await world.add("provider", provide=True, script=lambda inputs: bytes(4 << 20))
+        requester = await world.add("requester", provide=False, bootstrap=provider)
+        await until_found(requester, 1)
+        assert provider.provider is not None
+        first = await quote(requester, numbers(1.0), min_speed=1000)
+        assert first["refusals"][0]["code"] == "measuring"
+        await until(lambda: provider.provider is not None and provider.provider.speeds.get("cpu"))
+        (place,) = (await quote(requester, numbers(1.0), min_speed=1000))["places"]
+        assert place["claimed_speed"] == 8_589_934, "the reference program took the worker a millisecond"
+        refused = await quote(requester, numbers(1.0), min_speed=10**9)
+        assert refused["histogram"] == "1 of 1 are slower than 1000000000 Mop/s"
+
+
+async def test_an_order_is_explained_by_its_own_id(tmp_path):
+    async with open_world(tmp_path) as world:
+        provider = await world.add("provider", provide=True)
+        requester = await world.add("requester", provide=False, bootstrap=provider)
+        await until_found(requester, 1)
+        job = await submit(requester, numbers(1.0), isolation=["seccomp"], deadline_s=0.5)
+        await events_of(requester, job)
+        await submit(requester, numbers(1.0), deadline_s=5.0)
+        await story_of(requester, job)
+        lines = await requester.ledger.story(job)
+        assert any("have not witnessed" in line.text for line in lines), [line.text for line in lines]
+        cause = next(line.cause for line in lines if line.cause.startswith("order "))
+        explained = await requester.ledger.story(cause.removeprefix("order "))
+        assert {line.cause for line in explained} == {cause}

@@ -1,0 +1,26 @@
+"""How a quote reads."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from coppermesh.agent.pricing import format_money
+
+
+def quote_lines(facts: dict[str, Any]) -> Sequence[str]:
+    """A quote for a person."""
+    copies = f", each at {facts['redundancy']} providers" if facts["redundancy"] > 1 else ""
+    lines = [f"dry run: {facts['tasks']} tasks{copies}; no lease was made, nothing was run"]
+    for place in facts["places"]:
+        lines.append(f"{place['place']:3}. {place['peer'][-8:]}  {place['device']}: {place['reason']}")
+        most = format_money(place["most"], place["unit"])
+        if place["expected"] is None:
+            lines.append(f"     expected cost not known ({place['basis']}), at most {most}")
+        else:
+            expected = format_money(place["expected"], place["unit"])
+            lines.append(f"     expected cost {expected} ({place['basis']}), at most {most}")
+    if not facts["places"]:
+        lines.append(f"nobody would take it; {facts['heard']} heard")
+    if facts["histogram"]:
+        lines.append(f"not in the ranking: {facts['histogram']}")
+        lines += [f"  {refusal['peer'][-8:]}: {refusal['sentence']}" for refusal in facts["refusals"]]
+    return lines
