@@ -121,7 +121,6 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_jobs(verbs)
     receipt_verbs.add(verbs)
     ledger_verbs.add(verbs)
-    simulate_verbs.add(verbs)
     explain = add_verb(
         verbs, "explain", "tell the story of a job or order, and count why others refused", _explain
     )
