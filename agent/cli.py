@@ -18,6 +18,7 @@ from coppermesh.agent import (
     option_types,
     receipt_verbs,
     screens,
+    settlement_verbs,
     submit_verbs,
 )
 from coppermesh.agent.config import ConfigError
@@ -121,6 +122,7 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_jobs(verbs)
     receipt_verbs.add(verbs)
     ledger_verbs.add(verbs)
+    settlement_verbs.add(verbs)
     explain = add_verb(
         verbs, "explain", "tell the story of a job or order, and count why others refused", _explain
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from coppermesh.agent.receipts import LaneHead
+from coppermesh.agent.settling import SettlingBook, SettlingEntry
 from coppermesh.agent.story import StoryLine
 from coppermesh.p2p.envelope import Opened
 from coppermesh.p2p.errors import MeshError
@@ -137,6 +138,7 @@ Entry = (
     | LeaseEnded
     | EvidenceFound
     | StoryLine
+    | SettlingEntry
 )
 
 
@@ -209,6 +211,7 @@ Change = (
     | LeaseEnded
     | EvidenceFound
     | StoryLine
+    | SettlingEntry
 )
 """What `judge` asks the book to write."""
 
@@ -267,6 +270,11 @@ class Book(Protocol):
 
     def countersignature(self, receipt_id: Digest) -> Opened[Countersignature] | None:
         """The countersignature of a receipt."""
+        ...
+
+    @property
+    def settling(self) -> SettlingBook:
+        """Statements and what belongs to them."""
         ...
 
     def sealed(self, lane: bytes) -> bool:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from coppermesh.agent.audit_settling import SettlingAudit
 from coppermesh.agent.ledger import LedgerError
 from coppermesh.agent.ledger_book import reopen
 from coppermesh.agent.ledger_scan import owner_of, scan_ledger
@@ -189,6 +190,7 @@ class _Audit:
         self._tasks()
         self._receipts()
         self._leftovers()
+        SettlingAudit(self._database, self._report.me, _require, self._report.count).run()
 
     def _open(self, table: str, name: bytes, kind: type[R], data: bytes) -> Opened[R]:
         """A record whose signature is on its way to be checked, and whose id is the column's."""

@@ -26,6 +26,7 @@ from coppermesh.agent.ledger import (
     TaskSuperseded,
 )
 from coppermesh.agent.ledger_rules import judge
+from coppermesh.agent.ledger_settling import SettlingTables
 from coppermesh.agent.receipts import LaneHead
 from coppermesh.agent.story import StoryLine
 from coppermesh.p2p.envelope import Opened, from_bytes, open_verified, record_id, to_bytes
@@ -95,6 +96,7 @@ class LedgerBook:
         self._database = database
         self._me = me
         self._untrimmed = 0
+        self.settling = SettlingTables(database, me)
 
     @property
     def me(self) -> PeerId:
@@ -273,6 +275,8 @@ class LedgerBook:
                     line.task,
                     line.text,
                 )
+            case _:
+                self.settling.write(change)
 
     def _write_lease(self, new: NewLease) -> None:
         lease = new.lease.opened

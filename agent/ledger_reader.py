@@ -13,7 +13,10 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from coppermesh.agent.ledger import Balance, EvidenceFound, LedgerError, Role, StoredLease, StoredReceipt
 from coppermesh.agent.ledger_book import LedgerBook, explain_failure, reopen, unpack_outputs, unpack_records
 from coppermesh.agent.ledger_files import open_for_reading, refuse_network_filesystem
+from coppermesh.agent.ledger_history import dealings_with, facts_about, peers_dealt_with
+from coppermesh.agent.ledger_settling import SettlingTables
 from coppermesh.agent.receipts import LaneHead, is_broken_chain, is_equivocation
+from coppermesh.agent.reputation import Dealings, Facts
 from coppermesh.agent.story import StoryLine
 from coppermesh.p2p.envelope import Opened, open_verified
 from coppermesh.p2p.ids import Digest, MeshId, PeerId
@@ -170,6 +173,35 @@ class LedgerReader:
                 self._database.execute("COMMIT")
         except sqlite3.Error as error:
             raise explain_failure(error) from error
+
+    @_at_one_moment
+    def dealings(self, peer: PeerId, unit: str, now_us: int) -> Dealings:
+        """What was done and settled with a peer in one unit."""
+        return dealings_with(self._database, peer, unit, now_us)
+
+    @_at_one_moment
+    def reputation_facts(self, peer: PeerId, unit: str, now_us: int, interval: int) -> Facts:
+        """What a peer's reputation is computed from: own dealings, and others' scores with their weight."""
+        return facts_about(self._database, peer, unit, now_us, interval)
+
+    @_at_one_moment
+    def all_dealings(self, unit: str, now_us: int) -> list[tuple[PeerId, Facts]]:
+        """Own dealings with every peer in one unit, without others' opinions."""
+        return [
+            (peer, Facts(dealings_with(self._database, peer, unit, now_us), now_us=now_us))
+            for peer, of_unit in peers_dealt_with(self._database)
+            if of_unit == unit
+        ]
+
+    @_at_one_moment
+    def peers(self) -> list[tuple[PeerId, str]]:
+        """Every peer and unit in which there is a lease."""
+        return list(peers_dealt_with(self._database))
+
+    @_at_one_moment
+    def look(self, read: Callable[[SettlingTables], T]) -> T:
+        """What `read` finds in the tables of settling, all at one moment."""
+        return read(self._book.settling)
 
     @_at_one_moment
     def lane_head(self, lane: bytes) -> LaneHead:

@@ -48,6 +48,7 @@ from coppermesh.agent.ledger import (
     TaskTaken,
 )
 from coppermesh.agent.receipts import REFUSALS, check_countersignature
+from coppermesh.agent.settling_rules import judge_settling
 from coppermesh.agent.story import StoryLine
 from coppermesh.p2p.envelope import Opened, open_verified
 from coppermesh.p2p.errors import RemoteProtocolError
@@ -79,6 +80,8 @@ def judge(entry: Entry, book: Book) -> Change | None:
             return None if book.lease_end(entry.lease_id) is not None else entry
         case EvidenceFound() | StoryLine():
             return entry
+        case _:
+            return judge_settling(entry, book.settling, book.me)
 
 
 def _judge_offer(entry: LeaseOffered, book: Book) -> NewLease | None:
@@ -223,7 +226,9 @@ def _check_sums(answer: Opened[Countersignature], receipt: Opened[Receipt], book
             if following is not None:
                 check_countersignature(later.record, following.opened, answer.record.accepted_cumulative)
     except RemoteProtocolError as error:
+        following = book.receipt(Digest(later.record.receipt)) if later is not None else None
         neighbours = tuple(found.signed for found in (earlier, later) if found is not None)
+        neighbours += (following.opened.signed,) if following is not None else ()
         proof = _proof("wrong-sum", record.requester, receipt.signed, answer.signed, *neighbours)
         raise LedgerConflict("wrong-sum", str(error), proof) from error
 

@@ -4,8 +4,8 @@ A new file is made by the same steps that bring an old one up to date, so that b
 version 1, then every step after it. A step is a list of statements and runs within the transaction that opens the
 ledger: it is done whole or not at all, wherever the machine stops. Steps are never changed once released, only added.
 
-Money tables only grow: triggers refuse UPDATE and DELETE. `unsettled` (what a provider needs to send a result again)
-and `story` (lines for people) are the only tables from which rows go.
+Money tables only grow: triggers refuse UPDATE and DELETE. `unsettled` (what a provider needs to send a result again),
+`story` (lines for people) and `score` (what others think) are the only tables in which rows go or change.
 
 Double entry. A row of `transfer` takes `amount` from one account and gives it to another, of one peer and unit, so that
 no row can leave the books unbalanced; the view `posting` shows it as two lines that add up to zero. Accounts are
@@ -94,7 +94,36 @@ INSERT INTO transfer
   WHERE verdict = 'accepted' AND amount > 0 ORDER BY receipt.n;
 """
 """Double entry; lanes that a restored ledger leaves alone."""
-_STEPS: tuple[tuple[str, tuple[str, ...]], ...] = ((_STEP_2, ("transfer", "sealed")),)
+_STEP_3 = """
+CREATE TABLE draft(
+  id BLOB PRIMARY KEY, peer BLOB NOT NULL, unit TEXT NOT NULL, number INTEGER NOT NULL, expires_us INTEGER NOT NULL,
+  signed BLOB NOT NULL) STRICT, WITHOUT ROWID;
+CREATE INDEX draft_number ON draft(peer, unit, number);
+CREATE TABLE statement(
+  id BLOB PRIMARY KEY, peer BLOB NOT NULL, unit TEXT NOT NULL, number INTEGER NOT NULL CHECK (number >= 0),
+  net INTEGER NOT NULL, receipts INTEGER NOT NULL, signed BLOB NOT NULL,
+  UNIQUE (peer, unit, number)) STRICT, WITHOUT ROWID;
+CREATE TABLE covered(
+  lane BLOB NOT NULL, start INTEGER NOT NULL CHECK (start >= 0), finish INTEGER NOT NULL CHECK (finish > start),
+  statement BLOB NOT NULL REFERENCES statement(id), PRIMARY KEY (lane, start)) STRICT, WITHOUT ROWID;
+CREATE INDEX covered_statement ON covered(statement);
+CREATE TABLE voucher(
+  payer BLOB NOT NULL, payee BLOB NOT NULL, unit TEXT NOT NULL, number INTEGER NOT NULL,
+  cumulative INTEGER NOT NULL, signed BLOB NOT NULL, PRIMARY KEY (payer, payee, unit, number)) STRICT, WITHOUT ROWID;
+CREATE TABLE payment(
+  statement BLOB PRIMARY KEY REFERENCES statement(id), signed BLOB NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE payout(
+  peer BLOB NOT NULL, sequence INTEGER NOT NULL, signed BLOB NOT NULL,
+  PRIMARY KEY (peer, sequence)) STRICT, WITHOUT ROWID;
+CREATE TABLE score(
+  rater BLOB NOT NULL, subject BLOB NOT NULL, issued_us INTEGER NOT NULL, signed BLOB NOT NULL,
+  PRIMARY KEY (rater, subject)) STRICT, WITHOUT ROWID;
+"""
+"""Statements, what they cover, and how they are settled. `score` holds the newest opinions and may change."""
+_STEPS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (_STEP_2, ("transfer", "sealed")),
+    (_STEP_3, ("draft", "statement", "covered", "voucher", "payment", "payout")),
+)
 """From version 1 on: what leads to the next version, and which new tables only grow."""
 SCHEMA_VERSION = 1 + len(_STEPS)
 

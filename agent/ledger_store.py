@@ -43,8 +43,10 @@ from coppermesh.agent.ledger_reader import (
     UnsettledReceipt,
     read_ledger,
 )
+from coppermesh.agent.ledger_settling import SettlingTables
 from coppermesh.agent.ledger_writer import Commit, LedgerWriter
 from coppermesh.agent.receipts import LaneHead
+from coppermesh.agent.reputation import Dealings, Facts
 from coppermesh.agent.story import StoryLine
 from coppermesh.p2p.envelope import Opened
 from coppermesh.p2p.ids import Digest, MeshId, PeerId
@@ -220,6 +222,18 @@ class LedgerStore:
     async def balances(self) -> list[Balance]:
         """What stands between this peer and each other one, by unit."""
         return await self._view(self._views.balances)
+
+    async def dealings(self, peer: PeerId, unit: str, now_us: int) -> Dealings:
+        """What was done and settled with a peer in one unit."""
+        return await self._read(self._reader.dealings, peer, unit, now_us)
+
+    async def all_dealings(self, unit: str, now_us: int) -> list[tuple[PeerId, Facts]]:
+        """Own dealings with every peer in one unit."""
+        return await self._view(self._views.all_dealings, unit, now_us)
+
+    async def look(self, read: Callable[[SettlingTables], T]) -> T:
+        """What `read` finds in the tables of settling, all at one moment; it runs in a thread."""
+        return await self._view(self._views.look, read)
 
     async def story(self, job: str | bytes) -> list[StoryLine]:
         """The lines of one job, by its bytes or its first hexadecimal digits. Raises NotInLedger."""

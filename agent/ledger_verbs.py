@@ -17,6 +17,9 @@ from coppermesh.agent.verbs import (
     show,
 )
 
+LONG_CALL_SECONDS = 300.0
+"""A comparison or a statement over many receipts takes its time."""
+
 
 def add(verbs: Verbs) -> None:
     """Add the verb."""
@@ -29,6 +32,9 @@ def add(verbs: Verbs) -> None:
     text = "check every signature, chain and sum again; needs no agent"
     _add_mesh(add_action(actions, "audit", text, _audit))
 
+    text = "find the first receipt that this ledger and a connected peer's do not have alike"
+    compare = add_action(actions, "compare", text, _compare)
+    compare.add_argument("peer", type=option_types.peer_id, help="its peer id")
     text = "copy the ledger as of now to a file, and check the copy; an agent may be running"
     backup = add_action(actions, "backup", text, _backup)
     backup.add_argument("file", type=Path)
@@ -71,6 +77,16 @@ def _audit(options: argparse.Namespace) -> int:
     else:
         print("\n".join(screens.printable(line) for line in commands.audit_lines(facts)))
     return EXIT_OK if facts["ok"] else EXIT_FAILED
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from coppermesh.agent.local_link import LocalLink
+    from coppermesh.agent.settlement_views import comparison_lines
+
+    with LocalLink(home_of(options).socket_path, timeout_s=LONG_CALL_SECONDS) as link:
+        facts = json.loads(link.call_json("ledger-compare", json.dumps({"peer": options.peer})))
+    print(json.dumps(facts) if options.json else "\n".join(comparison_lines(facts)))
+    return EXIT_OK if facts["same"] else EXIT_FAILED
 
 
 def _backup(options: argparse.Namespace) -> int:

@@ -29,6 +29,7 @@ from coppermesh.agent.jobs import JobState
 from coppermesh.agent.last_port import keep_port, with_last_port
 from coppermesh.agent.lease_broker import Knowledge, LeaseBroker
 from coppermesh.agent.ledger import LeaseEnded
+from coppermesh.agent.ledger_desk import LedgerDesk
 from coppermesh.agent.ledger_store import LedgerStore, open_ledger
 from coppermesh.agent.local_api import LocalApi
 from coppermesh.agent.machine import Machine, Parts, open_machine
@@ -39,7 +40,7 @@ from coppermesh.agent.mesh_state import MeshState, find_mesh, private_meshes
 from coppermesh.agent.mesh_views import MeshViews
 from coppermesh.agent.networking import mdns_interfaces
 from coppermesh.agent.provider import Provider
-from coppermesh.agent.reputation import DEFAULT_INTERVAL, Dealings
+from coppermesh.agent.reputation import DEFAULT_INTERVAL
 from coppermesh.agent.requester import Requester
 from coppermesh.agent.result_intake import ResultIntake
 from coppermesh.agent.result_outbox import ResultOutbox
@@ -121,6 +122,7 @@ class Node:
         self.challenger: Challenger
         self.outbox: ResultOutbox
         self.credit: CreditDesk
+        self.desk: LedgerDesk
         self.announcer: Announcer
 
     def is_idle(self) -> bool:
@@ -142,6 +144,7 @@ class Node:
             "cancel": (CancelRequest, self._on_cancel),
             "result": (ResultRequest, self._on_result),
             "ping": (Nothing, self._on_ping),
+            **self.desk.handlers(),
         }
         if self.provider is not None:
             handlers["order"] = (OrderRequest, partial(self._ask_provider, "on_order"))
@@ -188,6 +191,7 @@ class Node:
                     if self.keeper is not None:
                         nursery.start_soon(self.keeper.channel_up, event.peer)
                     nursery.start_soon(self.outbox.peer_up, event.peer)
+                    nursery.start_soon(self.desk.peer_up, event.peer)
                     self.requester.providers_changed()
                 else:
                     self.connected_since.pop(event.peer, None)
@@ -304,7 +308,8 @@ async def open_mesh(
         node = Node(machine, config, key, mesh, transport)
         node.meshes, node.keeper = meshes, keeper
         node.ledger, node.store = ledger, store
-        node.credit = CreditDesk(_no_history, now_us)
+        node.desk = LedgerDesk(key, mesh, lambda: node.hub, ledger, unit=config.unit, now_us=now_us)
+        node.credit = CreditDesk(node.desk.history, now_us)
         node.outbox = ResultOutbox(lambda: node.hub, mesh, ledger, store, credit=node.credit, now_us=now_us)
         if machine.providers is not None and (keeper is None or keeper.private.may(Right.PROVIDE, now_us())):
             node.provider = _open_provider(node)
@@ -407,10 +412,6 @@ async def _start(nursery: trio.Nursery, node: Node) -> None:
     )
     nursery.start_soon(node.mdns.run)
     nursery.start_soon(node.tidy)
-
-
-async def _no_history(_peer: PeerId, _unit: str) -> Dealings:
-    return Dealings()
 
 
 def _open_provider(node: Node) -> Provider:

@@ -69,6 +69,7 @@ class NodeViews:
             "earnings": self._earnings,
             "challenge": self._challenge,
             "challenge-note": self._challenge_note,
+            **self._node.desk.methods(),
         }
 
     async def _submit(self, body: bytes) -> LocalMessage:

@@ -110,6 +110,24 @@ def id_prefix(text: str) -> str:
     return text
 
 
+def peer_id(text: str) -> str:
+    """A peer id, 12D3KooW..."""
+    from coppermesh.p2p.ids import parse_peer
+
+    try:
+        parse_peer(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def code(text: str) -> str:
+    """A short word of the protocol: letters, digits and hyphens."""
+    if not re.fullmatch(r"[a-z0-9-]{1,40}", text):
+        raise argparse.ArgumentTypeError(f"want 1 to 40 of a-z, 0-9 and -, got {text!r}")
+    return text
+
+
 def since(text: str) -> int:
     """A moment in the past, in microseconds since the epoch: a date, a time, or how long ago."""
     ago = re.fullmatch(r"([0-9]{1,6})([smhdw])", text)

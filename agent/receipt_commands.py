@@ -11,6 +11,7 @@ from coppermesh.agent.export_check import verify_lines
 from coppermesh.agent.home import Home
 from coppermesh.agent.ledger_reader import LedgerReader, NotInLedger, read_ledger
 from coppermesh.agent.local_link import LocalLink, socket_alive
+from coppermesh.agent.proof_commands import verify_proof_file
 from coppermesh.agent.receipts import InvalidReceipt, verify_receipt_file
 from coppermesh.p2p.errors import MeshError, RemoteProtocolError
 from coppermesh.p2p.ids import mesh_id
@@ -83,6 +84,9 @@ def verify_file(path: Path) -> dict[str, Any]:
             return verify_lines(path)
     except OSError as error:
         return {"ok": False, "sentence": f"{path}: {error.strerror}"}
+    proof = verify_proof_file(path)
+    if proof is not None:
+        return proof
     try:
         decode_receipt_file(data)
     except RemoteProtocolError:

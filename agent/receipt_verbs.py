@@ -16,6 +16,7 @@ from coppermesh.agent.verbs import (
     add_verb,
     home_of,
     show,
+    write_bytes,
 )
 
 _EXPORT_EPILOG = """\
@@ -43,9 +44,22 @@ def add(verbs: Verbs) -> None:
     save.add_argument("output", type=Path, metavar="FILE", help="`-`: standard output")
     save.add_argument("--force", action="store_true", help="replace the file where there is one")
     _add_export(actions)
+    proof = add_action(
+        actions, "proof", "what is kept against other peers; with a number, write it to a file", _proof
+    )
+    proof.add_argument(
+        "number", type=option_types.whole(1, 10_000_000), nargs="?", help="as the list gives it"
+    )
+    proof.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: standard output")
+    proof.add_argument("--force", action="store_true", help="replace the file where there is one")
+    proof.add_argument(
+        "--mesh", type=option_types.text_setting("mesh"), metavar="NAME", help="default: the home's"
+    )
     text = "check a file of receipts: no network, no database, no agent"
     verify = add_action(actions, "verify", text, _verify)
-    verify.add_argument("file", type=Path, help="from `receipts save`, or JSON lines from `receipts export`")
+    verify.add_argument(
+        "file", type=Path, help="from `receipts save`, `export` (JSON lines), `proof`, or `statement prove`"
+    )
 
 
 def _add_receipt(action: argparse.ArgumentParser) -> None:
@@ -124,6 +138,21 @@ def _export(options: argparse.Namespace) -> int:
         )
     where = "" if options.output is None else f" to {options.output}"
     print(f"coppermesh: wrote {screens.counted(count, 'receipt')}{where}", file=sys.stderr)
+    return EXIT_OK
+
+
+def _proof(options: argparse.Namespace) -> int:
+    from coppermesh.agent import proof_commands as commands
+
+    if options.number is None:
+        rows = commands.list_proofs(home_of(options), options.mesh)
+        if options.json:
+            print(json.dumps(rows))
+        else:
+            show(commands.proof_lines(rows), "nothing is kept against anybody")
+        return EXIT_OK
+    data = commands.proof_file(home_of(options), options.number, options.mesh)
+    write_bytes(options.output, data, force=options.force)
     return EXIT_OK
 
 

@@ -11,10 +11,11 @@ Reputation is subjective: it is computed by each agent for itself, and the order
 3. *Others' signed scores*, each weighted by what its author settled with this agent, at most `RATER_CAP`: a clique that
    trades with itself weighs nothing here. They fill in where the own history is short, as at most `HEARSAY` tasks.
 
-The exposure class comes from the own ledger alone, so that neither a new key nor friends' praise buy credit: class 0 is
-one accounting interval, each class doubles it (`exposure_limit`). A tenth of the settled volume is the goal; what was
-countersigned and not yet settled counts a tenth of that and alone never leads above class 3; each receipt left
-unanswered past its date takes a class away. So a new key starts at the smallest exposure, whatever the old one did.
+The exposure class comes from the own ledger alone, so that neither a new key nor friends' praise buy credit: class 0
+is one accounting interval, each class doubles it (`exposure_limit`). A tenth of the settled volume is the goal; what
+was countersigned and not yet settled counts a tenth of that and alone never leads above class 3; each receipt left
+unanswered past its date takes a class away, as does each tenth of all receipts that it disputed. So a new key starts
+at the smallest exposure, whatever the old one did.
 """
 
 from collections.abc import Sequence
@@ -40,7 +41,16 @@ HIGHEST_UNSETTLED = 3
 """The highest class that countersignatures alone lead to, without a settlement."""
 DEFAULT_INTERVAL = 10_000
 """What one accounting interval costs where the caller does not say, money."""
-PROOFS = frozenset({"equivocation", "broken-chain", "double-task", "double-countersignature", "wrong-sum"})
+PROOFS = frozenset(
+    {
+        "equivocation",
+        "broken-chain",
+        "double-task",
+        "double-countersignature",
+        "double-statement",
+        "wrong-sum",
+    }
+)
 """Kinds of evidence that are proofs by the peer's own signatures; others only count as disputes."""
 _DISPUTE_WEIGHT = 4
 """A task that was billed or done wrong counts as so many failed ones: failing is luck, lying is not."""
@@ -58,6 +68,8 @@ class Dealings:
     """Receipts of theirs that were disputed here for what they claim."""
     overdue: int = 0
     """Receipts of ours that they have left unanswered past their date."""
+    refused: int = 0
+    """Receipts of ours that they disputed: work that was done and is not paid."""
     countersigned: int = 0
     """Accepted either way and not settled yet, money."""
     settled: int = 0
@@ -109,7 +121,8 @@ def score(peer: PeerId, facts: Facts) -> Reputation:
         said = tuple(f"its own signatures prove it: {kind}" for kind in proofs)
         return Reputation(0, NO_CREDIT, said)
     good = dealings.tasks_ok
-    bad = dealings.tasks_failed + _DISPUTE_WEIGHT * (dealings.disputes + dealings.overdue)
+    lies = dealings.disputes + dealings.overdue + dealings.refused
+    bad = dealings.tasks_failed + _DISPUTE_WEIGHT * lies
     opinions = _counted(peer, facts)
     weight, praise = _hearsay(opinions, own=good + bad)
     value = (good + praise + PRIOR) / (good + bad + weight + 2 * PRIOR)
@@ -126,7 +139,8 @@ def exposure_class(dealings: Dealings, interval: int) -> int:
     settled = _doublings(dealings.settled // 10, interval)
     with_promises = _doublings((dealings.settled + dealings.countersigned // 10) // 10, interval)
     step = max(settled, min(with_promises, HIGHEST_UNSETTLED))
-    return max(SMALLEST, step - dealings.overdue)
+    unpaid = dealings.overdue + 10 * dealings.refused // max(10, dealings.tasks_ok)
+    return max(SMALLEST, step - unpaid)
 
 
 def exposure_limit(step: int, interval: int) -> int:
@@ -169,6 +183,8 @@ def _own_reasons(dealings: Dealings) -> tuple[str, ...]:
         said.append(f"left {dealings.overdue} receipts of ours unanswered past their date")
     if dealings.disputes:
         said.append(f"{dealings.disputes} of its receipts were disputed here")
+    if dealings.refused:
+        said.append(f"{dealings.refused} of our receipts were disputed by it")
     if dealings.tasks_failed:
         said.append(f"{dealings.tasks_failed} tasks failed or were taken from it")
     if dealings.tasks_ok:

@@ -7,10 +7,12 @@ import what they need when they run, so that a light one stays light.
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeAlias
 
 from coppermesh.agent import option_types, screens
 from coppermesh.agent.home import Home, default_home
+from coppermesh.p2p.errors import MeshError
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -84,6 +86,21 @@ def show(lines: Sequence[str], nothing: str = "") -> None:
         print("\n".join(lines))
     else:
         print(f"coppermesh: {nothing}", file=sys.stderr)
+
+
+def write_bytes(output: Path | None, data: bytes, *, force: bool) -> None:
+    """A file's bytes to a new file (or in place of one, with `force`), or to standard output. Raises MeshError."""
+    if output is None or str(output) == "-":
+        sys.stdout.buffer.write(data)
+        return
+    option_types.check_output("--output", output)
+    if output.exists() and not force:
+        raise MeshError(f"{output} exists: name another file, or add --force")
+    try:
+        output.write_bytes(data)
+    except OSError as error:
+        raise MeshError(f"{output} cannot be written: {error.strerror}") from error
+    print(f"coppermesh: wrote {output}", file=sys.stderr)
 
 
 def say(error: BaseException, code: int) -> int:

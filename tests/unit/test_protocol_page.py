@@ -4,14 +4,16 @@ import re
 import types
 import typing
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, cast, get_args, get_origin
 
 import msgspec
 import pytest
 
+from coppermesh.agent import settlement, settling_rules, statements
+from coppermesh.agent.ledger_desk import LedgerDesk
 from coppermesh.agent.negotiation import LeaseState, TaskState
 from coppermesh.agent.policy import DECLINE_CODES
-from coppermesh.p2p import membership_messages, messages
+from coppermesh.p2p import ledger_messages, membership_messages, messages
 from coppermesh.p2p.announcements import MAX_ANNOUNCEMENT_BYTES, Verdict
 from coppermesh.p2p.blob_streams import BlobAnswer, BlobHeader
 from coppermesh.p2p.channel import Frame, Refusal
@@ -19,6 +21,14 @@ from coppermesh.p2p.invitation import Invitation
 from coppermesh.p2p.membership import MEMBERSHIP_CODES, ROLES, Right
 from coppermesh.p2p.membership_records import Quota, RevocationNotice
 from coppermesh.p2p.messages import MAX_FRAME_BYTES, Message, Nothing
+from coppermesh.p2p.proof_files import (
+    MAX_EVIDENCE_BYTES,
+    MAX_PLACE_BYTES,
+    MAX_STATEMENT_BYTES,
+    EvidenceFile,
+    PlaceFile,
+    StatementFile,
+)
 from coppermesh.p2p.receipt_file import MAX_RECEIPT_FILE_BYTES, ReceiptFile
 from coppermesh.p2p.records import (
     AddressText,
@@ -35,8 +45,11 @@ from coppermesh.p2p.records import (
     SignedRecord,
     Version,
 )
+from coppermesh.p2p.settlement_records import SignedPayout, SignedStatement
 
 PAGE = (Path(__file__).parents[2] / "p2p" / "PROTOCOL.md").read_text()
+
+LEDGERS = PAGE.partition("## Ledgers")[2].partition("## Money")[0]
 
 WORDS = {
     Version: "1",
@@ -102,8 +115,10 @@ STRUCTURES: list[type[msgspec.Struct]] = [
     *(
         kind
         for kind in Message.__subclasses__()
-        if kind.__module__ in (Message.__module__, membership_messages.__name__) and kind is not Nothing
+        if kind.__module__ in (Message.__module__, membership_messages.__name__, ledger_messages.__name__)
+        and kind is not Nothing
     ),
+    *(SignedStatement, SignedPayout, EvidenceFile, PlaceFile, StatementFile),
     *(Quota, RevocationNotice, Invitation),
     *(SignedRecord, DeviceOffer, Frame, Refusal, ReceiptFile, BlobHeader, BlobAnswer),
 ]
@@ -135,8 +150,35 @@ def test_methods_are_those_of_the_messages_module() -> None:
         re.MULTILINE,
     )
     assert len(documented) == 13
-    found = re.findall(r"^\| `([a-z]+)` +\| (\w+) +\| (\w+) +\| (\w+) +\|$", PAGE, re.MULTILINE)
+    found = re.findall(
+        r"^\| `([a-z]+)` +\| (\w+) +\| (\w+) +\| (\w+) +\|$", PAGE.replace(LEDGERS, ""), re.MULTILINE
+    )
     assert found == documented
+
+
+def test_methods_about_ledgers_are_on_the_page_and_answered() -> None:
+    pattern = (
+        r"^\| `([a-z]+-[a-z]+|statement|voucher|payment|payout|scores)` +\| (\w+) +\| (\w+) +\| (\w+) +\|$"
+    )
+    documented = re.findall(pattern, ledger_messages.__doc__ or "", re.MULTILINE)
+    assert len(documented) == 9
+    assert re.findall(pattern, LEDGERS, re.MULTILINE) == documented
+    desk = LedgerDesk(*[cast("Any", None)] * 4, unit="usd", now_us=lambda: 0)
+    assert {name: kind.__name__ for name, (kind, _) in desk.handlers().items()} == {
+        name: request for name, _, request, _ in documented
+    }
+
+
+def test_codes_of_statements_are_on_the_page() -> None:
+    source = "".join(
+        (Path(module.__file__ or "")).read_text() for module in (statements, settling_rules, settlement)
+    )
+    raised = set(re.findall(r'(?:Refused|LedgerConflict)\(\s*"([a-z-]+)"', source))
+    assert len(raised) > 15
+    codes = PAGE.partition("**Refusals about ledgers**")[2].partition("\n\n")[0]
+    # Of what never leaves an agent: its own records, and a backend that takes deposits.
+    local = {"wrong-signature", "unsettled", "no-deposit"}
+    assert raised - local <= set(re.findall(r"`([a-z-]+)`", codes))
 
 
 def test_codes_states_and_verdicts_are_all_there() -> None:
@@ -152,7 +194,13 @@ def test_codes_states_and_verdicts_are_all_there() -> None:
     assert [state for state in (*LeaseState, *TaskState) if f"`{state.value}`" not in states] == []
 
 
-@pytest.mark.parametrize("number", [MAX_FRAME_BYTES, MAX_ANNOUNCEMENT_BYTES, MAX_RECEIPT_FILE_BYTES])
+@pytest.mark.parametrize(
+    "number",
+    [
+        *(MAX_FRAME_BYTES, MAX_ANNOUNCEMENT_BYTES, MAX_RECEIPT_FILE_BYTES),
+        *(MAX_EVIDENCE_BYTES, MAX_PLACE_BYTES, MAX_STATEMENT_BYTES),
+    ],
+)
 def test_limits_are_on_the_page(number: int) -> None:
     assert f"at most {number} bytes" in PAGE.replace("\n", " ")
 

@@ -33,6 +33,7 @@ dealings = st.builds(
     tasks_failed=counts,
     disputes=counts,
     overdue=st.integers(0, 20),
+    refused=counts,
     countersigned=amounts,
     settled=amounts,
 )
@@ -87,6 +88,17 @@ def test_promises_alone_lead_only_so_far_and_unanswered_receipts_back() -> None:
     late = replace(facts, dealings=Dealings(countersigned=10**12, overdue=2))
     assert score(PEER, late).exposure_class == HIGHEST_UNSETTLED - 2
     assert "unanswered" in score(PEER, late).reasons[0]
+
+
+def test_who_disputes_what_it_was_given_loses_credit() -> None:
+    interval = 1000
+    good = Dealings(tasks_ok=100, settled=10**12)
+    assert score(PEER, Facts(good, interval=interval)).exposure_class == HIGHEST
+    one = score(PEER, Facts(replace(good, refused=9), interval=interval))
+    assert one.exposure_class == HIGHEST, "one in ten may be a mistake"
+    many = score(PEER, Facts(replace(good, refused=50), interval=interval))
+    assert many.exposure_class == HIGHEST - 5
+    assert "disputed by it" in many.reasons[0]
 
 
 def test_others_count_by_what_they_settled_with_me() -> None:

@@ -86,6 +86,7 @@ def test_wheel_names_its_needs(wheel: Path) -> None:
         "demo",
         "dev",
         "models",
+        "parquet",
         "test",
     }
 

@@ -24,6 +24,7 @@ from coppermesh.p2p.encoding import encode
 from coppermesh.p2p.envelope import record_id, sign_record, to_bytes
 from coppermesh.p2p.framing import encode_frame
 from coppermesh.p2p.ids import PeerId, format_peer, mesh_id
+from coppermesh.p2p.merkle import leaf_hash, merkle_root
 from coppermesh.p2p.messages import (
     BlobInfo,
     CancelRequest,
@@ -33,6 +34,7 @@ from coppermesh.p2p.messages import (
     InlineBlob,
     TaskReply,
 )
+from coppermesh.p2p.proof_files import encode_evidence, encode_place
 from coppermesh.p2p.receipt_file import encode_receipt_file
 from coppermesh.p2p.records import (
     ZERO_HASH,
@@ -48,6 +50,14 @@ from coppermesh.p2p.records import (
     SignedRecord,
     Task,
     Trace,
+)
+from coppermesh.p2p.settlement_records import (
+    Payment,
+    Payout,
+    Score,
+    SignedStatement,
+    Statement,
+    Voucher,
 )
 from coppermesh.p2p.signing import PeerKey
 
@@ -759,6 +769,178 @@ def challenges() -> Iterator[Vector]:
         yield Vector("challenge", name, "refused" if says else "ok", comment, data, headers)
 
 
+LEAF = leaf_hash(record_id(encode(RECEIPT)) + record_id(encode(COUNTERSIGNATURE)))
+OTHER_LEAF = leaf_hash(filled(0x61) + filled(0x62))
+STATEMENT = Statement(
+    version=1,
+    mesh=MESH,
+    proposer=PROVIDER.peer,
+    other=REQUESTER.peer,
+    unit="usd",
+    number=0,
+    previous=ZERO_HASH,
+    receipts=2,
+    root=merkle_root([LEAF, OTHER_LEAF]),
+    earned_proposer=5,
+    earned_other=0,
+    net=5,
+    payee="proposer",
+    issued_us=NOW_US,
+    expires_us=NOW_US + 600 * SECOND_US,
+)
+VOUCHER = Voucher(1, MESH, REQUESTER.peer, PROVIDER.peer, "usd", 0, record_id(encode(STATEMENT)), 5, NOW_US)
+PAYMENT = Payment(
+    1, MESH, PROVIDER.peer, REQUESTER.peer, record_id(encode(STATEMENT)), "usd", 5, "ledger", "tx 7", NOW_US
+)
+PAYOUT = Payout(
+    1,
+    MESH,
+    PROVIDER.peer,
+    0,
+    "ed25519",
+    STRANGER.peer.hex(),
+    STRANGER.peer,
+    NOW_US,
+    NOW_US + 86_400 * SECOND_US,
+)
+SCORE = Score(1, MESH, PROVIDER.peer, REQUESTER.peer, 900, 12, NOW_US, NOW_US + 86_400 * SECOND_US)
+
+
+def settling_records() -> Iterator[Vector]:
+    samples: list[tuple[str, PeerKey, Record]] = [
+        ("statement-by-proposer", PROVIDER, STATEMENT),
+        ("statement-by-other", REQUESTER, STATEMENT),
+        ("voucher", REQUESTER, VOUCHER),
+        ("payment", PROVIDER, PAYMENT),
+        ("payout-by-peer", PROVIDER, PAYOUT),
+        ("payout-by-key", STRANGER, PAYOUT),
+        ("score", PROVIDER, SCORE),
+    ]
+    for name, key, record in samples:
+        kind = type(record).__name__
+        signed = sign_record(key, record)
+        headers = {
+            "type": kind,
+            "signer": key.peer.hex(),
+            "id": record_id(signed.body).hex(),
+            "value": as_json(record),
+        }
+        yield Vector("signed", f"good-{name}", "ok", f"a valid {kind}", to_bytes(signed), headers)
+    body = encode(VOUCHER)
+    by_payee = SignedRecord(body, PROVIDER.peer, PROVIDER.sign(Voucher.DOMAIN, body))
+    as_payment = sign_record(PROVIDER, PAYMENT)
+    for name, expect, kind, comment, data in [
+        ("voucher-by-payee", "misattributed", "Voucher", "a promise to oneself", to_bytes(by_payee)),
+        ("payment-as-voucher", "forged", "Voucher", "another kind of record", to_bytes(as_payment)),
+    ]:
+        yield Vector("signed", name, expect, comment, data, {"type": kind})
+    score = plain(SCORE)
+    statement = plain(STATEMENT)
+    for kind, name, says, comment, items in [
+        ("Score", "score-1001", "<= 1000", "better than the best", [*score[:4], 1001, *score[5:]]),
+        (
+            "Score",
+            "score-float",
+            "got `float`",
+            "no floats in anything signed",
+            [*score[:4], 0.5, *score[5:]],
+        ),
+        ("Statement", "statement-debt", ">= 0", "a net below zero", [*statement[:11], -5, *statement[12:]]),
+        ("Statement", "statement-payee", "matching regex", "who", [*statement[:12], "both", *statement[13:]]),
+        ("LanePartReply", "part-17-roots", "length <= 16", "a part too many", [[filled(1)] * 17]),
+        ("LaneListReply", "lanes-1025", "length <= 65536", "a lane too many", [bytes(64 * 1025), False]),
+    ]:
+        yield structure(kind, name, says, comment, packed(items))
+
+
+def evidence_files() -> Iterator[Vector]:
+    one = sign_record(PROVIDER, RECEIPT)
+    other = sign_record(PROVIDER, msgspec.structs.replace(RECEIPT, amount=1, cumulative=1))
+    elsewhere = sign_record(PROVIDER, msgspec.structs.replace(RECEIPT, lane=filled(0x70, 16)))
+    next_up = sign_record(PROVIDER, msgspec.structs.replace(RECEIPT, sequence=1, previous=filled(0x71)))
+    forged = SignedRecord(other.body, PROVIDER.peer, one.signature)
+    answers = [
+        sign_record(REQUESTER, msgspec.structs.replace(COUNTERSIGNATURE, issued_us=NOW_US + at))
+        for at in (1, 2)
+    ]
+    tasks = [sign_record(REQUESTER, msgspec.structs.replace(TASK, index=index)) for index in (3, 4)]
+    again = sign_record(REQUESTER, msgspec.structs.replace(STATEMENT, issued_us=NOW_US + 1))
+    said = [sign_record(REQUESTER, STATEMENT), again]
+    proposals = [
+        sign_record(PROVIDER, STATEMENT),
+        sign_record(PROVIDER, msgspec.structs.replace(STATEMENT, net=4)),
+    ]
+    receipt = sign_record(PROVIDER, RECEIPT)
+    too_much = sign_record(REQUESTER, msgspec.structs.replace(COUNTERSIGNATURE, accepted_cumulative=9))
+    for name, kind, peer, records, says, comment in [
+        ("equivocation", "equivocation", PROVIDER, [one, other], "", "two receipts for one place"),
+        ("broken-chain", "broken-chain", PROVIDER, [one, next_up], "", "the second names another before it"),
+        ("double-task", "double-task", REQUESTER, tasks, "", "one number, two tasks"),
+        ("double-answer", "double-countersignature", REQUESTER, answers, "", "one receipt, two answers"),
+        (
+            "double-statement",
+            "double-statement",
+            REQUESTER,
+            said,
+            "",
+            "the second side signed two of a number",
+        ),
+        ("wrong-sum", "wrong-sum", REQUESTER, [receipt, too_much], "", "accepts more than was billed"),
+        ("same-twice", "equivocation", PROVIDER, [one, one], "do not show", "one receipt twice"),
+        ("two-lanes", "equivocation", PROVIDER, [one, elsewhere], "do not show", "two lanes"),
+        ("one-record", "equivocation", PROVIDER, [one], "want two", "half a proof"),
+        ("forged", "equivocation", PROVIDER, [one, forged], "not valid", "one signature does not hold"),
+        (
+            "framed",
+            "equivocation",
+            REQUESTER,
+            [one, other],
+            "signed by",
+            "against a peer that signed neither",
+        ),
+        ("proposals", "double-statement", PROVIDER, proposals, "do not show", "a proposer may propose again"),
+        ("right-sum", "wrong-sum", REQUESTER, [receipt, answers[0]], "do not show", "a sum that adds up"),
+        ("unknown-kind", "rudeness", PROVIDER, [one, other], "cannot be proven", "no kind of proof"),
+    ]:
+        headers = {"says": says} if says else {}
+        data = encode_evidence(kind, peer.peer, records)
+        yield Vector("evidence-file", name, "refused" if says else "ok", comment, data, headers)
+
+
+def place_files() -> Iterator[Vector]:
+    def place(index: int = 0, path: list[bytes] | None = None, **fields: Any) -> bytes:
+        record = msgspec.structs.replace(STATEMENT, **fields)
+        both = SignedStatement(sign_record(PROVIDER, record), sign_record(REQUESTER, record), b"")
+        way = [OTHER_LEAF] if path is None else path
+        return encode_place(
+            sign_record(PROVIDER, RECEIPT), sign_record(REQUESTER, COUNTERSIGNATURE), both, index, way
+        )
+
+    once = SignedStatement(sign_record(PROVIDER, STATEMENT), sign_record(PROVIDER, STATEMENT), b"")
+    receipt, answer = sign_record(PROVIDER, RECEIPT), sign_record(REQUESTER, COUNTERSIGNATURE)
+    by_one = encode_place(receipt, answer, once, 0, [OTHER_LEAF])
+    for name, says, comment, data in [
+        ("good", "", "the first of two receipts", place()),
+        ("other-index", "not under", "the second place", place(index=1)),
+        ("outside", "not under", "a place that there is not", place(index=2)),
+        ("other-path", "not under", "a path from elsewhere", place(path=[filled(0x63)])),
+        ("no-path", "not under", "the path is missing", place(path=[])),
+        ("long-path", "not under", "a hash too many", place(path=[OTHER_LEAF, OTHER_LEAF])),
+        ("other-root", "not under", "another root", place(root=filled(0x64))),
+        ("one-side", "both its sides", "the proposer signed twice", by_one),
+        ("wrong-net", "net is", "a net that does not follow", place(net=6)),
+        ("other-unit", "unit", "a statement in another unit", place(unit="eur")),
+        ("flipped", "", "one bit differs", b""),
+    ]:
+        if name == "flipped":
+            good = place()
+            spoiled = good[:-40] + bytes([good[-40] ^ 1]) + good[-39:]
+            yield Vector("place-file", name, "refused", comment, spoiled)
+            continue
+        headers = {"says": says} if says else {}
+        yield Vector("place-file", name, "refused" if says else "ok", comment, data, headers)
+
+
 def frames() -> Iterator[Vector]:
     one = encode_frame(b"\x01")
     full = encode_frame(bytes(64))
@@ -808,7 +990,8 @@ def vectors() -> Iterator[Vector]:
     """Every vector, in a fixed order."""
     makers = [
         good_records, good_messages, bad_shapes, bombs, bad_integers, bad_fields, bad_lists, bad_challenges, signatures,
-        bad_envelopes, announcements, receipt_files, challenges, frames, peer_texts,
+        bad_envelopes, announcements, receipt_files, challenges, settling_records, evidence_files, place_files, frames,
+        peer_texts,
     ]  # fmt: skip
     for maker in makers:
         yield from maker()

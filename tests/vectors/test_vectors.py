@@ -11,8 +11,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from coppermesh.agent.proofs import InvalidProof, verify_evidence, verify_place
 from coppermesh.agent.traces import open_recorded
-from coppermesh.p2p import messages, records
+from coppermesh.p2p import ledger_messages, messages, records, settlement_records
 from coppermesh.p2p.announcements import AnnouncementBook
 from coppermesh.p2p.encoding import decode, encode
 from coppermesh.p2p.envelope import from_bytes, has_valid_signature, open_record, open_verified, to_bytes
@@ -42,7 +43,10 @@ def read(path: Path) -> Vector:
 
 
 def struct_type(name: str) -> Any:
-    return getattr(records, name, None) or getattr(messages, name)
+    for module in (records, messages, settlement_records, ledger_messages):
+        if hasattr(module, name):
+            return getattr(module, name)
+    raise AssertionError(f"no structure is called {name}")
 
 
 def readable(value: Any) -> Any:
@@ -130,6 +134,23 @@ def run_receipt_file(vector: Vector) -> str:
     return "ok"
 
 
+def run_evidence_file(vector: Vector) -> str:
+    return run_proof(vector, verify_evidence)
+
+
+def run_place_file(vector: Vector) -> str:
+    return run_proof(vector, verify_place)
+
+
+def run_proof(vector: Vector, check: Callable[[bytes], object]) -> str:
+    try:
+        check(vector.body)
+    except InvalidProof as error:
+        assert_says(vector, error)
+        return "refused"
+    return "ok"
+
+
 def run_challenge(vector: Vector) -> str:
     receipt = open_record(records.Receipt, from_bytes(bytes.fromhex(vector.headers["receipt"])))
     reply = decode(messages.ChallengeReply, vector.body, max_bytes=messages.MAX_FRAME_BYTES)
@@ -180,6 +201,8 @@ RUNNERS: dict[str, Callable[[Vector], str]] = {
     "announcement": run_announcement,
     "receipt-file": run_receipt_file,
     "challenge": run_challenge,
+    "evidence-file": run_evidence_file,
+    "place-file": run_place_file,
     "frames": run_frames,
     "peer-text": run_peer_text,
 }
