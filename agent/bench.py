@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 import coppermesh.exec.xp as xp  # noqa: PLR0402 - a namespace module, as users import it
-from coppermesh.agent import screens
+from coppermesh.agent import bench_peers, screens
 from coppermesh.agent.bench_tcp import SIZE, measure_raw_tcp
 from coppermesh.agent.client import Job, Mesh, connect
 from coppermesh.agent.demo import await_providers
@@ -70,6 +70,36 @@ def run_bench(*, as_json: bool) -> int:
     ]
     print("\n".join(screens.table(("MEASURE", "MEDIAN", "MIN", "MAX", "UNIT"), rows, right=(1, 2, 3))))
     _say(f"took {seconds:.1f} s")
+    return 0
+
+
+def run_peers(*, as_json: bool) -> int:
+    """Measure the same work on other systems too, and print it; returns the exit code."""
+    found: dict[str, bench_peers.Values | None] = {}
+    with tempfile.TemporaryDirectory(prefix="coppermesh-bench-") as base, local_mesh(Path(base)) as mesh:
+        _say("coppermesh: two providers")
+        values = bench_peers.measure_coppermesh(mesh)
+    with tempfile.TemporaryDirectory(prefix="coppermesh-bench-") as base, local_mesh(Path(base)) as mesh:
+        _say(f"coppermesh: a lease with {bench_peers.BIDDERS} bidders")
+        values["negotiation"] = bench_peers.measure_negotiation(mesh)
+    found["coppermesh"] = values
+    for name, measure in bench_peers.peers().items():
+        _say(name)
+        found[name] = measure()
+    for name in bench_peers.missing(found):
+        _say(f"{name} is not installed here and was not measured: {bench_peers.INSTALL}")
+    figures = [
+        (system, Figure.of(name, unit, values)) for system, name, values, unit in bench_peers.rows(found)
+    ]
+    if as_json:
+        print(json.dumps([{"system": system, **asdict(figure)} for system, figure in figures]))
+        return 0
+    rows = [
+        (system, each.name, _number(each.median), _number(each.minimum), _number(each.maximum), each.unit)
+        for system, each in figures
+    ]
+    heads = ("SYSTEM", "MEASURE", "MEDIAN", "MIN", "MAX", "UNIT")
+    print("\n".join(screens.table(heads, rows, right=(2, 3, 4))))
     return 0
 
 

@@ -138,6 +138,11 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     doctor.add_argument("--json", action="store_true", help="print one line of JSON on stdout")
     bench = add_verb(verbs, "bench", "measure this machine with agents on loopback", _bench, home=False)
+    bench.add_argument(
+        "--peers",
+        action="store_true",
+        help="the same small work on dask.distributed and Ray too, where they are installed",
+    )
     bench.add_argument("--json", action="store_true", help="print one line of JSON on stdout")
     return parser
 
@@ -442,9 +447,9 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from coppermesh.agent.bench import run_bench
+    from coppermesh.agent.bench import run_bench, run_peers
 
-    return run_bench(as_json=options.json)
+    return run_peers(as_json=options.json) if options.peers else run_bench(as_json=options.json)
 
 
 if __name__ == "__main__":

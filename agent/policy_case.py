@@ -53,6 +53,7 @@ DECLINE_CODES = {
     "load-limit": "other programs use more of the device than its owner wants",
     "kept-memory": "less of the device's memory is free than its owner keeps",
     "not-known": "the device does not tell what its owner wants to know first",
+    "disk-full": "the provider has no room on its disk",
     "busy": "every slot that fits is taken",
     "internal": "the provider failed to answer; its owner's log says why",
 }
@@ -117,6 +118,8 @@ class ProviderState:
     requester_score: int = 500
     """Of 1000, by `reputation.score`; a stranger's is in the middle."""
     score_reason: str = ""
+    disk_full: bool = False
+    """What a task brings could not be kept."""
     unpaid: str = ""
     """Why this requester gets nothing until it has answered its receipts; empty: its credit is not used up."""
     limits: Limits = field(default_factory=Limits)

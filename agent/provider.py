@@ -256,6 +256,7 @@ class Provider:
     def follow_owner(self) -> None:
         """Carry out what the owner wants now: leases against it end with their accepted tasks. Call each second."""
         now_us = self._now_us()
+        self.lending.disk_full = self._store.is_disk_full()
         for server in list(self.leases.values()):
             server.drain(self.lending.against(server.requester, server.lease.record.device, now_us))
         if not all(self.lending.is_lent(name, now_us) for name in self._devices):
@@ -309,6 +310,7 @@ class Provider:
         """Terms with a slot reserved for them, or why there are none. Later meshes give way before it says busy."""
         await self._credit.look_up(peer, order.record.unit)
         state = self._state_for(peer, order.record, now_us)
+        state = replace(state, disk_full=self._store.is_disk_full())
         terms = decide(order.record, peer, state, now_us)
         if isinstance(terms, DeclineReason) and terms.code == "busy":
             cleared = replace(state, devices=self._device_states(now_us, with_reclaimable=True))

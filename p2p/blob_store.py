@@ -87,6 +87,14 @@ class BlobStore:
         """May `scope` see this blob, and is it here? One from before a restart may still prove damaged: `ensure`."""
         return self._table.visible(scope, root) is not None
 
+    def is_disk_full(self) -> bool:
+        """Not even a small blob could be stored."""
+        try:
+            self._files.check_room(1)
+        except StoreFull:
+            return True
+        return False
+
     async def ensure(self, scope: Scope, root: Digest) -> bool:
         """Like `has`, and its bytes were verified in this run. What `need` is computed from. Counts as a use."""
         entry = self._table.visible(scope, root)

@@ -13,6 +13,7 @@ from coppermesh.agent.policies import (
     containment,
     cost,
     deadline,
+    disk,
     features,
     flood,
     isolation,
@@ -44,6 +45,7 @@ ORDER_COMPONENTS: tuple[OrderJudge, ...] = (
     deadline.judge,
     isolation.judge,
     containment.judge,
+    disk.judge,
 )
 """In the order in which they are asked: what ends the conversation soonest comes first."""
 

@@ -160,6 +160,7 @@ CASES: list[tuple[str, Order, ProviderState, str]] = [
             "not-known",
         )
     ],
+    ("disk-full", ORDER, state(disk_full=True), "free some space"),
     ("busy", ORDER, state(DeviceState(GPU, 0)), "ask again later"),
 ]
 
