@@ -39,7 +39,8 @@ _IGNORED = re.compile(r"--?use_fast_math|--?fmad=(?:true|false)")
 _INCLUDED_FROM = re.compile(
     r"^(?:In file included from| +from) module\.cpp:\d+[:,]\n|\./(?=kernel\.cu:)", re.MULTILINE
 )
-_PATH = re.compile(r"(?<![\w.])/(?:[^\s:'\"()]+/)*([^\s:/'\"()]+)")
+_WORD = re.compile(r"[^\s:'\"()]+")
+_ROOT = re.compile(r"(?<![\w.])/")
 
 
 class BuildFailed(ExecError):
@@ -239,7 +240,22 @@ def scrub(text: str, directory: Path | None = None) -> str:
     """`text` fit to leave this machine: printable, bounded, and with the last part only of every absolute path."""
     if directory is not None:
         text = text.replace(f"{directory}/", "")
-    return plain_detail(_PATH.sub(r"\1", text[: 4 * MAX_DETAIL]))
+    return plain_detail(_WORD.sub(_last_part, text[: 4 * MAX_DETAIL]))
+
+
+def _last_part(word: re.Match[str]) -> str:
+    """A word with the last part only of the absolute path that begins in it.
+
+    In time that grows with its length alone: a stranger chose it, and this runs in the agent.
+    """
+    text = word[0]
+    root = _ROOT.search(text)
+    if root is None:
+        return text
+    parts = [part for part in text[root.start() :].split("/") if part]
+    if not parts:
+        return text
+    return text[: root.start()] + parts[-1] + ("/" if text.endswith("/") else "")
 
 
 @contextlib.contextmanager

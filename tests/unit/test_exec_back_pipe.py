@@ -450,3 +450,15 @@ def test_every_way_to_end_is_told_apart():
     assert "status 3" in explain_exit(3, "", "", 1).sentence
     assert "signal 99" in explain_exit(-99, "", "", 1).sentence
     assert "0.5 s" in explain_wall_limit("kernel spin", "", 0.5).sentence
+
+
+@pytest.mark.parametrize(
+    "text", ["/" * 65536, "/a" * 32768, "/etc/passwd \x1b[2J" * 4000, "." * 65536, "a/" * 32768 + ":"]
+)
+def test_a_strangers_text_takes_no_more_time_than_its_length(text):
+    """The first of them held the agent for ever, while the pattern for paths could match it in many ways."""
+    assert len(scrub(text)) <= pipe.MAX_DETAIL
+
+
+def test_only_the_last_part_of_a_path_is_kept():
+    assert scrub("/a/b/c.py:3: '/d/e' (/f/g/) x=/h/i 1/2 ../j //k") == "c.py:3: 'e' (g/) x=i 1/2 ../j k"
