@@ -37,6 +37,7 @@ from coppermesh.agent.verbs import (
     JSON_HELP,
     Verbs,
     add_limit,
+    add_mesh,
     add_verb,
     home_of,
     say,
@@ -107,6 +108,7 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_agent(verbs)
     for verb, text in _READING.items():
         reading = add_verb(verbs, verb, text, _read)
+        add_mesh(reading)
         reading.add_argument("--json", action="store_true", help=JSON_HELP)
         reading.set_defaults(verb=verb)
     pause = _add_control(verbs, "pause", "take no new work; what was accepted is finished")
@@ -126,6 +128,7 @@ def _build_parser() -> argparse.ArgumentParser:
     explain = add_verb(
         verbs, "explain", "tell the story of a job or order, and count why others refused", _explain
     )
+    add_mesh(explain)
     explain.add_argument("job", type=option_types.id_prefix, help="job or order id, or its first digits")
     explain.add_argument("--json", action="store_true", help=JSON_HELP)
     _add_challenge(verbs)
@@ -234,9 +237,11 @@ def _add_config(verbs: Verbs) -> None:
 
 def _add_jobs(verbs: Verbs) -> None:
     jobs = add_verb(verbs, "jobs", "jobs submitted from this home, newest first", _jobs)
+    add_mesh(jobs)
     jobs.add_argument("--json", action="store_true", help=JSON_HELP)
     add_limit(jobs, 20)
     cancel = add_verb(verbs, "cancel", "take a running job back; what is done already is paid", _control)
+    add_mesh(cancel)
     cancel.add_argument("job", type=option_types.id_prefix, help=JOB_HELP)
     cancel.add_argument("--json", action="store_true", help=JSON_HELP)
     cancel.set_defaults(verb="cancel")
@@ -245,6 +250,7 @@ def _add_jobs(verbs: Verbs) -> None:
 def _add_challenge(verbs: Verbs) -> None:
     text = "have a finished task's provider show what every node gave, and find where two runs part"
     parser = add_verb(verbs, "challenge", text, _challenge)
+    add_mesh(parser)
     parser.add_argument("job", type=option_types.id_prefix, help=JOB_HELP)
     parser.add_argument(
         "task",
@@ -375,13 +381,14 @@ def _config(options: argparse.Namespace) -> int:
 
 def _id(options: argparse.Namespace) -> int:
     from coppermesh.agent.config import load_config
-    from coppermesh.p2p.ids import format_peer, mesh_id
+    from coppermesh.agent.mesh_state import id_of
+    from coppermesh.p2p.ids import format_peer
     from coppermesh.p2p.signing import PeerKey
 
     home = home_of(options)
     home.prepare()
     mesh = load_config(home, mesh=options.mesh).mesh
-    peer = format_peer(PeerKey.load_or_create(home.key_path(mesh_id(mesh))).peer)
+    peer = format_peer(PeerKey.load_or_create(home.key_path(id_of(home, mesh))).peer)
     print(json.dumps({"peer": peer, "mesh": mesh}) if options.json else peer)
     return EXIT_OK
 

@@ -329,8 +329,9 @@ class Mesh:
     threads while several meshes are open, it raises NeedsValue.
     """
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Home, mesh: str | None = None) -> None:
         self._home = home
+        self._mesh = mesh
         self._sent: set[bytes] = set()
         self._blocks: list[AbstractContextManager[None]] = []
 
@@ -361,7 +362,7 @@ class Mesh:
 
     def link(self, *, timeout_s: float = 60.0) -> LocalLink:
         """A connection to the agent; raises AgentUnavailable when it is gone."""
-        return LocalLink(self._home.socket_path, timeout_s=timeout_s)
+        return LocalLink(self._home.socket_path, timeout_s=timeout_s, mesh=self._mesh)
 
     def link_within(self, timeout_s: float) -> LocalLink:
         """The same, for calls that may take `timeout_s` seconds."""
@@ -622,13 +623,15 @@ def cancel_open_jobs() -> list[str]:
     return cancelled
 
 
-def connect(home: str | Path | None = None) -> Mesh:
+def connect(home: str | Path | None = None, mesh: str | None = None) -> Mesh:
     """The mesh as this home's agent sees it; starts a requester-only agent where none runs.
 
-    `home` defaults to $COPPERMESH_HOME, then to the user's data folder. When it does not come up its own words are
-    raised: ConfigError where settings or key cannot be used, HomeError where the home cannot, else AgentUnavailable.
+    `home` defaults to $COPPERMESH_HOME, then to the user's data folder; `mesh`, the name of one of the home's meshes
+    (`coppermesh mesh list`), to $COPPERMESH_MESH, then to the home's default one. When the agent does not come up its
+    own words are raised: ConfigError where settings or key cannot be used, HomeError where the home cannot, else
+    AgentUnavailable.
     """
     place = Home(home) if home is not None else default_home()
     if not socket_alive(place.socket_path):
         start_agent(place)
-    return Mesh(place)
+    return Mesh(place, mesh)

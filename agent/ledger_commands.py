@@ -14,9 +14,10 @@ from coppermesh.agent.ledger_backup import restore as put_back
 from coppermesh.agent.ledger_files import open_database
 from coppermesh.agent.ledger_reader import LedgerReader
 from coppermesh.agent.ledger_scan import LedgerPlace, find_ledgers, scan_ledger
+from coppermesh.agent.mesh_state import id_of
 from coppermesh.agent.screens import counted, money, table
 from coppermesh.p2p.errors import MeshError
-from coppermesh.p2p.ids import MeshId, PeerId, format_peer, mesh_id
+from coppermesh.p2p.ids import MeshId, PeerId, format_peer
 from coppermesh.p2p.signing import PeerKey
 
 Facts = Mapping[str, Any]
@@ -139,7 +140,7 @@ def backup(home: Home, target: Path, mesh: str | None, *, force: bool) -> dict[s
 def restore(home: Home, source: Path, mesh: str | None) -> dict[str, Any]:
     """Put a backup in the place of one mesh's ledger. Raises BackupFailed, HomeLocked while an agent runs."""
     name = mesh or load_config(home).mesh
-    of_mesh = mesh_id(name)
+    of_mesh = id_of(home, name)
     with home.lock():
         key = PeerKey.load(home.key_path(of_mesh))
         path = home.ledger_path(of_mesh)

@@ -15,6 +15,7 @@ from coppermesh.agent.home import Home
 from coppermesh.agent.ledger import LedgerError, Role
 from coppermesh.agent.ledger_book import explain_failure, reopen
 from coppermesh.agent.ledger_files import open_for_reading, refuse_network_filesystem
+from coppermesh.agent.mesh_state import private_meshes
 from coppermesh.p2p.envelope import Opened
 from coppermesh.p2p.ids import MeshId, PeerId, mesh_id
 from coppermesh.p2p.records import Countersignature, Receipt, SignedRecord
@@ -61,6 +62,7 @@ def find_ledgers(home: Home, mesh: str | None = None) -> list[LedgerPlace]:
     home.check()
     configured = load_config(home).mesh
     names = {mesh_id(name).hex(): name for name in {configured, mesh or configured}}
+    names |= {state.mesh.hex(): state.name for state in private_meshes(home)}
     meshes = home.path / "meshes"
     found = [
         LedgerPlace(

@@ -4,6 +4,7 @@ One `LocalLink` is one connection and carries one call at a time. Raw blob bytes
 (`put_blob`, `get_blob`), straight between the socket and the array's memory.
 """
 
+import os
 import shlex
 import socket
 import struct
@@ -25,6 +26,8 @@ from coppermesh.p2p.errors import MeshError, Refused, RemoteProtocolError, Unrea
 from coppermesh.p2p.messages import BlobInfo
 
 CALL_SECONDS = 60.0
+MESH = "COPPERMESH_MESH"
+"""Environment variable: which of the agent's meshes is meant."""
 _LENGTH = struct.Struct(">I")
 _CHUNK = 1 << 20
 
@@ -38,12 +41,14 @@ class AgentUnavailable(Unreachable):
 class LocalLink:
     """One connection to the home's agent. Close it, or use it as a context manager."""
 
-    def __init__(self, socket_path: Path, *, timeout_s: float = CALL_SECONDS, mesh: str = "") -> None:
-        """Connect. `mesh`: which of the agent's meshes is meant; empty: its default one.
+    def __init__(
+        self, socket_path: Path, *, timeout_s: float = CALL_SECONDS, mesh: str | None = None
+    ) -> None:
+        """Connect. `mesh`: which of the agent's meshes is meant; None: what `MESH` names; empty: its default one.
 
         Raises AgentUnavailable where no agent listens.
         """
-        self._mesh = mesh
+        self._mesh = os.environ.get(MESH, "") if mesh is None else mesh
         try:
             self._socket = connect_unix(socket_path)
         except OSError as error:

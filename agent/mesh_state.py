@@ -16,7 +16,7 @@ from coppermesh.agent.home import Home
 from coppermesh.p2p.admission import Issued
 from coppermesh.p2p.encoding import decode, encode
 from coppermesh.p2p.errors import MeshError, RemoteProtocolError
-from coppermesh.p2p.ids import MeshId, PeerId
+from coppermesh.p2p.ids import MeshId, PeerId, mesh_id
 from coppermesh.p2p.membership import private_mesh_id
 from coppermesh.p2p.membership_messages import RotateRequest
 from coppermesh.p2p.membership_records import Chain, RevocationNotice, SwarmKey
@@ -140,3 +140,12 @@ def find_mesh(meshes: list[MeshState], wanted: str) -> MeshState | None:
         ids = ", ".join(state.mesh.hex()[:8] for state in named)
         raise MeshError(f"several meshes are called {wanted!r}: name one by its id ({ids})")
     return named[0] if named else None
+
+
+def id_of(home: Home, name: str) -> MeshId:
+    """The id of the mesh that a name means in this home: a private one it is in, else the open one of that name.
+
+    Raises MeshError where the home is in several private meshes of that name.
+    """
+    found = find_mesh(private_meshes(home), name)
+    return found.mesh if found is not None else mesh_id(name)

@@ -31,6 +31,7 @@ from coppermesh.p2p.encoding import decode
 from coppermesh.p2p.envelope import open_record
 from coppermesh.p2p.errors import Refused
 from coppermesh.p2p.ids import PeerId, format_peer
+from coppermesh.p2p.membership import Right
 from coppermesh.p2p.records import Announcement
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ class NodeViews:
 
     async def _submit(self, body: bytes) -> LocalMessage:
         self._node.machine.touch()
+        if self._node.keeper is not None:
+            self._node.keeper.private.book.require(self._node.key.peer, Right.SUBMIT, now_us())
         return await self._node.requester.submit(decode(SubmitCall, body, max_bytes=MAX_LOCAL_FRAME_BYTES))
 
     async def _quote(self, body: bytes) -> LocalMessage:

@@ -1,6 +1,7 @@
 """`coppermesh receipts`, `jobs`, `explain`: through the home's agent where one runs, else from its files, locked."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,11 +11,11 @@ from coppermesh.agent.config import load_config
 from coppermesh.agent.export_check import verify_lines
 from coppermesh.agent.home import Home
 from coppermesh.agent.ledger_reader import LedgerReader, NotInLedger, read_ledger
-from coppermesh.agent.local_link import LocalLink, socket_alive
+from coppermesh.agent.local_link import MESH, LocalLink, socket_alive
+from coppermesh.agent.mesh_state import id_of
 from coppermesh.agent.proof_commands import verify_proof_file
 from coppermesh.agent.receipts import InvalidReceipt, verify_receipt_file
 from coppermesh.p2p.errors import MeshError, RemoteProtocolError
-from coppermesh.p2p.ids import mesh_id
 from coppermesh.p2p.receipt_file import MAX_RECEIPT_FILE_BYTES, decode_receipt_file
 
 T = TypeVar("T")
@@ -116,7 +117,7 @@ def ask(home: Home, method: str, arguments: dict[str, Any], offline: Callable[[L
             answer: T = json.loads(link.call_json(method, json.dumps(arguments)))
             return answer
     with home.lock():
-        path = home.ledger_path(mesh_id(load_config(home).mesh))
+        path = home.ledger_path(id_of(home, os.environ.get(MESH) or load_config(home).mesh))
         if not path.exists():
             raise NotInLedger(f"home {home.path} has no ledger yet: nothing was submitted or served from it")
         with read_ledger(path) as reader:

@@ -13,6 +13,7 @@ from coppermesh.agent.verbs import (
     Verbs,
     add_action,
     add_limit,
+    add_mesh,
     add_verb,
     home_of,
     show,
@@ -33,6 +34,7 @@ def add(verbs: Verbs) -> None:
     """Add the verb."""
     text = "list, show, save, export or verify receipts"
     receipts = add_verb(verbs, "receipts", text, _list)
+    add_mesh(receipts)
     receipts.add_argument("--json", action="store_true", help=JSON_HELP)
     add_limit(receipts, 50)
     actions = receipts.add_subparsers(metavar="ACTION")

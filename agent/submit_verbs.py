@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from coppermesh.agent import option_types
-from coppermesh.agent.verbs import EXIT_FAILED, EXIT_OK, EXIT_USAGE, Verbs, add_verb, home_of
+from coppermesh.agent.verbs import EXIT_FAILED, EXIT_OK, EXIT_USAGE, Verbs, add_mesh, add_verb, home_of
 from coppermesh.p2p.errors import MeshError
 
 _EPILOG = """\
@@ -25,6 +25,7 @@ _BYTES = 1 << 60
 def add(verbs: Verbs) -> None:
     """Add the verb."""
     submit = add_verb(verbs, "submit", "run a Python script whose jobs go to the mesh", _submit)
+    add_mesh(submit)
     submit.formatter_class = argparse.RawDescriptionHelpFormatter
     submit.epilog = _EPILOG
     submit.add_argument(

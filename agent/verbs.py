@@ -5,6 +5,7 @@ import what they need when they run, so that a light one stays light.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -73,6 +74,27 @@ def add_action(
     action.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=JSON_HELP)
     action.set_defaults(command=command)
     return action
+
+
+class _ChooseMesh(argparse.Action):
+    """Every call to the agent is about that mesh, also those of a script that the command runs."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        if not isinstance(values, str) or not 0 < len(values) <= 64:
+            raise argparse.ArgumentError(self, "want a name of 1 to 64 characters")
+        os.environ["COPPERMESH_MESH"] = values
+
+
+def add_mesh(parser: argparse.ArgumentParser) -> None:
+    """The verb is about one of the agent's meshes: the default one, or what --mesh names."""
+    text = "one of this home's meshes, by its name or the first digits of its id (default: the home's own)"
+    parser.add_argument("--mesh", action=_ChooseMesh, metavar="NAME", default=argparse.SUPPRESS, help=text)
 
 
 def home_of(options: argparse.Namespace) -> Home:
