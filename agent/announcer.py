@@ -68,6 +68,10 @@ class Announcer:
         self._newest: SignedRecord | None = None
         self._newest_content = b""
         self.plan: DialPlan | None = None
+        self.addresses: Callable[[], list[str]] = lambda: transport.addresses
+        """Where this agent is to be reached, the surest way first."""
+        self.settled: trio.Event | None = None
+        """Not None: nothing is announced before it is set."""
         self.first_heard_us: int | None = None
 
     @property
@@ -137,6 +141,8 @@ class Announcer:
         return verdict
 
     async def _announce(self) -> None:
+        if self.settled is not None:
+            await self.settled.wait()
         while True:
             self._changed = trio.Event()
             content = self._content()
@@ -180,7 +186,7 @@ class Announcer:
             issued_us=now_us,
             expires_us=now_us + LIFETIME_US if now_us else 0,
             software=self._software,
-            addresses=self._transport.addresses[:MAX_ADDRESSES],
+            addresses=self.addresses()[:MAX_ADDRESSES],
             devices=self._provider.offers,
             isolation=list(self._provider.isolation),
             busy_slots=self._provider.busy_slots,

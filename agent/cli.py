@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from coppermesh.agent import (
+    bootstrap_verbs,
     economy_verbs,
     ledger_verbs,
     mesh_verbs,
@@ -106,6 +107,7 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"coppermesh {_version()}")
     verbs = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_agent(verbs)
+    bootstrap_verbs.add(verbs)
     for verb, text in _READING.items():
         reading = add_verb(verbs, verb, text, _read)
         add_mesh(reading)

@@ -20,6 +20,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from coppermesh.agent.costs import Costs, parse_tariff_window
 from coppermesh.agent.hours import parse_window
 from coppermesh.agent.networking import Network
+from coppermesh.agent.seeding import Seed
 from coppermesh.agent.sharing import Sharing
 from coppermesh.p2p.errors import MeshError
 from coppermesh.p2p.ids import PeerId, format_peer, mesh_id, parse_peer
@@ -39,7 +40,7 @@ _FULL_ADDRESS = re.compile(rf"/{_HOST}/tcp/([0-9]{{1,5}})/p2p/([A-Za-z0-9]{{1,64
 _CODE = re.compile(r"[a-z0-9-]{1,40}")
 _TABLE_LINE = re.compile(r"\s*\[\s*([A-Za-z0-9_-]+)\s*\]")
 _KEY_LINE = re.compile(r"\s*[\"']?([A-Za-z0-9_-]+)[\"']?\s*[.=]")
-TABLES: dict[str, type] = {"sharing": Sharing, "costs": Costs, "network": Network}
+TABLES: dict[str, type] = {"sharing": Sharing, "costs": Costs, "network": Network, "seed": Seed}
 """The tables of the file: each is a field of Config by its name, and `_SETTINGS` has its keys as `table.key`."""
 _MOVED = {
     "allow": "peers whose CUDA source runs whatever the sandbox holds are now `trust`; who may send work at all is "
@@ -94,6 +95,8 @@ class Config:
     """What lending costs their owner."""
     network: Network = field(default_factory=Network)
     """How others are found and reach this agent."""
+    seed: Seed = field(default_factory=Seed)
+    """What `coppermesh bootstrap` gives at most."""
 
     def rate_for(self, kind: str) -> int:
         """The price per hour of a device of `kind` (`cpu` or `cuda`)."""
@@ -440,6 +443,18 @@ _SETTINGS: dict[str, _Setting] = {
         f"an address like {_EXAMPLE}",
     ),
     "network.hole_punching": _Setting("true or false", _flag),
+    "seed.connections": _Setting("a number from 8 to 65536", lambda value: _whole(value, 8, 65536)),
+    "seed.reservations": _Setting("a number from 0 to 65536", lambda value: _whole(value, 0, 65536)),
+    "seed.circuits": _Setting("a number from 1 to 65536", lambda value: _whole(value, 1, 65536)),
+    "seed.circuit_seconds": _Setting(
+        "a number of seconds, or 0 for no limit", lambda value: _whole(value, 0, 10**8)
+    ),
+    "seed.circuit_bytes": _Setting(
+        "a number of bytes, or 0 for no limit", lambda value: _whole(value, 0, MAX_COUNT - 1)
+    ),
+    "seed.status_port": _Setting(
+        "a TCP port, or 0 for no status page", lambda value: _whole(value, 0, 65535)
+    ),
     "sharing.paused": _Setting("true or false", _flag),
     "sharing.allow": _Setting(_PEERS, _peers, 'a peer id like "12D3KooW..."'),
     "sharing.deny": _Setting(_PEERS, _peers, 'a peer id like "12D3KooW..."'),

@@ -57,6 +57,19 @@ TEMPLATE = """\
 # Turn relayed connections into direct ones where the routers between let us.
 #hole_punching = true
 
+[seed]
+# What `coppermesh bootstrap` in this home gives at most; an agent takes no notice. (restart)
+
+# Peers connected at once; peers that may be reached through this relay (0: be none); connections it carries at once.
+#connections = 1024
+#reservations = 256
+#circuits = 256
+# The longest that one carried connection lasts, and the most that it carries each way; 0: no limit.
+#circuit_seconds = 3600
+#circuit_bytes = 8589934592
+# The status page is at http://127.0.0.1:PORT/, for this machine only; 0: none.
+#status_port = 4180
+
 [sharing]
 # When, to whom and under which conditions the devices are lent. You come first.
 

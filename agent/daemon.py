@@ -13,11 +13,11 @@ import trio
 
 from coppermesh.agent.config import Loaded
 from coppermesh.agent.config_file import ConfigFile, write_template
+from coppermesh.agent.ending import cancel_on_eof, cancel_on_signal, mesh_error_in
 from coppermesh.agent.home import Home
 from coppermesh.agent.node import Node, Parts, open_node
 from coppermesh.exec.cgroups import Cgroups, NoCgroups
 from coppermesh.exec.supervisor import open_supervisor
-from coppermesh.p2p.errors import MeshError
 from coppermesh.p2p.ids import format_peer
 
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -40,7 +40,7 @@ def run_agent(
             trio.run(_main, home, loaded, file, json_ready, until_eof)
         except BaseExceptionGroup as group:
             # Nurseries wrap what their tasks raise; a person is told the sentence inside.
-            error = _mesh_error_in(group)
+            error = mesh_error_in(group)
             if error is None:
                 raise
             raise error from None
@@ -55,9 +55,9 @@ def _set_up_logging(verbose: bool) -> None:
 async def _main(home: Home, loaded: Loaded, file: ConfigFile, json_ready: bool, until_eof: bool) -> None:
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_cancel_on_signal, signals, nursery.cancel_scope)
+            nursery.start_soon(cancel_on_signal, signals, nursery.cancel_scope)
             if until_eof:
-                nursery.start_soon(_cancel_on_eof, nursery.cancel_scope)
+                nursery.start_soon(cancel_on_eof, nursery.cancel_scope)
             parts = Parts(supervisor=partial(open_supervisor, cgroups=_find_cgroups()))
             async with open_node(home, loaded, parts, file=file) as node:
                 _say_ready(node, json_ready)
@@ -74,31 +74,6 @@ def _find_cgroups() -> Cgroups | None:
         return None
     logging.getLogger(__name__).info("workers get cgroups of their own under %s", found.root)
     return found
-
-
-def _mesh_error_in(group: BaseExceptionGroup) -> MeshError | None:
-    """The first error of ours in a group that holds nothing but errors of ours."""
-    ours, others = group.split(MeshError)
-    if ours is None or others is not None:
-        return None
-    found: BaseException = ours
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]
-    assert isinstance(found, MeshError)
-    return found
-
-
-async def _cancel_on_signal(signals: Any, scope: trio.CancelScope) -> None:
-    async for _ in signals:
-        scope.cancel()
-
-
-async def _cancel_on_eof(scope: trio.CancelScope) -> None:
-    """The process that started us holds the other end of stdin: when it is gone, so are we."""
-    async with trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())) as stream:
-        while await stream.receive_some(4096):
-            pass
-    scope.cancel()
 
 
 def _say_ready(node: Node, json_ready: bool) -> None:

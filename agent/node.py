@@ -40,6 +40,7 @@ from coppermesh.agent.mesh_state import MeshState, find_mesh, private_meshes
 from coppermesh.agent.mesh_views import MeshViews
 from coppermesh.agent.networking import mdns_interfaces
 from coppermesh.agent.provider import Provider
+from coppermesh.agent.reach import Reacher
 from coppermesh.agent.reputation import DEFAULT_INTERVAL
 from coppermesh.agent.requester import Requester
 from coppermesh.agent.result_intake import ResultIntake
@@ -51,6 +52,7 @@ from coppermesh.agent.task_driver import KnownBlobs, TaskDriver
 from coppermesh.p2p.announcements import AnnouncementBook
 from coppermesh.p2p.blob_store import BlobStore, open_blob_store
 from coppermesh.p2p.control import ChannelUp, ControlHub, Handler, open_control_hub
+from coppermesh.p2p.dial_back import DialBack
 from coppermesh.p2p.discovery import DialPlan, Kind, run_discovery
 from coppermesh.p2p.errors import MeshError, Refused, Unreachable
 from coppermesh.p2p.ids import Digest, MeshId, PeerId, mesh_id, short_peer
@@ -60,6 +62,7 @@ from coppermesh.p2p.messages import (
     AnnouncementReply,
     CancelRequest,
     ChallengeRequest,
+    DialBackRequest,
     LeaseRequest,
     Message,
     Nothing,
@@ -112,6 +115,8 @@ class Node:
             interfaces=lambda: mdns_interfaces(config.network.mdns, transport.addresses),
             found=self.found_nearby,
         )
+        self.dial_back = DialBack(transport)
+        self.reach: Reacher
         self.provider: Provider | None = None
         self.hub: ControlHub
         self.ledger: LedgerStore
@@ -143,6 +148,7 @@ class Node:
             "announcement": (Nothing, self._on_announcement),
             "cancel": (CancelRequest, self._on_cancel),
             "result": (ResultRequest, self._on_result),
+            "dialback": (DialBackRequest, self.dial_back.answer),
             "ping": (Nothing, self._on_ping),
             **self.desk.handlers(),
         }
@@ -195,6 +201,7 @@ class Node:
                     self.requester.providers_changed()
                 else:
                     self.connected_since.pop(event.peer, None)
+                    self.reach.left(event.peer)
                     if self.provider is not None:
                         self.provider.peer_lost(event.peer)
                     nursery.start_soon(self.requester.peer_lost, event.peer, event.reason)
@@ -334,6 +341,17 @@ async def open_mesh(
             rng=random.Random(),
             heard=node.requester.providers_changed,
         )
+        node.reach = Reacher(
+            transport,
+            node.hub,
+            node.plan,
+            config.network,
+            config.bootstrap,
+            now_us=now_us,
+            changed=node.announcer.changed,
+        )
+        node.announcer.addresses = node.reach.addresses
+        node.announcer.settled = node.reach.settled
         await node.end_old_leases()
         if keeper is not None:
             await _open_door(stack, node, keeper, parts)
@@ -411,6 +429,7 @@ async def _start(nursery: trio.Nursery, node: Node) -> None:
         )
     )
     nursery.start_soon(node.mdns.run)
+    nursery.start_soon(node.reach.run)
     nursery.start_soon(node.tidy)
 
 

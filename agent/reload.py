@@ -13,7 +13,16 @@ from operator import attrgetter
 
 from coppermesh.agent.config import TABLES, Config, Loaded
 
-NEEDS_RESTART = ("mesh", "listen", "bootstrap", "provide", "store_bytes", "idle_exit_seconds", "network")
+NEEDS_RESTART = (
+    "mesh",
+    "listen",
+    "bootstrap",
+    "provide",
+    "store_bytes",
+    "idle_exit_seconds",
+    "network",
+    "seed",
+)
 """Settings that a running agent keeps: its identity, its address, its disk."""
 
 

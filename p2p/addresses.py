@@ -92,5 +92,17 @@ def format_host(host: str, port: int) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host`, an IP address as text, is this machine itself."""
-    return ipaddress.ip_address(host).is_loopback
+    """Whether `host` is an IP address of this machine alone. A name is not."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def is_private(host: str) -> bool:
+    """Whether `host` is an IP address of a private network, and not this machine. A name is not."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return not address.is_global and not address.is_loopback

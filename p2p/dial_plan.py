@@ -9,7 +9,8 @@ in how hard they are pursued:
 - *nearby* (said on this local network, by mDNS): likewise;
 - *learned* (from the peer's own announcement): likewise, and after the others.
 
-After a failure the next try waits 0.2 s, doubling to 30 s, times a random factor between one half and one, so that
+After a failure the next try waits 0.2 s, doubling to 30 s (3 s for ten minutes after a lasting connection broke: a
+network that comes back is to be noticed within seconds), times a random factor between one half and one, so that
 peers that lost the same bootstrap do not come back in step. Two peers that learn of each other at the same moment
 would both dial; so the one with the larger id waits `YIELD_SECONDS` for the other first.
 
@@ -29,6 +30,9 @@ from coppermesh.p2p.ids import PeerId
 
 FIRST_DELAY_SECONDS = 0.2
 LAST_DELAY_SECONDS = 30.0
+MISSED_DELAY_SECONDS = 3.0
+MISSED_SECONDS = 600.0
+"""For so long a peer whose connection had lasted is dialled again at least every `MISSED_DELAY_SECONDS`."""
 YIELD_SECONDS = 3.0
 LASTING_SECONDS = 10.0
 GIVE_UP_AFTER = 10
@@ -63,6 +67,8 @@ class _Target:
     not_before: float = 0.0
     dialling: bool = False
     connected_since: float = 0.0
+    lost_at: float | None = None
+    """When a connection that had lasted ended."""
 
 
 class DialPlan:
@@ -74,6 +80,7 @@ class DialPlan:
         self._goal = goal
         self._targets: dict[PeerId, _Target] = {}
         self._connected: set[PeerId] = set()
+        self._relayed: set[PeerId] = set()
         self.troubles: dict[str, str] = {}
         """Permanent addresses whose last dial failed, and why."""
 
@@ -109,9 +116,10 @@ class DialPlan:
             return  # the way on the local network is the shorter one, and given up where it fails
         self._add(peer, usable, kind, not_before=now + self._politeness(peer))
 
-    def observe(self, connected: Iterable[PeerId], now: float) -> None:
-        """The peers that are connected now, whoever dialled."""
+    def observe(self, connected: Iterable[PeerId], now: float, relayed: Iterable[PeerId] = ()) -> None:
+        """The peers that are connected now, whoever dialled; `relayed`: those of them only through a relay."""
         current = set(connected)
+        self._relayed = set(relayed)
         for peer in current - self._connected:
             if peer in self._targets:
                 self._targets[peer].connected_since = now
@@ -125,7 +133,7 @@ class DialPlan:
         ready = [
             target
             for peer, target in self._targets.items()
-            if not (target.dialling or peer in self._connected) and target.not_before <= now
+            if not (target.dialling or self._is_settled(peer, target)) and target.not_before <= now
         ]
         ready.sort(key=lambda target: (-target.kind, target.not_before))
         enough = len(self._connected) >= self._goal
@@ -135,6 +143,10 @@ class DialPlan:
                 target.dialling = True
                 addresses.append(target.addresses[target.turn % len(target.addresses)])
         return addresses
+
+    def _is_settled(self, peer: PeerId, target: _Target) -> bool:
+        """Connected as well as can be: a neighbour on the local network is not left to a relay far away."""
+        return peer in self._connected and not (peer in self._relayed and target.kind is Kind.NEARBY)
 
     def succeeded(self, address: str, now: float) -> None:
         """A dial ended in a connection; `observe` decides how long it lasts."""
@@ -155,7 +167,8 @@ class DialPlan:
         target.dialling = False
         target.turn += 1
         self._back_off(target, now)
-        if target.kind is not Kind.PERMANENT and target.failures >= GIVE_UP_AFTER:
+        given_up = target.failures >= GIVE_UP_AFTER and not _is_missed(target, now)
+        if target.kind is not Kind.PERMANENT and given_up:
             del self._targets[parse_address(address).peer]
 
     def lost(self, peer: PeerId, now: float) -> None:
@@ -165,6 +178,7 @@ class DialPlan:
         if target is not None:
             if now - target.connected_since >= LASTING_SECONDS:
                 target.failures = 0
+                target.lost_at = now
             self._back_off(target, now)
             if target.kind in (Kind.LEARNED, Kind.NEARBY):
                 target.not_before += self._politeness(peer)
@@ -185,7 +199,8 @@ class DialPlan:
         return YIELD_SECONDS if self._me > peer else 0.0
 
     def _back_off(self, target: _Target, now: float) -> None:
-        delay = min(FIRST_DELAY_SECONDS * 2.0 ** min(target.failures, 20), LAST_DELAY_SECONDS)
+        most = MISSED_DELAY_SECONDS if _is_missed(target, now) else LAST_DELAY_SECONDS
+        delay = min(FIRST_DELAY_SECONDS * 2.0 ** min(target.failures, 20), most)
         target.failures += 1
         target.not_before = now + delay * (0.5 + 0.5 * self._rng.random())
 
@@ -218,6 +233,11 @@ class DialPlan:
             return False
         del self._targets[peer]
         return True
+
+
+def _is_missed(target: _Target, now: float) -> bool:
+    """A peer that was there for a while until lately: likelier a cable than the end of it."""
+    return target.lost_at is not None and now - target.lost_at < MISSED_SECONDS
 
 
 def may_be_dialled(text: str, peer: PeerId, own: Sequence[str]) -> bool:

@@ -66,12 +66,19 @@ async def run_discovery(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(keeper.keep)
             while True:
-                plan.observe(transport.connected(), trio.current_time())
+                _observe(transport, plan)
                 for address in plan.due(trio.current_time()):
                     nursery.start_soon(_dial, transport, plan, address, keeper)
                 await trio.sleep(LOOK_SECONDS)
     finally:
         keeper.finish()
+
+
+def _observe(transport: Transport, plan: DialPlan) -> None:
+    connected = transport.connected()
+    paths = {peer: transport.path_to(peer) for peer in connected}
+    relayed = [peer for peer, path in paths.items() if path is not None and path.relay is not None]
+    plan.observe(connected, trio.current_time(), relayed)
 
 
 async def _dial(transport: Transport, plan: DialPlan, address: str, keeper: "_Keeper") -> None:
@@ -86,7 +93,7 @@ async def _dial(transport: Transport, plan: DialPlan, address: str, keeper: "_Ke
             _log.debug("dial: %s", error)
     else:
         plan.succeeded(address, trio.current_time())
-        plan.observe(transport.connected(), trio.current_time())
+        _observe(transport, plan)
         keeper.answered(address, plan.kind_of(parse_address(address).peer))
 
 

@@ -5,8 +5,6 @@ protobufs behind a varint length. After `STATUS: OK` the stream carries the conn
 Noise and yamux run over it unchanged, so the relay sees ciphertext, and the peer itself proves its key.
 """
 
-import ipaddress
-from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import trio
@@ -20,7 +18,7 @@ from coppermesh.p2p.errors import Refused, RemoteProtocolError, Unreachable
 from coppermesh.p2p.ids import PeerId, short_peer
 from coppermesh.p2p.libp2p_host import encode_varint
 from coppermesh.p2p.libp2p_upgrade import libp2p_id, peer_of
-from coppermesh.p2p.transport import Stream
+from coppermesh.p2p.transport import Reservation, Stream
 
 HOP = "/libp2p/circuit/relay/0.2.0/hop"
 STOP = "/libp2p/circuit/relay/0.2.0/stop"
@@ -38,20 +36,6 @@ _SAID_NO = {
 }
 
 M = TypeVar("M", bound=Message)
-
-
-@dataclass(frozen=True, slots=True)
-class Reservation:
-    """What a relay has promised."""
-
-    relay: PeerId
-    expires_unix: int
-    """Seconds since the epoch, by the relay's clock."""
-    addresses: tuple[str, ...]
-    """Where the relay says it is."""
-    circuit_seconds: int
-    circuit_bytes: int
-    """What one connection may use; 0: no limit."""
 
 
 # Messages
@@ -223,12 +207,3 @@ class RelayedStream:
     async def aclose(self) -> None:
         """Break the stream: a connection that ends has said its goodbye before, inside."""
         await self._stream.reset()
-
-
-def is_ip(host: str) -> bool:
-    """Whether `host` is an IP address and no name."""
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True

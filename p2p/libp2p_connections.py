@@ -25,12 +25,12 @@ from coppermesh.p2p.libp2p_tcp import open_tcp
 from coppermesh.p2p.libp2p_upgrade import Identity, Secured, prove, upgrade
 from coppermesh.p2p.libp2p_yamux import BufferBudget, YamuxConnection
 from coppermesh.p2p.libp2p_yamux_stream import YamuxStream
+from coppermesh.p2p.reachability import Probe
 from coppermesh.p2p.transport import DIAL_SECONDS, PeerDown, PeerPath, PeerUp, TransportCounts
 
-PROBE_SECONDS = 6.0
+PROBE_SECONDS = 3.0
 MAX_CONNECTIONS = 256
-MAX_INBOUND = 192
-"""Of which accepted ones; the rest is kept for peers we want to reach."""
+"""Of which three quarters may be accepted ones; the rest is kept for peers we want to reach."""
 MAX_HANDSHAKES = 64
 """Accepted connections that have not proven a peer yet; the oldest goes when one more comes."""
 SIMULTANEOUS_SECONDS = 10.0
@@ -62,6 +62,7 @@ class ConnectionTable:
         counts: TransportCounts,
         *,
         swarm_key: bytes | None = None,
+        max_connections: int = MAX_CONNECTIONS,
         on_stream: Callable[[YamuxStream], None],
         on_event: Callable[[PeerUp | PeerDown], None],
         open_circuit: Callable[[Address], Awaitable[trio.SocketStream]],
@@ -69,6 +70,8 @@ class ConnectionTable:
         self._identity = identity
         self.swarm_key = swarm_key
         """Around connections that are made from now on."""
+        self._most = max_connections
+        self._most_inbound = max_connections * 3 // 4
         self._nursery = nursery
         self._counts = counts
         self._on_stream = on_stream
@@ -123,7 +126,7 @@ class ConnectionTable:
             with trio.move_on_after(DIAL_SECONDS):
                 # One dial per peer at a time: the second finds the first one's connection.
                 async with self._dialling.setdefault(target.peer, trio.Lock()):
-                    if target.peer not in self._peers:
+                    if self.worth_dialling(target):
                         await self._connect(target)
                     return
             raise Unreachable(f"{target}: no answer within {DIAL_SECONDS:g} s")
@@ -134,6 +137,10 @@ class ConnectionTable:
             lock = self._dialling.get(target.peer)
             if lock is not None and not lock.locked():
                 del self._dialling[target.peer]
+
+    def worth_dialling(self, target: Address) -> bool:
+        """The peer is not connected; or only through a relay, and this address is a direct one."""
+        return target.peer not in self._peers or (target.relay is None and not self._is_direct(target.peer))
 
     async def _connect(self, target: Address) -> None:
         self._check_room()
@@ -162,24 +169,25 @@ class ConnectionTable:
         except OSError as error:
             raise Unreachable(f"{target}: {error.strerror or error}") from error
 
-    async def probe(self, target: Address) -> None:
-        """Reach the target, prove who answers, and hang up: no connection comes of it, at either side.
+    async def probe(self, target: Address) -> Probe:
+        """Reach the target, have it prove its key, and hang up: no connection comes of it, at either side.
 
-        From a port of its own, so that no earlier connection has opened the way. Raises as `dial` does.
+        From a port of its own, so that no earlier connection has opened the way.
         """
         with trio.move_on_after(PROBE_SECONDS):
             try:
                 stream = await trio.open_tcp_stream(target.host, target.port)
             except OSError as error:
-                raise Unreachable(f"{target}: {error.strerror or error}") from error
+                refused = isinstance(error.__cause__ or error, ConnectionRefusedError)
+                return Probe.CLOSED if refused else Probe.UNREACHABLE
             try:
                 await prove(stream, self._identity, target.peer, self.swarm_key)
-            except Refused as error:
-                raise Unreachable(f"{target}: {error}") from error
+            except MeshError:
+                return Probe.OTHER
             finally:
                 await trio.aclose_forcefully(stream)
-            return
-        raise Unreachable(f"{target}: no answer within {PROBE_SECONDS:g} s")
+            return Probe.REACHED
+        return Probe.SILENT
 
     async def add_punched(self, stream: trio.SocketStream, target: Address, *, initiator: bool) -> None:
         """A TCP connection that both sides opened at once: secure it in the given role and use it.
@@ -204,8 +212,8 @@ class ConnectionTable:
     def _check_room(self) -> None:
         if self._closed:
             raise Unreachable("this agent is closing")
-        if len(self._all()) >= MAX_CONNECTIONS:
-            raise Unreachable(f"this agent has {MAX_CONNECTIONS} connections already")
+        if len(self._all()) >= self._most:
+            raise Unreachable(f"this agent has {self._most} connections already")
 
     # Accepting
 
@@ -218,7 +226,7 @@ class ConnectionTable:
         secured = await self._handshake(stream)
         if secured is None:
             return
-        if self._closed or self._accepted >= MAX_INBOUND or len(self._all()) >= MAX_CONNECTIONS:
+        if self._closed or self._accepted >= self._most_inbound or len(self._all()) >= self._most:
             _log.info("refused %s: too many connections", short_peer(secured.peer))
             return
         try:
@@ -235,7 +243,7 @@ class ConnectionTable:
         if secured.peer != caller:
             _log.info("the relay %s named a caller that another one was", short_peer(relay))
             return
-        full = self._accepted >= MAX_INBOUND or len(self._all()) >= MAX_CONNECTIONS
+        full = self._accepted >= self._most_inbound or len(self._all()) >= self._most
         if self._closed or full or self._is_direct(caller):
             return
         address = f"/p2p/{format_peer(relay)}/p2p-circuit"

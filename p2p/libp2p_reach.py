@@ -8,11 +8,11 @@ import trio
 from coppermesh.p2p.addresses import Address
 from coppermesh.p2p.errors import MeshError, RemoteProtocolError, Unreachable
 from coppermesh.p2p.ids import PeerId, short_peer
-from coppermesh.p2p.libp2p_circuit import HOP, RelayedStream, Reservation, accept, connect, reserve
+from coppermesh.p2p.libp2p_circuit import HOP, RelayedStream, accept, connect, reserve
 from coppermesh.p2p.libp2p_connections import ConnectionTable
 from coppermesh.p2p.libp2p_punch import DCUTR, HolePuncher
 from coppermesh.p2p.libp2p_yamux_stream import YamuxStream
-from coppermesh.p2p.transport import DIAL_SECONDS, PeerUp, Stream
+from coppermesh.p2p.transport import DIAL_SECONDS, PeerUp, Reservation, Stream
 
 _log = logging.getLogger(__name__)
 

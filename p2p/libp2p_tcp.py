@@ -12,7 +12,12 @@ import socket
 
 import trio
 
-from coppermesh.p2p.addresses import is_loopback
+from coppermesh.p2p.addresses import is_loopback, is_private
+
+CONNECT_SECONDS = 5.0
+"""Three tries of the kernel's."""
+NEAR_SECONDS = 2.0
+"""Two, to an address of a private network: it is near, or in somebody else's network and leads nowhere."""
 
 
 def share_port(listener: trio.SocketListener) -> None:
@@ -21,22 +26,33 @@ def share_port(listener: trio.SocketListener) -> None:
 
 
 async def open_tcp(kind: str, host: str, port: int, local_port: int) -> trio.SocketStream:
-    """A TCP connection, from `local_port` where that is not 0 and can be. Raises OSError."""
-    if local_port and kind in ("ip4", "ip6") and not is_loopback(host):
-        sock = await shared_socket(kind, local_port)
-        if sock is not None:
-            try:
-                await sock.connect((host, port))
-            except OSError as error:
-                sock.close()
-                if error.errno not in _TAKEN:
-                    raise
-            except BaseException:
-                sock.close()
-                raise
-            else:
-                return trio.SocketStream(sock)
-    return await trio.open_tcp_stream(host, port)
+    """A TCP connection, from `local_port` where that is not 0 and can be. Raises OSError, also where nobody answers."""
+    seconds = CONNECT_SECONDS if not is_private(host) else NEAR_SECONDS
+    with trio.move_on_after(seconds):
+        if local_port and kind in ("ip4", "ip6") and not is_loopback(host):
+            stream = await _open_from(kind, host, port, local_port)
+            if stream is not None:
+                return stream
+        return await trio.open_tcp_stream(host, port)
+    raise OSError(errno.ETIMEDOUT, f"no answer within {seconds:g} s")
+
+
+async def _open_from(kind: str, host: str, port: int, local_port: int) -> trio.SocketStream | None:
+    """The same, from that port or not at all (None)."""
+    sock = await shared_socket(kind, local_port)
+    if sock is None:
+        return None
+    try:
+        await sock.connect((host, port))
+    except OSError as error:
+        sock.close()
+        if error.errno in _TAKEN:
+            return None
+        raise
+    except BaseException:
+        sock.close()
+        raise
+    return trio.SocketStream(sock)
 
 
 async def shared_socket(kind: str, local_port: int) -> trio.socket.SocketType | None:

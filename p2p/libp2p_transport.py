@@ -20,7 +20,7 @@ from coppermesh.p2p.gossip_inbox import GossipInbox
 from coppermesh.p2p.ids import MeshId, PeerId, short_peer
 from coppermesh.p2p.interfaces import reachable_hosts
 from coppermesh.p2p.libp2p_circuit import STOP
-from coppermesh.p2p.libp2p_connections import ConnectionTable
+from coppermesh.p2p.libp2p_connections import MAX_CONNECTIONS, ConnectionTable
 from coppermesh.p2p.libp2p_host import GossipHost, HostStream
 from coppermesh.p2p.libp2p_mends import MeshGossipSub, MeshPubsub
 from coppermesh.p2p.libp2p_multistream import propose, respond
@@ -30,6 +30,7 @@ from coppermesh.p2p.libp2p_reach import Reach
 from coppermesh.p2p.libp2p_tcp import share_port
 from coppermesh.p2p.libp2p_upgrade import Identity, libp2p_id
 from coppermesh.p2p.libp2p_yamux_stream import YamuxStream
+from coppermesh.p2p.reachability import Probe
 from coppermesh.p2p.signing import PeerKey
 from coppermesh.p2p.transport import (
     DIAL_SECONDS,
@@ -61,11 +62,12 @@ async def open_libp2p_transport(
     swarm_key: bytes | None = None,
     gate: Gate | None = None,
     gossip: bool = True,
+    max_connections: int = MAX_CONNECTIONS,
 ) -> AsyncIterator[Transport]:
     """Attach to the network of `mesh` for the length of the block, listening on `listen` (port 0: any free one).
 
     `swarm_key` is around every connection (`libp2p_pnet`), `gate` decides who is let in on one (`gate`).
-    Without `gossip` there are streams only.
+    Without `gossip` there are streams only. Of `max_connections` a quarter is kept for those that this side opens.
 
     Raises Unreachable when the address cannot be listened on, or cannot be read.
     """
@@ -78,7 +80,9 @@ async def open_libp2p_transport(
     failure: Exception | None = None
     try:
         async with trio.open_nursery() as nursery:
-            transport = Libp2pTransport(key, mesh, nursery, swarm_key, gate, gossip=gossip)
+            transport = Libp2pTransport(
+                key, mesh, nursery, swarm_key, gate, gossip=gossip, max_connections=max_connections
+            )
             async with transport.run(kind, host, listeners):
                 try:
                     yield transport
@@ -112,6 +116,7 @@ class Libp2pTransport:
         gate: Gate | None = None,
         *,
         gossip: bool = True,
+        max_connections: int = MAX_CONNECTIONS,
     ) -> None:
         self.mesh = mesh
         self._gossips = gossip
@@ -128,9 +133,10 @@ class Libp2pTransport:
             nursery,
             self._counts,
             swarm_key=swarm_key,
+            max_connections=max_connections,
             on_stream=self._on_stream,
             on_event=lambda event: self._doorkeeper.on_event(event),
-            open_circuit=lambda target: self.reach.open_circuit(target),
+            open_circuit=lambda target: self._reach.open_circuit(target),
         )
         self._doorkeeper = Doorkeeper(
             key.peer,
@@ -142,11 +148,11 @@ class Libp2pTransport:
         )
         if gate is not None:
             self._handlers[gate.protocol] = self._doorkeeper.answer
-        self.reach = Reach(
+        self._reach = Reach(
             key.peer, self._connections, nursery, open_stream=self._open, own=lambda: self._addresses
         )
-        self._handlers[STOP] = self.reach.on_called
-        self._handlers[DCUTR] = self.reach.on_punch
+        self._handlers[STOP] = self._reach.on_called
+        self._handlers[DCUTR] = self._reach.on_punch
         self._host = GossipHost(self._identity, self._open, self._connections.__contains__, self._spoken)
         self._router = MeshGossipSub()
         self._pubsub = MeshPubsub(self._host, self._router, key.peer)
@@ -165,6 +171,11 @@ class Libp2pTransport:
     def counts(self) -> TransportCounts:
         """See `transport.Transport`."""
         return self._counts
+
+    @property
+    def reach(self) -> Reach:
+        """See `transport.Transport`."""
+        return self._reach
 
     def events(self) -> trio.MemoryReceiveChannel[PeerUp | PeerDown]:
         """See `transport.Transport`."""
@@ -235,18 +246,18 @@ class Libp2pTransport:
         target = parse_address(address)
         if target.peer == self.peer:
             raise Unreachable(f"{address} is this agent itself")
-        if target.peer not in self._connections:
+        if self._connections.worth_dialling(target):
             await self._connections.dial(target)
         await self._doorkeeper.require_in(target.peer)
         return target.peer
 
-    async def probe(self, address: str) -> None:
+    async def probe(self, address: str) -> Probe:
         """See `transport.Transport`."""
         await trio.lowlevel.checkpoint()
         target = parse_address(address)
         if target.relay is not None:
             raise Unreachable(f"{address}: leads through a relay")
-        await self._connections.probe(target)
+        return await self._connections.probe(target)
 
     async def disconnect(self, peer: PeerId) -> None:
         """See `transport.Transport`."""
@@ -255,7 +266,7 @@ class Libp2pTransport:
 
     def _tell(self, event: PeerUp | PeerDown) -> None:
         if isinstance(event, PeerUp):
-            self.reach.came(event)
+            self._reach.came(event)
         if not self._gossips:
             pass
         elif isinstance(event, PeerUp):

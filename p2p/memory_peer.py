@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 import trio
 
 from coppermesh.p2p.addresses import Address, parse_address
-from coppermesh.p2p.errors import LocalProtocolError, MeshError, Refused, Unreachable
+from coppermesh.p2p.errors import LocalProtocolError, MeshError, Refused, RemoteProtocolError, Unreachable
 from coppermesh.p2p.gate import Doorkeeper, Gate
 from coppermesh.p2p.gossip_inbox import GossipInbox, SeenMessages
 from coppermesh.p2p.ids import PeerId, short_peer
 from coppermesh.p2p.memory_stream import MemoryStream, memory_stream_pair
+from coppermesh.p2p.reachability import Probe
 from coppermesh.p2p.transport import (
     DIAL_SECONDS,
     EVENT_BUFFER,
@@ -122,6 +123,11 @@ class MemoryTransport:
         """See `transport.Transport`."""
         return self._doorkeeper.only_in(list(self._links))
 
+    @property
+    def reach(self) -> None:
+        """See `transport.Transport`."""
+        return None
+
     def path_to(self, peer: PeerId) -> PeerPath | None:
         """See `transport.Transport`."""
         link = self._links.get(peer)
@@ -161,13 +167,19 @@ class MemoryTransport:
             self._counts.dials_failed += 1
             raise
 
-    async def probe(self, address: str) -> None:
+    async def probe(self, address: str) -> Probe:
         """See `transport.Transport`."""
         await trio.lowlevel.checkpoint()
         self._check_attached()
         target = parse_address(address)
         await trio.sleep(2 * self._network.latency_s)
-        self._network.resolve(self._peer, target.port, target.peer)
+        try:
+            self._network.resolve(self._peer, target.port, target.peer)
+        except Unreachable:
+            return Probe.SILENT
+        except RemoteProtocolError:
+            return Probe.OTHER
+        return Probe.REACHED
 
     async def disconnect(self, peer: PeerId) -> None:
         """See `transport.Transport`."""

@@ -14,6 +14,7 @@ Records inside are `SignedRecord`s: this layer checks shapes and sizes, `envelop
 | `challenge`    | requester | ChallengeRequest | ChallengeReply    |
 | `abandon`      | requester | OrderAbandoned   | Nothing           |
 | `cancel`       | both      | CancelRequest    | Nothing           |
+| `dialback`     | both      | DialBackRequest  | DialBackReply     |
 | `ping`         | both      | Nothing          | Nothing           |
 
 Blobs larger than `INLINE_BYTES` in all travel on their own streams (`transfer`).
@@ -24,7 +25,18 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from coppermesh.p2p.records import Code, Count, Hash, Key, Label, Mesh, Nonce, Sentence, SignedRecord
+from coppermesh.p2p.records import (
+    AddressText,
+    Code,
+    Count,
+    Hash,
+    Key,
+    Label,
+    Mesh,
+    Nonce,
+    Sentence,
+    SignedRecord,
+)
 
 INLINE_BYTES = 192 * 1024
 """Blobs of up to this many bytes in all ride inside a task or result message."""
@@ -165,6 +177,20 @@ class CancelRequest(Message, frozen=True):
     sentence: Sentence
     decline: SignedRecord | None
     """A provider that leaves a requester signs why: a Decline of the lease's order, or nil."""
+
+
+class DialBackRequest(Message, frozen=True):
+    """Asks whether one can be reached at this port of the host that one's connection comes from."""
+
+    port: Annotated[int, Meta(ge=1, le=65535)]
+
+
+class DialBackReply(Message, frozen=True):
+    """What became of one TCP connection and Noise handshake from a fresh port."""
+
+    state: Annotated[str, Meta(pattern=r"^(reached|closed|silent|other|unreachable)\Z")]
+    seen_at: AddressText
+    """Where the asker's connection comes from, as it is seen here: host and port, without peer id."""
 
 
 class OrderAbandoned(Message, frozen=True):

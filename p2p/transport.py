@@ -22,6 +22,7 @@ from typing import Protocol
 import trio
 
 from coppermesh.p2p.ids import PeerId
+from coppermesh.p2p.reachability import Probe
 
 DIAL_SECONDS = 10.0
 MAX_GOSSIP_BYTES = 16 * 1024
@@ -57,6 +58,39 @@ class PeerPath:
     """This agent dialled."""
     relay: PeerId | None
     """The relay that carries the connection; None where it is direct."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """What a relay has promised: to bring us callers."""
+
+    relay: PeerId
+    expires_unix: int
+    """Seconds since the epoch, by the relay's clock."""
+    addresses: tuple[str, ...]
+    """Where the relay says it is."""
+    circuit_seconds: int
+    circuit_bytes: int
+    """What one connection may use; 0: no limit."""
+
+
+class Relaying(Protocol):
+    """Being reached through relays."""
+
+    candidates: list[str]
+    """Where others have seen this agent from outside, without its peer id."""
+    punches_holes: bool
+    """Whether to turn relayed connections into direct ones."""
+
+    async def reserve_at(self, relay: PeerId) -> Reservation:
+        """Ask a connected relay to bring us callers, or to go on doing so.
+
+        What it brings is taken from then on, until `leave`. Raises Refused (`unknown-protocol` where it is no relay),
+        Unreachable, RemoteProtocolError.
+        """
+
+    def leave(self, relay: PeerId) -> None:
+        """Take no more callers from that relay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +170,10 @@ class Transport(Protocol):
     def connected(self) -> list[PeerId]:
         """Peers with an open connection now."""
 
+    @property
+    def reach(self) -> Relaying | None:
+        """Relays; None where this transport knows none."""
+
     def path_to(self, peer: PeerId) -> PeerPath | None:
         """How `peer` is reached now; None where it is not connected."""
 
@@ -145,14 +183,16 @@ class Transport(Protocol):
     async def dial(self, address: str) -> PeerId:
         """Connect to a full address, at most `DIAL_SECONDS`. Raises Unreachable, or RemoteProtocolError on a wrong key.
 
-        A peer already connected returns at once. An earlier failure never makes a later dial fail by itself. An address
-        that cannot be read, and this agent's own, raise Unreachable: both come from other peers and lead nowhere.
+        A peer already connected returns at once, unless it is reached through a relay and the address is direct. An
+        earlier failure never makes a later dial fail by itself. An address that cannot be read, and this agent's own,
+        raise Unreachable: both come from other peers and lead nowhere.
         """
 
-    async def probe(self, address: str) -> None:
-        """Reach a full address and prove who answers, without connecting: nothing comes of it. Raises as `dial` does.
+    async def probe(self, address: str) -> Probe:
+        """Try a full address and have who answers prove its key, without connecting: nothing comes of it.
 
-        For telling a peer whether it can be reached. No way that an earlier connection opened is used.
+        For telling a peer whether it can be reached. No way that an earlier connection opened is used. Raises
+        Unreachable where the address cannot be read.
         """
 
     async def disconnect(self, peer: PeerId) -> None:

@@ -184,6 +184,10 @@ class Net:
             assert line, f"{agent.name} did not start: {agent.log()}"
             agent.ready.update(json.loads(line))
 
+    def record(self, what: str, seconds: float) -> None:
+        """A figure for RESULTS.md, in pytest's output (`-rA` or `-s`)."""
+        sys.stderr.write(f"\nnamespaces: {what}: {seconds:.1f} s\n")
+
     def end(self, agent: Agent) -> None:
         for pipe in (agent.process.stdin, agent.process.stdout):
             if pipe is not None:

@@ -31,3 +31,24 @@ def test_agents_on_a_local_network_find_each_other_with_no_configuration(net):
     assert "mdns" in found
     assert found <= {"mdns", "called", "announced"}
     assert {row["path"] for row in rows} == {"direct"}
+
+
+def test_an_agent_that_changes_its_address_is_found_again(net):
+    lan = net.switch("lan")
+    spaces = [
+        net.machine(name, lan, f"10.1.0.{number}/24", "10.1.0.1") for number, name in ((11, "a"), (12, "b"))
+    ]
+    agents = [net.start(name, space) for name, space in zip("ab", spaces, strict=True)]
+    net.await_ready(*agents)
+    still, mover = agents
+    wait_until(
+        lambda: mover.peer in still.peers() and still.peer in mover.peers(), "both find each other", 60
+    )
+    net.inside(spaces[1], "ip", "address", "del", "10.1.0.12/24", "dev", "eth0")
+    net.inside(spaces[1], "ip", "address", "add", "10.1.0.77/24", "dev", "eth0")
+
+    def is_found() -> bool:
+        row = still.peers().get(mover.peer)
+        return row is not None and "/10.1.0.77/" in row["reached_at"] and row["latency_ms"] is not None
+
+    net.record("found after a changed address", wait_until(is_found, "the mover is found again", 15))

@@ -30,8 +30,8 @@ TOPIC = "coppermesh-test/1"
 GOSSIP = "/meshsub/1.2.0"
 
 
-def ours(key: PeerKey | None = None):
-    return open_libp2p_transport(key or PeerKey.generate(), mesh_id("test"))
+def ours(key: PeerKey | None = None, max_connections: int = 256):
+    return open_libp2p_transport(key or PeerKey.generate(), mesh_id("test"), max_connections=max_connections)
 
 
 async def echo(stream: Stream) -> None:
@@ -40,8 +40,8 @@ async def echo(stream: Stream) -> None:
 
 
 @asynccontextmanager
-async def server() -> AsyncIterator[Transport]:
-    async with ours() as transport:
+async def server(max_connections: int = 256) -> AsyncIterator[Transport]:
+    async with ours(max_connections=max_connections) as transport:
         transport.handle(ECHO, echo)
         yield transport
 
@@ -148,9 +148,8 @@ async def test_a_peer_with_our_own_key_is_refused():
         assert one.connected() == two.connected() == []
 
 
-async def test_too_many_peers_are_refused(monkeypatch):
-    monkeypatch.setattr(libp2p_connections, "MAX_INBOUND", 2)
-    async with server() as transport, AsyncExitStack() as stack:
+async def test_too_many_peers_are_refused():
+    async with server(max_connections=3) as transport, AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(ours()) for _ in range(3)]
         for client in clients[:2]:
             await check_served(transport, client=client)
