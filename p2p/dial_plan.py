@@ -9,7 +9,7 @@ in how hard they are pursued:
 - *nearby* (said on this local network, by mDNS): likewise;
 - *learned* (from the peer's own announcement): likewise, and after the others.
 
-After a failure the next try waits 0.2 s, doubling to 30 s (3 s for ten minutes after a lasting connection broke: a
+After a failure the next try waits 0.2 s, doubling to 30 s (2 s for ten minutes after a lasting connection broke: a
 network that comes back is to be noticed within seconds), times a random factor between one half and one, so that
 peers that lost the same bootstrap do not come back in step. Two peers that learn of each other at the same moment
 would both dial; so the one with the larger id waits `YIELD_SECONDS` for the other first.
@@ -30,7 +30,7 @@ from coppermesh.p2p.ids import PeerId
 
 FIRST_DELAY_SECONDS = 0.2
 LAST_DELAY_SECONDS = 30.0
-MISSED_DELAY_SECONDS = 3.0
+MISSED_DELAY_SECONDS = 2.0
 MISSED_SECONDS = 600.0
 """For so long a peer whose connection had lasted is dialled again at least every `MISSED_DELAY_SECONDS`."""
 YIELD_SECONDS = 3.0
@@ -166,6 +166,10 @@ class DialPlan:
             self.troubles[address] = reason
         target.dialling = False
         target.turn += 1
+        if target.turn % len(target.addresses):
+            # The peer's other addresses may lead to it now; waiting is for when none does.
+            target.not_before = now
+            return
         self._back_off(target, now)
         given_up = target.failures >= GIVE_UP_AFTER and not _is_missed(target, now)
         if target.kind is not Kind.PERMANENT and given_up:

@@ -14,6 +14,9 @@ from coppermesh.p2p.libp2p_punch import DCUTR, HolePuncher
 from coppermesh.p2p.libp2p_yamux_stream import YamuxStream
 from coppermesh.p2p.transport import DIAL_SECONDS, PeerUp, Reservation, Stream
 
+PUNCH_AGAIN_SECONDS = (0.0, 8.0, 25.0)
+"""Waits before each round of a called side's attempts at a direct connection."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -105,14 +108,20 @@ class Reach:
         await self.puncher.answer(stream)
 
     async def _begin_punch(self, peer: PeerId) -> None:
-        try:
-            stream, _ = await self._open(peer, [DCUTR])
+        """Try now and, since routers forget and packets get lost, twice more soon after."""
+        for wait in PUNCH_AGAIN_SECONDS:
+            await trio.sleep(wait)
+            path = self._table.path_to(peer)
+            if path is None or path.relay is None:
+                return
             try:
-                await self.puncher.call(stream)
-            finally:
-                stream.close_now()
-        except MeshError as error:
-            _log.debug("hole punch with %s: %s", short_peer(peer), error)
+                stream, _ = await self._open(peer, [DCUTR])
+                try:
+                    await self.puncher.call(stream)
+                finally:
+                    stream.close_now()
+            except MeshError as error:
+                _log.debug("hole punch with %s: %s", short_peer(peer), error)
 
     def _punch_from(self) -> list[str]:
         own = [text.rpartition("/p2p/")[0] for text in self._own()]
