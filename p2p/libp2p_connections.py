@@ -178,8 +178,7 @@ class ConnectionTable:
             try:
                 stream = await trio.open_tcp_stream(target.host, target.port)
             except OSError as error:
-                refused = isinstance(error.__cause__ or error, ConnectionRefusedError)
-                return Probe.CLOSED if refused else Probe.UNREACHABLE
+                return Probe.CLOSED if _was_refused(error) else Probe.UNREACHABLE
             try:
                 await prove(stream, self._identity, target.peer, self.swarm_key)
             except MeshError:
@@ -337,6 +336,13 @@ class ConnectionTable:
 
     def _all(self) -> list[Connection]:
         return [connection for connections in self._peers.values() for connection in connections]
+
+
+def _was_refused(error: BaseException | None) -> bool:
+    """Did somebody answer that nobody listens there? trio wraps what the kernel said, once or in a group."""
+    if isinstance(error, BaseExceptionGroup):
+        return any(_was_refused(inner) for inner in error.exceptions)
+    return isinstance(error, ConnectionRefusedError) or (error is not None and _was_refused(error.__cause__))
 
 
 def _hosts_of(stream: trio.SocketStream) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from coppermesh.p2p.ids import PeerId, mesh_id
 from coppermesh.p2p.libp2p_circuit import HOP, STOP, id_bytes, read_message, write_message
 from coppermesh.p2p.libp2p_relay import RelayServer, through
 from coppermesh.p2p.libp2p_transport import Libp2pTransport, open_libp2p_transport
+from coppermesh.p2p.reachability import Probe
 from coppermesh.p2p.relay_book import RelayLimits
 from coppermesh.p2p.signing import PeerKey
 from coppermesh.p2p.transport import PeerUp, Stream
@@ -218,14 +219,15 @@ async def test_nonsense_costs_a_relay_one_stream(data: bytes) -> None:
 
 
 async def test_a_probe_proves_a_peer_and_leaves_no_connection() -> None:
-    async with agent() as one, agent() as other:
-        await one.probe(other.addresses[0])
-        assert one.connected() == other.connected() == []
-        with pytest.raises(RemoteProtocolError):
-            await one.probe(other.addresses[0].rpartition("/")[0] + "/" + parse_peer_text())
-    with pytest.raises(Unreachable):
-        async with agent() as one:
-            await one.probe(other.addresses[0])
+    async with agent() as one:
+        async with agent() as other:
+            there = other.addresses[0]
+            assert await one.probe(there) is Probe.REACHED
+            assert one.connected() == other.connected() == []
+            assert await one.probe(f"{there.rpartition('/')[0]}/{parse_peer_text()}") is Probe.OTHER
+            with pytest.raises(Unreachable, match="relay"):
+                await one.probe(through(there, PeerKey.generate().peer))
+        assert await one.probe(there) is Probe.CLOSED
 
 
 def parse_peer_text() -> str:
