@@ -149,7 +149,10 @@ def test_methods_are_those_of_the_messages_module() -> None:
         f"{messages.__doc__}\n{membership_messages.__doc__}",
         re.MULTILINE,
     )
-    assert len(documented) == 15
+    assert len(documented) == 14
+    found = re.findall(
+        r"^\| `([a-z]+)` +\| (\w+) +\| (\w+) +\| (\w+) +\|$", PAGE.replace(LEDGERS, ""), re.MULTILINE
+    )
     assert found == documented
 
 
@@ -158,7 +161,10 @@ def test_methods_about_ledgers_are_on_the_page_and_answered() -> None:
         r"^\| `([a-z]+-[a-z]+|statement|voucher|payment|payout|scores)` +\| (\w+) +\| (\w+) +\| (\w+) +\|$"
     )
     documented = re.findall(pattern, ledger_messages.__doc__ or "", re.MULTILINE)
-    assert len(documented) == 9
+    assert len(documented) == 14
+    found = re.findall(
+        r"^\| `([a-z]+)` +\| (\w+) +\| (\w+) +\| (\w+) +\|$", PAGE.replace(LEDGERS, ""), re.MULTILINE
+    )
     assert re.findall(pattern, LEDGERS, re.MULTILINE) == documented
     desk = LedgerDesk(*[cast("Any", None)] * 4, unit="usd", now_us=lambda: 0)
     assert {name: kind.__name__ for name, (kind, _) in desk.handlers().items()} == {
