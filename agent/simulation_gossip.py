@@ -174,7 +174,9 @@ class GossipNetwork:
                     continue
                 seen[peer] = 1
                 message.reached += 1
-                if self._judge(peer, sender, message) and peer in topic.mesh:
+                if not self._judge(peer, sender, message):
+                    seen[peer] = 2
+                elif peer in topic.mesh:
                     author = message.author
                     onward = [other for other in topic.mesh[peer] if other not in (sender, author)]
                     self._send(peer, onward, message)
@@ -216,9 +218,12 @@ class GossipNetwork:
         short = [message for message in recent if message.reached + 1 < len(topic.members)]
         for peer in topic.members:
             mesh = topic.mesh[peer]
+            held = sum(message.seen[peer] == 1 for message in recent)
+            if not held:
+                continue
             others = [other for other in self.links[peer] if other in topic.members and other not in mesh]
             for other in self._some(others, LAZY):
-                self._control(other, 1, len(recent))
+                self._control(other, 1, held)
                 for message in short:
                     if message.seen[peer] and not message.seen[other] and self._has_judged(peer, message):
                         self._control(peer, 1, 1)

@@ -6,6 +6,7 @@ peer that can be reached through the relay that listens there (libp2p circuit re
 
 import ipaddress
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from coppermesh.p2p.errors import Unreachable
@@ -36,6 +37,7 @@ class Address(NamedTuple):
         return self if self.relay is None else Address(self.kind, self.host, self.port, self.relay)
 
 
+@lru_cache(maxsize=4096)
 def parse_address(text: str) -> Address:
     """Read a full address. Raises Unreachable on anything this agent cannot dial, saying what is wrong with it.
 

@@ -18,8 +18,10 @@ an announcement should live well over `SKEW_US`: `LIFETIME_US` is what ours ask 
 taken.
 """
 
+import heapq
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -36,6 +38,9 @@ MAX_ANNOUNCEMENT_BYTES = Announcement.MAX_BYTES + SIGNED_OVERHEAD
 MAX_PEERS = 4096
 MAX_JUDGED = 8192
 """How many message hashes are remembered, so that the same bytes are verified once."""
+
+SHORT_ID_BYTES = 8
+"""So much of a record's id names an announcement when two agents compare what they know."""
 
 SECOND_US = 1_000_000
 SKEW_US = 120 * SECOND_US
@@ -131,6 +136,8 @@ class _Entry:
     haste_us: int = 0
     """How far its author is ahead of one announcement each `AUTHOR_SECONDS`."""
     heard_us: int = 0
+    lost: bool = False
+    """Its connection to us ended and nothing newer was heard since."""
 
 
 class AnnouncementBook:
@@ -169,14 +176,45 @@ class AnnouncementBook:
         return self._counted(known or self._judge(examined, now_us, source))
 
     def current(self, now_us: int) -> list[Opened[Announcement]]:
-        """The announcements alive at `now_us`, ordered by peer id."""
-        alive = ((peer, entry.opened) for peer, entry in self._entries.items() if entry.expires_us > now_us)
+        """The announcements alive at `now_us`, ordered by peer id; without peers that were lost."""
+        alive = (
+            (peer, entry.opened)
+            for peer, entry in self._entries.items()
+            if entry.expires_us > now_us and not entry.lost
+        )
         return [opened for _, opened in sorted(alive, key=lambda pair: pair[0]) if opened is not None]
+
+    def known_ids(self, now_us: int, limit: int = MAX_PEERS) -> set[bytes]:
+        """The short ids of what is alive here, the newest `limit`: what need not be handed to us again."""
+        return {opened.id[:SHORT_ID_BYTES] for opened in self._newest(now_us, frozenset(), limit)}
+
+    def missing(self, known: AbstractSet[bytes], now_us: int, limit: int) -> list[Opened[Announcement]]:
+        """The newest `limit` of what is alive here and not in `known`, newest first."""
+        return self._newest(now_us, known, limit)
+
+    def _newest(self, now_us: int, known: AbstractSet[bytes], limit: int) -> list[Opened[Announcement]]:
+        found = [
+            entry.opened
+            for entry in self._entries.values()
+            if entry.opened is not None
+            and entry.expires_us > now_us
+            and not entry.lost
+            and entry.opened.id[:SHORT_ID_BYTES] not in known
+        ]
+        if len(found) <= limit and limit >= MAX_PEERS:
+            return found
+        return heapq.nlargest(limit, found, key=lambda opened: opened.record.issued_us)
 
     def get(self, peer: PeerId) -> Opened[Announcement] | None:
         """The newest announcement of `peer`. It may have expired since `forget_expired` last ran."""
         entry = self._entries.get(peer)
         return entry.opened if entry is not None else None
+
+    def lost(self, peer: PeerId) -> None:
+        """The connection to `peer` ended: what it announced does not count until it answers or announces again."""
+        entry = self._entries.get(peer)
+        if entry is not None:
+            entry.lost = True
 
     def forget_expired(self, now_us: int) -> list[PeerId]:
         """Drop what has expired; the peers whose announcement was dropped. Call every few seconds."""
@@ -228,7 +266,8 @@ class AnnouncementBook:
         record = opened.record
         held = self._entries.get(opened.signer)
         if held is not None and record.sequence <= held.sequence:
-            held.direct = held.direct or (direct and record.sequence == held.sequence)
+            if direct and record.sequence == held.sequence:
+                held.direct, held.lost = True, False
             known = held.opened is not None and held.opened.id == opened.id
             return Verdict.REPLAYED if known else Verdict.STALE
         haste_us = 0
@@ -282,7 +321,8 @@ class AnnouncementPacer:
     def __init__(self, rng: UniformSource) -> None:
         self._rng = rng
         self._announced_us: int | None = None
-        self._content: bytes = b""
+        self.content: bytes = b""
+        """What was said last."""
         self._refresh_us = REFRESH_US
 
     def due(self, content: bytes, now_us: int) -> bool:
@@ -295,11 +335,11 @@ class AnnouncementPacer:
             return 0
         # The distance: a clock that was set back by a day must not silence the agent for a day.
         since = abs(now_us - self._announced_us)
-        interval = MIN_INTERVAL_US if content != self._content else self._refresh_us
+        interval = MIN_INTERVAL_US if content != self.content else self._refresh_us
         return max(0, interval - since)
 
     def announced(self, content: bytes, now_us: int) -> None:
         """Call when an announcement of `content` went out."""
         self._announced_us = now_us
-        self._content = content
+        self.content = content
         self._refresh_us = REFRESH_US - int(self._rng.random() * REFRESH_US / 10)

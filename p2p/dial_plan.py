@@ -22,6 +22,7 @@ import ipaddress
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import lru_cache
 from typing import Protocol
 
 from coppermesh.p2p.addresses import Address, parse_address
@@ -38,6 +39,7 @@ LASTING_SECONDS = 10.0
 GIVE_UP_AFTER = 10
 MAX_ADDRESSES = 4
 MAX_TARGETS = 1024
+NEAR_GOAL = 12
 MAX_DIALS = 8
 """Dials under way at once."""
 
@@ -74,10 +76,13 @@ class _Target:
 class DialPlan:
     """Which addresses are due. `me`: this agent; `rng`: for jitter; `goal`: enough connections to learned peers."""
 
-    def __init__(self, me: PeerId, rng: Rng, *, goal: int = 32) -> None:
+    def __init__(self, me: PeerId, rng: Rng, *, goal: int = 32, near_goal: int = NEAR_GOAL) -> None:
         self._me = me
         self._rng = rng
         self._goal = goal
+        self._near_goal = near_goal
+        self.near: frozenset[PeerId] = frozenset()
+        """Peers of the topics that this agent is in: `near_goal` of them are wanted whoever else is connected."""
         self._targets: dict[PeerId, _Target] = {}
         self._connected: set[PeerId] = set()
         self._relayed: set[PeerId] = set()
@@ -86,6 +91,13 @@ class DialPlan:
 
     def __len__(self) -> int:
         return len(self._targets)
+
+    def __contains__(self, peer: PeerId) -> bool:
+        return peer in self._targets
+
+    def wants_more(self, peer: PeerId) -> bool:
+        """Too few connections yet to leave `peer` alone, were it known."""
+        return len(self._connected) < self._goal or (peer in self.near and self._lacks_near())
 
     def add(self, address: str, kind: Kind) -> None:
         """Dial this address from now on. Raises Unreachable where it cannot be dialled at all."""
@@ -123,7 +135,8 @@ class DialPlan:
         for peer in current - self._connected:
             if peer in self._targets:
                 self._targets[peer].connected_since = now
-        for peer in self._connected - current:
+        # Sorted: a simulation gives the same run each time.
+        for peer in sorted(self._connected - current):
             self.lost(peer, now)
         self._connected = current
 
@@ -131,22 +144,42 @@ class DialPlan:
         """Addresses to dial now, one per peer, which count as being dialled until `succeeded` or `failed`."""
         room = MAX_DIALS - sum(target.dialling for target in self._targets.values())
         ready = [
-            target
+            (peer, target)
             for peer, target in self._targets.items()
             if not (target.dialling or self._is_settled(peer, target)) and target.not_before <= now
         ]
-        ready.sort(key=lambda target: (-target.kind, target.not_before))
-        enough = len(self._connected) >= self._goal
+        ready.sort(key=lambda found: (-found[1].kind, found[1].not_before))
         addresses = []
-        for target in ready[: max(room, 0)]:
-            if target.kind is Kind.PERMANENT or not enough:
-                target.dialling = True
-                addresses.append(target.addresses[target.turn % len(target.addresses)])
+        for peer, target in self._wanted(ready)[: max(room, 0)]:
+            target.dialling = True
+            addresses.append(target.addresses[target.turn % len(target.addresses)])
         return addresses
 
     def _is_settled(self, peer: PeerId, target: _Target) -> bool:
         """Connected as well as can be: a neighbour on the local network is not left to a relay far away."""
         return peer in self._connected and not (peer in self._relayed and target.kind is Kind.NEARBY)
+
+    def next_due(self, now: float) -> float | None:
+        """When `due` should be asked next, if nothing else happens; None: not before something does."""
+        idle = [
+            (peer, target)
+            for peer, target in self._targets.items()
+            if not (target.dialling or self._is_settled(peer, target))
+        ]
+        wanted = self._wanted(idle)
+        return max(now, min(target.not_before for _, target in wanted)) if wanted else None
+
+    def _wanted(self, targets: list[tuple[PeerId, _Target]]) -> list[tuple[PeerId, _Target]]:
+        """Those worth a dial: all permanent ones, others while there are too few connections."""
+        enough, lacks_near = len(self._connected) >= self._goal, self._lacks_near()
+        return [
+            (peer, target)
+            for peer, target in targets
+            if target.kind is Kind.PERMANENT or not enough or (lacks_near and peer in self.near)
+        ]
+
+    def _lacks_near(self) -> bool:
+        return bool(self.near) and len(self.near & self._connected) < self._near_goal
 
     def succeeded(self, address: str, now: float) -> None:
         """A dial ended in a connection; `observe` decides how long it lasts."""
@@ -271,6 +304,7 @@ def _parse_or_none(text: str) -> Address | None:
         return None
 
 
+@lru_cache(maxsize=4096)
 def _reach(address: Address) -> str:
     """`loopback`, `private`, `public` or `never`."""
     if address.kind not in ("ip4", "ip6"):
