@@ -20,6 +20,7 @@ from coppermesh.agent import (
     receipt_verbs,
     screens,
     settlement_verbs,
+    simulate_verbs,
     submit_verbs,
 )
 from coppermesh.agent.config import ConfigError
@@ -127,6 +128,7 @@ def _build_parser() -> argparse.ArgumentParser:
     receipt_verbs.add(verbs)
     ledger_verbs.add(verbs)
     settlement_verbs.add(verbs)
+    simulate_verbs.add(verbs)
     explain = add_verb(
         verbs, "explain", "tell the story of a job or order, and count why others refused", _explain
     )

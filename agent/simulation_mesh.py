@@ -1,18 +1,19 @@
 """A mesh of simulated agents: starting, finding each other, announcing, leaving, lying (pure).
 
 Each peer is made of the same cores as a real agent: `AnnouncementBook` and `AnnouncementScreen` judge what it hears,
-`AnnouncementPacer` says when it announces, `ShardPlan` where, `DialPlan` whom it dials, `GossipConduct` whom it cuts off,
-`Liveness` when a silent neighbour is dead. Announcements are signed for real, once each; each is examined once and
-shared by all who hear it. The network between them is `simulation_gossip`'s model.
+`AnnouncementPacer` says when it announces, `ShardPlan` where, `DialPlan` whom it dials, `GossipConduct` whom it cuts
+off, `Liveness` when a silent neighbour is dead. Announcements are signed for real, once each; each is examined once
+and shared by all who hear it. The network between them is `simulation_gossip`'s model.
 
-Peers start within the first `START_SECONDS`, each knowing `CONTACTS` addresses out of a fixed list of seeds. With churn
-they leave at the given rate: most stop or are killed, which their neighbours' machines see at once; `SILENT` of them
-vanish without a word. They come back after a minute on average, on the same key. Liars take part like others, and once
-they are in they publish forgeries, old announcements again, and too many of their own; what they offer they do not keep.
+Peers start within the first `START_SECONDS`, each knowing `CONTACTS` addresses out of a fixed list of seeds. With
+churn they leave at the given rate: most stop or are killed, which their neighbours' machines see at once; `SILENT` of
+them vanish without a word. They come back after a minute on average, on the same key. Liars take part like others,
+and once they are in they publish forgeries, old announcements again, and too many of their own; what they offer they
+do not keep.
 
-Reading. A view is *stale* where it lacks an agent that it should know (an honest one that has announced for `GRACE_SECONDS`
-in a topic that the viewer listens to), holds what that agent said before its last change, or lists one that has been gone
-for `GONE_SECONDS`.
+Reading. A view is *stale* where it lacks an agent that it should know (an honest one that has announced for
+`GRACE_SECONDS` in a topic that the viewer listens to), holds what that agent said before its last change, or lists
+one that has been gone for `GONE_SECONDS`.
 """
 
 from collections.abc import Callable, Sequence
@@ -56,6 +57,7 @@ MAX_JUDGED = 1024
 POLL_SECONDS = 0.2
 SETTLE_SECONDS = 30.0
 FIRST_WORD_SECONDS = 2.0
+FIRST_EXCHANGE_SECONDS = 3.0
 EXCHANGE_SECONDS = 60.0
 DOWN_SECONDS = 60.0
 SILENT = 0.2
@@ -91,7 +93,9 @@ class Scenario:
 class SimPeer:
     """One simulated agent. What a restart forgets is made anew by `begin`."""
 
-    def __init__(self, index: int, key: PeerKey, offer: DeviceOffer | None, *, liar: bool, limit: int) -> None:
+    def __init__(
+        self, index: int, key: PeerKey, offer: DeviceOffer | None, *, liar: bool, limit: int
+    ) -> None:
         self.index = index
         self.key = key
         self.peer = key.peer
@@ -167,6 +171,7 @@ class MeshSimulation:
         self.network = GossipNetwork(self.heap, rng, self._judge, loss=scenario.loss)
         self.peers: list[SimPeer] = []
         self.by_address: dict[str, SimPeer] = {}
+        self.by_id: dict[PeerId, SimPeer] = {}
         self.published = 0
         self.forged = 0
         self.honest_cut = 0
@@ -187,7 +192,7 @@ class MeshSimulation:
         offer = None if rng.random() < scenario.requesters else _offer(rng, scenario.gpus)
         peer = SimPeer(self.network.add_peer(), key, offer, liar=liar, limit=scenario.limit)
         self.peers.append(peer)
-        self.by_address[peer.address] = peer
+        self.by_address[peer.address] = self.by_id[peer.peer] = peer
 
     def begin(self) -> None:
         """Plan everybody's start and what happens by itself."""
@@ -213,17 +218,19 @@ class MeshSimulation:
         for seed in self.rng.sample(self._seeds, min(CONTACTS, len(self._seeds))):
             if seed != peer.index:
                 peer.plan.add(self.peers[seed].address, Kind.PERMANENT)
-        self._follow_shards(peer)
+        self.follow_shards(peer)
         self._poll_soon(peer)
         self.heap.after(FIRST_WORD_SECONDS, self._first_word, peer, peer.life)
         self.heap.after(SETTLE_SECONDS * (0.5 + self.rng.random()), self._settle, peer, peer.life)
-        self.heap.after(EXCHANGE_SECONDS * self.rng.random(), self._exchange_again, peer, peer.life)
+        self.heap.after(FIRST_EXCHANGE_SECONDS, self._exchange_again, peer, peer.life, FIRST_EXCHANGE_SECONDS)
         if peer.liar:
             self.heap.after(20.0, self._lie, peer, peer.life)
         self.on_up(peer)
 
     def stop(self, peer: SimPeer, *, silently: bool = False) -> None:
-        """The agent goes: its connections close at once, or, `silently`, as under a pulled cable, nobody hears of it."""
+        """The agent goes: its connections close at once, or, `silently`, as under a pulled cable, nobody hears of
+        it.
+        """
         if not peer.up:
             return
         peer.up, peer.since = False, self.heap.now
@@ -318,7 +325,7 @@ class MeshSimulation:
     def _first_word(self, peer: SimPeer, life: int) -> None:
         if peer.up and peer.life == life:
             peer.shards.settle(peer.kind, peer.heard(self.heap.now_us), self.heap.now)
-            self._follow_shards(peer)
+            self.follow_shards(peer)
             peer.said_since = self.heap.now
             self.announce(peer, life)
 
@@ -349,7 +356,7 @@ class MeshSimulation:
         peer.said, peer.said_bytes = self._sign(peer, peer.sequence)
         if fresh:
             peer.content_sequence, peer.content_since = peer.sequence, self.heap.now
-        for path in peer.shards.publishes():
+        for path in peer.shards.publishes(self.heap.now):
             self.published += 1
             self.network.publish(peer.index, topic_of(MESH, path), len(peer.said_bytes), peer.said)
 
@@ -440,13 +447,14 @@ class MeshSimulation:
         if peer.up and peer.life == life and others:
             self._exchange(peer, self.peers[self.rng.choice(others)])
 
-    def _exchange_again(self, peer: SimPeer, life: int) -> None:
+    def _exchange_again(self, peer: SimPeer, life: int, waited: float) -> None:
         if peer.up and peer.life == life:
             peer.book.forget_expired(self.heap.now_us)
             others = list(self.network.links[peer.index])
             if others:
                 self._exchange(peer, self.peers[self.rng.choice(others)])
-            self.heap.after(EXCHANGE_SECONDS, self._exchange_again, peer, life)
+            wait = min(2 * waited, EXCHANGE_SECONDS) * (0.9 + 0.2 * self.rng.random())
+            self.heap.after(wait, self._exchange_again, peer, life, wait)
 
     # Shards
 
@@ -456,10 +464,11 @@ class MeshSimulation:
             if peer.announces and peer.shards.settle(peer.kind, heard, self.heap.now):
                 self.splits += 1
                 self.announce(peer, life)
-            self._follow_shards(peer, heard)
+            self.follow_shards(peer, heard)
             self.heap.after(SETTLE_SECONDS * (0.9 + 0.2 * self.rng.random()), self._settle, peer, life)
 
-    def _follow_shards(self, peer: SimPeer, heard: Sequence[Place] | None = None) -> None:
+    def follow_shards(self, peer: SimPeer, heard: Sequence[Place] | None = None) -> None:
+        """Subscribe to the topics that the peer should be in now."""
         heard = peer.heard(self.heap.now_us) if heard is None else heard
         wanted = dict.fromkeys(peer.shards.subscribes() if peer.announces else ())
         if not peer.announces:

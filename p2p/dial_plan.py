@@ -150,7 +150,7 @@ class DialPlan:
         ]
         ready.sort(key=lambda found: (-found[1].kind, found[1].not_before))
         addresses = []
-        for peer, target in self._wanted(ready)[: max(room, 0)]:
+        for _, target in self._wanted(ready)[: max(room, 0)]:
             target.dialling = True
             addresses.append(target.addresses[target.turn % len(target.addresses)])
         return addresses

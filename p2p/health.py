@@ -2,15 +2,15 @@
 
 A connection to a stopped process or an unplugged machine looks open for many minutes. So a channel that heard nothing
 for `PING_SECONDS` sends a ping, another after each further `PING_SECONDS`, and gives up `PONG_SECONDS` after the third
-unanswered one: 19 seconds after the last sign of life. Anything received counts as a sign of life.
+unanswered one: 13.5 seconds after the last sign of life. Anything received counts as a sign of life.
 
 All times are seconds on any clock that never goes back.
 """
 
 from enum import Enum
 
-PING_SECONDS = 5.0
-PONG_SECONDS = 4.0
+PING_SECONDS = 3.5
+PONG_SECONDS = 3.0
 MAX_MISSED = 3
 
 

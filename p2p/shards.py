@@ -36,6 +36,7 @@ from coppermesh.p2p.records import Announcement
 
 LIMIT = 256
 DWELL_SECONDS = 60.0
+LEAVING_SECONDS = 30.0
 MAX_DEPTH = 16
 """A class root and 15 bits: 8 million agents."""
 FEW_HEARD = 4
@@ -121,7 +122,7 @@ def count_in(path: str, heard: Iterable[Place], mine: str, limit: int = LIMIT) -
     depth = depth_of(path)
     total = 0
     for place in heard:
-        if _holds(mine, place.leaf) or depth_of(place.leaf) <= depth:
+        if place.leaf == mine or depth_of(place.leaf) <= depth:
             total += home_path(place.peer, place.kind, depth) == path
         elif _holds(path, place.leaf) and is_signpost(place, path, limit):
             total += 1 << _sign_bits(limit, depth_of(place.leaf), depth)
@@ -137,9 +138,9 @@ class ShardPlan:
         self._kind = CLASSES[-1]
         self._depth = 0
         self._settled = False
-        self._changed_at = 0.0
-        self._leaving: str | None = None
-        self._leaving_until = 0.0
+        self._changed_at = -DWELL_SECONDS
+        self._left: str | None = None
+        """The leaf before this one."""
 
     @property
     def leaf(self) -> str:
@@ -156,17 +157,19 @@ class ShardPlan:
         before = self.leaf
         self._kind = kind
         depth = self._next_depth(heard, now)
-        if depth != self._depth:
-            self._depth = depth
-            self._changed_at = now
-        return self.leaf != before
+        self._depth = depth
+        if self.leaf == before:
+            return False
+        self._left, self._changed_at = before, now
+        return True
 
     def _next_depth(self, heard: Sequence[Place], now: float) -> int:
         depths = sorted(depth_of(place.leaf) for place in heard if place.kind == self._kind)
         if len(depths) >= FEW_HEARD:
             median = depths[len(depths) // 2]
-            if not self._settled or abs(median - self._depth) > 1:
-                self._settled = True
+            is_far = not self._settled or abs(median - self._depth) > 1
+            self._settled = True
+            if is_far and median != self._depth:
                 return median
         if self._settled and now - self._changed_at < DWELL_SECONDS:
             return self._depth
@@ -188,12 +191,17 @@ class ShardPlan:
         """The shards an announcing agent is subscribed to: its leaf and those above."""
         return path_to(self.leaf)
 
-    def publishes(self) -> list[str]:
-        """The shards its announcements go to: its leaf, and those above where it is a signpost."""
+    def publishes(self, now: float) -> list[str]:
+        """The shards its announcements go to: its leaf, and those above where it is a signpost.
+
+        For a while also the leaf that it left, so that those who stay there hear where it went.
+        """
         place = self.place
-        return [path for path in path_to(place.leaf)[:-1] if is_signpost(place, path, self._limit)] + [
-            place.leaf
-        ]
+        paths = [path for path in path_to(place.leaf)[:-1] if is_signpost(place, path, self._limit)]
+        paths.append(place.leaf)
+        if self._left is not None and now - self._changed_at < LEAVING_SECONDS and self._left not in paths:
+            paths.append(self._left)
+        return paths
 
 
 def reader_topics(me: PeerId, heard: Iterable[Place], kinds: Sequence[str], leaves: int = 1) -> list[str]:
@@ -211,11 +219,9 @@ def reader_topics(me: PeerId, heard: Iterable[Place], kinds: Sequence[str], leav
             path = frontier.pop(0)
             found[path] = None
             bits = path.partition("/")[2]
-            children = [
-                f"{kind}/{bits}{bit}"
-                for bit in (own[len(bits)], "10"[int(own[len(bits)])])
-                if any(_holds(f"{kind}/{bits}{bit}", leaf) for leaf in below)
-            ]
+            children = [f"{kind}/{bits}{bit}" for bit in (own[len(bits)], "10"[int(own[len(bits)])])]
+            if not any(_holds(child, leaf) for child in children for leaf in below):
+                children = []  # where there is one half, the other is looked into as well
             taken += not children
             # Depth first: a leaf is reached before a second branch is opened.
             frontier[:0] = children

@@ -251,7 +251,7 @@ async def test_the_channel_comes_back_with_the_connection(autojump_clock: MockCl
         assert await both.high.request(LOW.peer, "echo", Word("a"), Word) == Word("a")
 
 
-async def test_an_idle_channel_stays_and_a_silent_peer_is_dropped_within_20_s(
+async def test_an_idle_channel_stays_and_a_silent_peer_is_dropped_within_15_s(
     autojump_clock: MockClock,
 ) -> None:
     async with pair() as both:
@@ -277,7 +277,7 @@ async def test_an_idle_channel_stays_and_a_silent_peer_is_dropped_within_20_s(
         event = await hub.events().receive()
         assert isinstance(event, ChannelDown)
         assert "ping" in event.reason
-        assert 15 <= trio.current_time() - before <= 20
+        assert 12 <= trio.current_time() - before <= 15
         await trio.testing.wait_all_tasks_blocked()
         assert transport.connected() == []
 
