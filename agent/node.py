@@ -60,6 +60,7 @@ from coppermesh.p2p.mdns import Mdns
 from coppermesh.p2p.membership import Right
 from coppermesh.p2p.messages import (
     AnnouncementReply,
+    AnnouncementRequest,
     CancelRequest,
     ChallengeRequest,
     DialBackRequest,
@@ -145,7 +146,7 @@ class Node:
     def handlers(self) -> dict[str, Handler]:
         """What other agents may ask of this one. Orders and tasks only where it offers devices."""
         handlers: dict[str, Handler] = {
-            "announcement": (Nothing, self._on_announcement),
+            "announcement": (AnnouncementRequest, self._on_announcement),
             "cancel": (CancelRequest, self._on_cancel),
             "result": (ResultRequest, self._on_result),
             "dialback": (DialBackRequest, self.dial_back.answer),
@@ -168,8 +169,8 @@ class Node:
         reply: Message = await getattr(self.provider, method)(peer, request)
         return reply
 
-    async def _on_announcement(self, peer: PeerId, request: Nothing) -> AnnouncementReply:
-        return self.announcer.reply_to(peer)
+    async def _on_announcement(self, peer: PeerId, request: AnnouncementRequest) -> AnnouncementReply:
+        return self.announcer.reply_to(peer, request)
 
     async def _on_ping(self, peer: PeerId, request: Nothing) -> Nothing:
         return Nothing()
@@ -202,6 +203,7 @@ class Node:
                 else:
                     self.connected_since.pop(event.peer, None)
                     self.reach.left(event.peer)
+                    self.book.lost(event.peer)
                     if self.provider is not None:
                         self.provider.peer_lost(event.peer)
                     nursery.start_soon(self.requester.peer_lost, event.peer, event.reason)

@@ -26,7 +26,10 @@ from coppermesh.agent.simulation import EPOCH_US, SECOND, EventHeap
 from coppermesh.agent.simulation_gossip import GossipNetwork, Message
 from coppermesh.p2p.announcement_screen import AnnouncementScreen
 from coppermesh.p2p.announcements import (
+    FIRST_WORD_SECONDS,
     LIFETIME_US,
+    REPEAT_SECONDS,
+    SETTLE_SECONDS,
     SHORT_ID_BYTES,
     AnnouncementBook,
     AnnouncementPacer,
@@ -36,13 +39,14 @@ from coppermesh.p2p.announcements import (
 )
 from coppermesh.p2p.dial_plan import DialPlan, Kind
 from coppermesh.p2p.envelope import sign_record, to_bytes
+from coppermesh.p2p.exchange import MORE_SECONDS, ExchangePacer
 from coppermesh.p2p.gossip_conduct import Deed, GossipConduct
 from coppermesh.p2p.gossip_outcome import Outcome
 from coppermesh.p2p.health import Liveness, Step
 from coppermesh.p2p.ids import PeerId, format_peer, mesh_id
 from coppermesh.p2p.messages import MAX_OTHERS
 from coppermesh.p2p.records import Announcement, DeviceOffer
-from coppermesh.p2p.shards import LIMIT, Place, ShardPlan, device_class, reader_topics, topic_of
+from coppermesh.p2p.shards import LIMIT, Place, ShardPlan, place_of, reader_topics, topic_of
 from coppermesh.p2p.signing import PeerKey
 
 if TYPE_CHECKING:
@@ -55,17 +59,12 @@ SEED_SHARE = 50
 MAX_CONNECTIONS = 256
 MAX_JUDGED = 1024
 POLL_SECONDS = 0.2
-SETTLE_SECONDS = 30.0
-FIRST_WORD_SECONDS = 2.0
-FIRST_EXCHANGE_SECONDS = 3.0
-EXCHANGE_SECONDS = 60.0
 DOWN_SECONDS = 60.0
 SILENT = 0.2
 LIES_A_SECOND = 5
 GRACE_SECONDS = 10.0
 GONE_SECONDS = 20.0
 REQUEST_BYTES = 60
-FULL_EXCHANGE_SECONDS = 2.0
 MESH = mesh_id("simulated")
 FEATURES = ("array-programs", "cuda-source")
 
@@ -130,8 +129,7 @@ class SimPeer:
         self.conduct: GossipConduct
         self.polling = False
         self.announce_due_us = 0
-        self.full_after = 0.0
-        """Until then an exchange is about the other's own announcement only."""
+        self.exchange: ExchangePacer
 
     def begin(self, rng: "Random", now: float) -> None:
         """A new process: nothing is known but the key and the contacts."""
@@ -144,7 +142,8 @@ class SimPeer:
         self.shards = ShardPlan(self.peer, limit=self.limit)
         self.pacer = AnnouncementPacer(rng)
         self.conduct = GossipConduct()
-        self.said, self.polling, self.announce_due_us, self.full_after = None, False, 0, 0.0
+        self.exchange = ExchangePacer(rng)
+        self.said, self.polling, self.announce_due_us = None, False, 0
 
     @property
     def announces(self) -> bool:
@@ -154,11 +153,6 @@ class SimPeer:
     def heard(self, now_us: int) -> list[Place]:
         """Where those announce that it knows."""
         return [place_of(opened.record) for opened in self.book.current(now_us)]
-
-
-def place_of(record: Announcement) -> Place:
-    """What an announcement says of its author's place."""
-    return Place(PeerId(record.peer), device_class(record), record.shard)
 
 
 class MeshSimulation:
@@ -222,7 +216,7 @@ class MeshSimulation:
         self._poll_soon(peer)
         self.heap.after(FIRST_WORD_SECONDS, self._first_word, peer, peer.life)
         self.heap.after(SETTLE_SECONDS * (0.5 + self.rng.random()), self._settle, peer, peer.life)
-        self.heap.after(FIRST_EXCHANGE_SECONDS, self._exchange_again, peer, peer.life, FIRST_EXCHANGE_SECONDS)
+        self.heap.after(peer.exchange.next_wait(), self._exchange_again, peer, peer.life)
         if peer.liar:
             self.heap.after(20.0, self._lie, peer, peer.life)
         self.on_up(peer)
@@ -309,7 +303,7 @@ class MeshSimulation:
             for one, other in ((peer, target), (target, peer)):
                 one.plan.observe(self._connected(one), now)
                 if fresh:
-                    self._exchange(one, other)
+                    self._exchange(one, other, full=one.exchange.wants(now) > 0)
         self._poll_soon(peer)
 
     def _disconnect(self, first: int, second: int) -> None:
@@ -328,6 +322,13 @@ class MeshSimulation:
             self.follow_shards(peer)
             peer.said_since = self.heap.now
             self.announce(peer, life)
+            for wait in REPEAT_SECONDS:
+                self.heap.after(wait, self._repeat, peer, life)
+
+    def _repeat(self, peer: SimPeer, life: int) -> None:
+        """The first announcement again: gossip's meshes were still forming."""
+        if peer.up and peer.life == life and peer.said is not None:
+            self._publish(peer)
 
     def announce(self, peer: SimPeer, life: int) -> None:
         """Announce what is due, and come back when the next is. Also called when something has changed."""
@@ -356,6 +357,9 @@ class MeshSimulation:
         peer.said, peer.said_bytes = self._sign(peer, peer.sequence)
         if fresh:
             peer.content_sequence, peer.content_since = peer.sequence, self.heap.now
+        self._publish(peer)
+
+    def _publish(self, peer: SimPeer) -> None:
         for path in peer.shards.publishes(self.heap.now):
             self.published += 1
             self.network.publish(peer.index, topic_of(MESH, path), len(peer.said_bytes), peer.said)
@@ -410,14 +414,11 @@ class MeshSimulation:
             if peer.plan.wants_more(author):
                 self._poll_soon(peer)
 
-    def _exchange(self, asking: SimPeer, asked: SimPeer) -> None:
+    def _exchange(self, asking: SimPeer, asked: SimPeer, *, full: bool) -> None:
         """One anti-entropy exchange: names of what is known, then the other's own and what is missing."""
         latency = self.network.links[asking.index].get(asked.index)
         if latency is not None:
-            known: set[bytes] | None = None
-            if self.heap.now >= asking.full_after:
-                asking.full_after = self.heap.now + FULL_EXCHANGE_SECONDS
-                known = asking.book.known_ids(self.heap.now_us)
+            known = asking.book.known_ids(self.heap.now_us) if full else None
             self.network.direct(asked.index, REQUEST_BYTES + SHORT_ID_BYTES * len(known or ()))
             self.heap.after(2 * latency, self._exchanged, asking, asking.life, asked, known)
 
@@ -438,23 +439,21 @@ class MeshSimulation:
                 if asking.book.take(body, now_us) is Verdict.ACCEPTED:
                     self._learn(asking, body)
         self.network.direct(asking.index, size)
-        if len(missing) == MAX_OTHERS:  # there is more where that came from
-            asking.full_after = 0.0
-            self.heap.after(0.2, self._exchange_more, asking, life)
+        if ExchangePacer.is_full(len(missing)):
+            self.heap.after(MORE_SECONDS, self._exchange_more, asking, life)
 
     def _exchange_more(self, peer: SimPeer, life: int) -> None:
         others = list(self.network.links[peer.index])
         if peer.up and peer.life == life and others:
-            self._exchange(peer, self.peers[self.rng.choice(others)])
+            self._exchange(peer, self.peers[self.rng.choice(others)], full=True)
 
-    def _exchange_again(self, peer: SimPeer, life: int, waited: float) -> None:
+    def _exchange_again(self, peer: SimPeer, life: int) -> None:
         if peer.up and peer.life == life:
             peer.book.forget_expired(self.heap.now_us)
             others = list(self.network.links[peer.index])
             if others:
-                self._exchange(peer, self.peers[self.rng.choice(others)])
-            wait = min(2 * waited, EXCHANGE_SECONDS) * (0.9 + 0.2 * self.rng.random())
-            self.heap.after(wait, self._exchange_again, peer, life, wait)
+                self._exchange(peer, self.peers[self.rng.choice(others)], full=True)
+            self.heap.after(peer.exchange.next_wait(), self._exchange_again, peer, life)
 
     # Shards
 

@@ -53,6 +53,12 @@ AUTHOR_SECONDS = 8
 too."""
 AUTHOR_BURST = 6
 REFRESH_US = 60 * SECOND_US
+FIRST_WORD_SECONDS = 2.0
+"""A newcomer waits at most so long to hear of others before it announces itself."""
+REPEAT_SECONDS = (2.0, 6.0)
+"""After its first announcement it publishes the same bytes again: gossip's meshes were still forming."""
+SETTLE_SECONDS = 15.0
+"""How often an agent looks whether it announces in the right shard."""
 
 
 class Verdict(StrEnum):
@@ -169,6 +175,15 @@ class AnnouncementBook:
         if known is not None:
             return self._counted(known)
         return self._counted(self._judge(_examine(signed_bytes, fingerprint), now_us, source))
+
+    def examine(self, signed_bytes: bytes) -> Examined:
+        """`examine`, without looking again into bytes that were judged before: `take` needs their fingerprint only."""
+        if len(signed_bytes) <= MAX_ANNOUNCEMENT_BYTES:
+            fingerprint = _fingerprint(signed_bytes)
+            known = self._judged.get(fingerprint)
+            if known is not None:
+                return Examined(fingerprint, None, known)
+        return examine(signed_bytes)
 
     def take(self, examined: Examined, now_us: int, *, source: PeerId | None = None) -> Verdict:
         """`offer` for a message that was examined already."""

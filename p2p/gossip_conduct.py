@@ -15,6 +15,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from enum import Enum
 
+from coppermesh.p2p.gossip_outcome import Outcome
 from coppermesh.p2p.ids import PeerId
 
 BLAMED_BURST = 3.0
@@ -30,8 +31,15 @@ MAX_WATCHED = 4096
 class Deed(Enum):
     """What one message says of the neighbour that handed it to us."""
 
+    REPEATED = "repeated"
+    """The gossip message itself came before; so do most, in a mesh. Counts a tenth of an unwanted one."""
     UNWANTED = "unwanted"
     BLAMED = "blamed"
+
+    @classmethod
+    def of(cls, outcome: Outcome) -> "Deed | None":
+        """What a subscriber's verdict says of who forwarded the message; None: nothing."""
+        return {Outcome.IGNORE: cls.UNWANTED, Outcome.BLAME: cls.BLAMED}.get(outcome)
 
 
 @dataclass(slots=True)
@@ -64,10 +72,10 @@ class GossipConduct:
         since, record.then = max(0.0, now - record.then), now
         record.unwanted = max(0.0, record.unwanted - since * UNWANTED_PER_SECOND)
         record.blamed = max(0.0, record.blamed - since * BLAMED_PER_SECOND)
-        if deed is Deed.UNWANTED:
-            record.unwanted += 1
-        else:
+        if deed is Deed.BLAMED:
             record.blamed += 1
+        else:
+            record.unwanted += 1 if deed is Deed.UNWANTED else 0.1
         if record.unwanted <= UNWANTED_BURST and record.blamed <= BLAMED_BURST:
             return False
         record.cut_until = now + min(FIRST_CUT_SECONDS * 2.0 ** min(record.cuts, 16), LAST_CUT_SECONDS)

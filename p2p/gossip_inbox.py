@@ -6,6 +6,7 @@ from collections.abc import Hashable
 
 import trio
 
+from coppermesh.p2p.gossip_outcome import Outcome
 from coppermesh.p2p.ids import short_peer
 from coppermesh.p2p.transport import Gossip, TransportCounts, Validate
 
@@ -24,17 +25,18 @@ class GossipInbox:
         # The reader may close its end; this clone lets the oldest message be taken out all the same.
         self._oldest = self.receiver.clone()
 
-    def accepts(self, message: Gossip) -> bool:
-        """Whether the subscriber wants this message delivered and forwarded; counts a refusal."""
+    def judge(self, message: Gossip) -> Outcome:
+        """What the subscriber says of this message; counts a refusal."""
         try:
-            accepted = self._validate(message.source, message.data)
+            said = self._validate(message.source, message.data)
         except Exception:  # noqa: BLE001
             # A validator must not raise; one that does refuses, rather than take the network down.
             _log.exception("gossip validator failed on a message of %s", short_peer(message.source))
-            accepted = False
-        if not accepted:
+            said = False
+        outcome = said if isinstance(said, Outcome) else Outcome.FORWARD if said else Outcome.DROP
+        if outcome is not Outcome.FORWARD:
             self._counts.gossip_refused += 1
-        return accepted
+        return outcome
 
     def deliver(self, message: Gossip) -> None:
         """Put an accepted message into the inbox."""
@@ -47,12 +49,12 @@ class GossipInbox:
             return
         self._counts.gossip_delivered += 1
 
-    def offer(self, message: Gossip) -> bool:
-        """Validate and deliver; True when the message may be forwarded."""
-        accepted = self.accepts(message)
-        if accepted:
+    def offer(self, message: Gossip) -> Outcome:
+        """Validate, and deliver what may be forwarded."""
+        outcome = self.judge(message)
+        if outcome is Outcome.FORWARD:
             self.deliver(message)
-        return accepted
+        return outcome
 
     def close(self) -> None:
         """End the subscription: the reader gets EndOfChannel after what is left."""

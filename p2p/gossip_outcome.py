@@ -7,6 +7,8 @@ class Outcome(Enum):
     """Delivered and passed on or not, and what it says of the neighbour that handed it to us."""
 
     FORWARD = "forward"
+    DROP = "drop"
+    """Not for us, and nobody's fault."""
     IGNORE = "ignore"
     """Of no use here; honest neighbours hand on such messages too, when messages cross."""
     BLAME = "blame"

@@ -85,6 +85,8 @@ class ConnectionTable:
         self._dialling: dict[PeerId, trio.Lock] = {}
         self._budget = BufferBudget(MAX_UNREAD_BYTES)
         self._closed = False
+        self.is_cut: Callable[[PeerId], bool] = lambda _: False
+        """Peers that are kept out for now."""
 
     def __contains__(self, peer: PeerId) -> bool:
         return peer in self._peers
@@ -143,6 +145,8 @@ class ConnectionTable:
         return target.peer not in self._peers or (target.relay is None and not self._is_direct(target.peer))
 
     async def _connect(self, target: Address) -> None:
+        if self.is_cut(target.peer):
+            raise Unreachable(f"{short_peer(target.peer)} is cut off for what it gossiped")
         self._check_room()
         stream = await self._reach(target)
         try:
@@ -225,6 +229,8 @@ class ConnectionTable:
         secured = await self._handshake(stream)
         if secured is None:
             return
+        if self.is_cut(secured.peer):
+            return
         if self._closed or self._accepted >= self._most_inbound or len(self._all()) >= self._most:
             _log.info("refused %s: too many connections", short_peer(secured.peer))
             return
@@ -243,7 +249,7 @@ class ConnectionTable:
             _log.info("the relay %s named a caller that another one was", short_peer(relay))
             return
         full = self._accepted >= self._most_inbound or len(self._all()) >= self._most
-        if self._closed or full or self._is_direct(caller):
+        if self._closed or full or self._is_direct(caller) or self.is_cut(caller):
             return
         address = f"/p2p/{format_peer(relay)}/p2p-circuit"
         await self._serve(self._add(stream, secured, address, outbound=False, relay=relay))

@@ -8,7 +8,7 @@ What is mended, and why:
 - **Validation.** A message needs exactly one topic, an Ed25519 author, an 8-byte sequence number, a true signature and
   the subscriber's consent, in this order of cost. The library remembers verdicts per message id for longer than the
   id itself, so that an author could send another text under a validated id; here a verdict is never remembered.
-  A refused message costs the forwarder nothing: to another subscriber it may have been fine.
+  What it says of the forwarder is `gossip_conduct`'s: one that forges, or floods, is cut off.
 - **Memory.** Seen ids, the message cache, topics and control messages are bounded; the library's seen cache also needs
   a thread each, which is stopped.
 - **Traffic.** No signed address record on each message (we keep addresses ourselves), no IDONTWANT (our messages are
@@ -17,7 +17,7 @@ What is mended, and why:
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import trio
@@ -31,8 +31,10 @@ from libp2p.pubsub.pubsub import Pubsub
 from libp2p.pubsub.validators import signature_validator
 
 from coppermesh.p2p.errors import RemoteProtocolError
+from coppermesh.p2p.gossip_conduct import Deed, GossipConduct
 from coppermesh.p2p.gossip_inbox import GossipInbox, SeenMessages
-from coppermesh.p2p.ids import PeerId
+from coppermesh.p2p.gossip_outcome import Outcome
+from coppermesh.p2p.ids import PeerId, short_peer
 from coppermesh.p2p.libp2p_host import GossipHost, HostStream, encode_varint
 from coppermesh.p2p.libp2p_upgrade import peer_of
 from coppermesh.p2p.transport import MAX_GOSSIP_BYTES, Gossip
@@ -71,7 +73,9 @@ class BoundedMessageCache(MessageCache):
 class MeshPubsub(Pubsub):
     """Reads, screens and delivers gossip. `inboxes` holds one inbox per subscribed topic."""
 
-    def __init__(self, host: GossipHost, router: "MeshGossipSub", me: PeerId) -> None:
+    def __init__(
+        self, host: GossipHost, router: "MeshGossipSub", me: PeerId, cut_off: Callable[[PeerId], None]
+    ) -> None:
         super().__init__(
             host,  # type: ignore[arg-type]
             router,
@@ -82,6 +86,8 @@ class MeshPubsub(Pubsub):
         )
         self.inboxes: dict[str, GossipInbox] = {}
         self._me = me
+        self._cut_off = cut_off
+        self.conduct = GossipConduct()
         self._joining: set[ID] = set()
         # Sequence numbers must not go back when an agent restarts soon after publishing a lot.
         self.counter = time.time_ns()
@@ -129,7 +135,14 @@ class MeshPubsub(Pubsub):
             return
         except (DecodeError, RemoteProtocolError) as error:
             _log.info("gossip from %s: %s", peer_id, error)
+            self._hold_against(peer_id, Deed.BLAMED)
             await stream.reset()
+
+    def _hold_against(self, peer_id: ID, deed: Deed) -> None:
+        peer = peer_of(peer_id.to_bytes())
+        if self.conduct.note(peer, deed, trio.current_time()):
+            _log.warning("%s is cut off for what it gossiped", short_peer(peer))
+            self._cut_off(peer)
 
     async def _handle_rpc(self, peer_id: ID, rpc: rpc_pb2.RPC) -> None:
         for message in rpc.publish:
@@ -148,12 +161,21 @@ class MeshPubsub(Pubsub):
             self.seen_messages.add(message_id)
         else:
             inbox = self._inbox_of(msg)
-            if inbox is None or self.seen_messages.has(message_id) or not signature_validator(msg):
+            if inbox is None or self.seen_messages.has(message_id):
+                # A message for a topic that was just left, or one that came by another way too: nobody's fault.
+                self._hold_against(msg_forwarder, Deed.REPEATED)
+                return
+            if not signature_validator(msg):
+                self._hold_against(msg_forwarder, Deed.BLAMED)
                 return
             # From here on the author answers for this id: another text under it is not looked at.
             self.seen_messages.add(message_id)
             source, forwarder = peer_of(msg.from_id), peer_of(msg_forwarder.to_bytes())
-            if not inbox.offer(Gossip(msg.topicIDs[0], source, forwarder, msg.data)):
+            outcome = inbox.offer(Gossip(msg.topicIDs[0], source, forwarder, msg.data))
+            deed = Deed.of(outcome)
+            if deed is not None:
+                self._hold_against(msg_forwarder, deed)
+            if outcome is not Outcome.FORWARD:
                 return
         await self.router.publish(msg_forwarder, msg)
 

@@ -155,7 +155,8 @@ class Libp2pTransport:
         self._handlers[DCUTR] = self._reach.on_punch
         self._host = GossipHost(self._identity, self._open, self._connections.__contains__, self._spoken)
         self._router = MeshGossipSub()
-        self._pubsub = MeshPubsub(self._host, self._router, key.peer)
+        self._pubsub = MeshPubsub(self._host, self._router, key.peer, self._cut_off)
+        self._connections.is_cut = lambda peer: self._pubsub.conduct.is_cut(peer, trio.current_time())
 
     @property
     def peer(self) -> PeerId:
@@ -258,6 +259,10 @@ class Libp2pTransport:
         if target.relay is not None:
             raise Unreachable(f"{address}: leads through a relay")
         return await self._connections.probe(target)
+
+    def _cut_off(self, peer: PeerId) -> None:
+        self._counts.gossip_cut += 1
+        self._connections.drop(peer, "cut off for what it gossiped")
 
     async def disconnect(self, peer: PeerId) -> None:
         """See `transport.Transport`."""

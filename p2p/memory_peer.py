@@ -13,7 +13,9 @@ import trio
 from coppermesh.p2p.addresses import Address, parse_address
 from coppermesh.p2p.errors import LocalProtocolError, MeshError, Refused, RemoteProtocolError, Unreachable
 from coppermesh.p2p.gate import Doorkeeper, Gate
+from coppermesh.p2p.gossip_conduct import Deed, GossipConduct
 from coppermesh.p2p.gossip_inbox import GossipInbox, SeenMessages
+from coppermesh.p2p.gossip_outcome import Outcome
 from coppermesh.p2p.ids import PeerId, short_peer
 from coppermesh.p2p.memory_stream import MemoryStream, memory_stream_pair
 from coppermesh.p2p.reachability import Probe
@@ -98,6 +100,7 @@ class MemoryTransport:
         self._gossip_under_way = 0
         self._gone: str | None = None
         self._counts = TransportCounts()
+        self.conduct = GossipConduct()
         self._events_in, self._events_out = trio.open_memory_channel[PeerUp | PeerDown](EVENT_BUFFER)
 
     @property
@@ -158,6 +161,9 @@ class MemoryTransport:
                 await trio.sleep(2 * self._network.latency_s)
                 self._check_attached()
                 other = self._network.resolve(self._peer, target.port, target.peer)
+                now = trio.current_time()
+                if self.conduct.is_cut(target.peer, now) or other.conduct.is_cut(self._peer, now):
+                    raise Unreachable(f"{short_peer(target.peer)}: cut off for what was gossiped")
                 if target.peer not in self._links:
                     other.link(self._peer, self._address, outbound=False)
                     self.link(target.peer, address, outbound=True)
@@ -338,8 +344,13 @@ class MemoryTransport:
             return
         message = Gossip(envelope.topic, envelope.source, forwarder, envelope.data)
         first_time = self._seen.add((envelope.source, envelope.number))
-        if inbox.offer(message) and first_time:
+        outcome = inbox.offer(message)
+        if outcome is Outcome.FORWARD and first_time:
             self._spread(envelope, came_from=forwarder)
+        deed = Deed.of(outcome) if first_time else Deed.REPEATED
+        if deed is not None and self.conduct.note(forwarder, deed, trio.current_time()):
+            self._counts.gossip_cut += 1
+            self._network.cut(self._peer, forwarder, reason="cut off for what it gossiped")
 
     def _spread(self, envelope: _Envelope, *, came_from: PeerId) -> None:
         for peer in self._links:

@@ -6,7 +6,7 @@ Records inside are `SignedRecord`s: this layer checks shapes and sizes, `envelop
 | method         | who asks  | request          | reply             |
 |----------------|-----------|------------------|-------------------|
 | `hello`        | both      | Hello            | Hello             |
-| `announcement` | both      | Nothing          | AnnouncementReply |
+| `announcement` | both      | AnnouncementRequest | AnnouncementReply |
 | `order`        | requester | OrderRequest     | OrderReply        |
 | `lease`        | requester | LeaseRequest     | LeaseReply        |
 | `task`         | requester | TaskRequest      | TaskReply         |
@@ -43,6 +43,7 @@ INLINE_BYTES = 192 * 1024
 MAX_FRAME_BYTES = 1024 * 1024
 MAX_DETAIL_BYTES = 16 * 1024
 MAX_OTHERS = 64
+MAX_KNOWN_BYTES = 16384
 """Announcements of other peers that one answer hands on."""
 
 
@@ -62,6 +63,14 @@ class Hello(Message, frozen=True):
     software: Label
     time_us: Count
     """The sender's clock, so that a wrong one can be named."""
+
+
+class AnnouncementRequest(Message, frozen=True):
+    """Asks for the peer's announcement, and for up to `want` of others that are not known yet."""
+
+    known: Annotated[bytes, Meta(max_length=MAX_KNOWN_BYTES)]
+    """The first 8 bytes of the id of each announcement that need not be sent, one after another."""
+    want: Annotated[int, Meta(ge=0, le=MAX_OTHERS)]
 
 
 class AnnouncementReply(Message, frozen=True):

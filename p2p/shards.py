@@ -60,6 +60,11 @@ def device_class(announcement: Announcement) -> str:
     return "cuda" if any(device.kind == "cuda" for device in announcement.devices) else "cpu"
 
 
+def place_of(announcement: Announcement) -> Place:
+    """Where its author announces."""
+    return Place(PeerId(announcement.peer), device_class(announcement), announcement.shard)
+
+
 def topic_of(mesh: MeshId, path: str) -> str:
     """The gossip topic of a shard; that of the root is the mesh's own."""
     root = f"coppermesh/announcements/1/{mesh.hex()}"

@@ -8,7 +8,8 @@ Guarantees (the conformance suite in tests/conformance checks them on every impl
   `receive_some` returns b"" only when the other side finished cleanly. Cancelling a send leaves the stream broken,
   never half a frame for the next caller.
 - **Gossip** is best effort: a message may be lost, repeated or late, and one's own comes back never. `validate` runs
-  before a message is delivered or forwarded; one that it refuses goes no further.
+  before a message is delivered or forwarded; one that it refuses goes no further. A neighbour that forwards what
+  nobody could have accepted, or floods, is disconnected and kept out for a while.
 - **Bounds.** Dials and handshakes end within `DIAL_SECONDS`. Accepted but unhandled streams are reset. Nothing queues
   without limit.
 - **Lifetime.** `async with` opens and closes everything; no task, socket or thread outlives the block.
@@ -21,6 +22,7 @@ from typing import Protocol
 
 import trio
 
+from coppermesh.p2p.gossip_outcome import Outcome
 from coppermesh.p2p.ids import PeerId
 from coppermesh.p2p.reachability import Probe
 
@@ -114,6 +116,8 @@ class TransportCounts:
     gossip_published: int = 0
     gossip_delivered: int = 0
     gossip_refused: int = 0
+    gossip_cut: int = 0
+    """Neighbours that were cut off for what they forwarded."""
 
 
 class Stream(Protocol):
@@ -145,8 +149,10 @@ class Stream(Protocol):
 StreamHandler = Callable[[Stream], Awaitable[None]]
 """Called in a task of its own per accepted stream; the stream is closed when it returns and reset when it raises."""
 
-Validate = Callable[[PeerId, bytes], bool]
-"""(source, data) -> deliver and forward? Pure, fast, never raises."""
+Validate = Callable[[PeerId, bytes], bool | Outcome]
+"""(source, data) -> deliver and forward? Fast, never raises. True is Outcome.FORWARD, False Outcome.DROP; what else
+there is says something of the neighbour that forwarded it, and a stream of it cuts that neighbour off
+(`gossip_conduct`)."""
 
 
 class Transport(Protocol):
@@ -181,7 +187,8 @@ class Transport(Protocol):
         """Accept streams of `protocol`. Call before the first dial."""
 
     async def dial(self, address: str) -> PeerId:
-        """Connect to a full address, at most `DIAL_SECONDS`. Raises Unreachable, or RemoteProtocolError on a wrong key.
+        """Connect to a full address, at most `DIAL_SECONDS`. Raises Unreachable, or RemoteProtocolError on a wrong
+        key.
 
         A peer already connected returns at once, unless it is reached through a relay and the address is direct. An
         earlier failure never makes a later dial fail by itself. An address that cannot be read, and this agent's own,

@@ -22,7 +22,6 @@ from libp2p.security.noise.transport import Transport as NoiseTransport
 from multiaddr import Multiaddr
 
 import coppermesh as cm
-from coppermesh.agent.announcer import announcement_topic
 from coppermesh.agent.clock import now_us
 from coppermesh.agent.leases import build_lease
 from coppermesh.agent.local_agents import LocalAgent, local_mesh
@@ -52,6 +51,7 @@ from coppermesh.p2p.messages import (
     TaskRequest,
 )
 from coppermesh.p2p.records import Bid, Decline, Lease, Order, Receipt, Task
+from coppermesh.p2p.shards import topic_of
 from coppermesh.p2p.signing import PeerKey
 from coppermesh.p2p.transport import Transport
 
@@ -129,7 +129,7 @@ def test_gossip_of_two_mebibytes_ends_its_stream(running, provider):
     """From a stock libp2p host, over its own gossip stream."""
     packet = rpc_pb2.RPC()
     packet.publish.append(
-        rpc_pb2.Message(data=os.urandom(2 << 20), topicIDs=[announcement_topic(mesh_id(running.mesh.name))])
+        rpc_pb2.Message(data=os.urandom(2 << 20), topicIDs=[topic_of(mesh_id(running.mesh.name), "")])
     )
     message = packet.SerializeToString()
 

@@ -41,6 +41,7 @@ from coppermesh.p2p.ids import Digest, PeerId, mesh_id
 from coppermesh.p2p.memory_transport import MemoryNetwork
 from coppermesh.p2p.messages import (
     AnnouncementReply,
+    AnnouncementRequest,
     BlobInfo,
     CancelRequest,
     InlineBlob,
@@ -257,12 +258,12 @@ async def raw_peer(
         ended.append(request)
         return Nothing()
 
-    async def on_announcement(peer: PeerId, request: Nothing) -> AnnouncementReply:
+    async def on_announcement(peer: PeerId, request: AnnouncementRequest) -> AnnouncementReply:
         return AnnouncementReply(None, [])
 
     defaults: dict[str, Handler] = {
         "cancel": (CancelRequest, on_cancel),
-        "announcement": (Nothing, on_announcement),
+        "announcement": (AnnouncementRequest, on_announcement),
     }
     node = world.node
     async with (
@@ -603,13 +604,13 @@ class Seller:
 
     def handlers(self) -> dict[str, Handler]:
         return {
-            "announcement": (Nothing, self.on_announcement),
+            "announcement": (AnnouncementRequest, self.on_announcement),
             "order": (OrderRequest, self.on_order),
             "lease": (LeaseRequest, self.on_lease),
             "task": (TaskRequest, self.on_task),
         }
 
-    async def on_announcement(self, peer: PeerId, request: Nothing) -> AnnouncementReply:
+    async def on_announcement(self, peer: PeerId, request: AnnouncementRequest) -> AnnouncementReply:
         return announce(self.key)
 
     async def on_order(self, peer: PeerId, request: OrderRequest) -> OrderReply:

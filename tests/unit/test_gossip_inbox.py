@@ -2,6 +2,7 @@ import pytest
 import trio
 
 from coppermesh.p2p.gossip_inbox import INBOX_MESSAGES, GossipInbox, SeenMessages
+from coppermesh.p2p.gossip_outcome import Outcome
 from coppermesh.p2p.ids import PeerId
 from coppermesh.p2p.transport import Gossip, TransportCounts
 
@@ -16,7 +17,7 @@ def test_a_reader_that_lags_loses_the_oldest():
     counts = TransportCounts()
     inbox = GossipInbox(lambda source, data: True, counts)
     for number in range(INBOX_MESSAGES + 10):
-        assert inbox.offer(gossip(number))
+        assert inbox.offer(gossip(number)) is Outcome.FORWARD
     assert inbox.receiver.receive_nowait().data == b"10"
     assert counts.gossip_delivered == INBOX_MESSAGES + 10
 
@@ -24,7 +25,7 @@ def test_a_reader_that_lags_loses_the_oldest():
 def test_what_is_refused_is_counted_and_not_delivered():
     counts = TransportCounts()
     inbox = GossipInbox(lambda source, data: False, counts)
-    assert not inbox.offer(gossip(1))
+    assert inbox.offer(gossip(1)) is Outcome.DROP
     assert (counts.gossip_refused, counts.gossip_delivered) == (1, 0)
     with pytest.raises(trio.WouldBlock):
         inbox.receiver.receive_nowait()
@@ -34,7 +35,7 @@ def test_a_reader_that_left_stops_nothing():
     inbox = GossipInbox(lambda source, data: True, TransportCounts())
     inbox.receiver.close()
     for number in range(INBOX_MESSAGES + 10):
-        assert inbox.offer(gossip(number))
+        assert inbox.offer(gossip(number)) is Outcome.FORWARD
     inbox.close()
     inbox.deliver(gossip(1))
 

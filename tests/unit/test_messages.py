@@ -7,6 +7,7 @@ from coppermesh.p2p.messages import (
     MAX_DETAIL_BYTES,
     MAX_FRAME_BYTES,
     AnnouncementReply,
+    AnnouncementRequest,
     BlobInfo,
     CancelRequest,
     ChallengeReply,
@@ -35,6 +36,8 @@ BLOB = InlineBlob(root=bytes(32), data=b"12345")
 EXAMPLES: list[Message] = [
     Nothing(),
     Hello(mesh=bytes(16), peer=bytes(32), software="coppermesh 0.1.0", time_us=1),
+    AnnouncementRequest(known=b"", want=0),
+    AnnouncementRequest(known=bytes(16), want=64),
     AnnouncementReply(announcement=None, others=[]),
     AnnouncementReply(announcement=SIGNED, others=[SIGNED]),
     OrderRequest(order=SIGNED),
