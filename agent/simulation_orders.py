@@ -1,21 +1,37 @@
 """Simulated requesters place orders, and providers answer them: the negotiation of a lease, without money (pure).
 
 Each order goes the way of a real one: `survey` over what the requester's book holds, each candidate asked directly,
-`decide` and `Reservations` at the provider, both sides' `Negotiation` machines, `rank_bids` and `choose_bids`, a
-lease, its end. A requester asks the best `MAX_ASKED` of its candidates, connected or not: an order is one message to
-whom it concerns. One that finds nobody listens to twice as many shards from then on, and asks again once. A liar bids
-on everything and never signs; a silent one is waited for until the window closes.
+`decide` and `Reservations` at the provider, both sides' `Negotiation` machines, the requester's `Auction` with its
+ranking, a lease, its end. A requester asks the best `MAX_ASKED` of its candidates, connected or not: an order is one
+message to whom it concerns. One that finds nobody listens to twice as many shards from then on, and asks again once.
+A liar bids on everything and never signs; a silent one is waited for until the window closes.
 """
 
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
-from coppermesh.agent.matching import Requirement, bid_misfits, choose_bids, rank_bids, survey
+from coppermesh.agent.auction import (
+    Abandon,
+    Auction,
+    BidArrived,
+    Closed,
+    Declined,
+    Event,
+    LeaseFailed,
+    LeaseSigned,
+    OfferLease,
+    Silent,
+    TimePassed,
+    Withdraw,
+)
+from coppermesh.agent.matching import Requirement, bid_misfits, survey
 from coppermesh.agent.negotiation import Move, Negotiation, Role
 from coppermesh.agent.policy import BidTerms, DeviceState, ProviderState, decide
+from coppermesh.agent.ranking import Offer, rank
 from coppermesh.agent.reservations import Reservations
 from coppermesh.agent.simulation import SECOND
 from coppermesh.agent.simulation_mesh import MESH, MeshSimulation, SimPeer
@@ -26,7 +42,6 @@ if TYPE_CHECKING:
     from random import Random
 
 MAX_ASKED = 16
-WINDOW_SECONDS = 2.0
 RETRY_SECONDS = 5.0
 MEAN_ORDER_SECONDS = 60.0
 MEAN_LEASE_SECONDS = 30.0
@@ -46,26 +61,28 @@ class OrderCounts:
     """A lease was signed by both."""
     matched_possible: int = 0
     declines: Counter[str] = field(default_factory=Counter)
-    breaches: int = 0
-    """Moves that a negotiation table does not have: a bug of the machines or of the simulator."""
 
 
 @dataclass(slots=True)
 class _Round:
-    """One order and its answers."""
+    """One order and its auction."""
 
     requester: SimPeer
     life: int
     requirement: Requirement
     order: Order
     order_id: Digest
-    asked: int
+    auction: Auction
     again: bool
     possible: bool
-    talks: dict[int, Negotiation] = field(default_factory=dict)
-    answered: int = 0
-    bids: list[Bid] = field(default_factory=list)
-    closed: bool = False
+    began_us: int
+    won: bool = False
+    talks: dict[PeerId, Negotiation] = field(default_factory=dict)
+
+    @property
+    def is_alive(self) -> bool:
+        """Its requester is still there to care."""
+        return self.requester.up and self.requester.life == self.life
 
 
 @dataclass(slots=True)
@@ -127,17 +144,23 @@ class OrderSimulation:
     def _place(self, peer: SimPeer, requirement: Requirement, *, again: bool, possible: bool) -> None:
         now_us = self.heap.now_us
         known = [opened.record for opened in peer.book.current(now_us)]
-        asked = survey(known, requirement, now_us).fitting[:MAX_ASKED]
+        asked = [found.peer for found in survey(known, requirement, now_us).fitting[:MAX_ASKED]]
         order = self._make_order(peer, requirement)
         order_id = Digest(blake3(order.nonce).digest())
-        current = _Round(peer, peer.life, requirement, order, order_id, len(asked), again, possible)
+        auction = Auction(asked, 1, now_us, partial(rank, draw=order_id))
+        current = _Round(
+            peer, peer.life, requirement, order, order_id, auction, again, possible, began_us=now_us
+        )
         for candidate in asked:
-            provider = self.mesh.by_id[candidate.peer]
-            talk = current.talks[provider.index] = Negotiation(Role.REQUESTER, now_us)
+            provider = self.mesh.by_id[candidate]
+            talk = current.talks[candidate] = Negotiation(Role.REQUESTER, now_us)
             talk.step(Move.ORDER, Role.REQUESTER, now_us, "order")
             self.mesh.network.direct(provider.index, ORDER_BYTES)
             self.heap.after(self._latency(), self._asked, provider, current)
-        self.heap.after(WINDOW_SECONDS if asked else 0.0, self._close, current)
+        if asked:
+            self.heap.at(auction.deadline_us, self._feed, current, TimePassed())
+        else:
+            self._retry(current)
 
     def _latency(self) -> float:
         return 0.02 + 0.1 * self.rng.random()
@@ -242,85 +265,89 @@ class OrderSimulation:
                 desk.talks.pop(order).step(Move.EXPIRE, Role.PROVIDER, now_us, "deadline")
             self._slots_changed(provider)
 
-    # The award
+    # The auction
 
     def _replied(self, provider: SimPeer, current: _Round, bid: Bid | None, code: str) -> None:
         now_us = self.heap.now_us
         self.mesh.network.direct(current.requester.index, REPLY_BYTES)
-        if current.closed or not current.requester.up:
+        if not current.is_alive:
             return
-        talk = current.talks[provider.index]
+        peer, talk = provider.peer, current.talks[provider.peer]
         if bid is None:
             talk.step(Move.DECLINE, Role.PROVIDER, now_us, code)
             self.counts.declines[code] += 1
-        elif not bid_misfits(bid, current.requirement):
+            self._feed(current, Declined(peer))
+        elif bid_misfits(bid, current.requirement):
+            self._feed(current, Silent(peer))
+        else:
             talk.step(Move.BID, Role.PROVIDER, now_us, "bid", bid.expires_us)
-            current.bids.append(bid)
-        current.answered += 1
-        if current.answered == current.asked:
-            self._close(current)
+            self._feed(current, BidArrived(peer, Offer(bid, latency_us=now_us - current.began_us)))
 
-    def _close(self, current: _Round) -> None:
-        """The window is over, or everybody has answered."""
-        if current.closed or not current.requester.up or current.requester.life != current.life:
+    def _feed(self, current: _Round, event: Event) -> None:
+        """Give the auction an event and carry out what it says."""
+        if not current.is_alive:
             return
-        current.closed = True
-        ranked = rank_bids(current.bids)
-        self._offer(current, choose_bids(ranked, len(ranked)))
+        auction = current.auction
+        was_closed = auction.closed
+        for instruction in auction.handle(event, self.heap.now_us):
+            match instruction:
+                case OfferLease(place):
+                    talk = current.talks[place.peer]
+                    talk.step(Move.LEASE_OFFER, Role.REQUESTER, self.heap.now_us, "lease")
+                    provider = self.mesh.by_id[place.peer]
+                    self.mesh.network.direct(provider.index, LEASE_BYTES)
+                    self.heap.after(2 * self._latency(), self._signed, current, provider)
+                case Abandon(peer):
+                    self._abandon(current, self.mesh.by_id[peer])
+                case Withdraw() | Closed():
+                    pass
+        if auction.closed and not was_closed and not current.won:
+            self._retry(current)
 
-    def _offer(self, current: _Round, bids: list[Bid]) -> None:
-        """Offer the lease to the best bidder left; the others are told when one has signed."""
+    def _retry(self, current: _Round) -> None:
+        """Nobody gave a lease: listen to more shards, and ask once more."""
         peer = current.requester
-        if not bids:
-            if not current.again:
-                peer.leaves_wanted = min(2 * peer.leaves_wanted, MAX_LEAVES)
-                self.mesh.follow_shards(peer)
-                self.heap.after(RETRY_SECONDS, self._again, current)
-            return
-        best, left = bids[0], bids[1:]
-        provider = self.mesh.by_id[PeerId(best.provider)]
-        current.talks[provider.index].step(Move.LEASE_OFFER, Role.REQUESTER, self.heap.now_us, "lease")
-        self.mesh.network.direct(provider.index, LEASE_BYTES)
-        self.heap.after(2 * self._latency(), self._signed, current, provider, left)
+        if not current.again:
+            peer.leaves_wanted = min(2 * peer.leaves_wanted, MAX_LEAVES)
+            self.mesh.follow_shards(peer)
+            self.heap.after(RETRY_SECONDS, self._again, current)
 
     def _again(self, current: _Round) -> None:
-        if current.requester.up and current.requester.life == current.life:
+        if current.is_alive:
             self._place(current.requester, current.requirement, again=True, possible=current.possible)
 
-    def _signed(self, current: _Round, provider: SimPeer, left: list[Bid]) -> None:
-        now_us = self.heap.now_us
-        peer, talk = current.requester, current.talks[provider.index]
-        if not peer.up or peer.life != current.life:
+    def _signed(self, current: _Round, provider: SimPeer) -> None:
+        """The provider has the lease in front of it; what it answers reaches the requester at the same time."""
+        if not current.is_alive:
             return
+        now_us, talk = self.heap.now_us, current.talks[provider.peer]
         desk = self._desks.get(provider.index)
-        held_talk = desk.talks.get(current.order_id) if desk is not None else None
-        lease = Digest(blake3(b"lease" + current.order.nonce).digest())
-        if provider.liar or not provider.up or desk is None or held_talk is None:
+        its_talk = desk.talks.get(current.order_id) if desk is not None else None
+        if provider.liar or not provider.up or desk is None or its_talk is None:
             talk.step(Move.CANCEL, Role.REQUESTER, now_us, "no signature")
-            self._offer(current, left)
+            self._feed(current, LeaseFailed(provider.peer))
             return
-        held_talk.step(Move.LEASE_OFFER, Role.REQUESTER, now_us, "lease")
+        its_talk.step(Move.LEASE_OFFER, Role.REQUESTER, now_us, "lease")
+        lease = Digest(blake3(b"lease" + current.order.nonce).digest())
         expires_us = now_us + current.order.lease_us
         if not desk.reservations.convert(current.order_id, lease, expires_us, now_us):
-            held_talk.step(Move.LEASE_REFUSE, Role.PROVIDER, now_us, "busy")
-            talk.step(Move.LEASE_REFUSE, Role.PROVIDER, now_us, "busy")
-            self._offer(current, left)
+            for side in (its_talk, talk):
+                side.step(Move.LEASE_REFUSE, Role.PROVIDER, now_us, "busy")
+            self._feed(current, LeaseFailed(provider.peer))
             return
-        held_talk.step(Move.LEASE_ACCEPT, Role.PROVIDER, now_us, "signed", expires_us)
-        talk.step(Move.LEASE_ACCEPT, Role.PROVIDER, now_us, "signed", expires_us)
+        for side in (its_talk, talk):
+            side.step(Move.LEASE_ACCEPT, Role.PROVIDER, now_us, "signed", expires_us)
+        current.won = True
         self.counts.matched += 1
         self.counts.matched_possible += current.possible
-        self._abandon(current, left)
         seconds = min(self.rng.expovariate(1 / MEAN_LEASE_SECONDS), 100.0)
         self.heap.after(seconds, self._end, current, provider, provider.life, lease)
+        self._feed(current, LeaseSigned(provider.peer))
 
-    def _abandon(self, current: _Round, left: list[Bid]) -> None:
-        for bid in left:
-            provider = self.mesh.by_id[PeerId(bid.provider)]
-            current.talks[provider.index].step(
-                Move.ABANDON, Role.REQUESTER, self.heap.now_us, "another bid won"
-            )
-            self.heap.after(self._latency(), self._abandoned, provider, provider.life, current.order_id)
+    def _abandon(self, current: _Round, provider: SimPeer) -> None:
+        talk = current.talks[provider.peer]
+        talk.step(Move.ABANDON, Role.REQUESTER, self.heap.now_us, "another bid won")
+        self.heap.after(self._latency(), self._abandoned, provider, provider.life, current.order_id)
 
     def _abandoned(self, provider: SimPeer, life: int, order: Digest) -> None:
         if provider.up and provider.life == life:
