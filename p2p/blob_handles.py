@@ -8,7 +8,7 @@ from typing import Self
 import trio
 
 from coppermesh.p2p.blob_files import write_all
-from coppermesh.p2p.blobs import LEAF_BYTES, Buffer, as_bytes_view, leaf_digest
+from coppermesh.p2p.blobs import LEAF_BYTES, Buffer, as_bytes_view, leaf_count, leaf_digest, leaves_of
 from coppermesh.p2p.errors import LocalProtocolError, RemoteProtocolError
 from coppermesh.p2p.ids import Digest
 
@@ -86,21 +86,29 @@ class BlobWriter:
         return min(LEAF_BYTES, self._size - self._done * LEAF_BYTES) if self._done < len(self._leaves) else 0
 
     async def write_leaf(self, leaf: Buffer) -> None:
-        """Check the next leaf and write it, in a thread. The buffer may be reused afterwards.
+        """`write_leaves` for the next one."""
+        view = as_bytes_view(leaf)
+        if self.leaf_size and len(view) != self.leaf_size:
+            raise LocalProtocolError(f"leaf {self._done} is {self.leaf_size} bytes, not {len(view)}")
+        await self.write_leaves(view)
 
-        Raises RemoteProtocolError where it is not the leaf that the manifest names, StoreFull on a full disk; only
+    async def write_leaves(self, leaves: Buffer) -> None:
+        """Check the next leaves, in one piece, and write them, in a thread. The buffer may be reused afterwards.
+
+        Raises RemoteProtocolError where one is not the leaf that the manifest names, StoreFull on a full disk; only
         `abort` is possible then.
         """
-        view = as_bytes_view(leaf)
+        view = as_bytes_view(leaves)
         if self._fd < 0 or self._busy or not self.leaf_size:
             raise LocalProtocolError(
                 "this writer takes no leaf now: ended, complete, failed, or in the middle of one"
             )
-        if len(view) != self.leaf_size:
-            raise LocalProtocolError(f"leaf {self._done} is {self.leaf_size} bytes, not {len(view)}")
+        rest = self._size - self._done * LEAF_BYTES
+        if not view or len(view) > rest or (len(view) < rest and len(view) % LEAF_BYTES):
+            raise LocalProtocolError(f"{len(view)} bytes are no whole leaves of the {rest} that are missing")
         self._busy = True
         await trio.to_thread.run_sync(self._check_and_write, view, self._done)
-        self._done += 1
+        self._done += leaf_count(len(view))
         self._busy = False
 
     def commit(self) -> None:
@@ -126,12 +134,13 @@ class BlobWriter:
             self._close_file()
             self._abandon()
 
-    def _check_and_write(self, view: memoryview, index: int) -> None:
-        if leaf_digest(view) != self._leaves[index]:
-            raise RemoteProtocolError(
-                f"leaf {index} of blob {self._root.hex()[:16]} does not match its digest"
-            )
-        write_all(self._fd, view, index * LEAF_BYTES)
+    def _check_and_write(self, view: memoryview, first: int) -> None:
+        for index, leaf in enumerate(leaves_of(view), first):
+            if leaf_digest(leaf) != self._leaves[index]:
+                raise RemoteProtocolError(
+                    f"leaf {index} of blob {self._root.hex()[:16]} does not match its digest"
+                )
+        write_all(self._fd, view, first * LEAF_BYTES)
 
     def _close_file(self) -> None:
         os.close(self._fd)

@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from coppermesh.p2p.blob_files import read_exactly
 from coppermesh.p2p.blob_store import BlobStore, BlobWriter, Scope
-from coppermesh.p2p.blobs import DIGEST_BYTES, LEAF_BYTES, leaf_count
+from coppermesh.p2p.blobs import DIGEST_BYTES, LEAF_BYTES, leaf_count, leaves_of
 from coppermesh.p2p.encoding import decode, encode
 from coppermesh.p2p.errors import LocalProtocolError, MeshError, RemoteProtocolError, Unreachable
 from coppermesh.p2p.framing import HEADER_BYTES, encode_frame
@@ -21,6 +21,9 @@ from coppermesh.p2p.transport import Stream
 
 LEAF_SECONDS = 30.0
 MAX_HEADER_BYTES = 1024
+RING_LEAVES = 4
+"""What a transfer holds in memory while it receives; and twice READ_LEAVES while it sends from a file."""
+READ_LEAVES = 2
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -81,28 +84,13 @@ class MemorySource:
         """Its bytes."""
         return len(self.view)
 
-    async def leaf(self, index: int) -> memoryview:
-        """One leaf, in place."""
-        return self.view[index * LEAF_BYTES : (index + 1) * LEAF_BYTES]
 
-
+@dataclass(frozen=True, slots=True)
 class FileSource:
     """A blob in an open file."""
 
-    def __init__(self, fd: int, size: int) -> None:
-        self._fd = fd
-        self._buffer = memoryview(bytearray(min(size, LEAF_BYTES)))
-        self.size = size
-
-    async def leaf(self, index: int) -> memoryview:
-        """One leaf, in memory that the next one reuses."""
-        start = index * LEAF_BYTES
-        view = self._buffer[: min(LEAF_BYTES, self.size - start)]
-        try:
-            await trio.to_thread.run_sync(read_exactly, self._fd, view, start)
-        except (EOFError, OSError) as error:
-            raise LocalProtocolError(f"cannot read the blob that is being sent: {error}") from error
-        return view
+    fd: int
+    size: int
 
 
 Source = MemorySource | FileSource
@@ -113,8 +101,38 @@ async def send_manifest_and_leaves(stream: Stream, leaves: list[bytes], source: 
     if leaves and not first:
         with within(LEAF_SECONDS, stream.peer, "blob manifest"):
             await stream.send_all(b"".join(leaves))
-    for index in range(first, len(leaves)):
-        leaf = await source.leaf(index)
+    if isinstance(source, MemorySource):
+        await _send_leaves(stream, source.view[first * LEAF_BYTES :], first)
+    elif first < len(leaves):
+        await _send_file(stream, source, first)
+
+
+async def _send_file(stream: Stream, source: FileSource, first: int) -> None:
+    """Read the next leaves, in a thread, while those before are sent."""
+    step = min(source.size, READ_LEAVES * LEAF_BYTES)
+    buffers = [memoryview(bytearray(step)) for _ in range(2)]
+    # Without a buffer: handing a piece over means that the one before is sent and its memory is free again.
+    full, to_send = trio.open_memory_channel[tuple[int, memoryview]](0)
+
+    async def read() -> None:
+        with full:
+            for number, start in enumerate(range(first * LEAF_BYTES, source.size, step)):
+                piece = buffers[number % 2][: min(step, source.size - start)]
+                try:
+                    await trio.to_thread.run_sync(read_exactly, source.fd, piece, start)
+                except (EOFError, OSError) as error:
+                    raise LocalProtocolError(f"cannot read the blob that is being sent: {error}") from error
+                await full.send((start // LEAF_BYTES, piece))
+
+    async def send() -> None:
+        async for index, piece in to_send:
+            await _send_leaves(stream, piece, index)
+
+    await _both(read, send)
+
+
+async def _send_leaves(stream: Stream, view: memoryview, first: int) -> None:
+    for index, leaf in enumerate(leaves_of(view), first):
         with within(LEAF_SECONDS, stream.peer, f"leaf {index} of a blob"):
             await stream.send_all(leaf)
 
@@ -154,28 +172,44 @@ def set_aside_if_cut(writer: BlobWriter) -> Iterator[BlobWriter]:
 
 
 async def _receive_leaves(stream: Stream, size: int, writer: BlobWriter) -> None:
-    """Receive one leaf while the one before is checked and written."""
+    """Receive leaves into a ring while those before are checked and written, as many at once as there are.
+
+    A thread is visited for all that have arrived meanwhile: on a busy machine the visit costs more than the work.
+    """
     first, count = writer.done, leaf_count(size)
-    buffers = [memoryview(bytearray(min(size, LEAF_BYTES))) for _ in range(min(2, count - first))]
+    slots = max(1, min(RING_LEAVES, count - first))
+    ring = memoryview(bytearray(min(size, slots * LEAF_BYTES)))
+    free, full = trio.Semaphore(slots), trio.Semaphore(0)
+
+    async def receive() -> None:
+        for index in range(first, count):
+            await free.acquire()
+            start = (index - first) % slots * LEAF_BYTES
+            with within(LEAF_SECONDS, stream.peer, f"leaf {index} of a blob"):
+                await stream.receive_into(ring[start : start + min(LEAF_BYTES, size - index * LEAF_BYTES)])
+            full.release()
+
+    async def write() -> None:
+        while (index := writer.done) < count:
+            await full.acquire()
+            slot, run = (index - first) % slots, 1
+            while full.value and slot + run < slots:
+                full.acquire_nowait()
+                run += 1
+            start = slot * LEAF_BYTES
+            await writer.write_leaves(ring[start : start + min(run * LEAF_BYTES, size - index * LEAF_BYTES)])
+            for _ in range(run):
+                free.release()
+
+    await _both(receive, write)
+
+
+async def _both(one: Callable[[], Awaitable[None]], other: Callable[[], Awaitable[None]]) -> None:
+    """Run two parts; the first error ends the other, and stays a plain error instead of a group of them."""
     failures: list[MeshError | OSError] = []
     async with trio.open_nursery() as nursery:
-        # Without a buffer: handing leaf n over means that leaf n-1 is written and its memory is free again.
-        full, to_write = trio.open_memory_channel[memoryview](0)
-
-        async def receive() -> None:
-            with full:
-                for index in range(first, count):
-                    leaf = buffers[(index - first) % 2][: min(LEAF_BYTES, size - index * LEAF_BYTES)]
-                    with within(LEAF_SECONDS, stream.peer, f"leaf {index} of a blob"):
-                        await stream.receive_into(leaf)
-                    await full.send(leaf)
-
-        async def write() -> None:
-            async for leaf in to_write:
-                await writer.write_leaf(leaf)
-
-        nursery.start_soon(_run_part, receive, failures, nursery.cancel_scope)
-        nursery.start_soon(_run_part, write, failures, nursery.cancel_scope)
+        nursery.start_soon(_run_part, one, failures, nursery.cancel_scope)
+        nursery.start_soon(_run_part, other, failures, nursery.cancel_scope)
     if failures:
         raise failures[0]
 
@@ -183,7 +217,6 @@ async def _receive_leaves(stream: Stream, size: int, writer: BlobWriter) -> None
 async def _run_part(
     part: Callable[[], Awaitable[None]], failures: list[MeshError | OSError], scope: trio.CancelScope
 ) -> None:
-    """Run one of two parts; its error ends the other, and stays a plain error instead of a group of them."""
     try:
         await part()
     except (MeshError, OSError) as error:

@@ -15,7 +15,7 @@ Where a connection breaks, the leaves that were verified are kept for a while. T
 the receiver says in `first` how many it has, and then no manifest is sent, since it has that too.
 
 Time is bounded per leaf (`LEAF_SECONDS`), not per blob, so that a slow link may take long and a dead one may not.
-While a thread checks and writes one leaf the next one is received: two buffers of a leaf per transfer, no more.
+While a thread checks and writes leaves the next ones are received: a ring of four leaves per transfer, no more.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable

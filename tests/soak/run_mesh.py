@@ -196,7 +196,7 @@ def stock(transport: Libp2pTransport) -> dict[str, int]:
     }
 
 
-AT_REST = ("connections", "streams", "tasks", "descriptors")
+AT_REST = ("connections", "streams", "tasks")
 
 
 async def at_rest(transport: Libp2pTransport, peers: int, like: dict[str, int] | None) -> dict[str, int]:
