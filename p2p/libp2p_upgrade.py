@@ -14,6 +14,7 @@ open, so that an attacker on the wire can force `/noise`: both are safe, and the
 time; a failure or cancellation closes the TCP stream.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -40,6 +41,8 @@ from coppermesh.p2p.record_ciphers import (
 )
 from coppermesh.p2p.signing import PeerKey, is_usable_key
 
+UNSENT_BYTES = 128 * 1024
+"""What the kernel may hold unsent: bulk sent there cannot be overtaken. trio's own 16 KiB cost a sixth more CPU."""
 NOISE = "/noise"
 NOISE_AES = "/coppermesh/noise-aes/1"
 YAMUX = "/yamux/1.0.0"
@@ -102,6 +105,9 @@ async def upgrade(
     `initiator`: which side begins, where both have dialled. Raises RemoteProtocolError (wrong key, breach of protocol),
     Refused (speaks something else) or Unreachable.
     """
+    if isinstance(stream, trio.SocketStream):
+        with suppress(OSError):
+            stream.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
     begins = expected is not None if initiator is None else initiator
     security, peer, reader, writer = await _secure(stream, identity, expected, swarm_key, begins=begins)
     channel = _RecordChannel(reader, writer)

@@ -243,6 +243,9 @@ class YamuxConnection:
                 destination = self._direct_destination(size)
                 if destination is not None:
                     self._receive_directly(destination)
+                    if self._payload_stream is not None and self._payload_stream.is_filled:
+                        # Let the receiver name its next memory before more arrives, which would have to be copied.
+                        await trio.lowlevel.checkpoint()
                 else:
                     self._parse(memoryview(reader.open()))
         except RecordError as error:

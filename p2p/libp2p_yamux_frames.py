@@ -126,12 +126,19 @@ class FrameSender:
             while not self._queue and not self._bulk:
                 await self._work.park()
             self._sending = True
-            with trio.move_on_after(STALL_SECONDS) as stalled:
-                await self._send_round()
-            if stalled.cancelled_caught:
-                raise RecordError(f"it took nothing off the wire for {STALL_SECONDS:g} s")
+            await self._send_round()
             self._sending = False
             self._progress.unpark_all()
+            # Bulk may go on without ever waiting for the socket: everybody else gets a turn after each frame.
+            await trio.lowlevel.checkpoint()
+
+    async def _flush(self) -> None:
+        if self._writer.flush_now():
+            return
+        with trio.move_on_after(STALL_SECONDS) as stalled:
+            await self._writer.flush()
+        if stalled.cancelled_caught:
+            raise RecordError(f"it took nothing off the wire for {STALL_SECONDS:g} s")
 
     async def _send_round(self) -> None:
         """All small frames queued so far, and at most one large one."""
@@ -140,13 +147,13 @@ class FrameSender:
         while len(view) > _SEAL_CHUNK:
             self._writer.seal(view[:_SEAL_CHUNK])
             view = view[_SEAL_CHUNK:]
-            await self._writer.flush()
+            await self._flush()
         frame = self._next_bulk_frame()
         if frame is None:
             self._writer.seal(view)
         else:
             await self._seal_with(frame, view)
-        await self._writer.flush()
+        await self._flush()
 
     async def _seal_with(self, frame: BulkFrame, view: memoryview) -> None:
         more = False
@@ -154,7 +161,7 @@ class FrameSender:
             if self._size_with(frame, len(view)) > self._writer.room:
                 self._writer.seal(view)
                 view = view[len(view) :]
-                await self._writer.flush()
+                await self._flush()
             if frame.withdrawn or not frame.stream.sendable:
                 self._writer.seal(view)
                 return

@@ -284,6 +284,11 @@ class YamuxStream:
             return None
         return destination[self._filled : self._filled + size]
 
+    @property
+    def is_filled(self) -> bool:
+        """Whether the memory that a task waits for is complete, and the task has not run yet."""
+        return self._destination is not None and self._filled == len(self._destination)
+
     def received_directly(self, count: int) -> None:
         """`count` verified bytes lie where `direct_destination` said."""
         assert self._destination is not None

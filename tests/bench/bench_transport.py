@@ -9,8 +9,9 @@ Every round measures all of them one after the other, so that a busy machine slo
 - `/noise`: our transport as it speaks with stock libp2p
 - `ours`: our transport as agents speak with each other
 
-and the rows: bulk one way; as a blob, hashed by the sender, verified leaf by leaf and written to the store's disk; there
-and back; requests on one kept stream; requests through the control channel (encoding, ids, handler and all).
+and the rows: bulk one way; as a blob, hashed by the sender, verified leaf by leaf and written to a store in memory
+(/dev/shm where there is one: a disk would be measured otherwise); there and back; requests on one kept stream; requests
+through the control channel (encoding, ids, handler and all).
 """
 
 # ruff: noqa: T201
@@ -344,7 +345,10 @@ COLUMNS = ("raw TCP", "TLS", "/noise", "ours")
 async def measure(rounds: int, size: int, only: str) -> None:
     content = memoryview(bytearray(os.urandom(MiB)) * (size // MiB))
     back = memoryview(bytearray(BACK_BYTES))
-    with tempfile.TemporaryDirectory(prefix="coppermesh-bench-") as folder:
+    in_memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(
+        prefix="coppermesh-bench-", dir=in_memory if in_memory.is_dir() else None
+    ) as folder:
         certificate = Path(folder) / "certificate.pem"
         make_certificate(certificate)
         async with other_process(str(certificate), str(size), f"{folder}/store") as ask:
@@ -393,7 +397,9 @@ async def one_round(
         await figures.note(row, name, blob(mesh[0], mesh[2], content), gib=gib)
     for name in COLUMNS:
         row = "64 MiB there and back, MB/s"
-        await figures.note(row, name, there_and_back(streams[name][0], content[:BACK_BYTES], back[: len(content)]))
+        await figures.note(
+            row, name, there_and_back(streams[name][0], content[:BACK_BYTES], back[: len(content)])
+        )
     for depth in DEPTHS:
         for name in COLUMNS:
             row = f"1 KiB on a kept stream, {depth} under way, /s"
