@@ -339,16 +339,14 @@ class Figures:
             self.values.setdefault(row, {}).setdefault(column, []).append(value)
 
 
+IN_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 COLUMNS = ("raw TCP", "TLS", "/noise", "ours")
 
 
 async def measure(rounds: int, size: int, only: str) -> None:
     content = memoryview(bytearray(os.urandom(MiB)) * (size // MiB))
     back = memoryview(bytearray(BACK_BYTES))
-    in_memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(
-        prefix="coppermesh-bench-", dir=in_memory if in_memory.is_dir() else None
-    ) as folder:
+    with tempfile.TemporaryDirectory(prefix="coppermesh-bench-", dir=IN_MEMORY) as folder:
         certificate = Path(folder) / "certificate.pem"
         make_certificate(certificate)
         async with other_process(str(certificate), str(size), f"{folder}/store") as ask:

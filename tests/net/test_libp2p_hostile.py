@@ -333,6 +333,8 @@ async def test_closing_does_not_wait_for_a_peer_that_does_not_read():
 
             client.handle("/coppermesh-test/ignore/1", ignore)
             await client.dial(transport.addresses[0])
+            with trio.fail_after(10):
+                assert isinstance(await transport.events().receive(), PeerUp)
             stream = await transport.open_stream(client.peer, "/coppermesh-test/ignore/1")
             with trio.move_on_after(0.05):
                 await stream.send_all(bytes(1 << 20))
