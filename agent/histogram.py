@@ -24,6 +24,7 @@ _WORDS = {
     "budget": "cost more than your budget for one task",
     "speed": "are slower than {speed}",
     "measuring": "are still measuring their speed",
+    "quota": "say that your quota is used up",
     "busy": "are busy",
     "paused": "are paused",
     "out-of-hours": "are closed at this hour",

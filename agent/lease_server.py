@@ -75,9 +75,13 @@ class LeaseServer:
         *,
         kernels: bool,
         keep_digests: KeepDigests | None,
+        issued: Callable[[Receipt], None] | None = None,
         now_us: Callable[[], int],
     ) -> None:
-        """`keep_digests`, where given, says that the order asked for digests of nodes, and takes them."""
+        """`keep_digests`, where given, says that the order asked for digests of nodes, and takes them.
+
+        `issued` is told of each receipt.
+        """
         self.lease = lease
         self.requester = PeerId(lease.record.requester)
         self._device = device
@@ -89,6 +93,8 @@ class LeaseServer:
         self._credit = outbox.credit
         self._kernels = kernels
         self._keep_digests = keep_digests
+        self._issued = issued
+        self._running_since_us: int | None = None
         self._now_us = now_us
         self._scope: Scope = (mesh, self.requester)
         self._spent = SpentNumbers()
@@ -121,6 +127,10 @@ class LeaseServer:
         if self._tasks or now_us < self._blobs_due_us:
             return 0
         return max(0, now_us - self._idle_since_us)
+
+    def running_us(self, now_us: int) -> int:
+        """For how long the task that runs now has run; 0 where none does."""
+        return 0 if self._running_since_us is None else max(0, now_us - self._running_since_us)
 
     def stop(self, code: str, sentence: str, *, told: bool = False) -> None:
         """End the lease now: the running task is killed, queued ones are forgotten. `told`: the requester knows."""
@@ -288,7 +298,11 @@ class LeaseServer:
         return True
 
     async def _run_and_bill(self, worker: Worker, accepted: _Accepted) -> None:
-        outcome = await self._execute(worker, accepted)
+        self._running_since_us = self._now_us()
+        try:
+            outcome = await self._execute(worker, accepted)
+        finally:
+            self._running_since_us = None
         # From here on the work is done and gets its receipt, whatever is cancelled meanwhile.
         with trio.CancelScope(shield=True), trio.move_on_after(ISSUE_SECONDS) as issuing:
             try:
@@ -370,6 +384,8 @@ class LeaseServer:
         await self._ledger.commit(ReceiptIssued(opened.signed, tuple(outputs), sentence, outcome.detail))
         self._credit.billed(accepted.task.id, opened, sum(size for _, size in outputs))
         self._head = self._head.after(opened)
+        if self._issued is not None:
+            self._issued(receipt)
         accepted.run.step(Move.RESULT, Role.PROVIDER, self._now_us(), f"receipt {opened.id.hex()[:12]}")
         self._outbox.send(
             PendingResult(self.requester, opened, tuple(outputs), sentence, outcome.detail, accepted.run)

@@ -14,14 +14,16 @@ from typing import Any, TypeVar
 import trio
 
 from coppermesh.agent.private_mesh import PrivateMesh, Terms
+from coppermesh.agent.quota_desk import QuotaDesk
 from coppermesh.p2p.addresses import parse_address
 from coppermesh.p2p.admission_door import ask_at_door, keep_door
 from coppermesh.p2p.control import ControlHub, Handler
 from coppermesh.p2p.encoding import decode, encode
+from coppermesh.p2p.envelope import from_bytes, open_record, sign_record, to_bytes
 from coppermesh.p2p.errors import MeshError, Refused, RemoteProtocolError
 from coppermesh.p2p.ids import PeerId, short_peer
 from coppermesh.p2p.membership import Right, subject_of
-from coppermesh.p2p.membership_gate import MembershipGate, members_topic, revocations_topic
+from coppermesh.p2p.membership_gate import MembershipGate, members_topic, revocations_topic, usage_topic
 from coppermesh.p2p.membership_messages import (
     AdmissionReply,
     AdmissionRequest,
@@ -29,10 +31,11 @@ from coppermesh.p2p.membership_messages import (
     RenewReply,
     RotateRequest,
 )
-from coppermesh.p2p.membership_records import MembershipNotice, RevocationNotice
+from coppermesh.p2p.membership_records import MembershipNotice, Quota, RevocationNotice, Usage
 from coppermesh.p2p.messages import Message, Nothing
-from coppermesh.p2p.records import SignedRecord
+from coppermesh.p2p.records import Receipt, SignedRecord
 from coppermesh.p2p.transport import MAX_GOSSIP_BYTES, Transport
+from coppermesh.p2p.usage import INTERVAL_US, UsageBook
 
 LOOK_SECONDS = 1.0
 SHOW_SECONDS = 300.0
@@ -66,6 +69,8 @@ class MeshKeeper:
         self._transport: Transport
         self._hub: ControlHub
         self._door: Transport
+        self.usage = UsageBook(private.key.peer)
+        self.quotas = QuotaDesk(self.usage, self._quota_of, now_us)
         self.keeps_door = private.may(Right.INVITE, now_us())
         """Whether strangers with an invitation are answered here."""
         self._nursery: trio.Nursery
@@ -83,6 +88,17 @@ class MeshKeeper:
     def doors(self) -> list[str]:
         """Addresses of this agent's own door."""
         return self._door.addresses if self.keeps_door else []
+
+    def _quota_of(self, peer: PeerId) -> Quota | None:
+        member = self.private.book.member(peer, self._now_us())
+        return None if member is None else member.certificate.quota
+
+    def count_receipts(self, receipts: Iterable[Receipt]) -> None:
+        """Own receipts of earlier runs."""
+        for receipt in receipts:
+            if receipt.provider == self.private.key.peer:
+                self.quotas.issued(receipt)
+        self.usage.forget_old(self._now_us())
 
     def handlers(self) -> dict[str, Handler]:
         """Control requests that only private meshes have."""
@@ -115,11 +131,21 @@ class MeshKeeper:
             trio.open_nursery() as nursery,
             self._transport.subscribe(members_topic(mesh), self._hear_member) as members,
             self._transport.subscribe(revocations_topic(mesh), self._hear_revocation) as revocations,
+            self._transport.subscribe(usage_topic(mesh), self._hear_usage) as usages,
         ):
             self._nursery = nursery
             nursery.start_soon(_drain, members)
             nursery.start_soon(_drain, revocations)
-            for task in (self._look, self._show, self._remind, self._renew, self._keep, self._come_back):
+            nursery.start_soon(_drain, usages)
+            for task in (
+                self._tell_usage,
+                self._look,
+                self._show,
+                self._remind,
+                self._renew,
+                self._keep,
+                self._come_back,
+            ):
                 nursery.start_soon(task)
             task_status.started()
             await trio.sleep_forever()
@@ -129,6 +155,7 @@ class MeshKeeper:
         try:
             reply = await self._hub.request(peer, "members", Nothing(), MembersReply, deadline_s=ASK_SECONDS)
             self._learn_all(reply)
+            self.usage.repeat()
             if reply.doors:
                 self.private.book.require(peer, Right.INVITE, self._now_us())
                 own = [door for door in reply.doors if parse_address(door).peer == peer]
@@ -183,6 +210,26 @@ class MeshKeeper:
             _log.debug("a revocation does not count: %s", error)
             return False
         return True
+
+    def _hear_usage(self, source: PeerId, data: bytes) -> bool:
+        try:
+            usage = open_record(Usage, from_bytes(data), signer=source).record
+        except RemoteProtocolError:
+            return False
+        return usage.mesh == self.private.mesh and self.usage.hear(usage, self._now_us())
+
+    async def _tell_usage(self) -> None:
+        """Own totals that have risen, each accounting interval; all of them when somebody has joined."""
+        mesh, key = self.private.mesh, self.private.key
+        while True:
+            await trio.sleep(INTERVAL_US / 1e6)
+            if not self._transport.connected():
+                self.usage.repeat()
+                continue
+            for requester, kind, hour, device_us in self.usage.news(self.quotas.running(), self._now_us()):
+                usage = Usage(1, mesh, key.peer, requester, kind, hour, device_us)
+                await self._publish(usage_topic(mesh), to_bytes(sign_record(key, usage)))
+            self.usage.forget_old(self._now_us())
 
     async def _show(self) -> None:
         while True:
@@ -338,39 +385,41 @@ class MeshKeeper:
         return reply
 
     async def _come_back(self) -> None:
-        """Alone for a while, the reason may be a swarm key that was changed meanwhile: ask at a door."""
+        """With no other admin in reach, the reason may be a swarm key that was changed meanwhile: ask at doors.
+
+        Members that missed a rotation may well see each other, and even somebody who was revoked by it.
+        """
         delay = ALONE_SECONDS
         while True:
             await trio.sleep(delay * (0.7 + 0.3 * self._rng.random()))
-            if (
-                self._transport.connected()
-                or self.trouble
-                or self._door is None
-                or await self._ask_at_doors(self._door)
-            ):
+            if self._sees_an_admin():
                 delay = ALONE_SECONDS
             else:
+                await self._ask_at_doors()
                 delay = min(2 * delay, LAST_ALONE_SECONDS)
 
-    async def _ask_at_doors(self, door: Transport) -> bool:
+    def _sees_an_admin(self) -> bool:
+        members = (self.private.book.member(peer, self._now_us()) for peer in self._transport.connected())
+        return any(member is not None and member.may(Right.INVITE) for member in members)
+
+    async def _ask_at_doors(self) -> None:
         for address in self.private.state.doors:
             try:
                 issuer = parse_address(address).peer
                 request = self.private.joining(issuer, None, self._now_us())
-                reply = await ask_at_door(door, self.private.mesh, address, issuer, request)
-                before = self.private.state.swarm_key
-                await self._write(self.private.take_readmission, reply, self._now_us())
+                reply = await ask_at_door(self._door, self.private.mesh, address, issuer, request)
+                rotated = await self._write(self.private.take_readmission, reply, self._now_us())
             except MeshError as error:
                 _log.info("back into mesh %r by %s: %s", self.private.name, address, error)
                 if isinstance(error, Refused) and error.code in ("revoked", "expired", "issuer-revoked"):
                     self._turned_away = str(error)
                 continue
             self._turned_away = ""
-            if self.private.state.swarm_key != before:
-                await self._transport.rekey(self.private.state.swarm_key)
+            self._dirty.set()
+            if rotated and self.private.state.rotation is not None:
+                await self._use_key(self.private.state.rotation)
             self._dial_all(reply.addresses)
-            return True
-        return False
+            return
 
     def _dial_all(self, addresses: Sequence[str]) -> None:
         for address in addresses:

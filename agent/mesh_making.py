@@ -81,7 +81,7 @@ def adopt_admission(
         reply.chain,
         reply.swarm_key,
         reply.epoch,
-        None,
+        reply.rotation,
         listen,
         door,
         list(dict.fromkeys([*reply.doors, *invitation.addresses]))[: 2 * MAX_ADDRESSES],

@@ -82,6 +82,8 @@ SOFTWARE = "coppermesh/0.1.0"
 IDLE_POLL_SECONDS = 1.0
 TIDY_SECONDS = 1.0
 MAX_BOOTSTRAP_SHOWN = 4
+MAX_COUNTED = 10_000
+"""Own receipts of earlier runs that are looked at for members' quotas, the newest."""
 SKEW_WORTH_SAYING_US = 30_000_000
 """Orders are refused from 60 s on."""
 
@@ -322,6 +324,8 @@ async def open_mesh(
         node.outbox = ResultOutbox(lambda: node.hub, mesh, ledger, store, credit=node.credit, now_us=now_us)
         if machine.providers is not None and (keeper is None or keeper.private.may(Right.PROVIDE, now_us())):
             node.provider = _open_provider(node)
+            if keeper is not None:
+                node.provider.hold_to(keeper.quotas)
         node.blobs = BlobService(
             transport, mesh, store, admit=node.provider.admits_blob if node.provider else _admit_nothing
         )
@@ -356,6 +360,7 @@ async def open_mesh(
         node.announcer.settled = node.reach.settled
         await node.end_old_leases()
         if keeper is not None:
+            keeper.count_receipts([row.receipt for row in await ledger.receipts(limit=MAX_COUNTED)])
             await _open_door(stack, node, keeper, parts)
         async with trio.open_nursery() as nursery:
             with _served(node, place):

@@ -54,6 +54,7 @@ DECLINE_CODES = {
     "kept-memory": "less of the device's memory is free than its owner keeps",
     "not-known": "the device does not tell what its owner wants to know first",
     "disk-full": "the provider has no room on its disk",
+    "quota": "the requester's quota on this private mesh is used up",
     "busy": "every slot that fits is taken",
     "internal": "the provider failed to answer; its owner's log says why",
 }

@@ -7,6 +7,7 @@ before it returns.
 
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -264,6 +265,7 @@ class PrivateMesh:
             chain,
             self._state.swarm_key,
             self._state.epoch,
+            self._state.rotation,
             list(addresses[:MAX_ADDRESSES]),
             list(doors[:MAX_ADDRESSES]),
             self.book.revocations(now_us)[:MAX_KNOWN],
@@ -353,17 +355,17 @@ class PrivateMesh:
             self.key, self.mesh, issuer, token, self.certificate.name, now_us, [] if token else self.chain
         )
 
-    def take_readmission(self, reply: AdmissionReply, now_us: int) -> None:
-        """The door has let this agent back in."""
-        assert reply.swarm_key is not None
+    def take_readmission(self, reply: AdmissionReply, now_us: int) -> bool:
+        """The door has let this agent back in. True where the mesh has another swarm key now. Raises Refused."""
         for notice in reply.revocations:
-            self.book.offer(notice, now_us)
+            with suppress(Refused):
+                self.book.offer(notice, now_us)
         self.member(now_us)
-        doors = list(dict.fromkeys([*reply.doors, *self._state.doors]))[:MAX_DOORS]
+        doors = list(dict.fromkeys([*reply.doors, *self._state.doors]))[: 2 * MAX_ADDRESSES]
         addresses = list(dict.fromkeys([*reply.addresses, *self._state.addresses]))[: 4 * MAX_ADDRESSES]
-        # A door in an earlier epoch than ours has missed a rotation itself.
-        if reply.epoch >= self._state.epoch:
-            self._save(swarm_key=reply.swarm_key, epoch=reply.epoch, doors=doors, addresses=addresses)
+        self._save(doors=doors, addresses=addresses)
+        # A door that has missed a rotation itself has nothing new.
+        return reply.rotation is not None and self.take_rotation(reply.rotation, now_us)
 
     def learn_doors(self, doors: Sequence[str]) -> None:
         """Where one comes back in, as an admin says."""

@@ -25,6 +25,7 @@ from coppermesh.agent.lending import Lending
 from coppermesh.agent.negotiation import Move, Negotiation, Role
 from coppermesh.agent.policy import DECLINE_CODES, BidTerms, DeclineReason, DeviceState, ProviderState, decide
 from coppermesh.agent.provider_group import ProviderGroup
+from coppermesh.agent.quota_desk import QuotaDesk
 from coppermesh.agent.result_outbox import ResultOutbox
 from coppermesh.agent.sharing import Obstacle, Sharing
 from coppermesh.agent.traces import NODE_DIGESTS
@@ -128,6 +129,7 @@ class Provider:
         self._devices = {device.offer.device: device for device in devices}
         self._outbox = outbox
         self._credit = outbox.credit
+        self._quotas: QuotaDesk | None = None
         self._hub = hub
         self.isolation = isolation
         self._now_us = now_us
@@ -151,6 +153,11 @@ class Provider:
         self.speeds = DeviceSpeeds(changed)
         self._last_served: PeerId | None = None
         """Whose lease ended last: of all who wait, it comes last."""
+
+    def hold_to(self, quotas: QuotaDesk) -> None:
+        """Members of a private mesh have quotas. Call before `run`."""
+        self._quotas = quotas
+        quotas.running = self._running_us
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve leases until cancelled."""
@@ -183,6 +190,13 @@ class Provider:
         """Let go of what has expired. Call now and then."""
         now_us = self._now_us()
         self.challenges.tidy()
+        for server in list(self.leases.values()):
+            over = self._over_quota(server.requester, server.lease.record.device_kind)
+            if over is not None and self._quotas is not None:
+                self._quotas.stopped(
+                    server.requester, server.lease.record.device_kind, server.running_us(now_us)
+                )
+                server.stop(over.code, over.sentence)
         if self.reservations.expire(now_us):
             self._changed()
         for peer, times in list(self._order_times.items()):
@@ -322,7 +336,7 @@ class Provider:
                 state = replace(state, devices=self._device_states(now_us))
                 terms = decide(order.record, peer, state, now_us)
         if isinstance(terms, BidTerms):
-            terms = self._turn_of(peer, now_us) or terms
+            terms = self._over_quota(peer, terms.device.kind) or self._turn_of(peer, now_us) or terms
         if isinstance(terms, BidTerms):
             device = terms.device.device
             if not self.reservations.reserve(order.id, device, peer, terms.expires_us, now_us):
@@ -381,6 +395,9 @@ class Provider:
         """Take a task, ask for its blobs, or refuse it."""
         server = self._server_of(peer, request.task.body)
         self._outbox.require_settled(peer)
+        over = self._over_quota(peer, server.lease.record.device_kind)
+        if over is not None:
+            raise Refused(over.code, over.sentence)
         reply = await server.offer(request)
         if reply.state == "accepted":
             self.challenges.make_way()
@@ -467,6 +484,17 @@ class Provider:
             if server.requester != peer and server.idle_us(now_us) >= RECLAIM_IDLE_US:
                 server.stop("reclaimed", "the lease was idle and another requester waits for its slot")
                 return
+
+    def _over_quota(self, peer: PeerId, kind: str) -> DeclineReason | None:
+        return None if self._quotas is None else self._quotas.against(peer, kind)
+
+    def _running_us(self) -> dict[tuple[PeerId, str], int]:
+        now_us = self._now_us()
+        running: dict[tuple[PeerId, str], int] = {}
+        for server in self.leases.values():
+            who = (server.requester, server.lease.record.device_kind)
+            running[who] = running.get(who, 0) + server.running_us(now_us)
+        return running
 
     def _server_of(self, peer: PeerId, body: bytes) -> LeaseServer:
         lease = LeaseServer.lease_named_in(body)
@@ -566,6 +594,7 @@ class Provider:
             self._outbox,
             kernels=kernels,
             keep_digests=self.challenges.keep if NODE_DIGESTS in features else None,
+            issued=None if self._quotas is None else self._quotas.issued,
             now_us=self._now_us,
         )
         self.leases[lease.id] = server

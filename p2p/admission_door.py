@@ -56,7 +56,7 @@ def keep_door(transport: Transport, mesh: MeshId, decide: Decide) -> None:
 
 def refused_reply(error: Refused) -> AdmissionReply:
     """A refusal as it travels."""
-    return AdmissionReply(error.code, error.sentence[:400], [], None, 0, [], [], [])
+    return AdmissionReply(error.code, error.sentence[:400], [], None, 0, None, [], [], [])
 
 
 async def ask_at_door(

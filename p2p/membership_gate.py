@@ -15,7 +15,7 @@ from coppermesh.p2p.records import SignedRecord
 from coppermesh.p2p.transport import Stream
 
 _OPEN_TOPICS = ("coppermesh/members/", "coppermesh/revocations/")
-_OFFERS = "coppermesh/announcements/"
+_OFFERS = ("coppermesh/announcements/", "coppermesh/usage/")
 
 
 def membership_protocol(mesh: MeshId) -> str:
@@ -31,6 +31,11 @@ def members_topic(mesh: MeshId) -> str:
 def revocations_topic(mesh: MeshId) -> str:
     """Where revocations are told."""
     return f"coppermesh/revocations/1/{mesh.hex()}"
+
+
+def usage_topic(mesh: MeshId) -> str:
+    """Where providers tell how much of quotas was used."""
+    return f"coppermesh/usage/1/{mesh.hex()}"
 
 
 class MembershipGate:

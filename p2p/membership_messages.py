@@ -48,6 +48,14 @@ class AdmissionRequest(Message, frozen=True):
     chain: Chain
 
 
+class RotateRequest(Message, frozen=True):
+    """A signed Rotation with its signer's chain, and the swarm key that it names."""
+
+    rotation: SignedRecord
+    chain: Chain
+    swarm_key: SwarmKey
+
+
 class AdmissionReply(Message, frozen=True):
     """`ok` with everything that a member needs, or a refusal with nothing."""
 
@@ -56,6 +64,8 @@ class AdmissionReply(Message, frozen=True):
     chain: Chain
     swarm_key: SwarmKey | None
     epoch: Count
+    rotation: RotateRequest | None
+    """How that key came to be, to hand on; nil where it is the mesh's first."""
     addresses: Addresses
     """Where members of the mesh listen."""
     doors: Addresses
@@ -75,11 +85,3 @@ class RenewReply(Message, frozen=True):
     """The asker's new chain."""
 
     chain: Chain
-
-
-class RotateRequest(Message, frozen=True):
-    """A signed Rotation with its signer's chain, and the swarm key that it names."""
-
-    rotation: SignedRecord
-    chain: Chain
-    swarm_key: SwarmKey

@@ -1,0 +1,54 @@
+"""Holds members to their quotas on this provider: before a bid, before a task, and while one runs."""
+
+from collections.abc import Callable
+
+from coppermesh.agent.policy_case import DeclineReason, decline
+from coppermesh.p2p.ids import PeerId
+from coppermesh.p2p.membership_records import Quota
+from coppermesh.p2p.records import Receipt
+from coppermesh.p2p.usage import HOUR_US, UsageBook
+
+Running = Callable[[], dict[tuple[PeerId, str], int]]
+"""Device time of the tasks that run now, in microseconds, by requester and kind of device."""
+
+
+class QuotaDesk:
+    """Of one private mesh. `running` is this provider's own."""
+
+    def __init__(
+        self, usage: UsageBook, quota_of: Callable[[PeerId], Quota | None], now_us: Callable[[], int]
+    ) -> None:
+        self.usage = usage
+        self._quota_of = quota_of
+        self._now_us = now_us
+        self.running: Running = dict
+
+    def issued(self, receipt: Receipt) -> None:
+        """A receipt of this provider's."""
+        self.usage.add_own(
+            PeerId(receipt.requester), receipt.device_kind, receipt.ended_us, receipt.billed_us
+        )
+
+    def stopped(self, requester: PeerId, kind: str, device_us: int) -> None:
+        """A task was ended at the limit. It costs nothing, but its time was used: else it could be begun for ever."""
+        self.usage.add_own(requester, kind, self._now_us(), device_us)
+
+    def against(self, requester: PeerId, kind: str) -> DeclineReason | None:
+        """Why `requester` gets no (more) time of a device of that kind."""
+        quota = self._quota_of(requester)
+        if quota is None or quota.kind not in ("any", kind):
+            return None
+        used_us = self.usage.used_us(requester, quota, self._now_us())
+        used_us += sum(
+            device_us
+            for (who, running_kind), device_us in self.running().items()
+            if who == requester and quota.kind in ("any", running_kind)
+        )
+        if used_us < quota.device_us:
+            return None
+        text = (
+            f"the requester's quota on this mesh is used up: {used_us / HOUR_US:.2f} of "
+            f"{quota.device_us / HOUR_US:.2f} device-hours within {quota.period_us / HOUR_US:g} hours; wait, or ask "
+            "an admin for a larger one"
+        )
+        return decline("quota", text)

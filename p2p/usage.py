@@ -1,0 +1,94 @@
+"""How much device time a member has used, over all providers: what a quota is held against (pure).
+
+A provider knows its own receipts to the microsecond, and of other providers what they last said in signed totals, one
+for each requester, kind of device and hour. Totals only rise, so the highest one heard counts, in whatever order they
+come. A quota of N over a span is used up when the hours that lie in the span by more than nothing sum up to N: a whole
+hour counts until it has left the span, which errs on the owner's side by less than an hour of use.
+
+What runs right now is told by the caller and counts from its first microsecond. So a requester's overrun is bounded by
+what others use between two of their totals (`INTERVAL_US`), for each provider.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from coppermesh.p2p.ids import PeerId
+from coppermesh.p2p.membership import SKEW_US
+from coppermesh.p2p.membership_records import Quota, Usage
+
+HOUR_US = 3_600_000_000
+INTERVAL_US = 10_000_000
+"""Totals that have changed are told this often: the accounting interval."""
+KEPT_HOURS = 31 * 24
+MAX_TOTALS = 65_536
+MAX_HOUR_US = 1024 * HOUR_US
+"""More than any machine could have given in one hour: a total above it is made up."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    provider: PeerId
+    requester: PeerId
+    kind: str
+    hour: int
+
+
+class UsageBook:
+    """Totals of one mesh: this provider's own and those it has heard of."""
+
+    def __init__(self, me: PeerId) -> None:
+        self._me = me
+        self._totals: dict[_Place, int] = {}
+        self._told: dict[_Place, int] = {}
+
+    def add_own(self, requester: PeerId, kind: str, ended_us: int, device_us: int) -> None:
+        """A receipt of this provider's. All of it counts for the hour in which it ended."""
+        place = _Place(self._me, requester, kind, ended_us // HOUR_US)
+        self._totals[place] = self._totals.get(place, 0) + device_us
+
+    def hear(self, usage: Usage, now_us: int) -> bool:
+        """A signed total of another provider. False where it is of no use, or made up."""
+        hour = now_us // HOUR_US
+        if usage.provider == self._me or not hour - KEPT_HOURS <= usage.hour <= (now_us + SKEW_US) // HOUR_US:
+            return False
+        place = _Place(PeerId(usage.provider), PeerId(usage.requester), usage.kind, usage.hour)
+        if usage.device_us > MAX_HOUR_US or (place not in self._totals and len(self._totals) >= MAX_TOTALS):
+            return False
+        self._totals[place] = max(self._totals.get(place, 0), usage.device_us)
+        return True
+
+    def used_us(self, requester: PeerId, quota: Quota, now_us: int) -> int:
+        """Device time of `requester` that counts against `quota` now, without what runs."""
+        first = (now_us - quota.period_us) // HOUR_US
+        return sum(
+            device_us
+            for place, device_us in self._totals.items()
+            if place.requester == requester and place.hour >= first and quota.kind in ("any", place.kind)
+        )
+
+    def news(
+        self, running: Mapping[tuple[PeerId, str], int], now_us: int
+    ) -> list[tuple[PeerId, str, int, int]]:
+        """Own totals that have risen since the last call: (requester, kind, hour, device time).
+
+        `running`: what runs now, by requester and kind; it counts for this hour, and is in the receipt afterwards.
+        """
+        hour = now_us // HOUR_US
+        totals = {place: us for place, us in self._totals.items() if place.provider == self._me}
+        for (requester, kind), device_us in running.items():
+            place = _Place(self._me, requester, kind, hour)
+            totals[place] = totals.get(place, 0) + device_us
+        risen = {place: us for place, us in totals.items() if us > self._told.get(place, 0)}
+        self._told |= risen
+        return [(place.requester, place.kind, place.hour, us) for place, us in risen.items()]
+
+    def repeat(self) -> None:
+        """Tell everything again at the next `news`: a member that has joined since has heard nothing of it."""
+        self._told.clear()
+
+    def forget_old(self, now_us: int) -> None:
+        """Drop what is in no quota's span any more."""
+        oldest = now_us // HOUR_US - KEPT_HOURS
+        for table in (self._totals, self._told):
+            for place in [place for place in table if place.hour < oldest]:
+                del table[place]
