@@ -6,6 +6,7 @@ its pid belongs to another. Whoever asks for a child gets a `Child` that tells w
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -61,6 +62,15 @@ class Child:
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
             except ProcessLookupError:
                 return  # ended, not yet reported
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, reported or not: its pidfd is readable then."""
+        if self.ended.is_set():
+            return True
+        poller = select.poll()
+        poller.register(self.pidfd, select.POLLIN)
+        return bool(poller.poll(0))
 
     async def gone(self, seconds: float = GONE_SECONDS) -> bool:
         """Wait until it has ended, at most so long; True when it has. Not cancelled from outside."""

@@ -97,7 +97,7 @@ class Allowance:
 def read_memory(pid: int, sent: Collection[FileId] = (), proc: Path = Path("/proc")) -> HeldMemory | None:
     """What process `pid` holds now; None where it has ended. `sent` are the files that the agent gave it."""
     try:
-        status = (proc / str(pid) / "status").read_text()
+        status = _text(f"{proc}/{pid}/status")
     except OSError:
         return None
     pairs = [line.split()[:2] for line in status.splitlines()]
@@ -113,7 +113,7 @@ def read_memory(pid: int, sent: Collection[FileId] = (), proc: Path = Path("/pro
     )
 
 
-def read_tree(root: int, reaper: int | None, proc: Path = Path("/proc")) -> int:
+def read_tree(root: int, reaper: int | None, proc: str = "/proc") -> int:
     """Bytes that process `root`, which leads a session, and all others of that session hold in memory.
 
     They are found from parent to child, and those that lost their parent among the children of `reaper`. Files that
@@ -132,26 +132,32 @@ def read_tree(root: int, reaper: int | None, proc: Path = Path("/proc")) -> int:
     return total
 
 
-def _children(pid: int, proc: Path) -> list[int]:
+def _children(pid: int, proc: str) -> list[int]:
     found: list[int] = []
     try:
-        for thread in os.listdir(proc / str(pid) / "task"):
-            found += map(int, (proc / str(pid) / "task" / thread / "children").read_text().split())
+        for thread in os.listdir(f"{proc}/{pid}/task"):
+            found += map(int, _text(f"{proc}/{pid}/task/{thread}/children").split())
     except (OSError, ValueError):
         pass  # it has ended, or this kernel keeps no such list
     return found
 
 
-def _session_of(pid: int, proc: Path) -> int:
+def _text(path: str) -> str:
+    # Not Path.read_text: pathlib interns every part of a name, and these are others each time.
+    with open(path) as file:
+        return file.read()
+
+
+def _session_of(pid: int, proc: str) -> int:
     try:
-        return int((proc / str(pid) / "stat").read_text().rpartition(")")[2].split()[3])
+        return int(_text(f"{proc}/{pid}/stat").rpartition(")")[2].split()[3])
     except (OSError, ValueError, IndexError):
         return 0
 
 
-def _resident(pid: int, proc: Path) -> int:
+def _resident(pid: int, proc: str) -> int:
     try:
-        lines = (proc / str(pid) / "status").read_text().splitlines()
+        lines = _text(f"{proc}/{pid}/status").splitlines()
     except OSError:
         return 0
     words = [line.split() for line in lines if line.startswith(("RssAnon:", "RssShmem:", "VmSwap:"))]

@@ -6,7 +6,7 @@ What was found is kept with the process, so that whoever waits for its answer ca
 
 A worker speaks only when it is asked. What it says otherwise lies unread, and descriptors in it count against a limit
 that all processes of this user share: with a thousand of them nobody could hand over a file. So it is ended for that
-too. Two looks in a row must find it, since a worker that has just died is readable as well until its end is reported.
+too. Two looks in a row must find it, in a process that has not ended: the socket of one that has is readable as well.
 """
 
 from collections.abc import Callable
@@ -106,7 +106,7 @@ class Watchdog:
         self._speaking = {pid for pid, process in self._watched.items() if process.channel.unasked}
         for pid in self._speaking & before:
             process = self._watched[pid]
-            if process.verdict is None and not process.child.ended.is_set():
+            if process.verdict is None and not process.child.is_over:
                 process.verdict = explain_nonsense(pipe.PipeError("it spoke unasked"))
                 process.spoiled = True
                 process.child.kill()

@@ -112,7 +112,7 @@ class Box:
 
 
 def worker(pid=1):
-    child = SimpleNamespace(pid=pid, ended=trio.Event(), killed=False)
+    child = SimpleNamespace(pid=pid, ended=trio.Event(), is_over=False, killed=False)
     child.kill = lambda: setattr(child, "killed", True)
     return SimpleNamespace(
         child=child, channel=SimpleNamespace(unasked=False), box=Box(),
@@ -160,7 +160,7 @@ def test_one_that_speaks_unasked_is_ended_at_the_second_look():
     loud.channel.unasked = dying.channel.unasked = True
     dog.look()
     assert not loud.child.killed
-    dying.child.ended.set()
+    dying.child.is_over = True  # and nobody has reported it yet
     dog.look()
     assert [each.child.killed for each in (loud, quiet, dying)] == [True, False, False]
     assert loud.verdict.code == "worker-misbehaved"
