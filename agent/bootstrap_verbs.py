@@ -15,10 +15,11 @@ from typing import Any
 
 from coppermesh.agent import option_types
 from coppermesh.agent.clock import now_us
-from coppermesh.agent.config import Config, load_settings
+from coppermesh.agent.config import Config, ConfigError, load_settings
 from coppermesh.agent.config_file import write_template
 from coppermesh.agent.home import Home
 from coppermesh.agent.verbs import EXIT_OK, Verbs, add_verb, home_of
+from coppermesh.p2p.errors import Unreachable
 from coppermesh.p2p.ids import format_peer, mesh_id
 
 _EPILOG = """\
@@ -78,7 +79,11 @@ def _bootstrap(options: argparse.Namespace) -> int:
         seed = importlib.import_module("coppermesh.bootstrap.seed")
         if "listen" not in origins:
             config = replace(config, listen=seed.LISTEN)
-        _run(home, config, options)
+        try:
+            _run(home, config, options)
+        except Unreachable as error:
+            # A port that is taken, not a peer that is away.
+            raise ConfigError(str(error)) from error
     return EXIT_OK
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from coppermesh.agent import (
     bootstrap_verbs,
+    doctor_verbs,
     economy_verbs,
     ledger_verbs,
     mesh_verbs,
@@ -139,11 +140,7 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_check(verbs)
     mesh_verbs.add(verbs)
     _add_demo(verbs)
-    doctor = add_verb(verbs, "doctor", "look into this machine: what its sandbox stops", _doctor, home=False)
-    doctor.add_argument(
-        "part", choices=("sandbox",), help="sandbox: each layer around a stranger's job, tried now"
-    )
-    doctor.add_argument("--json", action="store_true", help="print one line of JSON on stdout")
+    doctor_verbs.add(verbs)
     bench = add_verb(verbs, "bench", "measure this machine with agents on loopback", _bench, home=False)
     bench.add_argument(
         "--peers",
@@ -449,12 +446,6 @@ def _demo(options: argparse.Namespace) -> int:
     from coppermesh.agent.demo import run_demo
 
     return run_demo(keep=options.keep, output=options.output, tiles=options.tiles, as_json=options.json)
-
-
-def _doctor(options: argparse.Namespace) -> int:
-    from coppermesh.agent.doctor import run_doctor
-
-    return run_doctor(as_json=options.json)
 
 
 def _bench(options: argparse.Namespace) -> int:

@@ -46,6 +46,7 @@ from coppermesh.agent.requester import Requester
 from coppermesh.agent.result_intake import ResultIntake
 from coppermesh.agent.result_outbox import ResultOutbox
 from coppermesh.agent.screens import counted
+from coppermesh.agent.software import SOFTWARE
 from coppermesh.agent.speeds import OwnSpeeds
 from coppermesh.agent.story import printable
 from coppermesh.agent.task_driver import KnownBlobs, TaskDriver
@@ -78,7 +79,6 @@ from coppermesh.p2p.transport import Transport
 
 __all__ = ["Node", "Parts", "open_mesh", "open_node"]
 
-SOFTWARE = "coppermesh/0.1.0"
 IDLE_POLL_SECONDS = 1.0
 TIDY_SECONDS = 1.0
 MAX_BOOTSTRAP_SHOWN = 4

@@ -23,9 +23,11 @@ from coppermesh.agent.local_messages import (
     SubmitCall,
     WaitCall,
 )
+from coppermesh.agent.network_facts import network_facts
 from coppermesh.agent.peer_views import peer_rows
 from coppermesh.agent.screens import counted
 from coppermesh.agent.sharing import Obstacle
+from coppermesh.agent.software import SOFTWARE
 from coppermesh.p2p.addresses import parse_address
 from coppermesh.p2p.encoding import decode
 from coppermesh.p2p.envelope import open_record
@@ -56,6 +58,7 @@ class NodeViews:
             "jobs": self._jobs,
             "status": self._status,
             "peers": self._peers,
+            "network": self._network,
             "devices": self._devices,
             "pause": self._pause,
             "resume": self._resume,
@@ -160,6 +163,10 @@ class NodeViews:
                 error = None if here else self._node.plan.troubles.get(address)
                 facts.append({"address": address, "connected": here, "error": error})
         return facts
+
+    async def _network(self, body: bytes) -> LocalMessage:
+        """For `coppermesh doctor`: asks peers to dial back, which takes some seconds."""
+        return _json(await network_facts(self._node, SOFTWARE))
 
     async def _devices(self, body: bytes) -> LocalMessage:
         node = self._node

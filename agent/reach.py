@@ -143,7 +143,7 @@ class Reacher:
             self.state.moved()
             self._helped.clear()
             self._not_before.clear()
-        direct = [peer for peer in self._hub.peers() if _is_direct(self._transport.path_to(peer))]
+        direct = self.helpers()
         first = [peer for peer in dict.fromkeys(self._first) if peer in direct]
         for peer in self.state.to_ask(first, direct):
             self._begin(nursery, self._ask, peer, now)
@@ -179,14 +179,23 @@ class Reacher:
         finally:
             self._asking.discard(peer)
 
+    def helpers(self) -> list[PeerId]:
+        """Peers that could dial back, bootstrap peers and relays first."""
+        direct = [peer for peer in self._hub.peers() if _is_direct(self._transport.path_to(peer))]
+        return sorted(direct, key=lambda peer: peer not in self._first)
+
     async def _ask(self, peer: PeerId) -> None:
-        """Have `peer` dial our port, and hear where it sees us."""
+        await self.ask(peer)
+
+    async def ask(self, peer: PeerId) -> DialBackReply:
+        """Have `peer` dial our port, and hear where it sees us. Raises Refused, Unreachable, RemoteProtocolError."""
         request = DialBackRequest(parse_address(self._transport.addresses[0]).port)
         reply = await self._hub.request(peer, "dialback", request, DialBackReply, deadline_s=ASK_SECONDS)
         parts = reply.seen_at.split("/")
         if len(parts) != 5 or not parts[4].isdecimal():
             raise Unreachable(f"{short_peer(peer)} sees us at {reply.seen_at!r}, which is no address")
         self.state.said(peer, parts[2], int(parts[4]), Probe(reply.state), trio.current_time())
+        return reply
 
     async def _reserve(self, peer: PeerId) -> None:
         """Be reachable through `peer`, or stay so."""
