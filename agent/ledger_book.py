@@ -5,6 +5,7 @@ group's transaction, so they are written all or none, and a caller whose entries
 """
 
 import sqlite3
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -34,6 +35,7 @@ from coppermesh.p2p.errors import MeshError
 from coppermesh.p2p.ids import Digest, PeerId
 from coppermesh.p2p.records import Countersignature, Lease, Receipt, Record, SignedRecord, Task
 
+MAX_LEASES_KEPT = 256
 STORY_KEEP = 200_000
 """How many story lines are kept; the oldest go first."""
 TRIM_EVERY = 10_000
@@ -97,6 +99,10 @@ class LedgerBook:
         self._me = me
         self._untrimmed = 0
         self.settling = SettlingTables(database, me)
+        self._leases: OrderedDict[bytes, StoredLease] = OrderedDict()
+        """Leases read lately: they never change, and every receipt asks for one. Empty again after a rollback."""
+        self._sealed: frozenset[bytes] | None = None
+        """Only a restore seals lanes, and no book is open then."""
 
     @property
     def me(self) -> PeerId:
@@ -126,10 +132,18 @@ class LedgerBook:
 
     def lease(self, lease_id: Digest) -> StoredLease | None:
         """The lease with this id."""
+        known = self._leases.get(lease_id)
+        if known is not None:
+            self._leases.move_to_end(lease_id)
+            return known
         row = self._one("SELECT role, signed, order_signed, bid_signed FROM lease WHERE id=?", lease_id)
         if row is None:
             return None
-        return StoredLease(row[0], reopen(Lease, row[1]), from_bytes(row[2]), from_bytes(row[3]))
+        found = StoredLease(row[0], reopen(Lease, row[1]), from_bytes(row[2]), from_bytes(row[3]))
+        self._leases[lease_id] = found
+        if len(self._leases) > MAX_LEASES_KEPT:
+            self._leases.popitem(last=False)
+        return found
 
     def lease_on(self, lane: bytes) -> Digest | None:
         """Which lease a lane belongs to."""
@@ -194,7 +208,10 @@ class LedgerBook:
 
     def sealed(self, lane: bytes) -> bool:
         """Is this a lane of before a restore?"""
-        return self._one("SELECT 1 FROM sealed WHERE lane=?", lane) is not None
+        if self._sealed is None:
+            rows = self._database.execute("SELECT lane FROM sealed")
+            self._sealed = frozenset(row[0] for row in rows)
+        return lane in self._sealed
 
     def _receipt(self, query: str, *values: object) -> StoredReceipt | None:
         row = self._one(query, *values)
@@ -224,6 +241,7 @@ class LedgerBook:
             failure.__cause__ = error
         if failure is not None:
             self._database.execute("ROLLBACK TO caller")
+            self._leases.clear()
             if isinstance(failure, LedgerConflict) and failure.evidence is not None:
                 self._write(failure.evidence)
         self._database.execute("RELEASE caller")
@@ -238,6 +256,7 @@ class LedgerBook:
         self._database.execute("DELETE FROM story WHERE n <= ?", (newest - STORY_KEEP,))
 
     def _roll_back(self) -> None:
+        self._leases.clear()
         if self._database.in_transaction:
             self._database.execute("ROLLBACK")
 

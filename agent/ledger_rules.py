@@ -47,7 +47,7 @@ from coppermesh.agent.ledger import (
     TaskSuperseded,
     TaskTaken,
 )
-from coppermesh.agent.receipts import REFUSALS, check_countersignature
+from coppermesh.agent.receipts import REFUSALS, LaneHead, check_countersignature
 from coppermesh.agent.settling_rules import judge_settling
 from coppermesh.agent.story import StoryLine
 from coppermesh.p2p.envelope import Opened, open_verified
@@ -184,8 +184,8 @@ def _judge_settled(entry: ReceiptSettled, book: Book) -> NewReceipt | None:
         raise LedgerConflict(
             "equivocation", "the provider signed two receipts for one place on its lane", proof
         )
-    _check_chain(record, book)
-    _check_answer(answer, receipt, book.head(record.lane).accepted)
+    head = _check_chain(record, book)
+    _check_answer(answer, receipt, head.accepted)
     if answer.record.verdict == "accepted":
         _check_payable(Digest(record.task_id), book)
     return NewReceipt(StoredReceipt(receipt), answer)
@@ -254,7 +254,8 @@ def _check_not_sealed(record: Receipt, book: Book) -> None:
         )
 
 
-def _check_chain(record: Receipt, book: Book) -> None:
+def _check_chain(record: Receipt, book: Book) -> LaneHead:
+    """The head that the receipt follows from."""
     head = book.head(record.lane)
     if record.sequence != head.sequence_next:
         raise LedgerConflict(
@@ -262,6 +263,7 @@ def _check_chain(record: Receipt, book: Book) -> None:
         )
     if record.previous != head.previous or record.cumulative != head.cumulative + record.amount:
         raise LedgerConflict("broken-chain", "the receipt does not follow from the one before it on the lane")
+    return head
 
 
 def _check_answer(answer: Opened[Countersignature], receipt: Opened[Receipt], accepted_before: int) -> None:
