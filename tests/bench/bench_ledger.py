@@ -5,7 +5,8 @@ Appending: receipts a second with 1, 32 and 256 concurrent callers, each commit 
 signatures checked and the bytes decoded, as a result that arrives is. Records are signed beforehand.
 
 Control, in the same run: the same rows inserted into the same tables by bare SQLite in transactions of 32, with no
-rules, no reading and no decoding. It is what the disk and SQLite allow.
+rules, no reading and no decoding. It is what the disk and SQLite allow. Beside it the ledger's own rules in the same
+groups of 32 in one thread, and the processor time that each takes, which other programs on the machine do not change.
 
 Audit: `ledger audit` of a ledger with that many receipts, with one thread and with two.
 """
@@ -76,15 +77,30 @@ async def measure(callers: int, each: int, folder: Path, *, verify: bool = False
         return callers * each / (time.perf_counter() - begin)
 
 
-def control(receipts: int, folder: Path) -> float:
-    """Receipts a second that bare SQLite inserts in groups."""
+def grouped(receipts: int, folder: Path) -> tuple[float, float]:
+    """Receipts a second that the rules take in groups of 32, and microseconds of processor time for each."""
+    deal, entries = prepare_lane(0, receipts)
+    database = open_database(folder / f"grouped-{time.monotonic_ns()}.db", MESH, deal.requester.peer)
+    book = LedgerBook(database, deal.requester.peer)
+    assert book.commit_group([(deal.offered(), deal.answered(), *(entry[0] for entry in entries))]) == [None]
+    begin, spent = time.perf_counter(), time.process_time()
+    for start in range(0, receipts, GROUP):
+        outcomes = book.commit_group([[entry[1]] for entry in entries[start : start + GROUP]])
+        assert not any(outcomes)
+    elapsed, used = time.perf_counter() - begin, time.process_time() - spent
+    book.close()
+    return receipts / elapsed, used / receipts * 1e6
+
+
+def control(receipts: int, folder: Path) -> tuple[float, float]:
+    """The same of bare SQLite."""
     deal, entries = prepare_lane(0, receipts)
     path = folder / f"control-{time.monotonic_ns()}.db"
     database = open_database(path, MESH, deal.requester.peer)
     book = LedgerBook(database, deal.requester.peer)
     assert book.commit_group([(deal.offered(), deal.answered(), *(entry[0] for entry in entries))]) == [None]
     rows = [_rows(receipt, answer) for _, _, receipt, answer in entries]
-    begin = time.perf_counter()
+    begin, spent = time.perf_counter(), time.process_time()
     for start in range(0, receipts, GROUP):
         database.execute("BEGIN IMMEDIATE")
         for receipt, answer, transfer in rows[start : start + GROUP]:
@@ -94,9 +110,9 @@ def control(receipts: int, folder: Path) -> float:
                 "INSERT INTO transfer VALUES(NULL,?,'spent',?,'usd','expense','due',?)", transfer
             )
         database.execute("COMMIT")
-    elapsed = time.perf_counter() - begin
+    elapsed, used = time.perf_counter() - begin, time.process_time() - spent
     database.close()
-    return receipts / elapsed
+    return receipts / elapsed, used / receipts * 1e6
 
 
 def _rows(receipt: Opened[Receipt], answer: Opened[Countersignature]) -> tuple[tuple[object, ...], ...]:
@@ -133,9 +149,10 @@ def measure_audit(receipts: int, folder: Path) -> dict[str, float]:
     fill(receipts, path)
     found: dict[str, float] = {"audit_receipts": receipts}
     for threads in (2, 1):
-        begin = time.perf_counter()
+        begin, spent = time.perf_counter(), time.process_time()
         report = audit_ledger(path, threads)
         found[f"audit_s_{threads}_threads"] = round(time.perf_counter() - begin, 2)
+        found[f"audit_cpu_s_{threads}_threads"] = round(time.process_time() - spent, 2)
         assert report.fault is None
         assert report.counts["receipt"] == receipts
     return found
@@ -156,12 +173,16 @@ async def main(receipts: int, audited: int, folder: Path) -> dict[str, float]:
     """All figures: medians of `ROUNDS` rounds, in each of which every measurement had its turn."""
     rounds: dict[str, list[float]] = {}
     for _ in range(ROUNDS):
+        by_rules, bare = grouped(receipts // 2, folder), control(receipts // 2, folder)
         for name, figure in (
             ("receipts_per_s_1", await measure(1, receipts // 4, folder)),
             ("receipts_per_s_32", await measure(32, receipts // 32, folder)),
             ("receipts_per_s_256", await measure(256, receipts // 256, folder)),
             ("receipts_per_s_32_verified", await measure(32, receipts // 32, folder, verify=True)),
-            ("control_bare_sqlite_per_s", control(receipts // 2, folder)),
+            ("grouped_per_s", by_rules[0]),
+            ("grouped_cpu_us", by_rules[1]),
+            ("control_bare_sqlite_per_s", bare[0]),
+            ("control_bare_sqlite_cpu_us", bare[1]),
         ):
             rounds.setdefault(name, []).append(figure)
     found: dict[str, float] = {name: round(statistics.median(figures)) for name, figures in rounds.items()}
