@@ -17,7 +17,6 @@ from pathlib import Path
 
 import trio
 
-from coppermesh.agent.announcer import Announcer
 from coppermesh.agent.challenger import Challenger
 from coppermesh.agent.clock import now_us
 from coppermesh.agent.config import Config, ConfigError, Loaded
@@ -51,6 +50,7 @@ from coppermesh.agent.speeds import OwnSpeeds
 from coppermesh.agent.story import printable
 from coppermesh.agent.task_driver import KnownBlobs, TaskDriver
 from coppermesh.p2p.announcements import AnnouncementBook
+from coppermesh.p2p.announcer import Announcer
 from coppermesh.p2p.blob_store import BlobStore, open_blob_store
 from coppermesh.p2p.control import ChannelUp, ControlHub, Handler, open_control_hub
 from coppermesh.p2p.dial_back import DialBack

@@ -6,7 +6,7 @@ back (`p2p.dial_back`). *Carry for me*: it is a relay with limits (`p2p.libp2p_r
 through any member. Nothing depends on it once agents know each other: a mesh that loses all its seeds goes on.
 """
 
-import logging
+import math
 import random
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -18,27 +18,23 @@ from typing import Any
 import trio
 
 from coppermesh.agent.config import Config
-from coppermesh.p2p.announcements import AnnouncementBook, Verdict
+from coppermesh.p2p.announcements import AnnouncementBook
+from coppermesh.p2p.announcer import MAX_LEAVES, Announcer
 from coppermesh.p2p.control import ChannelUp, ControlHub, Handler, open_control_hub
 from coppermesh.p2p.dial_back import DialBack
 from coppermesh.p2p.discovery import DialPlan, run_discovery
-from coppermesh.p2p.envelope import to_bytes
-from coppermesh.p2p.errors import MeshError
-from coppermesh.p2p.ids import MeshId, PeerId, format_peer, mesh_id, short_peer
+from coppermesh.p2p.ids import MeshId, PeerId, format_peer, mesh_id
 from coppermesh.p2p.libp2p_relay import RelayServer
 from coppermesh.p2p.libp2p_transport import open_libp2p_transport
-from coppermesh.p2p.messages import MAX_OTHERS, AnnouncementReply, DialBackRequest, Nothing
+from coppermesh.p2p.messages import AnnouncementReply, AnnouncementRequest, DialBackRequest, Nothing
 from coppermesh.p2p.relay_book import RelayLimits
 from coppermesh.p2p.signing import PeerKey
 from coppermesh.p2p.transport import Transport
 
 SOFTWARE = "coppermesh-seed/0.1.0"
 LISTEN = "/ip4/0.0.0.0/tcp/4001"
-FETCH_SECONDS = 10.0
 TIDY_SECONDS = 1.0
 MAX_SHOWN = 256
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +63,7 @@ class SeedNode:
         self.met = 0
         """Control channels opened so far."""
         self.hub: ControlHub
+        self.announcer: Announcer
         self._now_us = place.now_us
         self._dial_back = DialBack(transport)
         self._asked = {"announcement": 0, "dialback": 0}
@@ -74,16 +71,14 @@ class SeedNode:
     def handlers(self) -> Mapping[str, Handler]:
         """What peers may ask of a seed."""
         return {
-            "announcement": (Nothing, self._on_announcement),
+            "announcement": (AnnouncementRequest, self._on_announcement),
             "dialback": (DialBackRequest, self._on_dial_back),
             "ping": (Nothing, self._on_ping),
         }
 
-    async def _on_announcement(self, peer: PeerId, request: Nothing) -> AnnouncementReply:
+    async def _on_announcement(self, peer: PeerId, request: AnnouncementRequest) -> AnnouncementReply:
         self._asked["announcement"] += 1
-        known = [opened for opened in self.book.current(self._now_us()) if opened.signer != peer]
-        newest = sorted(known, key=lambda opened: opened.record.issued_us, reverse=True)[:MAX_OTHERS]
-        return AnnouncementReply(None, [opened.signed for opened in newest])
+        return self.announcer.reply_to(peer, request)
 
     async def _on_dial_back(self, peer: PeerId, request: DialBackRequest) -> Any:
         self._asked["dialback"] += 1
@@ -94,42 +89,15 @@ class SeedNode:
 
     # Background work
 
-    async def listen(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Hear announcements by gossip, and so pass them on."""
-        topic = f"coppermesh/announcements/1/{self.mesh.hex()}"
-        async with self.transport.subscribe(topic, self._validate) as messages:
-            task_status.started()
-            async for _ in messages:
-                pass  # `_validate` has taken it already
-
-    def _validate(self, source: PeerId, data: bytes) -> bool:
-        return not self.book.offer(data, self._now_us()).is_misbehaviour
-
     async def follow(self) -> None:
         """Ask each newcomer for its announcement, and forget who leaves."""
         async with trio.open_nursery() as nursery:
             async for event in self.hub.events():
                 if isinstance(event, ChannelUp):
                     self.met += 1
-                    nursery.start_soon(self._fetch, event.peer)
+                    nursery.start_soon(self.announcer.fetch, event.peer)
                 elif self.relay is not None:
                     self.relay.peer_left(event.peer)
-
-    async def _fetch(self, peer: PeerId) -> None:
-        try:
-            reply = await self.hub.request(
-                peer, "announcement", Nothing(), AnnouncementReply, deadline_s=FETCH_SECONDS
-            )
-            for signed in [reply.announcement, *reply.others]:
-                if signed is not None:
-                    data = to_bytes(signed)
-                    own = peer if signed is reply.announcement else None
-                    if self.book.offer(data, self._now_us(), source=own) is Verdict.ACCEPTED:
-                        # Others may have missed it too.
-                        topic = f"coppermesh/announcements/1/{self.mesh.hex()}"
-                        await self.transport.publish(topic, data)
-        except MeshError as error:
-            _log.debug("no announcement from %s: %s", short_peer(peer), error)
 
     async def tidy(self) -> None:
         """Let go of announcements that have expired."""
@@ -229,8 +197,22 @@ async def open_seed(config: Config, place: Place) -> AsyncIterator[SeedNode]:
         async with open_control_hub(
             transport, mesh, key.peer, handlers=node.handlers(), clock=place.now_us, software=SOFTWARE
         ) as node.hub:
+            node.announcer = Announcer(
+                key,
+                mesh,
+                transport,
+                node.hub,
+                node.book,
+                None,
+                software=SOFTWARE,
+                now_us=place.now_us,
+                rng=random.Random(),
+                heard=lambda: None,
+            )
             async with trio.open_nursery() as nursery:
-                await nursery.start(node.listen)
+                await nursery.start(node.announcer.run)
+                for _ in range(int(math.log2(MAX_LEAVES))):
+                    node.announcer.want_more()  # whoever asks a seed may want any shard
                 nursery.start_soon(node.follow)
                 nursery.start_soon(node.tidy)
                 discovery = partial(
