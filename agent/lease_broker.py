@@ -41,6 +41,8 @@ WINDOW_SECONDS = auction.WINDOW_US / 1e6
 TELL_SECONDS = 2.0
 """How long telling a provider that its bid is not taken may take."""
 ORDER_LIFE_US = 30_000_000
+MAX_SOUGHT = 8
+"""Providers that fit and are not connected, sought for one order; the best by announcement first."""
 MAX_ASKED = 64
 """Providers asked for one lease; the best by announcement first."""
 
@@ -106,7 +108,9 @@ class LeaseBroker:
         *,
         now_us: Callable[[], int],
         random_bytes: Callable[[int], bytes],
+        seek: Callable[[list[PeerId]], None] = lambda _: None,
     ) -> None:
+        """`seek` is told of providers that fit and are not connected; of nobody where nobody fits."""
         self._key = key
         self._mesh = mesh
         self._hub = hub
@@ -115,6 +119,7 @@ class LeaseBroker:
         self._knowledge = knowledge
         self._now_us = now_us
         self._random_bytes = random_bytes
+        self._seek = seek
         self._signer = LeaseSigner(key, hub, ledger, now_us=now_us, random_bytes=random_bytes)
 
     async def negotiate(
@@ -166,6 +171,7 @@ class LeaseBroker:
         """Of those that fit: who is connected and not known to be too slow; and who is too slow."""
         connected = set(self._hub.peers())
         asked: list[PeerId] = []
+        away: list[PeerId] = []
         slow: set[PeerId] = set()
         programs = _programs(jobs)
         for candidate in found.fitting:
@@ -176,11 +182,14 @@ class LeaseBroker:
                 slow.add(peer)
                 self._pass_over(jobs, peer, Refusal("speed", text), refusals)
             elif peer not in connected:
+                away.append(peer)
                 self._pass_over(
                     jobs, peer, Refusal("unconnected", "announced, but no connection to it"), refusals
                 )
             elif len(asked) < MAX_ASKED:
                 asked.append(peer)
+        if away or not asked:
+            self._seek(away[:MAX_SOUGHT])
         return asked, slow
 
     def _pass_over(

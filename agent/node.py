@@ -474,6 +474,7 @@ def _open_requester(node: Node) -> None:
         Knowledge(speeds, partial(_reputation, node.credit), partial(_missing_bytes, driver.known)),
         now_us=now_us,
         random_bytes=secrets.token_bytes,
+        seek=partial(_seek, node),
     )
     node.requester = Requester(
         node.hub,
@@ -501,6 +502,14 @@ def _open_requester(node: Node) -> None:
         rivals=node.requester.rivals,
         now_us=now_us,
     )
+
+
+def _seek(node: Node, peers: list[PeerId]) -> None:
+    """An order has a use for these providers; where there are none, more shards are listened to."""
+    if peers:
+        node.plan.seek(peers, trio.current_time())
+    else:
+        node.announcer.want_more()
 
 
 def _check_clock(event: ChannelUp) -> None:

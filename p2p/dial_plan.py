@@ -40,6 +40,8 @@ GIVE_UP_AFTER = 10
 MAX_ADDRESSES = 4
 MAX_TARGETS = 1024
 NEAR_GOAL = 12
+SEEK_SECONDS = 60.0
+MAX_SOUGHT = 64
 MAX_DIALS = 8
 """Dials under way at once."""
 
@@ -83,6 +85,8 @@ class DialPlan:
         self._near_goal = near_goal
         self.near: frozenset[PeerId] = frozenset()
         """Peers of the topics that this agent is in: `near_goal` of them are wanted whoever else is connected."""
+        self._sought: dict[PeerId, float] = {}
+        """Peers that somebody has a use for, and until when."""
         self._targets: dict[PeerId, _Target] = {}
         self._connected: set[PeerId] = set()
         self._relayed: set[PeerId] = set()
@@ -94,6 +98,12 @@ class DialPlan:
 
     def __contains__(self, peer: PeerId) -> bool:
         return peer in self._targets
+
+    def seek(self, peers: Iterable[PeerId], now: float) -> None:
+        """Somebody has an order for these: dial those that are known, whoever else is connected."""
+        for peer in peers:
+            if peer in self._targets and len(self._sought) < MAX_SOUGHT:
+                self._sought[peer] = now + SEEK_SECONDS
 
     def wants_more(self, peer: PeerId) -> bool:
         """Too few connections yet to leave `peer` alone, were it known."""
@@ -142,6 +152,8 @@ class DialPlan:
 
     def due(self, now: float) -> list[str]:
         """Addresses to dial now, one per peer, which count as being dialled until `succeeded` or `failed`."""
+        for peer in [peer for peer, until in self._sought.items() if until <= now]:
+            del self._sought[peer]
         room = MAX_DIALS - sum(target.dialling for target in self._targets.values())
         ready = [
             (peer, target)
@@ -175,7 +187,10 @@ class DialPlan:
         return [
             (peer, target)
             for peer, target in targets
-            if target.kind is Kind.PERMANENT or not enough or (lacks_near and peer in self.near)
+            if target.kind is Kind.PERMANENT
+            or not enough
+            or peer in self._sought
+            or (lacks_near and peer in self.near)
         ]
 
     def _lacks_near(self) -> bool:

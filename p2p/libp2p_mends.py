@@ -37,7 +37,7 @@ from coppermesh.p2p.gossip_outcome import Outcome
 from coppermesh.p2p.ids import PeerId, short_peer
 from coppermesh.p2p.libp2p_host import GossipHost, HostStream, encode_varint
 from coppermesh.p2p.libp2p_upgrade import peer_of
-from coppermesh.p2p.transport import MAX_GOSSIP_BYTES, Gossip
+from coppermesh.p2p.transport import MAX_GOSSIP_BYTES, Gossip, TransportCounts
 
 MAX_RPC_BYTES = 1024 * 1024
 MESSAGES_PER_SECOND = 200
@@ -74,7 +74,12 @@ class MeshPubsub(Pubsub):
     """Reads, screens and delivers gossip. `inboxes` holds one inbox per subscribed topic."""
 
     def __init__(
-        self, host: GossipHost, router: "MeshGossipSub", me: PeerId, cut_off: Callable[[PeerId], None]
+        self,
+        host: GossipHost,
+        router: "MeshGossipSub",
+        me: PeerId,
+        cut_off: Callable[[PeerId], None],
+        counts: TransportCounts,
     ) -> None:
         super().__init__(
             host,  # type: ignore[arg-type]
@@ -87,6 +92,7 @@ class MeshPubsub(Pubsub):
         self.inboxes: dict[str, GossipInbox] = {}
         self._me = me
         self._cut_off = cut_off
+        self._counts = counts
         self.conduct = GossipConduct()
         self._joining: set[ID] = set()
         # Sequence numbers must not go back when an agent restarts soon after publishing a lot.
@@ -145,6 +151,7 @@ class MeshPubsub(Pubsub):
             self._cut_off(peer)
 
     async def _handle_rpc(self, peer_id: ID, rpc: rpc_pb2.RPC) -> None:
+        self._counts.gossip_copies += len(rpc.publish)
         for message in rpc.publish:
             await self.push_msg(peer_id, message)
         if len(rpc.subscriptions) <= self.max_subscriptions_per_rpc:

@@ -155,7 +155,7 @@ class Libp2pTransport:
         self._handlers[DCUTR] = self._reach.on_punch
         self._host = GossipHost(self._identity, self._open, self._connections.__contains__, self._spoken)
         self._router = MeshGossipSub()
-        self._pubsub = MeshPubsub(self._host, self._router, key.peer, self._cut_off)
+        self._pubsub = MeshPubsub(self._host, self._router, key.peer, self._cut_off, self._counts)
         self._connections.is_cut = lambda peer: self._pubsub.conduct.is_cut(peer, trio.current_time())
 
     @property

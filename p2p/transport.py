@@ -116,6 +116,8 @@ class TransportCounts:
     gossip_published: int = 0
     gossip_delivered: int = 0
     gossip_refused: int = 0
+    gossip_copies: int = 0
+    """Gossip messages that arrived, repeated ones included."""
     gossip_cut: int = 0
     """Neighbours that were cut off for what they forwarded."""
 

@@ -32,6 +32,21 @@ def plan(goal: int = 32) -> DialPlan:
     return DialPlan(MIDDLE, random.Random(1), goal=goal)
 
 
+def test_who_an_order_needs_is_dialled_although_there_are_enough_connections() -> None:
+    low = [PeerId(bytes([number]) * 32) for number in range(1, 5)]
+    it = DialPlan(MIDDLE, random.Random(1), goal=1, near_goal=1)
+    for peer in low:
+        it.learn(peer, [address(peer)], OWN, 0.0)
+    it.observe([low[0]], 10.0)
+    assert it.due(10.0) == []
+    it.seek([low[2]], 10.0)
+    assert it.due(10.0) == [address(low[2])]
+    it.near = frozenset({low[3]})
+    assert it.due(10.0) == [address(low[3])]
+    it.failed(address(low[2]), 10.0)
+    assert it.due(1000.0) == []  # the order is long over
+
+
 def test_a_bootstrap_address_is_due_at_once_and_for_ever() -> None:
     it = plan()
     it.add(address(LOW), Kind.PERMANENT)
