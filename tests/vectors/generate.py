@@ -24,6 +24,10 @@ from coppermesh.p2p.encoding import encode
 from coppermesh.p2p.envelope import record_id, sign_record, to_bytes
 from coppermesh.p2p.framing import encode_frame
 from coppermesh.p2p.ids import PeerId, format_peer, mesh_id
+from coppermesh.p2p.invitation import Invitation, invitation_text
+from coppermesh.p2p.libp2p_pnet import xsalsa20
+from coppermesh.p2p.membership import private_mesh_id
+from coppermesh.p2p.membership_records import Certificate, Joining, Quota, Revocation, Rotation, Usage
 from coppermesh.p2p.merkle import leaf_hash, merkle_root
 from coppermesh.p2p.messages import (
     BlobInfo,
@@ -941,6 +945,126 @@ def place_files() -> Iterator[Vector]:
         yield Vector("place-file", name, "refused" if says else "ok", comment, data, headers)
 
 
+LAB_ROOT = PeerKey(bytes([11]) * 32)
+LAB_ADMIN = PeerKey(bytes([12]) * 32)
+LAB = private_mesh_id(LAB_ROOT.peer, "lab")
+DAY_US = 86_400 * SECOND_US
+
+
+def link(issuer: PeerKey, subject: PeerKey, **fields: Any) -> SignedRecord:
+    values: dict[str, Any] = {
+        "version": 1, "mesh": LAB, "issuer": issuer.peer, "subject": subject.peer, "serial": 1, "role": "member",
+        "quota": None, "depth": 0, "name": "", "not_before_us": NOW_US, "expires_us": NOW_US + 7 * DAY_US,
+    }  # fmt: skip
+    return sign_record(issuer, Certificate(**(values | fields)))
+
+
+def membership_records() -> Iterator[Vector]:
+    """One good record of each kind of private meshes."""
+    samples: list[tuple[str, PeerKey, Record]] = [
+        ("revocation", LAB_ADMIN, Revocation(
+            version=1, mesh=LAB, signer=LAB_ADMIN.peer, subject=STRANGER.peer, last_serial=0, issued_us=NOW_US,
+            expires_us=NOW_US + 31 * DAY_US)),
+        ("joining", REQUESTER, Joining(
+            version=1, mesh=LAB, subject=REQUESTER.peer, issuer=LAB_ADMIN.peer, token=filled(0x44, 16), name="bob",
+            issued_us=NOW_US)),
+        ("rotation", LAB_ADMIN, Rotation(
+            version=1, mesh=LAB, signer=LAB_ADMIN.peer, epoch=1, key_hash=blake3(filled(0x55)).digest(),
+            issued_us=NOW_US)),
+        ("usage", PROVIDER, Usage(
+            version=1, mesh=LAB, provider=PROVIDER.peer, requester=REQUESTER.peer, kind="cuda",
+            hour=NOW_US // (3600 * SECOND_US), device_us=90 * SECOND_US)),
+        ("certificate", LAB_ADMIN, Certificate(
+            version=1, mesh=LAB, issuer=LAB_ADMIN.peer, subject=REQUESTER.peer, serial=7, role="submit-only",
+            quota=Quota(kind="cuda", device_us=20 * 3600 * SECOND_US, period_us=DAY_US), depth=0, name="bob",
+            not_before_us=NOW_US, expires_us=NOW_US + DAY_US)),
+    ]  # fmt: skip
+    for name, key, record in samples:
+        kind = type(record).__name__
+        signed = sign_record(key, record)
+        headers = {
+            "type": kind,
+            "signer": key.peer.hex(),
+            "id": record_id(signed.body).hex(),
+            "value": as_json(record),
+        }
+        yield Vector("signed", f"good-{name}", "ok", f"a valid {kind}", to_bytes(signed), headers)
+
+
+def chains() -> Iterator[Vector]:
+    """Chains of certificates, and the code with which each is refused."""
+    first = link(LAB_ROOT, LAB_ADMIN, role="admin", depth=2, expires_us=NOW_US + 20 * DAY_US)
+    bob = REQUESTER
+    narrow = link(LAB_ROOT, LAB_ADMIN, role="admin", depth=1, quota=Quota("cuda", 10, DAY_US))
+    genuine = link(LAB_ADMIN, bob)
+    cases: list[tuple[str, str, str, list[SignedRecord]]] = [
+        ("ok", "ok", "root, admin, member", [first, genuine]),
+        ("root-alone", "ok", "a member by the root key itself", [link(LAB_ROOT, bob)]),
+        ("empty", "no-certificate", "nothing shown", []),
+        ("long", "chain-too-long", "five links", [first, first, first, first, genuine]),
+        ("other-root", "wrong-root", "begins with another key", [link(STRANGER, bob)]),
+        ("headless", "wrong-root", "the first link left out", [genuine]),
+        ("broken", "broken-link", "the second link by a stranger", [first, link(STRANGER, bob)]),
+        ("forged", "forged", "a signature of zeros", [first, SignedRecord(genuine.body, genuine.signer, bytes(64))]),
+        ("other-mesh", "wrong-mesh", "a link of another mesh", [first, link(LAB_ADMIN, bob, mesh=MESH)]),
+        ("other-subject", "wrong-subject", "shown by another peer", [first, link(LAB_ADMIN, STRANGER)]),
+        ("by-a-member", "may-not-issue", "issued by who is no admin", [link(LAB_ROOT, LAB_ADMIN), genuine]),
+        ("too-deep", "may-not-issue", "as deep as its issuer", [first, link(LAB_ADMIN, bob, role="admin", depth=2)]),
+        ("wider-quota", "wider-quota", "no quota below one with", [narrow, genuine]),
+        ("wider-expiry", "wider-expiry", "outlives its issuer", [first, link(
+            LAB_ADMIN, bob, expires_us=NOW_US + 21 * DAY_US)]),
+        ("too-long", "too-long", "made out for 31 days", [link(LAB_ROOT, bob, expires_us=NOW_US + 31 * DAY_US)]),
+        ("not-yet", "not-yet-valid", "valid from tomorrow on", [link(
+            LAB_ROOT, bob, not_before_us=NOW_US + DAY_US)]),
+        ("expired", "expired", "expired this very microsecond", [link(
+            LAB_ROOT, bob, not_before_us=NOW_US - DAY_US, expires_us=NOW_US)]),
+    ]  # fmt: skip
+    for name, expect, comment, chain in cases:
+        headers = {
+            "root": LAB_ROOT.peer.hex(),
+            "mesh": LAB.hex(),
+            "peer": bob.peer.hex(),
+            "now_us": str(NOW_US),
+        }
+        # Longer than any allowed, so written past the encoder's own check.
+        body = packed([[plain(signed) for signed in chain]])
+        yield Vector("chain", name, expect, comment, body, headers)
+
+
+def invitations() -> Iterator[Vector]:
+    """Strings, as ASCII bytes."""
+    invitation = Invitation(
+        1,
+        "lab",
+        LAB_ROOT.peer,
+        LAB_ADMIN.peer,
+        ["/ip4/192.0.2.1/tcp/4003"],
+        filled(0x44, 16),
+        NOW_US + DAY_US,
+    )
+    text = invitation_text(invitation)
+    flipped = text[:-1] + ("a" if text[-1] != "a" else "b")
+    for name, expect, comment, body in (
+        ("good", "ok", "as it is printed", text),
+        ("capitals", "ok", "as a QR code holds it", text.upper()),
+        ("spaced", "ok", "broken by a mail program", f"{text[:60]}\n  {text[60:]}"),
+        ("cut", "refused", "the last letter is missing", text[:-1]),
+        ("mistyped", "refused", "one letter is another", flipped),
+        ("foreign", "refused", "no invitation at all", "hello"),
+    ):
+        headers = {"value": as_json(invitation)} if expect == "ok" else {}
+        yield Vector("invitation", name, expect, comment, body.encode(), headers)
+
+
+def swarm_streams() -> Iterator[Vector]:
+    """What a side sends under a swarm key, after its nonce."""
+    key, nonce = filled(0x55), bytes(range(24))
+    for name, data in (("multistream", b"\x13/multistream/1.0.0\n"), ("long", bytes(200))):
+        sealed = xsalsa20(key, nonce).encrypt(data)
+        headers = {"key": key.hex(), "nonce": nonce.hex(), "plain": data.hex()}
+        yield Vector("swarm", name, "ok", "XSalsa20 from byte 0 of the stream on", sealed, headers)
+
+
 def frames() -> Iterator[Vector]:
     one = encode_frame(b"\x01")
     full = encode_frame(bytes(64))
@@ -990,7 +1114,8 @@ def vectors() -> Iterator[Vector]:
     """Every vector, in a fixed order."""
     makers = [
         good_records, good_messages, bad_shapes, bombs, bad_integers, bad_fields, bad_lists, bad_challenges, signatures,
-        bad_envelopes, announcements, receipt_files, challenges, settling_records, evidence_files, place_files, frames,
+        bad_envelopes, announcements, membership_records, chains, invitations, swarm_streams, receipt_files,
+        challenges, settling_records, evidence_files, place_files, frames,
         peer_texts,
     ]  # fmt: skip
     for maker in makers:

@@ -8,18 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import msgspec
 import pytest
 
 from coppermesh.agent.proofs import InvalidProof, verify_evidence, verify_place
 from coppermesh.agent.traces import open_recorded
-from coppermesh.p2p import ledger_messages, messages, records, settlement_records
+from coppermesh.p2p import ledger_messages, membership_records, messages, records, settlement_records
 from coppermesh.p2p.announcements import AnnouncementBook
 from coppermesh.p2p.encoding import decode, encode
 from coppermesh.p2p.envelope import from_bytes, has_valid_signature, open_record, open_verified, to_bytes
-from coppermesh.p2p.errors import RemoteProtocolError
+from coppermesh.p2p.errors import MeshError, Refused, RemoteProtocolError
 from coppermesh.p2p.framing import FrameDecoder
 from coppermesh.p2p.ids import MeshId, PeerId, format_peer, parse_peer
+from coppermesh.p2p.invitation import read_invitation
+from coppermesh.p2p.libp2p_pnet import xsalsa20
+from coppermesh.p2p.membership import MembershipBook
 from coppermesh.p2p.receipt_file import check_receipt_file
 from coppermesh.p2p.signing import verify
 
@@ -43,7 +47,7 @@ def read(path: Path) -> Vector:
 
 
 def struct_type(name: str) -> Any:
-    for module in (records, messages, settlement_records, ledger_messages):
+    for module in (records, messages, settlement_records, ledger_messages, membership_records):
         if hasattr(module, name):
             return getattr(module, name)
     raise AssertionError(f"no structure is called {name}")
@@ -151,6 +155,33 @@ def run_proof(vector: Vector, check: Callable[[bytes], object]) -> str:
     return "ok"
 
 
+def run_chain(vector: Vector) -> str:
+    headers = vector.headers
+    book = MembershipBook(PeerId(bytes.fromhex(headers["root"])), MeshId(bytes.fromhex(headers["mesh"])))
+    chain = [records.SignedRecord(*signed) for signed in msgpack.unpackb(vector.body)[0]]
+    try:
+        book.check(chain, PeerId(bytes.fromhex(headers["peer"])), int(headers["now_us"]))
+    except Refused as error:
+        return error.code
+    return "ok"
+
+
+def run_invitation(vector: Vector) -> str:
+    try:
+        invitation = read_invitation(vector.body.decode())
+    except MeshError:
+        return "refused"
+    value = readable(msgspec.to_builtins(invitation, builtin_types=(bytes,)))
+    assert value == json.loads(vector.headers["value"])
+    return "ok"
+
+
+def run_swarm(vector: Vector) -> str:
+    headers = vector.headers
+    cipher = xsalsa20(bytes.fromhex(headers["key"]), bytes.fromhex(headers["nonce"]))
+    return "ok" if cipher.decrypt(vector.body).hex() == headers["plain"] else "wrong"
+
+
 def run_challenge(vector: Vector) -> str:
     receipt = open_record(records.Receipt, from_bytes(bytes.fromhex(vector.headers["receipt"])))
     reply = decode(messages.ChallengeReply, vector.body, max_bytes=messages.MAX_FRAME_BYTES)
@@ -203,6 +234,9 @@ RUNNERS: dict[str, Callable[[Vector], str]] = {
     "challenge": run_challenge,
     "evidence-file": run_evidence_file,
     "place-file": run_place_file,
+    "chain": run_chain,
+    "invitation": run_invitation,
+    "swarm": run_swarm,
     "frames": run_frames,
     "peer-text": run_peer_text,
 }
