@@ -93,6 +93,11 @@ class MeshKeeper:
         member = self.private.book.member(peer, self._now_us())
         return None if member is None else member.certificate.quota
 
+    def may_provide(self, peer: PeerId) -> bool:
+        """Whether the peer is known as a member that may."""
+        member = self.private.book.member(peer, self._now_us())
+        return member is not None and member.may(Right.PROVIDE)
+
     def count_receipts(self, receipts: Iterable[Receipt]) -> None:
         """Own receipts of earlier runs."""
         for receipt in receipts:

@@ -318,6 +318,8 @@ async def open_mesh(
         transport = await _attach(stack, config.listen, home.port_path(mesh), attach)
         node = Node(machine, config, key, mesh, transport)
         node.meshes, node.keeper = meshes, keeper
+        if keeper is not None:
+            node.book = AnnouncementBook(mesh, may_announce=keeper.may_provide)
         node.ledger, node.store = ledger, store
         node.desk = LedgerDesk(key, mesh, lambda: node.hub, ledger, unit=config.unit, now_us=now_us)
         node.credit = CreditDesk(node.desk.history, now_us)

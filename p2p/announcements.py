@@ -20,7 +20,7 @@ taken.
 
 import heapq
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from enum import StrEnum
@@ -81,6 +81,8 @@ class Verdict(StrEnum):
     """Not a canonical announcement, or one that lives longer than `MAX_LIFETIME_US`."""
     OVERSIZED = "oversized"
     WRONG_MESH = "wrong-mesh"
+    NO_RIGHT = "no-right"
+    """In a private mesh: its author is not known as a member that may provide."""
     CROWDED = "crowded"
     """The book is full of announcements that expire later."""
 
@@ -149,8 +151,17 @@ class _Entry:
 class AnnouncementBook:
     """The newest valid announcement of each peer of one mesh."""
 
-    def __init__(self, mesh: MeshId, *, max_peers: int = MAX_PEERS, max_judged: int = MAX_JUDGED) -> None:
+    def __init__(
+        self,
+        mesh: MeshId,
+        *,
+        max_peers: int = MAX_PEERS,
+        max_judged: int = MAX_JUDGED,
+        may_announce: Callable[[PeerId], bool] | None = None,
+    ) -> None:
+        """`may_announce`: who may, in a private mesh; None: everybody."""
         self._mesh = mesh
+        self._may_announce = may_announce
         self._max_peers = max_peers
         self._max_judged = max_judged
         self._entries: dict[PeerId, _Entry] = {}
@@ -257,7 +268,12 @@ class AnnouncementBook:
         verdict = examined.fault or self._judge_genuine(examined, now_us, source)
         # Not what may come out otherwise a minute later, nor what is wrong only as this peer's answer: a neighbour
         # could otherwise make us deaf to somebody else's announcement by answering with it.
-        if source is None and verdict not in (Verdict.FUTURE, Verdict.CROWDED, Verdict.HASTY):
+        if source is None and verdict not in (
+            Verdict.FUTURE,
+            Verdict.CROWDED,
+            Verdict.HASTY,
+            Verdict.NO_RIGHT,
+        ):
             repeated = Verdict.REPLAYED if verdict is Verdict.ACCEPTED else verdict
             self._judged[examined.fingerprint] = repeated
             if len(self._judged) > self._max_judged:
@@ -275,6 +291,8 @@ class AnnouncementBook:
             return Verdict.FUTURE
         if record.expires_us <= now_us:
             return Verdict.EXPIRED
+        if self._may_announce is not None and not self._may_announce(PeerId(record.peer)):
+            return Verdict.NO_RIGHT
         return self._hold(examined.opened, now_us, direct=source is not None)
 
     def _hold(self, opened: Opened[Announcement], now_us: int, *, direct: bool) -> Verdict:
