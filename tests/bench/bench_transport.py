@@ -148,7 +148,7 @@ class TlsStream:
 
     async def receive_some(self, count: int) -> bytes:
         data, self._rest = self._rest, b""
-        return data or await self._tls.receive_some(count)
+        return data or bytes(await self._tls.receive_some(count))
 
     async def receive_into(self, buffer: memoryview) -> None:
         filled = 0

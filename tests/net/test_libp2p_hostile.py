@@ -12,14 +12,16 @@ import trio.testing
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.pubsub.pb import rpc_pb2
 
-from coppermesh.p2p import libp2p_connections
+from coppermesh.p2p import libp2p_connections, libp2p_yamux_frames
 from coppermesh.p2p.errors import RemoteProtocolError, Unreachable
 from coppermesh.p2p.ids import PeerId, format_peer, mesh_id
 from coppermesh.p2p.libp2p_host import encode_varint
 from coppermesh.p2p.libp2p_mends import MAX_RPC_BYTES, Pace
 from coppermesh.p2p.libp2p_multistream import HEADER, encode_message
 from coppermesh.p2p.libp2p_transport import open_libp2p_transport
-from coppermesh.p2p.libp2p_upgrade import libp2p_id
+from coppermesh.p2p.libp2p_upgrade import Identity, libp2p_id, upgrade
+from coppermesh.p2p.libp2p_yamux_frames import DATA, SYN, WINDOW_UPDATE
+from coppermesh.p2p.libp2p_yamux_frames import HEADER as FRAME
 from coppermesh.p2p.signing import PeerKey
 from coppermesh.p2p.transport import Gossip, PeerDown, PeerUp, Stream, Transport
 
@@ -111,6 +113,47 @@ async def test_half_open_handshakes_lock_nobody_out():
         await check_served(transport)
         # The oldest made room.
         await closed_by_peer(silent[0])
+
+
+async def test_idle_connections_are_few_and_cost_the_others_nothing(monkeypatch):
+    async with server() as transport, ours() as client, AsyncExitStack() as stack:
+        await check_served(transport, client=client)
+        table = transport._connections
+        crowd = 4 * libp2p_connections.MAX_HANDSHAKES
+        idle = []
+        for _ in range(crowd):
+            idle.append(await stack.enter_async_context(await connect(transport)))
+            assert len(table._handshakes) <= libp2p_connections.MAX_HANDSHAKES
+        for oldest in idle[: crowd - libp2p_connections.MAX_HANDSHAKES - 1]:
+            await closed_by_peer(oldest)
+        await check_served(transport, client=client)
+        assert transport.connected() == [client.peer]
+
+
+async def test_a_peer_that_reads_a_byte_at_a_time_holds_up_nobody_and_is_given_up(monkeypatch):
+    monkeypatch.setattr(libp2p_yamux_frames, "STALL_SECONDS", 1.0)
+    async with server() as transport, ours() as client:
+
+        async def pour(stream: Stream) -> None:
+            while True:
+                await stream.send_all(bytes(1 << 20))
+
+        transport.handle("/coppermesh-test/pour/1", pour)
+        await check_served(transport, client=client)
+        async with await connect(transport) as tcp:
+            secured = await upgrade(tcp, Identity.of(PeerKey.generate()), transport.peer)
+            ask = encode_message(HEADER) + encode_message("/coppermesh-test/pour/1")
+            frames = FRAME.pack(0, WINDOW_UPDATE, SYN, 1, 2**31) + FRAME.pack(0, DATA, 0, 1, len(ask)) + ask
+            secured.writer.seal(memoryview(frames))
+            await secured.writer.flush()
+            for _ in range(20):
+                await tcp.receive_some(1)
+                await check_served(transport, client=client)
+            with trio.fail_after(30):
+                while len(transport.connected()) > 1:
+                    await tcp.receive_some(1)
+                    await trio.testing.wait_all_tasks_blocked(0.05)
+        await check_served(transport, client=client)
 
 
 async def test_a_slow_handshake_ends_in_time(monkeypatch):
