@@ -442,6 +442,7 @@ _SETTINGS: dict[str, _Setting] = {
         lambda value: tuple(dict.fromkeys(_address(item) for item in _many(value))),
         f"an address like {_EXAMPLE}",
     ),
+    "network.serve_relay": _Setting("true or false", _flag),
     "network.hole_punching": _Setting("true or false", _flag),
     "seed.connections": _Setting("a number from 8 to 65536", lambda value: _whole(value, 8, 65536)),
     "seed.reservations": _Setting("a number from 0 to 65536", lambda value: _whole(value, 0, 65536)),

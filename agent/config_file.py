@@ -54,11 +54,13 @@ TEMPLATE = """\
 #relay = "auto"
 # Full addresses of relays; none: those of the bootstrap peers that are relays.
 #relays = []
+# Carry connections for other members of this agent's meshes, within the limits of [seed]. Others must reach it.
+#serve_relay = false
 # Turn relayed connections into direct ones where the routers between let us.
 #hole_punching = true
 
 [seed]
-# What `coppermesh bootstrap` in this home gives at most; an agent takes no notice. (restart)
+# What `coppermesh bootstrap` in this home gives at most, and an agent with `serve_relay`. (restart)
 
 # Peers connected at once; peers that may be reached through this relay (0: be none); connections it carries at once.
 #connections = 1024

@@ -10,7 +10,16 @@ from dataclasses import asdict
 from typing import Any
 
 from coppermesh.agent import screens
-from coppermesh.agent.verbs import EXIT_FAILED, EXIT_NO_AGENT, EXIT_OK, JSON_HELP, Verbs, add_verb, home_of
+from coppermesh.agent.verbs import (
+    EXIT_FAILED,
+    EXIT_NO_AGENT,
+    EXIT_OK,
+    JSON_HELP,
+    Verbs,
+    add_mesh,
+    add_verb,
+    home_of,
+)
 
 _EPILOG = """\
 exit codes: 0 nothing is wrong; 1 something is, or strangers' kernels are not safe to take here; 3 no agent answers
@@ -33,6 +42,7 @@ def add(verbs: Verbs) -> None:
         help="network: peers dial back, and what failed is named; sandbox: each layer around a stranger's job, tried"
         " now; neither: both",
     )
+    add_mesh(doctor)
     doctor.add_argument("--json", action="store_true", help=JSON_HELP)
 
 

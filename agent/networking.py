@@ -19,6 +19,8 @@ class Network:
     """Be reachable through a relay: `auto` when nobody gets through otherwise, `always`, or `never`."""
     relays: tuple[str, ...] = ()
     """Full addresses of relays to use; none: those of the bootstrap peers that are relays."""
+    serve_relay: bool = False
+    """Carry connections for members of the same meshes, as a seed does, within the limits of `[seed]`."""
     hole_punching: bool = True
     """Turn relayed connections into direct ones where the routers between let us."""
 

@@ -57,6 +57,7 @@ from coppermesh.p2p.dial_back import DialBack
 from coppermesh.p2p.discovery import DialPlan, Kind, run_discovery
 from coppermesh.p2p.errors import MeshError, Refused, Unreachable
 from coppermesh.p2p.ids import Digest, MeshId, PeerId, mesh_id, short_peer
+from coppermesh.p2p.libp2p_relay import RelayServer
 from coppermesh.p2p.mdns import Mdns
 from coppermesh.p2p.membership import Right
 from coppermesh.p2p.messages import (
@@ -120,6 +121,7 @@ class Node:
         )
         self.dial_back = DialBack(transport)
         self.reach: Reacher
+        self.relay: RelayServer | None = None
         self.provider: Provider | None = None
         self.hub: ControlHub
         self.ledger: LedgerStore
@@ -205,6 +207,8 @@ class Node:
                 else:
                     self.connected_since.pop(event.peer, None)
                     self.reach.left(event.peer)
+                    if self.relay is not None:
+                        self.relay.peer_left(event.peer)
                     self.book.lost(event.peer)
                     if self.provider is not None:
                         self.provider.peer_lost(event.peer)
@@ -349,6 +353,13 @@ async def open_mesh(
             rng=random.Random(),
             heard=node.requester.providers_changed,
         )
+        if config.network.serve_relay and transport.reach is not None:
+            node.relay = RelayServer(
+                transport,
+                config.seed.relay_limits(),
+                admits=lambda peer: peer in node.hub.peers(),
+                addresses=lambda: transport.addresses,
+            )
         node.reach = Reacher(
             transport,
             node.hub,

@@ -1,6 +1,8 @@
-"""What a seed gives at most: the table `[seed]` of config.toml (pure). An agent that is no seed ignores it."""
+"""What a seed, or an agent that is a relay, gives at most: the table `[seed]` of config.toml (pure)."""
 
 from dataclasses import dataclass
+
+from coppermesh.p2p.relay_book import RelayLimits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,3 +21,12 @@ class Seed:
     """Most that one carries each way; 0: no limit."""
     status_port: int = 4180
     """The status page is at http://127.0.0.1:PORT/, on this machine only; 0: none."""
+
+    def relay_limits(self) -> RelayLimits:
+        """Those that concern a relay."""
+        return RelayLimits(
+            reservations=self.reservations,
+            circuits=self.circuits,
+            circuit_seconds=self.circuit_seconds,
+            circuit_bytes=self.circuit_bytes,
+        )

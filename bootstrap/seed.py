@@ -27,7 +27,6 @@ from coppermesh.p2p.ids import MeshId, PeerId, format_peer, mesh_id
 from coppermesh.p2p.libp2p_relay import RelayServer
 from coppermesh.p2p.libp2p_transport import open_libp2p_transport
 from coppermesh.p2p.messages import AnnouncementReply, AnnouncementRequest, DialBackRequest, Nothing
-from coppermesh.p2p.relay_book import RelayLimits
 from coppermesh.p2p.signing import PeerKey
 from coppermesh.p2p.transport import Transport
 
@@ -167,17 +166,6 @@ class SeedNode:
         ]
 
 
-def relay_limits(config: Config) -> RelayLimits:
-    """The relay's limits as the settings have them."""
-    seed = config.seed
-    return RelayLimits(
-        reservations=seed.reservations,
-        circuits=seed.circuits,
-        circuit_seconds=seed.circuit_seconds,
-        circuit_bytes=seed.circuit_bytes,
-    )
-
-
 @asynccontextmanager
 async def open_seed(config: Config, place: Place) -> AsyncIterator[SeedNode]:
     """Run a seed for the length of the block. Raises IdentityError, and Unreachable where the port is taken."""
@@ -190,7 +178,7 @@ async def open_seed(config: Config, place: Place) -> AsyncIterator[SeedNode]:
         if config.seed.reservations:
             node.relay = RelayServer(
                 transport,
-                relay_limits(config),
+                config.seed.relay_limits(),
                 admits=lambda peer: peer in node.hub.peers(),
                 addresses=lambda: transport.addresses,
             )

@@ -88,6 +88,30 @@ def test_two_agents_meet_through_a_seed_and_outlive_it(tmp_path, eventually):
         assert secret.decode() not in json.dumps(told)
 
 
+def test_an_agent_may_be_a_relay_for_its_mesh(tmp_path, eventually):
+    for name in ("relay", "called", "caller"):
+        (tmp_path / name).mkdir(mode=0o700)
+    (tmp_path / "relay" / "config.toml").write_text('mesh = "relays"\n[network]\nserve_relay = true\n')
+    with running("agent", tmp_path / "relay") as relay:
+        at = relay["addresses"][0]
+        rest = f'relay = "always"\nrelays = ["{at}"]\nhole_punching = false\n'
+        (tmp_path / "called" / "config.toml").write_text(f'mesh = "relays"\n[network]\n{rest}')
+        (tmp_path / "caller" / "config.toml").write_text(f'mesh = "relays"\nbootstrap = ["{at}"]\n')
+        with running("agent", tmp_path / "called") as called:
+            eventually(
+                lambda: relay["peer"] in peers_of(tmp_path / "called"), "the called one is at the relay"
+            )
+            eventually(
+                lambda: "p2p-circuit" in str(run("peers", "--home", str(tmp_path / "relay"), "--json")[1]),
+                "the called one announces its place at the relay",
+            )
+            with running("agent", tmp_path / "caller"):
+                eventually(lambda: called["peer"] in peers_of(tmp_path / "caller"), "the called one is found")
+                row = peers_of(tmp_path / "caller")[called["peer"]]
+                assert row["path"] == "relayed"
+                assert row["relay"] == relay["peer"]
+
+
 def test_the_doctor_says_that_a_seed_is_of_another_mesh(tmp_path, eventually):
     with (
         running("bootstrap", tmp_path / "seed", "--mesh", "one", "--status-port", "0") as seed,
