@@ -29,9 +29,9 @@ from coppermesh.exec import linux
 from coppermesh.exec.cuda_arguments import ArgumentTable, Parameter, launch_fields
 from coppermesh.exec.cuda_build import Kernel
 from coppermesh.exec.cuda_gate import check_cpu_source
-from coppermesh.exec.cuda_launch import MAX_SHARED_BYTES, Arenas, LaunchState, explain_fault
+from coppermesh.exec.cuda_launch import MAX_SHARED_BYTES, Arenas, LaunchState, explain_fault, too_much_shared
 from coppermesh.exec.cuda_modules import ModuleParts, base_name
-from coppermesh.exec.errors import KernelCompileError, RunFailed
+from coppermesh.exec.errors import KernelCompileError
 from coppermesh.exec.runtime import Dim3, KernelArgument, Launch
 from coppermesh.exec.threads import ThreadTeam
 
@@ -117,11 +117,7 @@ class _Fibers:
     def signals_caught(self, name: str, dynamic_bytes: int) -> Iterator[None]:
         """While a launch runs: accesses beside shared memory and stack overflows are told from wild pointers."""
         if self.static_bytes + dynamic_bytes > MAX_SHARED_BYTES:
-            raise RunFailed(
-                f"kernel {name}: {self.static_bytes} bytes of static and {dynamic_bytes} of dynamic shared memory;"
-                f" a block may have {MAX_SHARED_BYTES}",
-                code="launch-limits",
-            )
+            raise too_much_shared(name, self.static_bytes, dynamic_bytes)
         self._catch()
         try:
             yield

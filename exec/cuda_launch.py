@@ -13,7 +13,7 @@ from coppermesh.exec.errors import RunFailed
 MAX_SHARED_BYTES = 227 * 1024
 """Static and dynamic shared memory of one block: most that any device has."""
 
-_STACKS_AT = 576 * 1024
+_STACKS_AT = 3136 * 1024
 _MANY_THREADS = 256
 """Blocks of up to this many threads get large stacks."""
 _LARGE_STACK, _SMALL_STACK = 260 * 1024, 68 * 1024
@@ -62,7 +62,7 @@ class LaunchState(ctypes.Structure):
 class Arenas:
     """Memory for the fibers of each operating-system thread: stacks, dynamic shared memory and state.
 
-    Reserved at the first launch that needs it and kept; of its 66 MiB a piece (of either kind) a page is used when it
+    Reserved at the first launch that needs it and kept; of its 69 MiB a piece (of either kind) a page is used when it
     is first touched. Shared anonymous memory, which the limit on a job's private memory does not count.
     """
 
@@ -88,15 +88,26 @@ class Arenas:
         return memory, (ctypes.c_void_p * len(addresses))(*addresses)
 
 
+def too_much_shared(kernel: str, static: int, dynamic: int) -> RunFailed:
+    """The error (`launch-limits`) that so many bytes of shared memory are."""
+    return RunFailed(
+        f"kernel {kernel}: {static} bytes of static and {dynamic} of dynamic shared memory;"
+        f" a block may have {MAX_SHARED_BYTES}",
+        code="launch-limits",
+    )
+
+
 def explain_fault(kernel: str, fault: Fault) -> RunFailed:
     """The error (`kernel-trap`) that `fault` is. What it holds was written by a stranger's code."""
+    if fault.kind == _SHARED_LIMIT:
+        return too_much_shared(kernel, fault.number, fault.limit)
     what = _WORDS.get(fault.kind, _unknown)(fault)
     file = _decode(fault.file).removeprefix("./")
     line = f"line {fault.line}: " if fault.line else ""
     if line and file not in ("", "kernel.cu"):
         line = f"{file}:{fault.line}: "
     who = f"a thread of block {_index(fault.block)}"
-    if fault.kind != _SHARED_CANARY:
+    if fault.kind not in (_SHARED_CANARY, _ARRAY_CANARY):
         who = f"thread {_index(fault.thread)} of block {_index(fault.block)}"
     return RunFailed(f"kernel {kernel}: {line}{who} {what}", code="kernel-trap")
 
@@ -145,6 +156,20 @@ def _shared_canary(fault: Fault) -> str:
         else f"{fault.number - fault.limit + 1} bytes beyond"
     )
     return f"wrote {where} its dynamic shared memory of {fault.limit} bytes (the launch's shared_mem)"
+
+
+def _array_overflow(fault: Fault) -> str:
+    side = "before" if fault.number < 0 else "beyond"
+    return f"went {side} the shared array {_decode(fault.text)}: byte {fault.number} of {fault.limit}"
+
+
+def _array_canary(fault: Fault) -> str:
+    where = (
+        f"{-fault.number} bytes before"
+        if fault.number < 0
+        else f"{fault.number - fault.limit + 1} bytes beyond"
+    )
+    return f"wrote {where} the shared array {_decode(fault.text)} of {fault.limit} bytes"
 
 
 def _stack_overflow(fault: Fault) -> str:
@@ -201,7 +226,7 @@ def _no_stack(_fault: Fault) -> str:
     return "could not be given a stack: this machine has no memory for it"
 
 
-_SHARED_CANARY = 5
+_SHARED_CANARY, _SHARED_LIMIT, _ARRAY_OVERFLOW, _ARRAY_CANARY = 5, 16, 17, 18
 _WORDS = {
     1: _assertion,
     2: _trap,
@@ -218,4 +243,6 @@ _WORDS = {
     13: _deadlock,
     14: _no_stack,
     15: _shared_index,
+    _ARRAY_OVERFLOW: _array_overflow,
+    _ARRAY_CANARY: _array_canary,
 }

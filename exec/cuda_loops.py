@@ -24,6 +24,7 @@ from coppermesh.exec.cuda_indices import (
     find_indices_of_kernel,
     functions_of_index,
     indices_in_block,
+    is_in_call,
     joined,
 )
 from coppermesh.exec.cuda_macros import expand_loops, is_conditional, read_macros, split_directives
@@ -125,7 +126,8 @@ class _Rewriter:
         self.source, self.code, self.words = source, source.code, source.words
         self.macros, self.directives = source.macros, directives
         self.numbers = frozenset(self.macros.numbers)
-        self.calls = frozenset(self.macros.calls - set(self.macros.loops))
+        # `assert` tells its text when it fails: nothing is changed in it.
+        self.calls = frozenset(self.macros.calls - set(self.macros.loops) | {"assert"})
         self.edits: list[Edit] = []
 
     def rewrite(self, names: Sequence[str]) -> tuple[list[Edit], list[str]]:
@@ -191,7 +193,11 @@ class _Rewriter:
         self.edits += reading.plan.edits
         if reading.kind:
             body = kernel.body, kernel.end
-            self.edits += SubscriptReader(self.code, self.words, *body, self.macros).read()
+            edits = SubscriptReader(self.code, self.words, *body, self.macros).read()
+            starts = {token.start: place for place, token in enumerate(self.code)}
+            self.edits += [
+                edit for edit in edits if not is_in_call(self.words, starts[edit[0]], frozenset({"assert"}))
+            ]
         lengths = lengths | {length for _, _, length in reading.indices.found}
         fits = [f"blockDim.x == ({length})" for length in sorted(lengths - {"blockDim.x"})]
         start = self.code[kernel.begin].start

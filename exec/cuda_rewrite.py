@@ -10,6 +10,9 @@ Only for modules whose threads wait for each other (`uses_fibers`). What is chan
   `return coppermesh::leave();`, except as its last statement. A thread that ends after it without a barrier is not
   waited for, as on a GPU since Volta; one that comes to the kernel's end otherwise while others wait at a barrier
   has taken another way, and that is an error.
+- `__shared__ T x[16];` in a function becomes `typedef T t[16]; static unsigned int n; t& x = shared_array<t>(n, "x");`
+  (coppermesh_fibers.h): the array is where an index that leaves it is seen, through a pointer too. In lambdas that name
+  it the last part is said again. Other shared variables are thread-local, which `__shared__` means there.
 - `__shared__ alignas(16) T x` becomes `alignas(16) __shared__ T x`.
 
 Theory. The tokens are the gate's own, so this sees what the compiler will see (`cuda_gate`). Every change puts
@@ -31,6 +34,7 @@ _LEAVE = " coppermesh::leave()"
 _MEMORY = " = coppermesh::DynamicShared()"
 _ALIGNING = frozenset({"__align__", "__builtin_align__", "alignas", "__attribute__"})
 _DROPPED = frozenset({"extern", "__shared__", "__device__"})
+_NO_SPECIFIER = frozenset({"case", "default", "else", "do", "goto", "return", "thread_local"})
 _BEFORE_BODY = frozenset({")", "const", "noexcept", "override", "final"})
 _MAY_PRECEDE_INDEXED = frozenset(
     {"return", "else", "do", "case", "and", "or", "not", "xor", "throw", "co_return"}
@@ -54,8 +58,11 @@ def uses_fibers(source: str, options: Sequence[str]) -> bool:
     )
 
 
-def rewrite(source: str) -> str:
-    """The source as the compiler gets it. Raises SourceRefused for shared memory declared in an unknown way."""
+def rewrite(source: str, *, place_arrays: bool = True) -> str:
+    """The source as the compiler gets it. Raises SourceRefused for shared memory declared in an unknown way.
+
+    Without `place_arrays` arrays in static shared memory are thread-local: then indices through pointers are not held.
+    """
     text, tokens = spliced_tokens(source)
     code, macros = _split(tokens)
     for position, token in enumerate(macros):
@@ -63,7 +70,7 @@ def rewrite(source: str) -> str:
         if token.text == "extern" and "__shared__" in following:
             raise _refused(text, token, "extern __shared__ in a macro")
     edits = _returns(macros)
-    edits += _Reader(text, code, _macro_words(macros)).read()
+    edits += _Reader(text, code, _macro_words(macros), place_arrays=place_arrays).read()
     return text.restored(edits)
 
 
@@ -138,11 +145,14 @@ class _Reader:
     text: SplicedText
     code: Sequence[Token]
     macros: Sequence[tuple[str, frozenset[str]]]
+    place_arrays: bool = True
     edits: list[Edit] = field(default_factory=list)
     arrays: dict[str, str] = field(default_factory=dict)
     """Dynamic shared memory declared at file scope: the declaration of each name within a function."""
     local: dict[str, str] = field(default_factory=dict)
     """The same, of what the function at hand has declared."""
+    placed: dict[str, str] = field(default_factory=dict)
+    """Arrays in static shared memory that it has declared: what a lambda says to have them too."""
     braces: list[str] = field(default_factory=list)
     """Of each open brace: `kernel` (a kernel's body), `waits` (another body with barriers), `lambda`, `function` (any
     other, and blocks within one), `scope`."""
@@ -192,7 +202,7 @@ class _Reader:
             if self.braces:
                 self.braces.pop()
             if not self._in_function():
-                self.local = {}
+                self.local, self.placed = {}, {}
             self.statement = position + 1
         elif token == ";":
             self.statement = position + 1
@@ -224,7 +234,7 @@ class _Reader:
                 self.braces.append("function")
             else:
                 self.braces.append("waits" if self._waits(position) else "lambda")
-                self._bring_arrays(position, start, {**self.arrays, **self.local})
+                self._bring_arrays(position, start, {**self.arrays, **self.local, **self.placed})
         elif self._at(position - 1) in _BEFORE_BODY:
             other = "waits" if self._waits(position) else "function"
             self.braces.append("kernel" if self.in_declaration_of_kernel else other)
@@ -299,9 +309,49 @@ class _Reader:
             return position + 1
         if "extern" in words:
             self._dynamic(self.code[position:end], self.code[end])
+        elif self.place_arrays and self._in_function() and (names := self._array_names(position, end)):
+            self._place(position, end, names)
         elif "alignas" in words:
             self._align_first(self.code[position:end])
         return end
+
+    def _array_names(self, position: int, end: int) -> list[int]:
+        """Positions of the names in `__shared__ T x[16], y;`; none where there is no array, or anything unusual."""
+        before = self.code[self.statement : position]
+        if any(token.kind != "word" or token.text in _NO_SPECIFIER for token in before):
+            return []
+        names, depth, arrays = [], 0, 0
+        for place in range(position + 1, end):
+            token = self.code[place]
+            if depth == 0 and token.text in ("=", "(") and self._at(place - 1) not in _ALIGNING:
+                return []
+            opens = token.text in ("[", "(", "{", "<")
+            after = self._at(place + 1)
+            if depth == 0 and token.kind == "word" and after in ("[", ",", ";"):
+                names.append(place)
+                arrays += after == "["
+            depth += opens - (token.text in ("]", ")", "}", ">"))
+        return names if arrays and depth == 0 else []
+
+    def _place(self, position: int, end: int, names: Sequence[int]) -> None:
+        """Put arrays where their bounds are held."""
+        for place in range(self.statement, end):
+            token = self.code[place]
+            if token.text in ("__shared__", "static", "__device__"):
+                new = "typedef" if token.text == "__shared__" else ""
+                self.edits.append((token.start, token.end, new))
+            elif token.text == "alignas" and (closing := self.partners.get(place + 1)):
+                self.edits.append((token.start, token.end, "__attribute__((aligned"))
+                self.edits.append((self.code[closing].end, self.code[closing].end, "))"))
+            elif place in names:
+                self.edits.append((token.start, token.end, f"coppermesh_t_{token.text}"))
+        text = ""
+        for place in names:
+            name = self.code[place].text
+            kind, number = f"coppermesh_t_{name}", f"coppermesh_n_{name}"
+            self.placed[name] = f'{kind}& {name} = ::coppermesh::shared_array<{kind}>({number}, "{name}")'
+            text += f" static unsigned int {number}; {self.placed[name]};"
+        self.edits.append((self.code[end].end, self.code[end].end, text))
 
     def _align_first(self, declaration: Sequence[Token]) -> None:
         inside = _aligning(declaration, frozenset({"alignas"}))

@@ -39,7 +39,8 @@ _COMMON_FLAGS = (
     "-fno-diagnostics-color",
     "-w",
 )
-_LIBRARIES = ("-lm",)
+_LIBRARIES = {"gcc": ("-lm",), "clang": ("-lm", "-lc"), "zig": ("-lm",)}
+"""Clang would link the libraries of C++ and of unwinding, whether they are needed or not."""
 _FIBER_FLAGS = {
     "gcc": ("-fsanitize=bounds", "-fno-sanitize-recover=all", "-fstack-clash-protection", "-nodefaultlibs"),
     "clang": (
@@ -58,10 +59,11 @@ _NO_START_FILES = ("-nostartfiles", "-Wl,--hash-style=both")
 start files all the same."""
 _UNSET_MAY_BE_PASSED = ("-Xclang", "-no-enable-noundef-analysis")
 """Clang takes code that passes a variable without a value for unreachable. CUDA kernels do it, and rightly: `int first;
-if (rank == 0) first = atomicAdd(...); first = group.shfl(first, 0);`."""
+if (rank == 0) first = atomicAdd(...); first = group.shfl(first, 0);`. Versions before 15 do not know the option, nor
+take code for unreachable because of it."""
 _FAMILY_FLAGS = {
     "gcc": ("-march=native", "-pipe", "-fmax-errors=20", *_NO_START_FILES, "-Wl,-z,defs"),
-    "clang": ("-march=native", "-ferror-limit=20", *_UNSET_MAY_BE_PASSED, *_NO_START_FILES, "-Wl,-z,defs"),
+    "clang": ("-march=native", "-nodefaultlibs", "-ferror-limit=20", *_NO_START_FILES, "-Wl,-z,defs"),
     "zig": (
         *("-mcpu=native", "-nostdlib++", "-fno-sanitize=all", "-ferror-limit=20", *_UNSET_MAY_BE_PASSED),
         *("-s", "-Wl,-z,defs"),
@@ -76,6 +78,8 @@ class Toolchain:
     command: tuple[str, ...]
     family: str
     """`gcc`, `clang` or `zig`: which flags it takes."""
+    more_flags: tuple[str, ...] = ()
+    """Those that depend on its version."""
 
     def arguments(
         self, standard: str, include: Path, source: str, output: str, *, fibers: bool = False
@@ -89,12 +93,13 @@ class Toolchain:
             f"-std={standard}",
             *_COMMON_FLAGS,
             *_FAMILY_FLAGS[self.family],
+            *self.more_flags,
             *(_FIBER_FLAGS[self.family] if fibers else ()),
             f"-I{include}",
             source,
             "-o",
             output,
-            *(_FIBER_LIBRARIES[self.family] if fibers else _LIBRARIES),
+            *(_FIBER_LIBRARIES[self.family] if fibers else _LIBRARIES[self.family]),
         ]
 
     @property
@@ -150,7 +155,25 @@ def _toolchain_at(path: str) -> Toolchain:
     names = f"{Path(path).name} {Path(path).resolve().name}"
     if "zig" in names:
         return Toolchain((path, "cc", "-x", "c++"), "zig")
-    return Toolchain((path,), "clang" if "clang" in names else "gcc")
+    if "clang" in names:
+        return Toolchain((path,), "clang", _UNSET_MAY_BE_PASSED if _major_version(path) >= 15 else ())
+    return Toolchain((path,), "gcc")
+
+
+def _major_version(path: str) -> int:
+    """Of a clang; a recent one's where it does not say. Runs it: some 10 ms, at most 10 s."""
+    try:
+        answer = subprocess.run(  # noqa: S603 - a compiler found on PATH, or the owner's choice
+            [path, "-dumpversion"],
+            env={"PATH": SYSTEM_PATH, "LC_ALL": "C"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=10,
+            check=True,
+        )
+        return int(answer.stdout.split(b".")[0])
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return 99
 
 
 def _zig_of_the_wheel() -> Toolchain | None:

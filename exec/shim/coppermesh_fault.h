@@ -24,6 +24,9 @@ enum FaultKind : unsigned int {
     DEADLOCK,
     NO_STACK,
     SHARED_INDEX,
+    SHARED_LIMIT,
+    ARRAY_OVERFLOW,
+    ARRAY_CANARY,
 };
 
 struct Fault {
@@ -105,11 +108,13 @@ static __attribute__((noinline, cold, unused)) bool claim(unsigned int kind, uns
     if (__atomic_exchange_n(&launch->fault.claimed, 1u, __ATOMIC_RELAXED)) return false;
     Fault& fault = launch->fault;
     fault.kind = kind, fault.line = line;
+#if !defined(COPPERMESH_FIBERS)
     if (flat) {  // a strided kernel's index may be beyond the grid
         if (running.linear) set_indices<LINEAR>(index);
         else if (running.blockwise) set_indices<IN_BLOCK>(index);
         else set_indices<ALONG_X>(index);
     }
+#endif
     fault.thread[0] = threadIdx.x, fault.thread[1] = threadIdx.y, fault.thread[2] = threadIdx.z;
     fault.block[0] = blockIdx.x, fault.block[1] = blockIdx.y, fault.block[2] = blockIdx.z;
     return true;

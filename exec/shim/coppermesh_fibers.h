@@ -6,14 +6,17 @@
 // never waits is a loop over its threads on a single stack.
 //
 // `__shared__` variables are thread-local variables, so each operating-system thread has one set, used by the block that
-// it runs. They are set to zero before every block, by copying the library's own image of them.
+// it runs. They are set to zero before every block, by copying the library's own image of them. Arrays that a function
+// declares are in the arena instead (`shared_array`, which cuda_rewrite.py puts there), each at the end of pages of its
+// own with a page without access on either side: an index that leaves one is seen, through whatever pointer it came.
 //
 // The arena. Each operating-system thread of a launch gets one piece of memory (from cuda_launch.py, which keeps it):
 //     0        the state below, and a stack for signal handlers at 128 KiB
 //     192 KiB  nothing: no access, up to the page in which dynamic shared memory begins
 //     256 KiB  dynamic shared memory, at the end: it ends at 512 KiB, or up to 15 bytes before
 //     512 KiB  nothing: no access
-//     576 KiB  the stacks, `Launch::stack_bytes` apart, the lowest page of each without access
+//     576 KiB  static shared arrays, with pages without access between them
+//     3136 KiB the stacks, `Launch::stack_bytes` apart, the lowest page of each without access
 //
 // Warps. Lanes that call a warp function meet in a group: same function, same mask, as PTX asks for. The last to come
 // computes everybody's result. Lanes that have left the kernel, or that the block does not have, are not waited for.
@@ -36,7 +39,10 @@ int dl_iterate_phdr(int (*visit)(void* info, size_t size, void* data), void* dat
 static constexpr size_t PAGE = 4096, KIB = 1024;
 static constexpr size_t SIGNAL_STACK_AT = 128 * KIB, SIGNAL_STACK_BYTES = 64 * KIB;
 static constexpr size_t GUARD_BYTES = 64 * KIB;
-static constexpr size_t SHARED_AT = 256 * KIB, SHARED_END = 512 * KIB, STACKS_AT = 576 * KIB;
+static constexpr size_t SHARED_AT = 256 * KIB, SHARED_END = 512 * KIB;
+static constexpr size_t ARRAYS_AT = 576 * KIB, STACKS_AT = 3136 * KIB;
+static constexpr unsigned int MAX_SHARED_ARRAYS = 256;
+static constexpr size_t MAX_SHARED_BYTES = 227 * KIB;
 static constexpr unsigned int CANARY_BYTES = 64;
 static constexpr unsigned char CANARY = 0xC5;
 static constexpr unsigned int NOBODY = ~0u;
@@ -65,6 +71,9 @@ struct Warp {
     unsigned long long value[32];    // what a lane brought; then its result
 };
 
+// An array in static shared memory. `name` is a text of the library that runs.
+struct SharedArray { unsigned char* at; size_t bytes; const char* name; };
+
 struct Block {
     Launch* launch;
     void* const* arguments;
@@ -86,6 +95,11 @@ struct Block {
     unsigned short free_stack[MAX_THREADS];
     void* stack_pointer[MAX_THREADS];
     Warp warp[32];
+    unsigned int arrays;             // those placed in this launch
+    bool arrays_closed;              // no access to what has no array
+    size_t arrays_used, arrays_bytes;
+    unsigned short array_number[MAX_SHARED_ARRAYS];
+    SharedArray array[MAX_SHARED_ARRAYS];
 };
 static_assert(sizeof(Block) <= SIGNAL_STACK_AT, "the state fits before the signal stack");
 
@@ -483,6 +497,118 @@ static void check_dynamic_shared(const Block* block) {
     if (changed) abandon();
 }
 
+// --- static shared arrays
+
+static size_t static_shared_bytes();
+static unsigned int arrays_of_module;
+
+static void fill_beside(const SharedArray& array, bool check, long long* changed) {
+    const unsigned int after = -(unsigned int)(size_t)(array.at + array.bytes) & (PAGE - 1);
+    const size_t room = (size_t)array.at & (PAGE - 1);
+    const unsigned int before = room < CANARY_BYTES ? (unsigned int)room : CANARY_BYTES;
+    if (!check) {
+        __builtin_memset(array.at - before, CANARY, before);
+        __builtin_memset(array.at + array.bytes, CANARY, after);
+        return;
+    }
+    for (unsigned int i = 1; i <= before; i++)
+        if (*(array.at - i) != CANARY) *changed = -(long long)i;
+    for (unsigned int i = 0; i < after; i++)
+        if (array.at[array.bytes + i] != CANARY) *changed = (long long)array.bytes + i;
+}
+
+[[noreturn]] static __attribute__((noinline, cold)) void too_much_shared(size_t bytes) {
+    if (claim(SHARED_LIMIT, 0)) {
+        running.launch->fault.number = (long long)bytes;
+        running.launch->fault.limit = running.shared_bytes;
+    }
+    abandon();
+}
+
+// The first thread of a launch to come to an array's declaration gives it its place.
+static __attribute__((noinline, cold)) unsigned char* place_array(
+    Block* block, unsigned int number, size_t bytes, size_t align, const char* name) {
+    block->arrays_bytes += bytes;
+    const size_t all = block->arrays_bytes + static_shared_bytes(), pages = (bytes + PAGE - 1) & ~(PAGE - 1);
+    if (number >= MAX_SHARED_ARRAYS || all < bytes || all + running.shared_bytes > MAX_SHARED_BYTES || align > PAGE)
+        too_much_shared(all);
+    unsigned char* const begin = block->arena + ARRAYS_AT + block->arrays_used;
+    unsigned char* const end = begin + PAGE + pages;
+    if (end + PAGE > block->arena + STACKS_AT) too_much_shared(all);
+    if (mprotect(begin + PAGE, pages, 3)) fail_with(NO_STACK, 0, "", "");
+    block->arrays_used += PAGE + pages;
+    SharedArray& array = block->array[number];
+    array = SharedArray{(unsigned char*)((size_t)(end - bytes) & ~(align - 1)), bytes, name};
+    block->array_number[block->arrays++] = (unsigned short)number;
+    __builtin_memset(array.at, 0, bytes);
+    fill_beside(array, false, nullptr);
+    return array.at;
+}
+
+static __attribute__((noinline, cold, unused)) unsigned int new_array(unsigned int* number) {
+    unsigned int none = 0, mine = __atomic_add_fetch(&arrays_of_module, 1u, __ATOMIC_RELAXED);
+    return __atomic_compare_exchange_n(number, &none, mine, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED) ? mine : none;
+}
+
+// What `__shared__ float x[16];` becomes is `typedef float t[16]; static unsigned int n; t& x = shared_array<t>(n, "x");`.
+template <class T> COPPERMESH_INLINE T& shared_array(unsigned int& number, const char* name) {
+    Block* block = running.block;
+    unsigned int n = __atomic_load_n(&number, __ATOMIC_RELAXED);
+    if (__builtin_expect(n == 0, 0)) n = new_array(&number);
+    unsigned char* at = n < MAX_SHARED_ARRAYS ? block->array[n].at : nullptr;
+    if (__builtin_expect(at == nullptr, 0))
+        at = place_array(block, n, sizeof(T), alignof(T) < 16 ? 16 : alignof(T), name);
+    return *(T*)at;
+}
+
+static void clear_arrays(Block* block) {
+    for (unsigned int i = 0; i < block->arrays; i++) {
+        const SharedArray& array = block->array[block->array_number[i]];
+        __builtin_memset(array.at, 0, array.bytes);
+    }
+}
+
+[[noreturn]] static __attribute__((noinline, cold)) void beside_array(const SharedArray& array, long long byte, bool canary) {
+    if (claim(canary ? ARRAY_CANARY : ARRAY_OVERFLOW, 0)) {
+        Fault& fault = running.launch->fault;
+        if (!canary) set_index(running.block, running.block->current, fault.thread);
+        fault.number = byte, fault.limit = (long long)array.bytes;
+        copy_text(fault.text, sizeof fault.text, array.name);
+    }
+    abandon();
+}
+
+static void check_arrays(Block* block) {
+    for (unsigned int i = 0; i < block->arrays; i++) {
+        const SharedArray& array = block->array[block->array_number[i]];
+        long long changed = 0;
+        fill_beside(array, true, &changed);
+        if (__builtin_expect(changed != 0, 0)) beside_array(array, changed, true);
+    }
+}
+
+// Of a launch before, perhaps of another library: now nobody may touch any of it. Gives false on failure.
+static bool forget_arrays(Block* block) {
+    for (unsigned int i = 0; i < block->arrays; i++) block->array[block->array_number[i]] = SharedArray{};
+    const size_t bytes = block->arrays_closed ? block->arrays_used : STACKS_AT - ARRAYS_AT;
+    block->arrays = 0, block->arrays_used = block->arrays_bytes = 0, block->arrays_closed = true;
+    return !bytes || !mprotect(block->arena + ARRAYS_AT, bytes, 0);
+}
+
+// An access at `address`, which is among the arrays, to what nobody may touch.
+[[noreturn]] static __attribute__((noinline, cold)) void wild_in_arrays(Block* block, size_t address) {
+    const SharedArray* nearest = nullptr;
+    size_t least = ~(size_t)0;
+    for (unsigned int i = 0; i < block->arrays; i++) {
+        const SharedArray& array = block->array[block->array_number[i]];
+        const size_t begin = (size_t)array.at, end = begin + array.bytes;
+        const size_t far = address < begin ? begin - address : address - end + 1;
+        if (far < least) least = far, nearest = &array;
+    }
+    if (nearest) beside_array(*nearest, (long long)(address - (size_t)nearest->at), false);
+    fail_with(OUT_OF_BOUNDS, 0, "", "");
+}
+
 // What `extern __shared__ T x[];` becomes is `T (&x)[] = coppermesh::DynamicShared();`.
 struct DynamicShared {
     template <class T> operator T&() const { return *(T*)dynamic_shared(running.block); }
@@ -541,6 +667,7 @@ static void on_signal(int number, void* information, void*) {
             }
             abandon();
         }
+        if (offset >= ARRAYS_AT && offset < STACKS_AT) wild_in_arrays(block, address);
         if (offset >= STACKS_AT && stacks / bytes < block->next_stack && stacks % bytes < PAGE) {
             if (claim(STACK_OVERFLOW, 0)) {
                 set_index(block, block->current, block->launch->fault.thread);
@@ -597,10 +724,12 @@ static void run_blocks(void* data) {
             if (__atomic_load_n(&launch.stop, __ATOMIC_RELAXED)) return;
             clear_static_shared(locals);
             clear_dynamic_shared(block);
+            clear_arrays(block);
             blockIdx = uint3{(unsigned int)(b % gx), (unsigned int)(b / gx % gy), (unsigned int)(b / gx / gy)};
             begin_block(block);
             coppermesh_switch(&block->launcher, new_stack(block));
             check_dynamic_shared(block);
+            check_arrays(block);
         }
     }
 }
@@ -624,7 +753,7 @@ static __attribute__((noinline)) void run_with_fibers(
     SignalStack previous = {};
     sigaltstack(&stack, &previous);
     running = Running{&launch, nullptr, block, launch.shared_bytes};
-    if (guard_dynamic_shared(block))
+    if (forget_arrays(block) && guard_dynamic_shared(block))
         coppermesh_call(&running.launcher, run_blocks, block);
     else
         claim(NO_STACK, 0);

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from coppermesh.exec import device
-from coppermesh.exec.cuda_toolchain import Toolchain, find_toolchain
+from coppermesh.exec.cuda_toolchain import find_toolchain
 from coppermesh.exec.meter import NoMeter, RaplMeter, open_meter
 
 
@@ -144,6 +144,12 @@ def test_a_link_is_known_by_what_it_points_to(tmp_path):
     (tmp_path / "clang-19").chmod(0o755)
     (tmp_path / "c++").symlink_to(tmp_path / "clang-19")
     found = find_toolchain(str(tmp_path / "c++"))
-    assert found == Toolchain((str(tmp_path / "c++"),), "clang")
+    assert found is not None
+    assert (found.command, found.family) == ((str(tmp_path / "c++"),), "clang")
+    assert "-no-enable-noundef-analysis" in found.arguments("c++17", tmp_path, "a", "b")
     assert found.version() == "c++ 19.1.0"
+    (tmp_path / "clang-19").write_text("#!/bin/sh\necho 14.0.6\n")
+    old = find_toolchain(str(tmp_path / "c++"))
+    assert old is not None
+    assert "-no-enable-noundef-analysis" not in old.arguments("c++17", tmp_path, "a", "b")
     assert find_toolchain(str(tmp_path / "missing")) is None
