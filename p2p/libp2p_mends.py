@@ -9,10 +9,19 @@ What is mended, and why:
   the subscriber's consent, in this order of cost. The library remembers verdicts per message id for longer than the
   id itself, so that an author could send another text under a validated id; here a verdict is never remembered.
   What it says of the forwarder is `gossip_conduct`'s: one that forges, or floods, is cut off.
+- **Bursts.** The library keeps 32 messages for a neighbour that is slow for a moment, drops the rest without a word,
+  and counts our own publishing against its spam limit of 10 a second. Here 256 wait, and there is no such limit on us.
+- **Timing.** The library's heartbeat is every 120 s; here every second, as libp2p's specification says.
 - **Memory.** Seen ids, the message cache, topics and control messages are bounded; the library's seen cache also needs
   a thread each, which is stopped.
 - **Traffic.** No signed address record on each message (we keep addresses ourselves), no IDONTWANT (our messages are
   hardly larger), no peer exchange: a peer cannot make this agent dial.
+
+The library is pinned, since the overridden methods are not a promised interface. `tests/unit/test_libp2p_stock.py`
+holds each behaviour of the pinned version that is mended here or around here (`libp2p_connections`, `libp2p_upgrade`); a
+test there fails when the library no longer has it, and then the mend can go. Upstream, in libp2p/py-libp2p: issue 572 and
+pull request 1426 on exhaustion, issue 1269 on yamux, issue 1002 on swarm keys; for the 250 ms of a dial, the queue of 32
+and the spam limit on one's own messages we know of no issue.
 """
 
 import logging
@@ -28,6 +37,7 @@ from libp2p.pubsub.gossipsub import PROTOCOL_ID_V11, PROTOCOL_ID_V12, GossipSub
 from libp2p.pubsub.mcache import MessageCache
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
+from libp2p.pubsub.rpc_queue import RpcQueue
 from libp2p.pubsub.validators import signature_validator
 
 from coppermesh.p2p.errors import RemoteProtocolError
@@ -50,6 +60,8 @@ MAX_CACHE_BYTES = 16 * 1024 * 1024
 MAX_BACK_OFF_SECONDS = 600
 SEQUENCE_BYTES = 8
 MAX_SEEN_IDS = 16384
+MAX_OUTBOUND = 256
+"""Messages, of at most 16 KiB, that wait for a neighbour."""
 _log = logging.getLogger(__name__)
 
 
@@ -68,6 +80,14 @@ class BoundedMessageCache(MessageCache):
         """Keep the message while there is room."""
         if sum(len(kept.data) for kept in self.msgs.values()) < MAX_CACHE_BYTES:
             super().put(msg)
+
+
+class OutboundQueues(dict[ID, RpcQueue]):
+    """The library's queues by peer, made longer as they are put in: it makes them of a fixed length itself."""
+
+    def __setitem__(self, peer_id: ID, queue: RpcQueue) -> None:
+        queue._queue.max_size = MAX_OUTBOUND  # noqa: SLF001
+        super().__setitem__(peer_id, queue)
 
 
 class MeshPubsub(Pubsub):
@@ -94,6 +114,7 @@ class MeshPubsub(Pubsub):
         self._cut_off = cut_off
         self._counts = counts
         self.conduct = GossipConduct()
+        self.peer_queues = OutboundQueues()
         self._joining: set[ID] = set()
         # Sequence numbers must not go back when an agent restarts soon after publishing a lot.
         self.counter = time.time_ns()
