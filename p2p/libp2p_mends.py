@@ -18,10 +18,10 @@ What is mended, and why:
   hardly larger), no peer exchange: a peer cannot make this agent dial.
 
 The library is pinned, since the overridden methods are not a promised interface. `tests/unit/test_libp2p_stock.py`
-holds each behaviour of the pinned version that is mended here or around here (`libp2p_connections`, `libp2p_upgrade`); a
-test there fails when the library no longer has it, and then the mend can go. Upstream, in libp2p/py-libp2p: issue 572 and
-pull request 1426 on exhaustion, issue 1269 on yamux, issue 1002 on swarm keys; for the 250 ms of a dial, the queue of 32
-and the spam limit on one's own messages we know of no issue.
+holds each behaviour of the pinned version that is mended here or around here (`libp2p_connections`, `libp2p_upgrade`);
+a test there fails when the library no longer has it, and then the mend can go. Upstream, in libp2p/py-libp2p: issue 572
+and pull request 1426 on exhaustion, issue 1269 on yamux, issue 1002 on swarm keys; for the 250 ms of a dial, the queue
+of 32 and the spam limit on one's own messages we know of no issue.
 """
 
 import logging

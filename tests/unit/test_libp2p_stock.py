@@ -99,7 +99,7 @@ async def test_stock_keeps_32_messages_for_a_neighbour_and_a_subscriber():
     assert (OutBoundQueueSize, pubsub.SUBSCRIPTION_CHANNEL_SIZE) == (32, 32)
     assert RpcQueue()._queue.max_size == 32
     queues = OutboundQueues()
-    queues["peer"] = RpcQueue()  # type: ignore[index]
+    queues["peer"] = RpcQueue()
     assert [queue._queue.max_size for queue in queues.values()] == [MAX_OUTBOUND]
     assert INBOX_MESSAGES == 256
 
