@@ -93,6 +93,9 @@ def _say_ready(node: Node, json_ready: bool) -> None:
     )
     for address in node.transport.addresses:
         print(f"coppermesh: listening on {address}", file=sys.stderr)
+    for other in node.meshes.nodes:
+        if other is not node:
+            print(f"coppermesh: serves private mesh {other.config.mesh!r}, too", file=sys.stderr)
     if node.provider is None:
         print("coppermesh: submits jobs, offers no device", file=sys.stderr)
     else:

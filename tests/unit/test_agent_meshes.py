@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import trio
 
+from coppermesh.agent import mesh_keeper, private_mesh
 from coppermesh.agent.clock import now_us
 from coppermesh.agent.config import Config
 from coppermesh.agent.home import Home
@@ -212,3 +213,28 @@ async def test_a_mesh_is_left_while_the_agent_runs_and_the_others_go_on(tmp_path
         await world.until_found(bob, 1)
         job = await world.submit(bob, world.numbers(1))
         assert (await world.events_of(bob, job))[-1].kind == "finished"
+
+
+async def test_certificates_renew_by_themselves_while_an_admin_is_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(private_mesh, "RENEW_PART", 1)  # in the first third already
+    monkeypatch.setattr(mesh_keeper, "RENEW_SECONDS", 0.05)
+    async with laboratory(tmp_path) as lab:
+        alice = await lab.add("alice", provide=True)
+        bob = await lab.add("bob", provide=False)
+        at_bob = await lab.join(await lab.create(alice), bob)
+        first = at_bob.keeper.private.member(now_us()).expires_us
+        await world.until(lambda: at_bob.keeper.private.member(now_us()).expires_us > first)
+        assert at_bob.keeper.private.certificate.role == "member"
+        assert at_bob.keeper.private.state.chain == private_meshes(bob.home)[0].chain
+
+
+async def test_an_expired_member_is_cut_off_by_the_sweep(tmp_path):
+    async with laboratory(tmp_path) as lab:
+        alice = await lab.add("alice", provide=True)
+        bob = await lab.add("bob", provide=False)
+        at_alice = await lab.create(alice)
+        at_bob = await lab.join(at_alice, bob)
+        await world.until(lambda: at_alice.hub.peers())
+        at_alice.keeper._now_us = lambda: now_us() + 40 * DAY_US
+        await world.until(lambda: not at_alice.transport.connected())
+        assert at_alice.keeper.private.book.member(at_bob.key.peer, now_us()) is None
