@@ -166,6 +166,8 @@ def _set_aside(ledger: Path, now_us: int) -> Path | None:
         return None
     stamp = datetime.fromtimestamp(now_us / 1e6, UTC).strftime("%Y%m%dT%H%M%S.%fZ")
     kept = ledger.with_name(f"{ledger.name}.replaced-{stamp}")
+    while kept.exists():  # a clock that stands still
+        kept = kept.with_name(f"{kept.name}+")
     # Closing the last connection writes the log back; a ledger too damaged for that is set aside with its log.
     with suppress(sqlite3.Error), closing(sqlite3.connect(ledger, isolation_level=None)) as database:
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -33,6 +33,8 @@ NO_RECEIPT = Digest(ZERO_HASH)
 HOUR_US = 3_600_000_000
 COUNTERSIGN_WITHIN_US = 600_000_000
 """When a receipt falls due. A later countersignature still counts; until it comes the provider may stop serving."""
+CLOCK_SKEW_US = 120_000_000
+"""How far another clock may be off before it is called wrong."""
 OBSERVED_SLACK_US = 5_000
 """Two clocks tick differently: billed time may exceed the wall time seen by this much."""
 
@@ -238,6 +240,25 @@ def check_countersignature(
     _require(due <= total <= record.cumulative - record.amount + due, "the accepted sum is out of bounds")
     if accepted_before is not None:
         _require(total == accepted_before + due, "the accepted sum does not follow from the one before")
+
+
+def wrong_clock(receipt: Receipt, now_us: int) -> str:
+    """Which way a result's clock is off by more than `CLOCK_SKEW_US`, as a sentence; empty where it may be right.
+
+    A result is delivered when it is there, but again after a lost connection: an old one is no sign, one that ended in
+    the future is, and so is one that may not be countersigned any more though it has just been made.
+    """
+    ahead = receipt.ended_us - now_us
+    if ahead > CLOCK_SKEW_US:
+        return f"the run ended {_span(ahead)} in the future by this clock: one of the clocks is wrong"
+    late = now_us - receipt.countersign_by_us
+    if late > CLOCK_SKEW_US:
+        return f"the run was to be countersigned {_span(late)} ago by this clock: one of the clocks is wrong"
+    return ""
+
+
+def _span(span_us: int) -> str:
+    return f"{span_us / 8.64e10:.1f} days" if span_us >= 86_400_000_000 else f"{span_us / 1e6:.0f} s"
 
 
 def is_equivocation(one: Opened[Receipt], other: Opened[Receipt]) -> bool:

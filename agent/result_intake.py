@@ -25,7 +25,13 @@ from coppermesh.agent.ledger import EvidenceFound, LedgerConflict, ReceiptSettle
 from coppermesh.agent.ledger_reader import ReceiptContext
 from coppermesh.agent.ledger_store import LedgerStore
 from coppermesh.agent.negotiation import Move, Role
-from coppermesh.agent.receipts import REFUSALS, LaneHead, build_countersignature, check_receipt
+from coppermesh.agent.receipts import (
+    REFUSALS,
+    LaneHead,
+    build_countersignature,
+    check_receipt,
+    wrong_clock,
+)
 from coppermesh.agent.screens import money
 from coppermesh.agent.story import StoryLine
 from coppermesh.agent.traces import NODE_DIGESTS
@@ -227,6 +233,9 @@ class ResultIntake:
         attempt, receipt, head = case.attempt, case.receipt, case.lane.head
         if attempt is not None:
             attempt.run.step(Move.RESULT, Role.PROVIDER, self._now_us(), f"receipt {receipt.id.hex()[:12]}")
+        if attempt is not None and (clock := wrong_clock(receipt.record, self._now_us())):
+            # It was sent in this run of ours, so it is new: named, and paid all the same, for the work is done.
+            self._tell(case, "note", f"clock: {clock}")
         given_up = case.given_up if attempt is None else attempt.given_up
         if given_up is None and attempt is not None and any(one.is_taken for one in self._rivals(attempt)):
             given_up = "superseded"

@@ -19,6 +19,7 @@ from coppermesh.agent.receipts import (
     check_receipt,
     is_broken_chain,
     is_equivocation,
+    wrong_clock,
 )
 from coppermesh.agent.rehearsal import OUTPUT, START_US, make_deal, run_facts
 from coppermesh.p2p.blobs import roots_digest
@@ -213,3 +214,22 @@ def test_run_facts_without_gpu_fields_leave_them_nil() -> None:
     facts: RunFacts = run_facts()
     assert (facts.device_us, facts.energy_mj, facts.device_uuid) == (None, None, None)
     assert GOOD.record.device_us is None
+
+
+DAY_US = 86_400_000_000
+
+
+@pytest.mark.parametrize(
+    ("now_us", "says"),
+    [
+        (GOOD.record.ended_us, ""),
+        (GOOD.record.ended_us + DAY_US // 500, ""),
+        (GOOD.record.ended_us - DAY_US, "1.0 days in the future"),
+        (GOOD.record.countersign_by_us + DAY_US, "1.0 days ago"),
+        (GOOD.record.ended_us - 130_000_000, "130 s in the future"),
+    ],
+)
+def test_a_clock_that_is_a_day_off_is_named(now_us: int, says: str) -> None:
+    found = wrong_clock(GOOD.record, now_us)
+    assert says in found
+    assert bool(found) == bool(says)
