@@ -29,9 +29,13 @@ from coppermesh.p2p.blob_streams import BlobAnswer, BlobHeader
 from coppermesh.p2p.channel import Frame
 from coppermesh.p2p.encoding import decode, encode
 from coppermesh.p2p.envelope import from_bytes, open_record, open_verified, to_bytes
-from coppermesh.p2p.errors import IdentityError, RemoteProtocolError
+from coppermesh.p2p.errors import IdentityError, MeshError, Refused, RemoteProtocolError
 from coppermesh.p2p.framing import FrameDecoder
 from coppermesh.p2p.ids import format_peer, mesh_id, parse_peer
+from coppermesh.p2p.invitation import Invitation, invitation_text, read_invitation
+from coppermesh.p2p.membership import MEMBERSHIP_CODES, MembershipBook
+from coppermesh.p2p.membership_messages import MAX_CARD_BYTES
+from coppermesh.p2p.membership_records import MembershipNotice, RevocationNotice
 from coppermesh.p2p.messages import MAX_FRAME_BYTES, ChallengeReply, Message
 from coppermesh.p2p.receipt_file import check_receipt_file, decode_receipt_file, encode_receipt_file
 from coppermesh.p2p.records import Receipt, Record, SignedRecord, Trace
@@ -147,12 +151,31 @@ def key_file_target(data: bytes) -> None:
             assert path.read_text() == f"coppermesh-key-v1\n{key.libp2p_seed().hex()}\n"
 
 
+def invitation_target(data: bytes) -> None:
+    text = data.decode("latin-1")
+    with suppress(MeshError):
+        assert invitation_text(read_invitation(text)) == "".join(text.split()).lower()
+
+
+def chain_target(data: bytes) -> None:
+    """A chain of whatever certificates, none of them by the root key: refused with a code, never a crash."""
+    book = MembershipBook(KEY.peer, mesh_id("lab"))
+    with suppress(RemoteProtocolError):
+        notice = decode(MembershipNotice, data, max_bytes=MAX_CARD_BYTES)
+        with pytest.raises(Refused) as error:
+            book.check(notice.chain, KEY.peer, NOW_US)
+        assert error.value.code in MEMBERSHIP_CODES
+
+
 def all_targets() -> dict[str, Target]:
     structures: list[type[msgspec.Struct]] = [
         SignedRecord,
         Frame,
         BlobHeader,
         BlobAnswer,
+        Invitation,
+        RevocationNotice,
+        MembershipNotice,
         *Message.__subclasses__(),
         *Record.__subclasses__(),
     ]
@@ -166,6 +189,8 @@ def all_targets() -> dict[str, Target]:
         "frames": frames_target,
         "peer-text": peer_text_target,
         "key-file": key_file_target,
+        "invitation": invitation_target,
+        "chain": chain_target,
     }
 
 
