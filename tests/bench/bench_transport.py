@@ -11,7 +11,7 @@ Every round measures all of them one after the other, so that a busy machine slo
 
 and the rows: bulk one way; as a blob, hashed by the sender, verified leaf by leaf and written to a store in memory
 (/dev/shm where there is one: a disk would be measured otherwise); there and back; requests on one kept stream; requests
-through the control channel (encoding, ids, handler and all).
+through the control channel (encoding, ids, handler and all), and how long one takes while bulk flows beside it.
 """
 
 # ruff: noqa: T201
@@ -144,7 +144,11 @@ class TlsStream:
         self._tls = tls
         self._rest = b""
         self.aclose = tls.aclose
-        self.send_all = tls.send_all
+
+    async def send_all(self, data: bytes | memoryview) -> None:
+        # It encrypts all that it is given before it sends the first byte: without another task having a turn.
+        for start in range(0, len(data), MiB):
+            await self._tls.send_all(data[start : start + MiB])
 
     async def receive_some(self, count: int) -> bytes:
         data, self._rest = self._rest, b""
@@ -224,6 +228,26 @@ async def control_requests(hub: Any, peer: PeerId, count: int, depth: int) -> fl
         for _ in range(depth):
             nursery.start_soon(ask)
     return count // depth * depth / (time.perf_counter() - began)
+
+
+async def latency(hub: Any, peer: PeerId, flowing: Any = None) -> float:
+    """Milliseconds that the median 1 KiB control request takes, while `flowing` runs or 300 times."""
+    request = Echo(bytes(REQUEST_BYTES))
+    taken: list[float] = []
+    over = trio.Event()
+
+    async def flow() -> None:
+        await flowing
+        over.set()
+
+    async with trio.open_nursery() as nursery:
+        if flowing is not None:
+            nursery.start_soon(flow)
+        while not over.is_set() and (flowing is not None or len(taken) < 300):
+            began = time.perf_counter()
+            await hub.request(peer, "echo", request, Echo)
+            taken.append((time.perf_counter() - began) * 1e3)
+    return statistics.median(taken)
 
 
 async def blob(transport: Any, peer: PeerId, content: memoryview) -> float:
@@ -398,6 +422,10 @@ async def one_round(
         await figures.note(
             row, name, there_and_back(streams[name][0], content[:BACK_BYTES], back[: len(content)])
         )
+    for name, (_, hub, peer, sink, _) in meshes.items():
+        await figures.note("1 KiB control request, quiet, ms", name, latency(hub, peer))
+        flowing = latency(hub, peer, bulk(sink, content))
+        await figures.note("1 KiB control request, while bulk flows, ms", name, flowing)
     for depth in DEPTHS:
         for name in COLUMNS:
             row = f"1 KiB on a kept stream, {depth} under way, /s"
@@ -419,7 +447,8 @@ def show(figures: Figures) -> None:
         cells = []
         for name in COLUMNS:
             ratio = f" ({medians[name] / raw:.2f})" if name in medians and raw else ""
-            cells.append(f"{medians[name]:.0f}{ratio}" if name in medians else "-")
+            digits = 2 if row.endswith("ms") else 0
+            cells.append(f"{medians[name]:.{digits}f}{ratio}" if name in medians else "-")
         print(f"{row:44}" + "".join(f"{cell:>20}" for cell in cells))
     for (row, name), values in figures.cpu.items():
         print(f"CPU of both processes, s/GiB: {statistics.median(values):5.2f}  {name}, {row}")

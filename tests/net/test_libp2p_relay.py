@@ -1,13 +1,17 @@
 """Relayed connections over real sockets: our client, our relay, and stock messages between them."""
 
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import cast
 
 import pytest
 import trio
 from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, StopMessage
 
+from coppermesh.p2p.blob_store import open_blob_store
+from coppermesh.p2p.blobs import LEAF_BYTES, digest_of, leaf_digests
 from coppermesh.p2p.errors import MeshError, Refused, RemoteProtocolError, Unreachable
 from coppermesh.p2p.ids import PeerId, mesh_id
 from coppermesh.p2p.libp2p_circuit import HOP, STOP, id_bytes, read_message, write_message
@@ -16,6 +20,7 @@ from coppermesh.p2p.libp2p_transport import Libp2pTransport, open_libp2p_transpo
 from coppermesh.p2p.reachability import Probe
 from coppermesh.p2p.relay_book import RelayLimits
 from coppermesh.p2p.signing import PeerKey
+from coppermesh.p2p.transfer import BlobService, fetch_blob, send_blob
 from coppermesh.p2p.transport import PeerUp, Stream
 
 pytestmark = pytest.mark.net
@@ -91,6 +96,26 @@ async def event_of(transport: Libp2pTransport, peer: PeerId) -> PeerUp:
         event = await transport.events().receive()
         if isinstance(event, PeerUp) and event.peer == peer:
             return event
+
+
+async def test_a_blob_travels_through_a_relay_where_there_is_no_direct_path(tmp_path: Path) -> None:
+    data = random.Random(3).randbytes(3 * LEAF_BYTES + 11)
+    root = digest_of(data)
+    async with (
+        three() as it,
+        open_blob_store(tmp_path / "called", quota_bytes=64 << 20) as store,
+        open_blob_store(tmp_path / "caller", quota_bytes=64 << 20) as own,
+    ):
+        BlobService(it.called, MESH, store)
+        await it.caller.dial(it.address)
+        path = it.caller.path_to(it.called.peer)
+        assert path is not None
+        assert path.relay == it.relay.peer
+        await send_blob(it.caller, MESH, it.called.peer, root, leaf_digests(data), data)
+        scope = (MESH, it.caller.peer)
+        assert await store.read(scope, root) == data
+        await fetch_blob(it.caller, MESH, it.called.peer, root, len(data), own, scope)
+        assert await own.read(scope, root) == data
 
 
 async def test_a_peer_is_reached_through_a_relay_and_proves_its_key_end_to_end() -> None:
