@@ -1,7 +1,8 @@
 """A seed: the peer that others know before they know anybody. No GPU, no jobs, no ledger.
 
 It is an ordinary member of its mesh that answers three questions. *Who is here?* A peer asks for announcements and gets
-those of others: all that announce are registered here until their announcement expires. *Can I be reached?* It dials
+those of others: all that announce are registered here until their announcement expires (`p2p.libp2p_directory` tells
+other implementations, by rendezvous and Kademlia). *Can I be reached?* It dials
 back (`p2p.dial_back`). *Carry for me*: it is a relay with limits (`p2p.libp2p_relay`). Gossip passes through it as
 through any member. Nothing depends on it once agents know each other: a mesh that loses all its seeds goes on.
 """
@@ -24,6 +25,7 @@ from coppermesh.p2p.control import ChannelUp, ControlHub, Handler, open_control_
 from coppermesh.p2p.dial_back import DialBack
 from coppermesh.p2p.discovery import DialPlan, run_discovery
 from coppermesh.p2p.ids import MeshId, PeerId, format_peer, mesh_id
+from coppermesh.p2p.libp2p_directory import Directory
 from coppermesh.p2p.libp2p_relay import RelayServer
 from coppermesh.p2p.libp2p_transport import open_libp2p_transport
 from coppermesh.p2p.messages import AnnouncementReply, AnnouncementRequest, DialBackRequest, Nothing
@@ -57,6 +59,7 @@ class SeedNode:
         self.transport = transport
         self.book = AnnouncementBook(mesh)
         self.relay: RelayServer | None = None
+        self.directory = Directory(transport, mesh, self._announced)
         self.plan = DialPlan(key.peer, random.Random(), goal=0)
         self.started_us = place.now_us()
         self.met = 0
@@ -85,6 +88,10 @@ class SeedNode:
 
     async def _on_ping(self, peer: PeerId, request: Nothing) -> Nothing:
         return Nothing()
+
+    def _announced(self) -> dict[PeerId, list[str]]:
+        current = self.book.current(self._now_us())
+        return {PeerId(opened.record.peer): list(opened.record.addresses) for opened in current}
 
     # Background work
 
@@ -123,6 +130,7 @@ class SeedNode:
             "registered": len(registered),
             "met": self.met,
             "asked": dict(self._asked),
+            "registered_otherwise": self.directory.registered,
             "dials": self.transport.counts.dials,
             "gossip_delivered": self.transport.counts.gossip_delivered,
             "limits": {"connections": self.config.seed.connections},
