@@ -109,6 +109,10 @@ class LaneAnswers:
         self._now_us = now_us
         self._allowance = _Allowance()
 
+    def spend(self, peer: PeerId, leaves: int) -> None:
+        """Count what a peer makes us hash. Raises Refused (`busy`) where it is too much."""
+        self._allowance.spend(peer, leaves, self._now_us())
+
     async def on_list(self, peer: PeerId, request: LaneListRequest) -> LaneListReply:
         """One page of the common lanes."""
         self._allowance.spend(peer, 0, self._now_us())

@@ -6,10 +6,12 @@ Blocking, over SQLite.
 import sqlite3
 from collections.abc import Iterable
 
-from coppermesh.agent.ledger_book import reopen
-from coppermesh.agent.reputation import Dealings, Facts, Opinion
+from coppermesh.agent.ledger_book import reopen, unpack_records
+from coppermesh.agent.proofs import InvalidProof, prove
+from coppermesh.agent.reputation import PROOFS, Dealings, Facts, Opinion
 from coppermesh.p2p.encoding import decode
 from coppermesh.p2p.envelope import from_bytes, open_verified
+from coppermesh.p2p.errors import RemoteProtocolError
 from coppermesh.p2p.ids import PeerId
 from coppermesh.p2p.proof_files import MAX_STATEMENT_BYTES
 from coppermesh.p2p.records import Receipt
@@ -66,7 +68,6 @@ def dealings_with(database: sqlite3.Connection, peer: PeerId, unit: str, now_us:
     waiting = (reopen(Receipt, row[0]).record for row in database.execute(_WAITING, (peer, unit)))
     accepted = sum(row[0] for row in database.execute(_ACCEPTED, (peer, unit)))
     stated, settled = _settled(database, peer, unit)
-    kinds = database.execute("SELECT DISTINCT kind FROM evidence WHERE peer = ?", (peer,))
     return Dealings(
         tasks_ok=good,
         tasks_failed=failed,
@@ -75,8 +76,23 @@ def dealings_with(database: sqlite3.Connection, peer: PeerId, unit: str, now_us:
         refused=refused,
         countersigned=max(0, accepted - stated) + (stated - settled),
         settled=settled,
-        proofs=tuple(sorted(row[0] for row in kinds)),
+        proofs=_proofs(database, peer),
     )
+
+
+def _proofs(database: sqlite3.Connection, peer: PeerId) -> tuple[str, ...]:
+    """Kinds of what is kept against a peer; those that its own signatures do not prove get another name."""
+    rows = database.execute("SELECT kind, records FROM evidence WHERE peer = ?", (peer,)).fetchall()
+    kinds = set()
+    for kind, records in rows:
+        name = kind
+        if kind in PROOFS:
+            try:
+                prove(kind, peer, unpack_records(records))
+            except (InvalidProof, RemoteProtocolError):
+                name = f"{kind}, not proven"
+        kinds.add(name)
+    return tuple(sorted(kinds))
 
 
 def _settled(database: sqlite3.Connection, peer: PeerId, unit: str) -> tuple[int, int]:

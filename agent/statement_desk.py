@@ -201,6 +201,7 @@ class StatementDesk:
         record, now_us = proposed.record, self._now_us()
         check_times(record, now_us)
         spans = unpack_spans(signed.lanes)
+        self._lanes.spend(peer, sum(span.end - span.start for span in spans))
 
         def read(tables: SettlingTables) -> list[CoveredSpan]:
             check_order(record, tables.last_statement(peer, record.unit))
