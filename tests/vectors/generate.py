@@ -23,9 +23,10 @@ from coppermesh.p2p.blobs import digest_of
 from coppermesh.p2p.encoding import encode
 from coppermesh.p2p.envelope import record_id, sign_record, to_bytes
 from coppermesh.p2p.framing import encode_frame
-from coppermesh.p2p.ids import PeerId, format_peer, mesh_id
+from coppermesh.p2p.ids import MeshId, PeerId, format_peer, mesh_id
 from coppermesh.p2p.invitation import Invitation, invitation_text
 from coppermesh.p2p.libp2p_pnet import xsalsa20
+from coppermesh.p2p.mdns_records import make_text
 from coppermesh.p2p.membership import private_mesh_id
 from coppermesh.p2p.membership_records import Certificate, Joining, Quota, Revocation, Rotation, Usage
 from coppermesh.p2p.merkle import leaf_hash, merkle_root
@@ -34,6 +35,8 @@ from coppermesh.p2p.messages import (
     CancelRequest,
     ChallengeReply,
     ChallengeRequest,
+    DialBackReply,
+    DialBackRequest,
     Hello,
     InlineBlob,
     TaskReply,
@@ -1110,12 +1113,75 @@ def peer_texts() -> Iterator[Vector]:
         yield Vector("peer-text", name, "malformed", comment, text.encode())
 
 
+def dial_backs() -> Iterator[Vector]:
+    asked, reply = (
+        DialBackRequest(port=4001),
+        DialBackReply(state="reached", seen_at="/ip4/192.0.2.9/tcp/4001"),
+    )
+    for name, message in (("dial-back-request", asked), ("dial-back-reply", reply)):
+        headers = {"type": type(message).__name__, "value": as_json(message)}
+        comment = f"a valid {type(message).__name__}"
+        yield Vector("structure", f"good-{name}", "ok", comment, encode(message), headers)
+    for name, says, comment, body in [
+        ("port-0", ">= 1", "no port is zero", packed([0])),
+        ("port-65536", "<= 65535", "one port too many", packed([65536])),
+        ("host", "at most length 1", "the host is not the asker's to name", packed([22, "192.0.2.1"])),
+    ]:
+        yield structure("DialBackRequest", f"dial-back-{name}", says, comment, body)
+    for name, says, comment, body in [
+        ("state", "matching regex", "a state that there is not", packed(["open", "/ip4/192.0.2.9/tcp/1"])),
+        ("long", "length <= 256", "an address without end", packed(["closed", "/" * 257])),
+        ("escape", "matching regex", "a terminal escape", packed(["closed", "\x1b[2J"])),
+    ]:
+        yield structure("DialBackReply", f"dial-back-{name}", says, comment, body)
+
+
+def addresses() -> Iterator[Vector]:
+    here, relay = format_peer(PROVIDER.peer), format_peer(REQUESTER.peer)
+    through = f"/ip4/192.0.2.1/tcp/4001/p2p/{relay}/p2p-circuit/p2p/{here}"
+    for name, comment, text in [
+        ("direct", "a peer that listens there", f"/ip4/192.0.2.1/tcp/4001/p2p/{here}"),
+        ("ip6", "the same by IPv6", f"/ip6/2001:db8::1/tcp/4001/p2p/{here}"),
+        ("relayed", "a peer through a relay", through),
+    ]:
+        yield Vector("address", name, "ok", comment, text.encode(), {"peer": PROVIDER.peer.hex()})
+    for name, comment, text in [
+        ("no-peer", "nobody to prove a key", "/ip4/192.0.2.1/tcp/4001"),
+        ("port-0", "no port is zero", f"/ip4/192.0.2.1/tcp/0/p2p/{here}"),
+        ("udp", "not a stream", f"/ip4/192.0.2.1/udp/4001/p2p/{here}"),
+        ("own-relay", "a relay to itself", through.replace(relay, here)),
+        ("two-relays", "a relay behind a relay", f"{through}/p2p-circuit/p2p/{relay}"),
+        ("no-target", "a relay to nobody", through.removesuffix(f"/p2p/{here}")),
+        ("newline", "a newline at the end", f"/ip4/192.0.2.1/tcp/4001/p2p/{here}\n"),
+        ("long", "257 characters", "/" * 257),
+    ]:
+        yield Vector("address", name, "malformed", comment, text.encode())
+
+
+def mdns_texts() -> Iterator[Vector]:
+    peer, other = PROVIDER.peer, STRANGER.peer
+    place = f"/ip4/192.0.2.1/tcp/4001/p2p/{format_peer(peer)}"
+    elsewhere = f"/ip4/192.0.2.2/tcp/4001/p2p/{format_peer(other)}"
+    mesh = MeshId(MESH)
+    good = make_text(mesh, peer, [place])
+    headers = {"mesh": MESH.hex(), "peer": peer.hex(), "addresses": place}
+    yield Vector("mdns", "good", "ok", "one address and the mesh's hint", good, headers)
+    for name, comment, body in [
+        ("other-mesh", "the hint of another mesh", make_text(mesh_id("another"), peer, [place])),
+        ("no-hint", "no hint", bytes([8 + len(place)]) + b"dnsaddr=" + place.encode()),
+        ("two-peers", "addresses of two peers", make_text(mesh, peer, [place, elsewhere])),
+        ("cut", "the last string is cut", good[:-1]),
+        ("no-address", "nothing but a hint", make_text(mesh, peer, [])),
+    ]:
+        yield Vector("mdns", name, "nobody", comment, body, {"mesh": MESH.hex()})
+
+
 def vectors() -> Iterator[Vector]:
     """Every vector, in a fixed order."""
     makers = [
         good_records, good_messages, bad_shapes, bombs, bad_integers, bad_fields, bad_lists, bad_challenges, signatures,
         bad_envelopes, announcements, membership_records, chains, invitations, swarm_streams, receipt_files,
-        challenges, settling_records, evidence_files, place_files, frames,
+        challenges, settling_records, evidence_files, place_files, frames, dial_backs, addresses, mdns_texts,
         peer_texts,
     ]  # fmt: skip
     for maker in makers:

@@ -15,14 +15,16 @@ import pytest
 from coppermesh.agent.proofs import InvalidProof, verify_evidence, verify_place
 from coppermesh.agent.traces import open_recorded
 from coppermesh.p2p import ledger_messages, membership_records, messages, records, settlement_records
+from coppermesh.p2p.addresses import parse_address
 from coppermesh.p2p.announcements import AnnouncementBook
 from coppermesh.p2p.encoding import decode, encode
 from coppermesh.p2p.envelope import from_bytes, has_valid_signature, open_record, open_verified, to_bytes
-from coppermesh.p2p.errors import MeshError, Refused, RemoteProtocolError
+from coppermesh.p2p.errors import MeshError, Refused, RemoteProtocolError, Unreachable
 from coppermesh.p2p.framing import FrameDecoder
 from coppermesh.p2p.ids import MeshId, PeerId, format_peer, parse_peer
 from coppermesh.p2p.invitation import read_invitation
 from coppermesh.p2p.libp2p_pnet import xsalsa20
+from coppermesh.p2p.mdns_records import read_text
 from coppermesh.p2p.membership import MembershipBook
 from coppermesh.p2p.receipt_file import check_receipt_file
 from coppermesh.p2p.signing import verify
@@ -225,6 +227,26 @@ def run_peer_text(vector: Vector) -> str:
     return "ok"
 
 
+def run_address(vector: Vector) -> str:
+    text = vector.body.decode()
+    try:
+        address = parse_address(text)
+    except Unreachable:
+        return "malformed"
+    assert address.peer.hex() == vector.headers["peer"]
+    assert str(address) == text
+    return "ok"
+
+
+def run_mdns(vector: Vector) -> str:
+    read_it = read_text(vector.body, MeshId(bytes.fromhex(vector.headers["mesh"])))
+    if read_it is None:
+        return "nobody"
+    peer, addresses = read_it
+    assert (peer.hex(), " ".join(addresses)) == (vector.headers["peer"], vector.headers["addresses"])
+    return "ok"
+
+
 RUNNERS: dict[str, Callable[[Vector], str]] = {
     "structure": run_structure,
     "signature": run_signature,
@@ -238,6 +260,8 @@ RUNNERS: dict[str, Callable[[Vector], str]] = {
     "invitation": run_invitation,
     "swarm": run_swarm,
     "frames": run_frames,
+    "address": run_address,
+    "mdns": run_mdns,
     "peer-text": run_peer_text,
 }
 
