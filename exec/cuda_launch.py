@@ -7,6 +7,7 @@ the line, the thread and the block. The worker lives on.
 
 import ctypes
 import mmap
+import re
 
 from coppermesh.exec.errors import RunFailed
 
@@ -19,6 +20,10 @@ _MANY_THREADS = 256
 _LARGE_STACK, _SMALL_STACK = 260 * 1024, 68 * 1024
 """Distance of two stacks: an odd multiple of the page size, or they would compete for the same sets of the cache."""
 _MAX_THREADS = 1024
+
+
+_OWN_NAME = re.compile(r"'coppermesh_t_\w+' \(aka ('[^']*')\)")
+"""How clang calls the type of a shared array (see cuda_rewrite)."""
 
 
 class Fault(ctypes.Structure):
@@ -133,7 +138,8 @@ def _trap(_fault: Fault) -> str:
 
 
 def _out_of_bounds(fault: Fault) -> str:
-    return f"used index {fault.number} of an array of type {_decode(fault.text)}, which is out of its bounds"
+    kind = _OWN_NAME.sub(r"\1", _decode(fault.text))
+    return f"used index {fault.number} of an array of type {kind}, which is out of its bounds"
 
 
 def _shared_overflow(fault: Fault) -> str:

@@ -39,7 +39,7 @@ _COMMON_FLAGS = (
     "-fno-diagnostics-color",
     "-w",
 )
-_LIBRARIES = {"gcc": ("-lm",), "clang": ("-lm", "-lc"), "zig": ("-lm",)}
+_LIBRARIES = {"gcc": ("-lm",), "clang": ("-lm", "-lc", "-lgcc"), "zig": ("-lm",)}
 """Clang would link the libraries of C++ and of unwinding, whether they are needed or not."""
 _FIBER_FLAGS = {
     "gcc": ("-fsanitize=bounds", "-fno-sanitize-recover=all", "-fstack-clash-protection", "-nodefaultlibs"),
@@ -53,7 +53,7 @@ _FIBER_FLAGS = {
 }
 """For modules whose threads wait for each other. `coppermesh_fibers.h` has what the checks call, so the compilers'
 own libraries for it stay out (`-nodefaultlibs`); large frames touch every page, so none steps over a guard page."""
-_FIBER_LIBRARIES = {"gcc": ("-lm", "-lc", "-lgcc"), "clang": ("-lm", "-lc"), "zig": ("-lm",)}
+_FIBER_LIBRARIES = {**_LIBRARIES, "gcc": ("-lm", "-lc", "-lgcc")}
 _NO_START_FILES = ("-nostartfiles", "-Wl,--hash-style=both")
 """Nothing runs when a library is loaded, and its symbols can be counted: `library_check` wants both. Zig links its
 start files all the same."""

@@ -18,6 +18,7 @@ from coppermesh.exec import pipe
 from coppermesh.exec.blackbox import BlackBox
 from coppermesh.exec.budget import format_bytes
 from coppermesh.exec.buffers import adopt_outputs, prepare_parts
+from coppermesh.exec.built_kernels import BuiltKernels
 from coppermesh.exec.cgroups import WorkerGroup
 from coppermesh.exec.channel import Channel
 from coppermesh.exec.cuda_build import scrub
@@ -124,6 +125,7 @@ class Worker:
         self._turn = trio.Lock()
         self._number = 0
         self._buffers = ReceiveBuffers()
+        self._built = BuiltKernels()
 
     @property
     def pid(self) -> int | None:
@@ -141,6 +143,7 @@ class Worker:
             await self._discard()
         finally:
             self._buffers.close()
+            self._built.close()
 
     async def run(
         self,
@@ -296,11 +299,16 @@ class Worker:
         if isinstance(request.source, int) != (request.file is not None):
             raise pipe.PipeError("a build without its source")
         source = [] if request.file is None else [_numbered(process.lent, request.file)]
-        built, made = await self._workshop.build(self._limits, request, source)
+        known = self._built.find(request)
+        if known is None:
+            built, made = await self._workshop.build(self._limits, request, source)
+        else:
+            built, made = pipe.Built("ok", "", ""), [known]
         library: list[int] = []
         try:
             if made:
                 process.ran_native = True
+                self._built.keep(request, made[0])
                 library.append(process.lent.pass_on(made[0]))
             elif built.code in BUILD_FAULTS:
                 process.told |= {built.code}

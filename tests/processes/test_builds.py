@@ -9,17 +9,20 @@ import tempfile
 import venv
 from pathlib import Path
 
+import numpy as np
 import pytest
 import trio
 
+import coppermesh as cm
 from coppermesh.exec import building, pipe, scratch
 from coppermesh.exec import supervisor as supervising
 from coppermesh.exec.cuda_toolchain import find_toolchain
 from coppermesh.exec.device import probe_cpu
+from coppermesh.exec.recorder import trace
 from coppermesh.exec.sandbox import private_scratch
 from coppermesh.exec.sandbox.private_scratch import MAX_FILES
 from coppermesh.exec.sockets import close_all
-from coppermesh.exec.supervisor import WorkerLimits, open_supervisor
+from coppermesh.exec.supervisor import InputBuffer, WorkerLimits, open_supervisor
 
 pytestmark = [
     pytest.mark.processes,
@@ -212,7 +215,8 @@ from pathlib import Path
 import msgspec
 from coppermesh.exec import pipe, supervisor as supervising
 from coppermesh.exec.device import probe_cpu
-from coppermesh.exec.supervisor import WorkerLimits, open_supervisor
+from coppermesh.exec.recorder import trace
+from coppermesh.exec.supervisor import InputBuffer, WorkerLimits, open_supervisor
 
 if sys.argv[2] == "none":
     supervising._choose_namespaces = lambda start: (msgspec.structs.replace(start, namespaces="none"), [])
@@ -248,3 +252,41 @@ def test_what_only_root_can_enter_does_not_keep_kernels_from_being_built(tmp_pat
         check=False,
     )
     assert started.stdout.split() == ["ok", "1"], started.stdout + started.stderr
+
+
+async def test_a_leases_next_worker_has_what_the_last_one_had_compiled(tmp_path, monkeypatch):
+    limits = WorkerLimits(memory_bytes=256 * MEBIBYTE, output_bytes=MEBIBYTE)
+
+    def program(body):
+        x = cm.xp.asarray(np.ones(4, np.float32))
+        cm.RawKernel(f'extern "C" __global__ void k(float* x) {{ {body} }}', "k")((1,), (4,), (x,))
+        return trace(x).program
+
+    async with open_supervisor(probe_cpu(), scratch=tmp_path / "scratch") as supervisor:
+        honest, built = supervisor.build, []
+
+        async def counted(*arguments, **named):
+            built.append(arguments[1].source)
+            return await honest(*arguments, **named)
+
+        monkeypatch.setattr(supervisor, "build", counted)
+
+        async def run(worker, body):
+            outcome = await worker.run(
+                program(body), [InputBuffer(16, data=np.ones(4, np.float32).tobytes())], 60.0
+            )
+            if outcome.status == "ok":
+                assert np.frombuffer(bytes(outcome.outputs[0].view), np.float32).tolist() == [3, 3, 3, 3]
+                outcome.close()
+            return outcome.status, worker.pid
+
+        async with supervisor.worker(limits) as worker:
+            first = await run(worker, "x[threadIdx.x] *= 3;")
+            assert (await run(worker, "*(volatile float*)nullptr = 1;"))[0] == "job-failed"
+            second = await run(worker, "x[threadIdx.x] *= 3;")
+        assert first[0] == second[0] == "ok"
+        assert first[1] != second[1]
+        assert len(built) == 2
+        async with supervisor.worker(limits) as worker:  # another lease
+            assert (await run(worker, "x[threadIdx.x] *= 3;"))[0] == "ok"
+        assert len(built) == 3

@@ -271,7 +271,39 @@ def assembling() -> Iterator[Act]:
     )
 
 
-ACTS = [*assembling(), *reaching(), *exploding(), *linking(), *running(), *injecting()]
+def escaping() -> Iterator[Act]:
+    """Other ways out of a kernel, or of its source."""
+    for what, line in {
+        "an include of the source itself": "#include __FILE__",
+        "an include by a counter": "#define N __COUNTER__\n#include N",
+        "a header unit": 'import "/etc/passwd";',
+        "#pragma weak": "#pragma weak f = system",
+        "#pragma redefine_extname": "#pragma redefine_extname f system",
+        "#pragma GCC target": '#pragma GCC target("avx512f")',
+        "a weak function": '__attribute__((weak)) extern "C" int f();',
+        "a function without a frame": "__attribute__((naked)) void f() {}",
+        "a name by assembly": 'extern "C" int f(const char*) asm("system");',
+        "a splice in a word": '_\\\n_asm__("syscall");',
+    }.items():
+        yield Act(what, f"{line}{BODY}", REFUSED | COMPILER)
+    yield Act("an exception", kernel("throw 1;"), COMPILER)
+    yield Act("an exception caught", kernel("try { x[0] = 1; } catch (...) { }"), REFUSED | COMPILER)
+    yield Act("a jump to a forged place", kernel("void* b[5] = {x, x, x}; __builtin_longjmp(b, 1);"), KILLED)
+    huge = (
+        "volatile char* p = (char*)__builtin_alloca((unsigned long)(x[1] + 1) << 33); p[0] = 1; x[0] = p[0];"
+    )
+    yield Act("a stack frame of gibibytes", kernel(huge), KILLED)
+    print_on = 'volatile float* y = x; while (y[0] == y[0]) printf("%f", y[0]);'
+    yield Act("printf without end", kernel(print_on), KILLED)
+    yield Act(
+        "a division of integers by zero", kernel("volatile int a = 5, n = 0; x[0] = a / n;"), KILLED, "SIGFPE"
+    )
+    through = "__device__ void f(float* s, int i) { s[i] = 1; }"
+    beyond = "__shared__ float s[4]; f(s, 1 << 16); __syncthreads(); x[0] = s[threadIdx.x];"
+    yield Act("a wild index into shared memory", kernel(beyond, through), KILLED)
+
+
+ACTS = [*escaping(), *assembling(), *reaching(), *exploding(), *linking(), *running(), *injecting()]
 FOUR = InputBuffer(16, data=np.zeros(4, np.float32).tobytes())
 PLAIN = Act(
     "plain", f'extern "C" __global__ void {NAME}(float* x) {{ x[threadIdx.x] = threadIdx.x; }}', frozenset()
@@ -319,7 +351,9 @@ async def check_unharmed(supervisor: Supervisor, worker: Worker, zygote: int | N
 
 
 @pytest.mark.parametrize(
-    "acts", [assembling, reaching, exploding, linking, running, injecting], ids=lambda acts: acts.__name__
+    "acts",
+    [escaping, assembling, reaching, exploding, linking, running, injecting],
+    ids=lambda acts: acts.__name__,
 )
 async def test_each_act_is_refused_or_ended_and_the_next_kernel_is_right(scratch, acts):
     async with supervised(scratch) as supervisor, supervisor.worker(LIMITS) as worker:
