@@ -1,10 +1,10 @@
 """Libraries that builders made for one lease, so that its next worker process need not have them compiled again.
 
-A lease's worker is forked anew after a crash, a limit, or on request. What its predecessor had compiled is kept here, by
-the agent, under the very bytes of the request: source, names and options; compiler, flags and headers are the same
-as long as the agent runs. Only answers of this agent's own builders come in, as sealed memory files that nobody can
-change any more, and none of it outlives the lease or is found by another: native code that one stranger's compiler run
-left is never another's. No file has a name on the disk.
+A lease's worker is forked anew after a crash, a limit, or on request. What its predecessor had compiled is kept here,
+by the agent, under the very bytes of the request: source, names and options; compiler, flags and headers are the
+same as long as the agent runs. Only answers of this agent's own builders come in, as sealed memory files that nobody
+can change any more, and none of it outlives the lease or is found by another: native code that one stranger's
+compiler run left is never another's. No file has a name on the disk.
 """
 
 import os

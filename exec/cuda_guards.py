@@ -5,8 +5,7 @@ Read are, in this order and no further than the first statement that is anything
 - declarations: indices along x (`int i = INDEX + 1`), numbers that are the same for all threads of a row (*even*:
   `int y = blockIdx.y * blockDim.y + threadIdx.y, last = n - 1;`), and others that can change neither;
 - checks `if (x >= w || y >= h) return;`, and as the body's last statement `if (x > 0 && x < w - 1 && ...) ...`;
-- as the body's last statement, a loop over the grid, `for (int i = INDEX; i < n; i += blockDim.x * gridDim.x) ...`,
-  the same with `while`, and with index and stride declared before.
+- loops over the grid behind them, by `cuda_strides`.
 
 A check's comparisons get `coppermesh::whole ||` in front (or `!coppermesh::whole &&`), so a wrong guess here could let
 a thread through only if `coppermesh::Range` said that the comparison holds where it does not. It is asked with the
@@ -14,7 +13,6 @@ same expressions, of which nothing may have changed since the kernel began: para
 lengths, the block's and thread's place in y and z.
 """
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -22,7 +20,7 @@ from dataclasses import dataclass, field
 from coppermesh.exec.cuda_gate import Token
 from coppermesh.exec.cuda_indices import INTEGERS, Indices, joined
 from coppermesh.exec.cuda_macros import Macros
-from coppermesh.exec.cuda_turns import are_independent, carried
+from coppermesh.exec.cuda_turns import carried
 
 Edit = tuple[int, int, str]
 
@@ -35,11 +33,7 @@ _TYPES = INTEGERS | {"auto", "float", "double", "char", "short", "bool"} | _VECT
 _VARIABLES = ("blockDim", "gridDim", "blockIdx", "threadIdx")
 _OF_EVEN = frozenset({"+", "-", "*", "(", ")"})
 _OF_OTHERS = _OF_EVEN | {"/", "%", ".", "[", "]", ":", "?", "<", ">", "=", ","}
-_LEAVES_TURN = frozenset({"return", "break", "continue", "goto", "static", "co_return", "co_yield", "asm"})
-"""What would end more than a turn of a loop, or live longer."""
-_MAX_KEPT = 16
-"""Declarations of variables that outlive a turn."""
-_METHODS = {"<": "below", "<=": "up_to", ">": "beyond", ">=": "at_least"}
+METHODS = {"<": "below", "<=": "up_to", ">": "beyond", ">=": "at_least"}
 _NEGATED = {"<": ">=", "<=": ">", ">": "<=", ">=": "<"}
 _MIRRORED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
 
@@ -145,13 +139,11 @@ class BodyReader:
         self.known = _Known(even)
         self.plan = Plan()
 
-    def read(self, *, loops: bool) -> Plan:
-        """The plan; an empty one where nothing is recognised. With `loops`, loops over the grid are looked for."""
+    def read(self) -> Plan:
+        """The plan; an empty one where nothing is recognised."""
         while self._declaration() or self._check():
             pass
         self._widen_sums()
-        if loops:
-            self._loop()
         return self.plan
 
     def _word(self, position: int) -> str:
@@ -173,7 +165,7 @@ class BodyReader:
         if end is None or self.words[end] != ";":
             return False
         kind = self.words[start:base]
-        parts = _split(self.words, base, end, ",")
+        parts = split_at(self.words, base, end, ",")
         for begin, stop in parts:
             if not self._declarator(kind, begin, stop):
                 return False
@@ -245,7 +237,7 @@ class BodyReader:
 
     def _other_than_index(self, begin: int, end: int) -> tuple[str, str] | None:
         """The index in a sum of one and otherwise even numbers, and what is added to it."""
-        parts = _split(self.words, begin, end, "+")
+        parts = split_at(self.words, begin, end, "+")
         found = [part for part in parts if part[0] < part[1] and self._named_x(*part) == 0]
         others = [part for part in parts if part not in found]
         if len(found) != 1 or not others or not all(self._is_even(*part) for part in others):
@@ -323,7 +315,7 @@ class BodyReader:
         operators = _double_operators(self.words, begin, end)
         if operators - {"&&" if wanted else "||"}:
             return False
-        parts = _split(self.words, begin, end, "&" if wanted else "|")
+        parts = split_at(self.words, begin, end, "&" if wanted else "|")
         before = len(self.plan.conditions)
         known = [self._comparison(first, last, wanted) for first, last in parts if first < last]
         if any(known) and not all(known):
@@ -385,9 +377,9 @@ class BodyReader:
             self.plan.sums[self.words[begin]] = summed
             return f"coppermesh_row.sum_below({self._text(right, end)}, {summed[1]});"
         if left_x is not None and self._is_even(right, end):
-            return f"coppermesh_row.{_METHODS[operator]}({self._text(right, end)}, {left_x});"
+            return f"coppermesh_row.{METHODS[operator]}({self._text(right, end)}, {left_x});"
         if right_x is not None and self._is_even(begin, place):
-            return f"coppermesh_row.{_METHODS[_MIRRORED[operator]]}({self._text(begin, place)}, {right_x});"
+            return f"coppermesh_row.{METHODS[_MIRRORED[operator]]}({self._text(begin, place)}, {right_x});"
         if self._is_even(begin, place) and self._is_even(right, end):
             return f"coppermesh_row.only(({self._text(begin, place)}) {operator} ({self._text(right, end)}));"
         return None
@@ -411,281 +403,8 @@ class BodyReader:
                         (start, end, f"::coppermesh::whole ? {wide} : (long long)({name})")
                     )
 
-    # --- loops over the grid
 
-    def _loop(self) -> None:
-        """A loop over the grid behind declarations alone."""
-        if self.plan.conditions:
-            return
-        if self.words[self.position : self.position + 2] == ["for", "("]:
-            if not self._outer(self.position + 1):
-                self._for(self.position + 1)
-        elif self.words[self.position : self.position + 2] == ["while", "("]:
-            self._while(self.position + 1)
-
-    def _outer(self, opening: int) -> bool:
-        """`for (int y = EVEN; y < h; y += EVEN) for (int x = INDEX; ...) ...`, in braces or not."""
-        closing = self._closing(opening)
-        clauses = _split(self.words, opening + 1, closing, ";")
-        inner = closing + 1
-        end = self._closing(inner) if self._word(inner) == "{" else self.end
-        inner += self._word(inner) == "{"
-        if len(clauses) != 3 or self.words[inner : inner + 2] != ["for", "("] or self.known.others:
-            return False
-        (begin, after), test, step = clauses
-        name = begin
-        while self._word(name) in INTEGERS:
-            name += 1
-        kind, variable = self._text(begin, name), self.words[name]
-        even_start = name > begin and self._word(name + 1) == "=" and self._is_even(name + 2, after)
-        tested = self.words[test[0] : test[0] + 2] == [variable, "<"] and self._is_even(test[0] + 2, test[1])
-        ends = self._loop_end(self._closing(inner + 1) + 1)
-        if not even_start or not tested or self._stride(*step, variable) is None or "const" in kind:
-            return False
-        if ends is None or any(word not in ("}", "return", ";") for word in self.words[ends : self.end]):
-            return False
-        if self.words[ends:end] or variable in self.source.macros.words:
-            return False
-        self.known.even.add(variable)
-        self._for(inner + 1, within=True)
-        self.known.even.discard(variable)
-        if not self.plan.loop:
-            return False
-        self.plan.outer = f"for ({self._text(opening + 1, closing)})"
-        self.plan.outer_variable = variable
-        first, last = self.code[opening - 1].start, self.code[closing].end
-        text = f"if (const {kind} {variable} = ::coppermesh::outer_turn(); true){self._newlines(first, last)}"
-        self.plan.edits.append((first, last, text))
-        return True
-
-    def _for(self, opening: int, *, within: bool = False) -> None:
-        closing = self._closing(opening)
-        clauses = _split(self.words, opening + 1, closing, ";")
-        after = self._loop_end(closing + 1)
-        if len(clauses) != 3 or after is None:
-            return
-        (begin, end), test, (step, after_step) = clauses
-        name = self.words[test[0]]
-        declared = self._declared(name) if begin == end else self._first_index(begin, end)
-        if declared is None:
-            return
-        stride = self._stride(step, after_step, declared[1])
-        if stride is None:
-            return
-        header, body = (opening - 1, closing + 1), (closing + 1, after)
-        turn = _Turn(
-            *declared,
-            self._text(begin, end),
-            test,
-            header,
-            body,
-            stride,
-            self.words[step:after_step],
-            within=within,
-        )
-        if begin == end and name in self.words[after : self.end]:
-            return  # what comes after the loop sees where its index got to
-        self._turn(turn)
-
-    def _loop_end(self, position: int) -> int | None:
-        """The position after a loop's body that begins here."""
-        if self._word(position) == "{":
-            return self._closing(position) + 1
-        after, depth = position, 0
-        while after < self.end and (depth or self.words[after] != ";"):
-            depth += (self.words[after] in ("(", "{")) - (self.words[after] in (")", "}"))
-            after += 1
-        return None if self._word(after + 1) == "else" else after + 1
-
-    def _declared(self, name: str) -> tuple[str, str] | None:
-        """Type and name of an index that was declared before the loop, which counts it up."""
-        if self.known.x.get(name) != 0 or self.known.declared[name][0].startswith("const "):
-            return None
-        return self.known.declared[name][0].partition(f" {name} =")[0], name
-
-    def _first_index(self, begin: int, end: int) -> tuple[str, str] | None:
-        """Type and name of `int i = INDEX`, or of `int i = index` with an index declared before."""
-        name = begin
-        while self._word(name) in INTEGERS | {"auto"}:
-            name += 1
-        if name == begin or self._word(name + 1) != "=" or "const" in self.words[begin:name]:
-            return None
-        value = (name + 2, end)
-        if self._named_x(*value) != 0:
-            return None
-        return self._text(begin, name), self.words[name]
-
-    def _while(self, opening: int) -> None:
-        """`while (i < n) { ...; i += stride; }`."""
-        closing = self._closing(opening)
-        body = closing + 1
-        if self._word(body) != "{":
-            return
-        end = self._closing(body)
-        step = max((p for p in range(body, end - 1) if self.words[p] in (";", "{", "}")), default=body)
-        declared = self._declared(self.words[opening + 1])
-        stride = self._stride(step + 1, end - 1, declared[1]) if declared else None
-        if self.words[end - 1] != ";" or declared is None or stride is None:
-            return
-        if declared[1] in self.words[end + 1 : self.end]:
-            return
-        test, header = (opening + 1, closing), (opening - 1, closing + 1)
-        step_words = self.words[step + 1 : end - 1]
-        turn = _Turn(*declared, "", test, header, (body, step + 1), stride, step_words, end + 1)
-        if self._turn(turn):
-            self.plan.edits.append((self.code[step + 1].start, self.code[end - 1].end, " "))
-
-    def _stride(self, begin: int, end: int, name: str) -> str | None:
-        """The stride of `i += stride` or `i = i + stride`: one number for all threads, at which the launcher looks."""
-        words = self.words[begin:end]
-        if words[:3] == [name, "+", "="]:
-            begin += 3
-        elif words[:4] == [name, "=", name, "+"]:
-            begin += 4
-        else:
-            return None
-        return self._text(begin, end) if self._is_even(begin, end) else None
-
-    def _turn(self, turn: "_Turn") -> bool:
-        """Make the loop one turn of it, where all that outlives a turn is known."""
-        begin, end = turn.test
-        body = turn.body
-        after = turn.after or body[1]
-        inside = {token.text for token in self.code[body[0] : body[1]] if token.kind == "word"}
-        outer = (set(self.known.x) | self.parts) - {turn.name}
-        operator, limit = self.words[begin + 1], begin + 2
-        if self._word(limit) == "=":
-            operator, limit = operator + "=", limit + 1
-        if self.words[begin] != turn.name or operator not in ("<", "<="):
-            return False
-        if inside & (outer | _LEAVES_TURN) or "auto" in turn.kind or not self._is_even(limit, end):
-            return False
-        if self.source.macros.words & (outer | _LEAVES_TURN | {turn.name}):
-            return False
-        changed = carried(self.code, body[0], body[1])
-        locals_ = {name for _, _, names in self.known.statements for name in names}
-        if changed is None or changed & (self.known.even - locals_ | {turn.name}):
-            return False
-        macros = self._macros_in(body)
-        if self._changed_by(macros) or changed & set(self.words[begin:end] + turn.stride_words):
-            return False
-        ends_here = turn.within or all(word in ("return", ";") for word in self.words[after : self.end])
-        kept = not ends_here or bool(self.known.others) or bool(changed & locals_)
-        if kept and (turn.within or not self._keep(self.known.others | changed)):
-            return False
-        for other in self.known.x:
-            self.plan.declarations += self.known.declared[other]
-        self.plan.conditions.append(f"coppermesh_row.{_METHODS[operator]}({self._text(limit, end)}, 0);")
-        self.plan.variable, self.plan.stride, self.plan.kept = turn.name, turn.stride, kept
-        self.plan.turn = body
-        self.plan.loop = f"for ({turn.first}; {self._text(begin, end)}; {turn.name} += {turn.stride})"
-        self.plan.independent = (
-            not kept
-            and not turn.within
-            and self.stateless
-            and not any(token.text in self.known.even for macro in macros for token in macro)
-            and are_independent(self.code, self.parameters, body, turn.name, frozenset(self.types))
-        )
-        first, last = self.code[turn.header[0]].start, self.code[turn.header[1] - 1].end
-        newlines = self._newlines(first, last)
-        condition = self._text(begin, end)
-        # The index is const, so that a body which changes it does not compile, and is built as it was written.
-        index = f"{'' if turn.kind.startswith('const ') else 'const '}{turn.kind} {turn.name}"
-        if not kept:
-            text = f"if ({index} = ::coppermesh::turn(); ::coppermesh::whole || {condition}){newlines}"
-            self.plan.edits.append((first, last, text))
-            return True
-        text = f"auto coppermesh_turn = [&]({index}) __attribute__((always_inline)) {{{newlines}"
-        self.plan.edits.append((first, last, text))
-        place = self.code[after - 1].end
-        phase = "::coppermesh::phase"
-        text = (
-            f" }}; if ({phase} == ::coppermesh::WHOLE) {{ {self.plan.loop} coppermesh_turn({turn.name}); }}"
-            f" else if ({phase} == ::coppermesh::TURN) coppermesh_turn(({turn.kind})::coppermesh::turn());"
-            f" if ({phase} == ::coppermesh::BEFORE || {phase} == ::coppermesh::TURN) return;"
-        )
-        self.plan.edits.append((place, place, text))
-        return True
-
-    def _newlines(self, first: int, last: int) -> str:
-        """Those between two offsets, which must stay."""
-        ends = bisect_left(self.source.newlines, first), bisect_left(self.source.newlines, last)
-        return "".join("\n" for _ in self.source.newlines[slice(*ends)])
-
-    def _macros_in(self, body: tuple[int, int]) -> list[Sequence[Token]]:
-        """What stands for the macros that the loop uses, and for those in them."""
-        used = set(self.words[slice(*body)])
-        waiting = list(self.source.macros.bodies)
-        found: list[Sequence[Token]] = []
-        while more := [replacement for name, replacement in waiting if name in used]:
-            waiting = [(name, replacement) for name, replacement in waiting if name not in used]
-            found += more
-            used |= {token.text for replacement in more for token in replacement}
-        return found
-
-    def _changed_by(self, macros: Sequence[Sequence[Token]]) -> bool:
-        """Whether one of these could change a variable from outside of the loop."""
-        end = [Token("other", ";", 0, 0)] * 4
-        for replacement in macros:
-            changed = carried([*end, *replacement, *end], 4, 4 + len(replacement))
-            if changed is None or changed & (self.known.even | self.known.others):
-                return True
-        return False
-
-    def _keep(self, names: set[str]) -> bool:
-        """Put variables that outlive a turn where each of the threads that go together has its own."""
-        edits = []
-        for start, end, declared in self.known.statements:
-            if not declared & names:
-                continue
-            if declared & set(self.known.x):
-                return False
-            base = start
-            while self.words[base] in self.types:
-                base += 1
-            kind = " ".join(word for word in self.words[start:base] if word != "const")
-            if "auto" in kind or not kind:
-                return False
-            text = ""
-            for begin, stop in _split(self.words, base, end, ","):
-                name = self.words[begin]
-                if self.code[begin].kind != "word" or (stop != begin + 1 and self.words[begin + 1] != "="):
-                    return False
-                text += (
-                    f"static thread_local {kind} coppermesh_kept_{name}[::coppermesh::LANES];"
-                    f" {kind}& {name} = coppermesh_kept_{name}[::coppermesh::lane]; "
-                )
-                if stop > begin + 1:
-                    text += f"if (::coppermesh::phase <= ::coppermesh::BEFORE) {self._text(begin, stop)}; "
-            first, last = self.code[start].start, self.code[end].end
-            edits.append((first, last, text + self._newlines(first, last)))
-        if len(edits) > _MAX_KEPT:
-            return False
-        self.plan.edits += edits
-        return True
-
-
-@dataclass(frozen=True)
-class _Turn:
-    """A loop over the grid as it was written."""
-
-    kind: str
-    name: str
-    """Type and name of its index."""
-    first: str
-    test: tuple[int, int]
-    header: tuple[int, int]
-    body: tuple[int, int]
-    stride: str
-    stride_words: list[str]
-    """Of the statement that adds it."""
-    after: int = 0
-    """The position after the loop, where it is not that after `body`."""
-    within: bool = False
-    """Whether it is in another loop."""
-
-
-def _split(words: Sequence[str], begin: int, end: int, separator: str) -> list[tuple[int, int]]:
+def split_at(words: Sequence[str], begin: int, end: int, separator: str) -> list[tuple[int, int]]:
     """The parts between separators that are in no bracket, as positions; empty ones too."""
     parts, depth, start = [], 0, begin
     for position in range(begin, end):

@@ -30,6 +30,7 @@ from coppermesh.exec.cuda_indices import (
 from coppermesh.exec.cuda_macros import expand_loops, is_conditional, read_macros, split_directives
 from coppermesh.exec.cuda_modules import has_state
 from coppermesh.exec.cuda_numbers import Numbers, find_numbers
+from coppermesh.exec.cuda_strides import StrideReader
 from coppermesh.exec.cuda_subscripts import SubscriptReader
 
 _RELIED_ON = INTEGERS | frozenset(
@@ -218,11 +219,11 @@ class _Rewriter:
         def plan(kind: Kind, found: Indices, *, loops: bool, parts: frozenset[str] = frozenset()) -> Plan:
             if not plain:
                 return Plan()
-            reader = BodyReader(
+            reader = (StrideReader if loops else BodyReader)(
                 self.source, *body, found, set(even), kind=kind, types=types, parameters=kernel.parameters,
                 stateless=self.stateless, parts=parts,
             )  # fmt: skip
-            return reader.read(loops=loops)
+            return reader.read()
 
         if not odd and not indices.odd:
             return _Reading("flat", indices, plan(ALONG_X, indices, loops=not single))
