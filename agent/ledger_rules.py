@@ -165,7 +165,7 @@ def _judge_issued(entry: ReceiptIssued, book: Book) -> NewReceipt | None:
         raise LedgerConflict(
             "place-taken", "another receipt has this place on the lane: build on the lane's head"
         )
-    _check_chain(record, book)
+    _check_chain(record, book.head(record.lane))
     return NewReceipt(StoredReceipt(receipt, entry.outputs, entry.sentence, entry.detail), None)
 
 
@@ -173,18 +173,21 @@ def _judge_settled(entry: ReceiptSettled, book: Book) -> NewReceipt | None:
     receipt = open_verified(Receipt, entry.receipt)
     record = receipt.record
     answer = open_verified(Countersignature, entry.countersignature)
-    if book.receipt(receipt.id) is not None:
+    head = book.head(record.lane)
+    # At the head nothing can be there yet: neither this receipt nor another one for its place.
+    taken = record.sequence < head.sequence_next
+    if taken and book.receipt(receipt.id) is not None:
         _check_same_answer(answer, book)
         return None
     _receipt_lease(record, book, "requester")
     _check_not_sealed(record, book)
-    rival = book.receipt_at(record.lane, record.sequence)
+    rival = book.receipt_at(record.lane, record.sequence) if taken else None
     if rival is not None:
         proof = _proof("equivocation", record.provider, rival.opened.signed, entry.receipt)
         raise LedgerConflict(
             "equivocation", "the provider signed two receipts for one place on its lane", proof
         )
-    head = _check_chain(record, book)
+    _check_chain(record, head)
     _check_answer(answer, receipt, head.accepted)
     if answer.record.verdict == "accepted":
         _check_payable(Digest(record.task_id), book)
@@ -254,16 +257,13 @@ def _check_not_sealed(record: Receipt, book: Book) -> None:
         )
 
 
-def _check_chain(record: Receipt, book: Book) -> LaneHead:
-    """The head that the receipt follows from."""
-    head = book.head(record.lane)
+def _check_chain(record: Receipt, head: LaneHead) -> None:
     if record.sequence != head.sequence_next:
         raise LedgerConflict(
             "gap", f"the lane is at {head.sequence_next}, the receipt is number {record.sequence}"
         )
     if record.previous != head.previous or record.cumulative != head.cumulative + record.amount:
         raise LedgerConflict("broken-chain", "the receipt does not follow from the one before it on the lane")
-    return head
 
 
 def _check_answer(answer: Opened[Countersignature], receipt: Opened[Receipt], accepted_before: int) -> None:
