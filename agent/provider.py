@@ -137,8 +137,8 @@ class Provider:
         self._changed = changed
         self._nursery: trio.Nursery | None = None
         self._talks: OrderedDict[Digest, _Talk] = OrderedDict()
-        self._abandoned: OrderedDict[tuple[PeerId, Digest], None] = OrderedDict()
-        """Orders that were taken back before they came."""
+        self._closed: OrderedDict[tuple[PeerId, Digest], None] = OrderedDict()
+        """Orders that were declined, or taken back before they came: a bid on one would hold a slot for nobody."""
         self._order_times: dict[PeerId, list[int]] = {}
         self._group = group
         self.reservations = group.reservations
@@ -310,9 +310,9 @@ class Provider:
             elif terms.code == "measuring":
                 self._measure_speeds()
             return self._decline(order, terms, now_us)
-        if (peer, order.id) in self._abandoned:
+        if (peer, order.id) in self._closed:
             self.reservations.release_bid(order.id)
-            raise Refused("unknown-order", "the order was taken back before it was answered")
+            raise Refused("unknown-order", "the order was declined or taken back before: send a new one")
         self._waiting.pop(peer, None)
         talk = self._bid(order, terms, now_us)
         self._talks[order.id] = talk
@@ -348,10 +348,7 @@ class Provider:
         """The requester took another bid: free the slot."""
         talk = self._talks.get(Digest(request.order))
         if talk is None:
-            # It may have overtaken its order, which would then hold a slot for nobody.
-            self._abandoned[peer, Digest(request.order)] = None
-            while len(self._abandoned) > MAX_TALKS:
-                self._abandoned.popitem(last=False)
+            self._close(peer, Digest(request.order))  # it may have overtaken its order
         elif talk.order.signer == peer and talk.lease_reply is None:
             talk.negotiation.step(Move.ABANDON, Role.REQUESTER, self._now_us(), "abandon")
             self.reservations.release_bid(talk.order.id)
@@ -547,7 +544,13 @@ class Provider:
             )
         return tuple(states)
 
+    def _close(self, peer: PeerId, order: Digest) -> None:
+        self._closed[peer, order] = None
+        while len(self._closed) > MAX_TALKS:
+            self._closed.popitem(last=False)
+
     def _decline(self, order: Opened[Order], reason: DeclineReason, now_us: int) -> OrderReply:
+        self._close(PeerId(order.signer), order.id)
         _log.info("declined an order of %s: %s", short_peer(order.signer), reason.sentence)
         return OrderReply(None, self._signed_decline(order.id, reason, now_us))
 

@@ -75,8 +75,8 @@ def start(lab: Any, name: str, step: tuple[str, str, str] | None) -> LocalAgent:
     if name == "requester":
         agent: LocalAgent = lab.mesh.start([name], "--requester-only", program=program)[0]
         return agent
-    agent = lab.start_provider(name, program=program)
-    return agent
+    provider: LocalAgent = lab.start_provider(name, program=program)
+    return provider
 
 
 class Deaths:

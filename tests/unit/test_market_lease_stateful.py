@@ -245,6 +245,8 @@ class Market(RuleBasedStateMachine):
                     memory_bytes=1 << 30, rate=terms.rate, unit="usd", depth=8, speed=0,
                 )  # fmt: skip
                 shop.talks[order], shop.bids[order] = talk, bid
+        if bid is None:
+            shop.abandoned.add(order)  # what was declined once is not bid on when it comes again
         self.send(Message("answer-order", peer, order, bid=bid))
 
     def at_lease(self, shop: Shop, message: Message) -> None:
