@@ -180,6 +180,8 @@ def cut(transport: Libp2pTransport, peer: PeerId) -> None:
     """Reset the TCP connections to a peer under everybody's feet."""
     for connection in transport._connections._peers.get(peer, []):
         stream: Any = connection.mux._stream
+        if stream.socket.fileno() < 0:
+            continue  # it broke just now
         stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         stream.socket.close()
 
