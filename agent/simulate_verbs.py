@@ -7,6 +7,7 @@ import random
 import re
 import sys
 import time
+from typing import Any
 
 from coppermesh.agent import option_types
 from coppermesh.agent.verbs import EXIT_OK, Verbs, add_verb
@@ -56,10 +57,42 @@ def add(verbs: Verbs) -> None:
         metavar="N",
         help="announcers from which on a topic splits (default 256)",
     )
+    parser.add_argument(
+        "--market",
+        action="store_true",
+        help="jobs and money instead of the mesh: N/5 requesters, 4N/5 providers, some that cheat",
+    )
     parser.add_argument("--json", action="store_true", help="print one line of JSON on stdout")
 
 
 def _simulate(options: argparse.Namespace) -> int:
+    # Millions of small objects that live as long as the run: looking for cycles among them is half of the time.
+    gc.disable()
+    began = time.monotonic()
+    facts, told = (_market if options.market else _mesh)(options)
+    print(f"coppermesh: {facts['events']} events in {time.monotonic() - began:.1f} s", file=sys.stderr)
+    print(json.dumps(facts) if options.json else "\n".join(told))
+    return EXIT_OK
+
+
+def _market(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    from coppermesh.agent.simulation_market import MarketScenario
+    from coppermesh.agent.simulation_market_report import market_lines, simulate_market
+
+    requesters = max(1, options.peers // 5)
+    scenario = MarketScenario(
+        providers=options.peers - requesters,
+        requesters=requesters,
+        seed=options.seed,
+        minutes=options.minutes,
+        churn=options.churn,
+    )
+    rng = random.Random(scenario.seed)
+    facts = simulate_market(scenario, rng, _Progress(60 * scenario.minutes))
+    return facts, market_lines(facts)
+
+
+def _mesh(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     from coppermesh.agent.simulation_mesh import Scenario
     from coppermesh.agent.simulation_report import lines, simulate
 
@@ -72,14 +105,8 @@ def _simulate(options: argparse.Namespace) -> int:
         loss=options.loss,
         limit=options.shard_limit,
     )
-    # Millions of small objects that live as long as the run: looking for cycles among them is half of the time.
-    gc.disable()
-    began = time.monotonic()
     facts = simulate(scenario, random.Random(scenario.seed), _Progress(60 * scenario.minutes))
-    seconds = time.monotonic() - began
-    print(f"coppermesh: {facts['events']} events in {seconds:.1f} s", file=sys.stderr)
-    print(json.dumps(facts) if options.json else "\n".join(lines(facts)))
-    return EXIT_OK
+    return facts, lines(facts)
 
 
 class _Progress:
