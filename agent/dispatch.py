@@ -303,6 +303,7 @@ class Dispatcher:
         group.finish(job, index)
         if by is not None:
             job.praise(by.provider)
+            self._board.failing.pop(by.provider, None)
         if job.done == job.tasks:
             self._board.end_job(job, "all tasks are done")
             self._board.out.append(JobFinished(job.id, f"all {job.tasks} tasks are done"))

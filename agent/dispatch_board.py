@@ -26,6 +26,8 @@ BLAMELESS_CODES = frozenset(
     {"expired", "idle", "surplus", "expiring", "budget", "paused", "reclaimed", "released"}
 )
 """Ways in which a lease ends that say nothing against its provider."""
+PUT_BACK_FACTOR = 16
+"""30 s, 8 min, 1 h: a provider that fails whenever it is asked gets three tasks in an hour."""
 MAX_REMEMBERED = 4096
 """Ids of ended jobs and leases that are kept, so that a late event does not bring one back."""
 
@@ -44,6 +46,8 @@ class Board:
         self.ended_jobs: OrderedDict[bytes, None] = OrderedDict()
         self.ended_leases: OrderedDict[bytes, None] = OrderedDict()
         self.put_back: dict[PeerId, int] = {}
+        self.failing: dict[PeerId, tuple[int, int]] = {}
+        """Failures in a row of each provider over all jobs, and when the last was noted, on the count of starts."""
         self.deadlines: list[tuple[int, bytes]] = []
         self.starts = 0
         self.out: list[Instruction] = []
@@ -110,7 +114,15 @@ class Board:
     def blame(self, job: Job, index: int, attempt: Attempt) -> None:
         """The provider failed at a task: it gets nothing for a while, and that task for longer."""
         job.blame(index, attempt, self.starts, self.now_us + self.limits.task_exclusion_us)
-        self.put_back[attempt.provider] = self.now_us + self.limits.put_back_us
+        count, last = self.failing.pop(attempt.provider, (0, -1))
+        if attempt.began > last:  # nobody could know better when the others of a row were begun
+            count, last = count + 1, self.starts
+        self.failing[attempt.provider] = count, last
+        if len(self.failing) > MAX_REMEMBERED:
+            del self.failing[next(iter(self.failing))]
+        limits = self.limits
+        back_us = min(limits.put_back_us * PUT_BACK_FACTOR ** min(count - 1, 8), limits.max_put_back_us)
+        self.put_back[attempt.provider] = self.now_us + back_us
 
     def retry(self, job: Job, index: int, lease: bytes, code: str, sentence: str, *, blame: bool) -> None:
         """Give up an attempt and queue the task again, or fail the job where that was the last."""

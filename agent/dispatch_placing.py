@@ -70,7 +70,9 @@ class Placing:
         default_us = group.typical_us or LEAST_SERVICE_US
         while group.waiting and usable:
             lease = min(usable, key=lambda found: _expected(found, default_us))
-            full = not lease.room or len(lease.outstanding) >= min(_queue(lease), share or MAX_SCAN)
+            full = not lease.room or len(lease.outstanding) >= min(
+                _queue(lease, board.limits.unproven_tasks), share or MAX_SCAN
+            )
             found = None if full else group.take(lease, board.now_us, board.limits.max_strikes, self._near)
             if found is None:
                 usable.remove(lease)
@@ -218,9 +220,9 @@ class Placing:
         )
 
 
-def _queue(lease: Lease) -> int:
+def _queue(lease: Lease, unproven: int) -> int:
     """How many tasks are worth having there: enough that it never waits for one, few where each takes long."""
-    return MAX_SCAN if lease.service_us is None else max(2, QUEUE_US // lease.service_us)
+    return unproven if lease.service_us is None else max(2, QUEUE_US // lease.service_us)
 
 
 def _expected(lease: Lease, default_us: int) -> tuple[int, int, int]:

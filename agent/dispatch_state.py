@@ -34,6 +34,8 @@ class DispatchLimits:
     """Tries of one task, on any provider, before its job fails."""
     max_strikes: int = 2
     """Failures in a row of one provider for one job; it is not picked again for that job."""
+    unproven_tasks: int = MAX_SCAN
+    """Tasks at once under a lease before the first of them has ended."""
     tasks_per_lease: int = 4
     """One more lease is wanted for each so many tasks."""
     max_leases: int = 8
@@ -41,7 +43,8 @@ class DispatchLimits:
     max_held: int = 16
     """Leases kept for one requirement, those that are of no use at the moment included."""
     put_back_us: int = 30 * SECOND
-    """How long a provider that failed gets no task of any job."""
+    """How long a provider that failed gets no task of any job; each further time in a row `PUT_BACK_FACTOR` times."""
+    max_put_back_us: int = 3600 * SECOND
     task_exclusion_us: int = 60 * SECOND
     """How long it does not get the task it failed at: others come first, but a task never waits for nobody."""
     idle_us: int = 5 * SECOND
@@ -70,6 +73,10 @@ class DispatchLimits:
     last_retry_us: int = 15 * SECOND
     nudge_us: int = SECOND
     """Least time between two negotiations when something new was heard."""
+
+
+AGENT_LIMITS = DispatchLimits(unproven_tasks=2)
+"""An agent's: a provider that takes tasks and does none gets two of them, not its whole depth."""
 
 
 @dataclass(frozen=True, slots=True)

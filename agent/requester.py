@@ -40,6 +40,7 @@ from coppermesh.agent.dispatch_events import (
     Tick,
     WantLeases,
 )
+from coppermesh.agent.dispatch_state import AGENT_LIMITS
 from coppermesh.agent.held_leases import HeldLease
 from coppermesh.agent.histogram import histogram
 from coppermesh.agent.job_intake import JobIntake
@@ -104,7 +105,7 @@ class Requester:
         self._speeds = speeds
         self._heard = heard
         self._now_us = now_us
-        self._dispatcher = Dispatcher(now_us(), near=self._near)
+        self._dispatcher = Dispatcher(now_us(), AGENT_LIMITS, self._near)
         self._instructions_in, self._instructions_out = trio.open_memory_channel[Instruction | _Forget](
             math.inf
         )

@@ -25,7 +25,7 @@ class EventHeap:
         self.now_us = EPOCH_US
         self.events = 0
         """How many have run."""
-        self._heap: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._heap: list[tuple[int, int, Callable[..., object], tuple[Any, ...]]] = []
         self._order = 0
 
     @property
@@ -33,12 +33,12 @@ class EventHeap:
         """Seconds since the start."""
         return (self.now_us - EPOCH_US) / SECOND
 
-    def at(self, due_us: int, action: Callable[..., None], *arguments: Any) -> None:
+    def at(self, due_us: int, action: Callable[..., object], *arguments: Any) -> None:
         """Run `action(*arguments)` at that time, or now where that is past."""
         self._order += 1
         heapq.heappush(self._heap, (due_us, self._order, action, arguments))
 
-    def after(self, seconds: float, action: Callable[..., None], *arguments: Any) -> None:
+    def after(self, seconds: float, action: Callable[..., object], *arguments: Any) -> None:
         """Run `action(*arguments)` so many seconds from now."""
         self.at(self.now_us + int(seconds * SECOND), action, *arguments)
 

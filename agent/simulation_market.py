@@ -33,6 +33,7 @@ from coppermesh.agent.auction import (
 )
 from coppermesh.agent.auction import Event as AuctionEvent
 from coppermesh.agent.dispatch import Dispatcher
+from coppermesh.agent.dispatch_state import AGENT_LIMITS
 from coppermesh.agent.exposure import Exposure, Go, Leave, interval_cost
 from coppermesh.agent.leases import lease_life_us
 from coppermesh.agent.matching import Requirement, bid_misfits, survey
@@ -146,7 +147,7 @@ class SimRequester:
     def __init__(self, peer: PeerId, now_us: int, *, pays: bool) -> None:
         self.peer = peer
         self.pays = pays
-        self.dispatcher = Dispatcher(now_us)
+        self.dispatcher = Dispatcher(now_us, AGENT_LIMITS)
         self.leases: dict[bytes, HeldLease] = {}
         self.dealings: dict[PeerId, Dealings] = {}
         self.attempts: dict[tuple[bytes, int, bytes], int] = {}
@@ -216,7 +217,7 @@ class MarketSimulation:
     def _plan(self, mean_seconds: float, action: Callable[..., None], *arguments: object) -> None:
         self.heap.after(self.rng.expovariate(1 / mean_seconds), action, *arguments)
 
-    def _soon(self, action: Callable[..., None], *arguments: object) -> None:
+    def _soon(self, action: Callable[..., object], *arguments: object) -> None:
         """After a message has gone one way."""
         self.heap.after(0.01 + 0.04 * self.rng.random(), action, *arguments)
 

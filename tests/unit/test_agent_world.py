@@ -337,7 +337,7 @@ async def test_a_job_that_costs_too_much_says_so(tmp_path):
 async def test_a_job_that_everybody_refuses_for_good_ends_before_its_deadline(tmp_path, monkeypatch):
     at_once = DispatchLimits(hopeless_us=0)
     monkeypatch.setattr(
-        requester_module, "Dispatcher", lambda now_us, near: Dispatcher(now_us, at_once, near)
+        requester_module, "Dispatcher", lambda now_us, _limits, near: Dispatcher(now_us, at_once, near)
     )
     async with open_world(tmp_path) as world:
         provider = await world.add("provider", provide=True)
@@ -352,7 +352,7 @@ async def test_a_job_that_everybody_refuses_for_good_ends_before_its_deadline(tm
 async def test_a_paused_provider_is_waited_for(tmp_path, monkeypatch):
     at_once = DispatchLimits(hopeless_us=0)
     monkeypatch.setattr(
-        requester_module, "Dispatcher", lambda now_us, near: Dispatcher(now_us, at_once, near)
+        requester_module, "Dispatcher", lambda now_us, _limits, near: Dispatcher(now_us, at_once, near)
     )
     async with open_world(tmp_path) as world:
         provider = await world.add("provider", provide=True)
@@ -372,7 +372,7 @@ async def test_a_device_that_is_out_of_order_is_not_announced_and_gets_no_bid_un
 ):
     at_once = DispatchLimits(hopeless_us=0)
     monkeypatch.setattr(
-        requester_module, "Dispatcher", lambda now_us, near: Dispatcher(now_us, at_once, near)
+        requester_module, "Dispatcher", lambda now_us, _limits, near: Dispatcher(now_us, at_once, near)
     )
     async with open_world(tmp_path) as world:
         provider = await world.add("provider", provide=True)

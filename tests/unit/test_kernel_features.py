@@ -190,7 +190,9 @@ def test_a_cpu_refuses_before_it_runs_what_it_was_sent_all_the_same() -> None:
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     at_once = DispatchLimits(hopeless_us=0)
-    monkeypatch.setattr(requester_module, "Dispatcher", lambda now_us: Dispatcher(now_us, at_once))
+    monkeypatch.setattr(
+        requester_module, "Dispatcher", lambda now_us, _limits, near: Dispatcher(now_us, at_once, near)
+    )
 
 
 def zeros(inputs: Any) -> bytes:
