@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import trio
 
 from coppermesh.agent.networking import Network
-from coppermesh.p2p.addresses import parse_address
+from coppermesh.p2p.addresses import listen_address, parse_address
 from coppermesh.p2p.control import ControlHub
 from coppermesh.p2p.dial_plan import DialPlan, Kind
 from coppermesh.p2p.errors import MeshError, Refused, Unreachable
@@ -191,10 +191,8 @@ class Reacher:
         """Have `peer` dial our port, and hear where it sees us. Raises Refused, Unreachable, RemoteProtocolError."""
         request = DialBackRequest(parse_address(self._transport.addresses[0]).port)
         reply = await self._hub.request(peer, "dialback", request, DialBackReply, deadline_s=ASK_SECONDS)
-        parts = reply.seen_at.split("/")
-        if len(parts) != 5 or not parts[4].isdecimal():
-            raise Unreachable(f"{short_peer(peer)} sees us at {reply.seen_at!r}, which is no address")
-        self.state.said(peer, parts[2], int(parts[4]), Probe(reply.state), trio.current_time())
+        host, port = _place_in(reply.seen_at, peer)
+        self.state.said(peer, host, port, Probe(reply.state), trio.current_time())
         return reply
 
     async def _reserve(self, peer: PeerId) -> None:
@@ -217,6 +215,17 @@ class Reacher:
             _log.info("reachable through the relay %s", short_peer(peer))
         self._helped.add(peer)
         self.places[peer] = Place(reservation, usable[0], renew_at)
+
+
+def _place_in(seen_at: str, peer: PeerId) -> tuple[str, int]:
+    """Host and port where `peer` says it sees us: a stranger's words, of which our own announcement is made."""
+    try:
+        _, host, port = listen_address(seen_at)
+    except Unreachable:
+        host, port = "", 0
+    if not port or "%" in host:
+        raise Unreachable(f"{short_peer(peer)} sees us at {seen_at!r}, which is no address")
+    return host, port
 
 
 def _is_direct(path: PeerPath | None) -> bool:

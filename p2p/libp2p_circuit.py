@@ -87,8 +87,11 @@ def id_bytes(peer: PeerId) -> bytes:
 
 
 def address_bytes(text: str) -> bytes:
-    """An address as these messages have it."""
-    return bytes(Multiaddr(text).to_bytes())
+    """An address as these messages have it. Raises Unreachable where it is none."""
+    try:
+        return bytes(Multiaddr(text).to_bytes())
+    except (MultiaddrError, ValueError) as error:
+        raise Unreachable(f"an address that cannot be said: {error}") from None
 
 
 def address_text(data: bytes) -> str:

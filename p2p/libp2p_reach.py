@@ -1,7 +1,9 @@
 """A transport's connections through relays: calling, being called, and moving on to direct ones."""
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import trio
 
@@ -16,6 +18,12 @@ from coppermesh.p2p.transport import DIAL_SECONDS, PeerUp, Reservation, Stream
 
 PUNCH_AGAIN_SECONDS = (0.0, 8.0, 25.0)
 """Waits before each round of a called side's attempts at a direct connection."""
+PUNCH_ROUNDS = 2 * len(PUNCH_AGAIN_SECONDS)
+PUNCH_WINDOW_SECONDS = 60.0
+"""So many rounds with one peer within so long: more would make this agent knock where a stranger points."""
+MAX_PUNCHING = 8
+"""Rounds under way at once."""
+MAX_PUNCHED = 1024
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +53,10 @@ class Reach:
         self._open = open_stream
         self._own = own
         self._relays: set[PeerId] = set()
+        self._punching: set[tuple[PeerId, bool]] = set()
+        """Rounds under way: with whom, and whether we began."""
+        self._punched: OrderedDict[PeerId, list[float]] = OrderedDict()
+        """When the last rounds with a peer began."""
 
     async def reserve_at(self, relay: PeerId) -> Reservation:
         """Ask a connected relay to bring us callers. Raises Refused (also where it is no relay), MeshError.
@@ -105,7 +117,25 @@ class Reach:
         """The handler of hole punches."""
         if not self.punches_holes:
             raise Unreachable("this agent punches no holes")
-        await self.puncher.answer(stream)
+        with self._punch_round(stream.peer, begins=False):
+            await self.puncher.answer(stream)
+
+    @contextmanager
+    def _punch_round(self, peer: PeerId, *, begins: bool) -> Iterator[None]:
+        """One round of attempts, in which `peer` says where to dial. Raises Unreachable where it has had enough."""
+        now, round_with = trio.current_time(), (peer, begins)
+        rounds = [at for at in self._punched.get(peer, ()) if now - at < PUNCH_WINDOW_SECONDS]
+        if round_with in self._punching or len(self._punching) >= MAX_PUNCHING or len(rounds) >= PUNCH_ROUNDS:
+            raise Unreachable(f"no more hole punches with {short_peer(peer)} now")
+        self._punched[peer] = [*rounds, now]
+        self._punched.move_to_end(peer)
+        while len(self._punched) > MAX_PUNCHED:
+            self._punched.popitem(last=False)
+        self._punching.add(round_with)
+        try:
+            yield
+        finally:
+            self._punching.discard(round_with)
 
     async def _begin_punch(self, peer: PeerId) -> None:
         """Try now and, since routers forget and packets get lost, twice more soon after."""
@@ -115,11 +145,12 @@ class Reach:
             if path is None or path.relay is None:
                 return
             try:
-                stream, _ = await self._open(peer, [DCUTR])
-                try:
-                    await self.puncher.call(stream)
-                finally:
-                    stream.close_now()
+                with self._punch_round(peer, begins=True):
+                    stream, _ = await self._open(peer, [DCUTR])
+                    try:
+                        await self.puncher.call(stream)
+                    finally:
+                        stream.close_now()
             except MeshError as error:
                 _log.debug("hole punch with %s: %s", short_peer(peer), error)
 
