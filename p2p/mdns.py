@@ -16,7 +16,7 @@ from contextlib import suppress
 from ipaddress import IPv4Address
 
 import trio
-from zeroconf import BadTypeInNameException, IPVersion, ServiceBrowser, ServiceInfo, ServiceListener, Zeroconf
+from zeroconf import IPVersion, ServiceBrowser, ServiceInfo, ServiceListener, Zeroconf
 
 from coppermesh.p2p.addresses import parse_address
 from coppermesh.p2p.ids import MeshId, PeerId, short_peer
@@ -69,17 +69,19 @@ class Mdns:
                 continue
             try:
                 await self._run_on(said)
-            except OSError as error:
+            except Exception as error:  # noqa: BLE001
+                # The library raises errors of its own too, such as when its thread was late; none may end the agent.
+                why = _reason_of(error)
                 if self.trouble is None:
-                    _log.info("no mDNS on %s: %s", ", ".join(said[0]), error.strerror or error)
-                self.trouble = str(error.strerror or error)
+                    _log.info("no mDNS on %s: %s", ", ".join(said[0]), why)
+                self.trouble = why
                 await trio.sleep(RETRY_SECONDS)
 
     def _state(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         return tuple(self._interfaces()), tuple(self._addresses())
 
     async def _run_on(self, said: tuple[tuple[str, ...], tuple[str, ...]]) -> None:
-        """Serve until the addresses change. Raises OSError where multicast is not to be had."""
+        """Serve until the addresses change. Raises OSError where there is no multicast, and what the library does."""
         interfaces, addresses = said
         heard_in, heard_out = trio.open_memory_channel[str](MAX_WAITING)
         listener = _Listener(trio.lowlevel.current_trio_token(), heard_in)
@@ -97,7 +99,7 @@ class Mdns:
         finally:
             listener.close()
             with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(zeroconf.close)
+                await trio.to_thread.run_sync(_close, zeroconf)
 
     def _register(self, zeroconf: Zeroconf, interfaces: Sequence[str], addresses: Sequence[str]) -> None:
         info = ServiceInfo(
@@ -157,10 +159,26 @@ def _open(interfaces: Sequence[str]) -> Zeroconf:
     return Zeroconf(interfaces=list(interfaces), ip_version=IPVersion.V4Only)
 
 
+def _close(zeroconf: Zeroconf) -> None:
+    try:
+        zeroconf.close()
+    except Exception as error:  # noqa: BLE001
+        _log.debug("mDNS did not take its leave: %s", _reason_of(error))
+
+
+def _reason_of(error: BaseException) -> str:
+    """The first error in a group, in words."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return str(getattr(error, "strerror", None) or str(error) or type(error).__name__)
+
+
 def _text_of(zeroconf: Zeroconf, name: str) -> bytes | None:
     """The TXT record of the service called `name`."""
     try:
         info = zeroconf.get_service_info(SERVICE, name, LOOKUP_MILLISECONDS)
-    except (BadTypeInNameException, OSError, RuntimeError):  # a stranger's name, or the library is closing
+    except Exception as error:  # noqa: BLE001
+        # A stranger's name, a library that is closing, or whose thread was late: this service is not looked at.
+        _log.debug("mDNS: %s", _reason_of(error))
         return None
     return None if info is None else info.text

@@ -1,12 +1,15 @@
 """What is said on the local network: the TXT record (pure), and two agents that find each other on loopback."""
 
+from typing import Any, cast
+
 import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
+from zeroconf import EventLoopBlocked
 
 from coppermesh.p2p.ids import PeerId, format_peer, mesh_id
-from coppermesh.p2p.mdns import Mdns
+from coppermesh.p2p.mdns import RETRY_SECONDS, Found, Mdns, _text_of
 from coppermesh.p2p.mdns_records import MAX_TEXT_BYTES, make_text, mesh_hint, read_text
 from coppermesh.p2p.signing import PeerKey
 
@@ -152,3 +155,34 @@ async def test_a_network_without_multicast_is_said_and_tried_again() -> None:
             while it.trouble is None:  # noqa: ASYNC110 - a plain attribute says it
                 await trio.sleep(0.01)
             nursery.cancel_scope.cancel()
+
+
+async def test_a_library_that_fails_is_tried_again_and_ends_nothing(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = []
+
+    class Late:
+        """As on a machine that slept: everything takes too long."""
+
+        def get_service_info(self, *_: object) -> None:
+            raise EventLoopBlocked
+
+        def close(self) -> None:
+            raise EventLoopBlocked
+
+    def browse(*_: object) -> None:
+        tries.append(trio.from_thread.run_sync(trio.current_time))
+        raise EventLoopBlocked
+
+    late: Any = Late()
+    monkeypatch.setattr("coppermesh.p2p.mdns._open", lambda _: late)
+    monkeypatch.setattr("coppermesh.p2p.mdns.ServiceBrowser", browse)
+    one = Mdns(
+        MESH, PEER, addresses=list, interfaces=lambda: ["127.0.0.1"], found=cast("Found", lambda *_: None)
+    )
+    with trio.move_on_after(2.5 * RETRY_SECONDS):
+        await one.run()
+    assert len(tries) == 3
+    assert one.trouble == "EventLoopBlocked"
+    assert _text_of(late, "stranger") is None
