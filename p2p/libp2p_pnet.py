@@ -6,12 +6,16 @@ anything at all, and Noise inside it proves who is there. The first bytes inside
 peer with another key is told from garbage at once instead of by a timeout.
 
 XSalsa20 is Salsa20 under a key made of the first 16 bytes of the nonce by HSalsa20 (Bernstein, "Extending the Salsa20
-nonce", 2011). PyCryptodome has Salsa20 as a stream with a position; HSalsa20 is here, once per direction.
+nonce", 2011). libsodium has it with a position, but PyNaCl does not hand that function out; where its library has the
+symbol it is called directly, in place and twice as fast. Elsewhere PyCryptodome's Salsa20 does it, with our HSalsa20.
 """
 
+import ctypes
+import importlib
 import secrets
 import struct
-from typing import TypeAlias
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import trio
 from blake3 import blake3
@@ -61,9 +65,60 @@ def _rotated(value: int, places: int) -> int:
     return ((value << places) | (value >> (32 - places))) & _MASK
 
 
-def xsalsa20(key: bytes, nonce: bytes) -> Salsa20.Salsa20Cipher:
-    """The stream cipher; each call of its `encrypt` goes on where the last one ended."""
-    return Salsa20.new(key=hsalsa20(key, nonce[:16]), nonce=nonce[16:])
+def _find_libsodium() -> Callable[..., int] | None:
+    """`crypto_stream_xsalsa20_xor_ic(out, in, length, nonce, first block, key)` of PyNaCl's own libsodium."""
+    try:
+        library = ctypes.CDLL(importlib.import_module("nacl._sodium").__file__)
+        found: Any = library.crypto_stream_xsalsa20_xor_ic
+    except (ImportError, OSError, AttributeError):
+        return None
+    pointer, size = ctypes.c_void_p, ctypes.c_ulonglong
+    found.argtypes = [pointer, pointer, size, ctypes.c_char_p, ctypes.c_uint64, ctypes.c_char_p]
+    found.restype = ctypes.c_int
+    return found  # type: ignore[no-any-return]
+
+
+_XOR: Callable[..., int] | None = _find_libsodium()
+_BLOCK = 64
+
+
+class XSalsa20:
+    """The stream cipher; each call goes on where the last one ended."""
+
+    def __init__(self, key: bytes, nonce: bytes, *, xor: Callable[..., int] | None = _XOR) -> None:
+        """`xor` None: by PyCryptodome."""
+        self._key, self._nonce, self._xor = key, nonce, xor
+        self._position = 0
+        self._cipher = None if xor else Salsa20.new(key=hsalsa20(key, nonce[:16]), nonce=nonce[16:])
+
+    def encrypt(self, data: bytes | bytearray | memoryview) -> bytearray:
+        """A copy of `data`, encrypted or decrypted: it is the same."""
+        copy = bytearray(data)
+        self.in_place(memoryview(copy))
+        return copy
+
+    def in_place(self, view: memoryview) -> None:
+        """Encrypt or decrypt memory where it is."""
+        if self._cipher is not None:
+            self._cipher.encrypt(bytes(view), output=view)
+            return
+        # Inside a block: the rest of it by hand, so that the bulk begins where a block does.
+        begun = self._position % _BLOCK
+        head = min(len(view), _BLOCK - begun) if begun else 0
+        if head:
+            block = bytearray(_BLOCK)
+            self._call(memoryview(block), self._position // _BLOCK)
+            for index in range(head):
+                view[index] ^= block[begun + index]
+        if len(view) > head:
+            self._call(view[head:], (self._position + head) // _BLOCK)
+        self._position += len(view)
+
+    def _call(self, view: memoryview, block: int) -> None:
+        assert self._xor is not None
+        memory = (ctypes.c_char * len(view)).from_buffer(view)
+        address = ctypes.addressof(memory)
+        self._xor(address, address, len(view), self._nonce, block, self._key)
 
 
 class SwarmStream:
@@ -72,8 +127,8 @@ class SwarmStream:
     def __init__(self, stream: trio.SocketStream, key: bytes, nonce: bytes) -> None:
         self._stream = stream
         self._key = key
-        self._sending = xsalsa20(key, nonce)
-        self._receiving: Salsa20.Salsa20Cipher | None = None
+        self._sending = XSalsa20(key, nonce)
+        self._receiving: XSalsa20 | None = None
         self._unchecked = _FIRST_BYTES
 
     @property
@@ -97,7 +152,7 @@ class SwarmStream:
         assert self._receiving is not None
         count = await self._stream.socket.recv_into(buffer)
         part = buffer[:count]
-        self._receiving.decrypt(bytes(part), output=part)
+        self._receiving.in_place(part)
         if self._unchecked:
             self._check(bytes(part[: len(self._unchecked)]))
         return count
@@ -109,7 +164,7 @@ class SwarmStream:
             if not piece:
                 return False
             nonce += piece
-        self._receiving = xsalsa20(self._key, bytes(nonce))
+        self._receiving = XSalsa20(self._key, bytes(nonce))
         return True
 
     def _check(self, first: bytes) -> None:

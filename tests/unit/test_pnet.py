@@ -6,14 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nacl.secret import SecretBox
 
+from coppermesh.p2p import libp2p_pnet
 from coppermesh.p2p.errors import LocalProtocolError
 from coppermesh.p2p.libp2p_pnet import (
     WrongSwarmKey,
+    XSalsa20,
     enter_swarm,
     hsalsa20,
     swarm_key_text,
     topic_tag,
-    xsalsa20,
 )
 
 KEY, OTHER = bytes(range(32)), bytes(range(1, 33))
@@ -31,17 +32,21 @@ def test_hsalsa20_is_the_one_of_the_paper():
 
 
 @given(st.binary(min_size=32, max_size=32), st.binary(min_size=24, max_size=24), st.binary(max_size=300))
-def test_the_stream_is_libsodiums_xsalsa20(key, nonce, data):
+def test_the_stream_is_libsodiums_XSalsa20(key, nonce, data):
     # A secret box is XSalsa20 from byte 32 of the stream on, behind a 16-byte tag.
     sealed = SecretBox(key).encrypt(data, nonce).ciphertext[16:]
-    assert xsalsa20(key, nonce).encrypt(bytes(32) + data)[32:] == sealed
+    assert XSalsa20(key, nonce).encrypt(bytes(32) + data)[32:] == sealed
 
 
-@given(st.binary(min_size=1, max_size=500), st.lists(st.integers(1, 200), max_size=5))
-def test_the_stream_goes_on_over_any_cuts(data, cuts):
-    nonce = bytes(24)
-    whole, parts = xsalsa20(KEY, nonce).encrypt(data), b""
-    cipher, rest = xsalsa20(KEY, nonce), data
+@given(
+    st.binary(min_size=1, max_size=500),
+    st.lists(st.integers(1, 200), max_size=5),
+    st.sampled_from([None, libp2p_pnet._XOR]),
+)
+def test_the_stream_goes_on_over_any_cuts_with_either_library(data, cuts, xor):
+    nonce = bytes(range(24))
+    whole, parts = XSalsa20(KEY, nonce, xor=None).encrypt(data), b""
+    cipher, rest = XSalsa20(KEY, nonce, xor=xor), data
     for cut in cuts:
         parts += cipher.encrypt(rest[:cut])
         rest = rest[cut:]
@@ -99,6 +104,10 @@ async def test_without_a_key_the_stream_is_left_alone_and_a_short_key_is_a_bug()
         assert await enter_swarm(left, None) is left
         with pytest.raises(LocalProtocolError, match="32 bytes"):
             await enter_swarm(left, b"short")
+
+
+def test_here_libsodium_is_called_directly():
+    assert libp2p_pnet._XOR is not None
 
 
 def test_texts():

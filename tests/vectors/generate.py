@@ -25,7 +25,7 @@ from coppermesh.p2p.envelope import record_id, sign_record, to_bytes
 from coppermesh.p2p.framing import encode_frame
 from coppermesh.p2p.ids import MeshId, PeerId, format_peer, mesh_id
 from coppermesh.p2p.invitation import Invitation, invitation_text
-from coppermesh.p2p.libp2p_pnet import xsalsa20
+from coppermesh.p2p.libp2p_pnet import XSalsa20
 from coppermesh.p2p.mdns_records import make_text
 from coppermesh.p2p.membership import private_mesh_id
 from coppermesh.p2p.membership_records import Certificate, Joining, Quota, Revocation, Rotation, Usage
@@ -1063,7 +1063,7 @@ def swarm_streams() -> Iterator[Vector]:
     """What a side sends under a swarm key, after its nonce."""
     key, nonce = filled(0x55), bytes(range(24))
     for name, data in (("multistream", b"\x13/multistream/1.0.0\n"), ("long", bytes(200))):
-        sealed = xsalsa20(key, nonce).encrypt(data)
+        sealed = XSalsa20(key, nonce).encrypt(data)
         headers = {"key": key.hex(), "nonce": nonce.hex(), "plain": data.hex()}
         yield Vector("swarm", name, "ok", "XSalsa20 from byte 0 of the stream on", sealed, headers)
 

@@ -23,7 +23,7 @@ from coppermesh.p2p.errors import MeshError, Refused, RemoteProtocolError, Unrea
 from coppermesh.p2p.framing import FrameDecoder
 from coppermesh.p2p.ids import MeshId, PeerId, format_peer, parse_peer
 from coppermesh.p2p.invitation import read_invitation
-from coppermesh.p2p.libp2p_pnet import xsalsa20
+from coppermesh.p2p.libp2p_pnet import XSalsa20
 from coppermesh.p2p.mdns_records import read_text
 from coppermesh.p2p.membership import MembershipBook
 from coppermesh.p2p.receipt_file import check_receipt_file
@@ -180,8 +180,8 @@ def run_invitation(vector: Vector) -> str:
 
 def run_swarm(vector: Vector) -> str:
     headers = vector.headers
-    cipher = xsalsa20(bytes.fromhex(headers["key"]), bytes.fromhex(headers["nonce"]))
-    return "ok" if cipher.decrypt(vector.body).hex() == headers["plain"] else "wrong"
+    cipher = XSalsa20(bytes.fromhex(headers["key"]), bytes.fromhex(headers["nonce"]))
+    return "ok" if cipher.encrypt(vector.body).hex() == headers["plain"] else "wrong"
 
 
 def run_challenge(vector: Vector) -> str:
