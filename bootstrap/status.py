@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
-from typing import Any
+from typing import Any, cast
 
 import trio
 
@@ -84,17 +84,20 @@ class _Server(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: _Server
     timeout = REQUEST_SECONDS
     protocol_version = "HTTP/1.0"
     server_version = "coppermesh"
     sys_version = ""
 
+    @property
+    def _pages(self) -> _Pages:
+        return cast("_Server", self.server).pages
+
     def do_GET(self) -> None:
         if _HOST.fullmatch(self.headers.get("Host", "")) is None:
             self.send_error(403, "ask for this page by 127.0.0.1 or localhost")
             return
-        found = self.server.pages.find(self.path.partition("?")[0])
+        found = self._pages.find(self.path.partition("?")[0])
         if found is None:
             self.send_error(404)
             return
@@ -102,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
-        self.send_header("Content-Security-Policy", self.server.pages.policy)
+        self.send_header("Content-Security-Policy", self._pages.policy)
         self.send_header("X-Content-Type-Options", "nosniff")
         self.send_header("Referrer-Policy", "no-referrer")
         self.send_header("Cache-Control", "no-store")

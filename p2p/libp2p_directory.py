@@ -124,14 +124,15 @@ class Directory:
 
     def _register(self, peer: PeerId, asked: Any, now: float) -> RendezvousMessage:
         answer = RendezvousMessage(type=RendezvousMessage.REGISTER_RESPONSE)
+        response: Any = answer.registerResponse
         status, addresses = self._judge(peer, asked)
         ttl = asked.ttl or MAX_TTL
         if status == OK and peer not in self._registered and len(self.known(now)) >= MAX_REGISTERED:
             status = FULL
         if status == OK:
             self._registered[peer] = Registered(tuple(addresses), now + ttl)
-            answer.registerResponse.ttl = ttl
-        answer.registerResponse.status = status
+            response.ttl = ttl
+        response.status = status
         return answer
 
     def _judge(self, peer: PeerId, asked: Any) -> tuple[Any, list[str]]:

@@ -14,7 +14,7 @@ from coppermesh.p2p.blob_store import open_blob_store
 from coppermesh.p2p.blobs import LEAF_BYTES, digest_of, leaf_digests
 from coppermesh.p2p.errors import MeshError, Refused, RemoteProtocolError, Unreachable
 from coppermesh.p2p.ids import PeerId, mesh_id
-from coppermesh.p2p.libp2p_circuit import HOP, STOP, id_bytes, read_message, write_message
+from coppermesh.p2p.libp2p_circuit import HOP, STOP, as_status, id_bytes, read_message, write_message
 from coppermesh.p2p.libp2p_relay import RelayServer, through
 from coppermesh.p2p.libp2p_transport import Libp2pTransport, open_libp2p_transport
 from coppermesh.p2p.reachability import Probe
@@ -142,7 +142,7 @@ async def test_another_key_than_the_one_called_is_refused() -> None:
         # The relay lies: it connects the caller with a peer that it did not ask for.
         async def lie(stream: Stream) -> None:
             await read_message(stream, HopMessage)
-            await write_message(stream, HopMessage(type=HopMessage.STATUS, status=100))
+            await write_message(stream, HopMessage(type=HopMessage.STATUS, status=as_status(100)))
             onward = await it.relay.open_stream(it.called.peer, STOP)
             request = StopMessage(type=StopMessage.CONNECT)
             request.peer.id = id_bytes(it.caller.peer)

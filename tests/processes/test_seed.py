@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from coppermesh.agent.local_agents import COMMAND_LINE
+from coppermesh.agent.local_link import LocalLink
 
 pytestmark = pytest.mark.processes
 ENDING_SECONDS = 20
@@ -52,8 +53,13 @@ def fetch(url: str, host: str | None = None) -> tuple[dict[str, str], bytes]:
 
 
 def peers_of(home: Path) -> dict[str, Any]:
-    _, facts, _ = run("peers", "--home", str(home), "--json")
-    return {row["peer"]: row for row in facts["peers"] if row["connected"]}
+    with LocalLink(home / "agent.sock") as link:
+        facts = json.loads(link.call_json("peers"))
+    return {row["peer"]: row for row in facts["peers"]}
+
+
+def connected_to(home: Path) -> dict[str, Any]:
+    return {peer: row for peer, row in peers_of(home).items() if row["connected"]}
 
 
 def test_two_agents_meet_through_a_seed_and_outlive_it(tmp_path, eventually):
@@ -67,15 +73,15 @@ def test_two_agents_meet_through_a_seed_and_outlive_it(tmp_path, eventually):
                 )
                 for name in ("a", "b")
             )
-            eventually(lambda: second["peer"] in peers_of(tmp_path / "a"), "the two find each other")
-            rows = peers_of(tmp_path / "a")
+            eventually(lambda: second["peer"] in connected_to(tmp_path / "a"), "the two find each other")
+            rows = connected_to(tmp_path / "a")
             assert rows[seed["peer"]]["found"] == "bootstrap"
             assert rows[seed["peer"]]["devices"] == []
             assert {row["path"] for row in rows.values()} == {"direct"}
             assert all(row["latency_ms"] > 0 for row in rows.values())
-        eventually(lambda: seed["peer"] not in peers_of(tmp_path / "a"), "the seed is gone")
-        assert second["peer"] in peers_of(tmp_path / "a")
-        assert first["peer"] in peers_of(tmp_path / "b")
+        eventually(lambda: seed["peer"] not in connected_to(tmp_path / "a"), "the seed is gone")
+        assert second["peer"] in connected_to(tmp_path / "a")
+        assert first["peer"] in connected_to(tmp_path / "b")
 
         code, told, _ = run("doctor", "network", "--home", str(tmp_path / "a"), "--json")
         findings = {finding["name"]: finding for finding in told["findings"]}
@@ -88,6 +94,7 @@ def test_two_agents_meet_through_a_seed_and_outlive_it(tmp_path, eventually):
         assert secret.decode() not in json.dumps(told)
 
 
+@pytest.mark.slow
 def test_an_agent_may_be_a_relay_for_its_mesh(tmp_path, eventually):
     for name in ("relay", "called", "caller"):
         (tmp_path / name).mkdir(mode=0o700)
@@ -99,19 +106,22 @@ def test_an_agent_may_be_a_relay_for_its_mesh(tmp_path, eventually):
         (tmp_path / "caller" / "config.toml").write_text(f'mesh = "relays"\nbootstrap = ["{at}"]\n')
         with running("agent", tmp_path / "called") as called:
             eventually(
-                lambda: relay["peer"] in peers_of(tmp_path / "called"), "the called one is at the relay"
+                lambda: relay["peer"] in connected_to(tmp_path / "called"), "the called one is at the relay"
             )
             eventually(
-                lambda: "p2p-circuit" in str(run("peers", "--home", str(tmp_path / "relay"), "--json")[1]),
+                lambda: "p2p-circuit" in str(peers_of(tmp_path / "relay")),
                 "the called one announces its place at the relay",
             )
             with running("agent", tmp_path / "caller"):
-                eventually(lambda: called["peer"] in peers_of(tmp_path / "caller"), "the called one is found")
-                row = peers_of(tmp_path / "caller")[called["peer"]]
+                eventually(
+                    lambda: called["peer"] in connected_to(tmp_path / "caller"), "the called one is found"
+                )
+                row = connected_to(tmp_path / "caller")[called["peer"]]
                 assert row["path"] == "relayed"
                 assert row["relay"] == relay["peer"]
 
 
+@pytest.mark.slow
 def test_the_doctor_says_that_a_seed_is_of_another_mesh(tmp_path, eventually):
     with (
         running("bootstrap", tmp_path / "seed", "--mesh", "one", "--status-port", "0") as seed,
