@@ -1,8 +1,10 @@
 """Kernels whose threads wait for each other, on the CPU: every primitive against NumPy or Python, and every trap."""
+# ruff: noqa: E501  # kernels are easier to read on one line
 
 import contextlib
 import os
 import platform
+import re
 import threading
 import time
 from pathlib import Path
@@ -663,6 +665,47 @@ def test_one_block_that_fails_ends_the_launch_on_every_core(run):
     out = np.zeros(64, i4)
     assert "block (3,0,0) called __trap()" in run.trap(source, (1_000_000,), (64,), out)
     assert out[0] < 500_000
+
+
+THROUGH = "__device__ int get(const int* s, int i) { return s[i]; }\n__device__ void put(int* s, int i, int v) { s[i] = v; }"
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("__shared__ int s[64]; s[t] = t; __syncthreads(); out[t] = get(s, t + 1);",
+         r"thread \(63,0,0\) of block \(0,0,0\) went beyond the shared array s: byte 256 of 256"),
+        ("__shared__ int u[8], s[64]; s[t] = u[t & 7]; __syncthreads(); out[t] = get(s + 32, t + 5000);",
+         r"thread \(63,0,0\) of block \(0,0,0\) went beyond the shared array s: byte 20380 of 256"),
+        ("__shared__ int s[64]; put(s, t - 1, 5); __syncthreads(); out[t] = s[t];",
+         r"block \(0,0,0\) wrote 4 bytes before the shared array s of 256 bytes"),
+        ("__shared__ int s[61]; put(s, t < 63 ? t : 0, 5); __syncthreads(); out[t] = 1;",
+         r"block \(0,0,0\) wrote 8 bytes beyond the shared array s of 244 bytes"),
+        ("__shared__ volatile float q[1024]; auto f = [&](int i) { return q[i]; }; q[t] = 1; __syncthreads(); out[t] = f(t - 1);",
+         r"used index -1 of an array|went before the shared array q: byte -4 of 4096"),
+    ],
+)  # fmt: skip
+def test_indices_that_leave_a_shared_array_through_a_pointer_are_trapped(run, body, words):
+    assert re.search(words, run.trap(kernel(body, THROUGH), (1,), (64,), np.zeros(64, i4)))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "__shared__ int s[64], u[2]; auto f = [=](int i) { return s[i] + u[0]; }; s[t] = t; __syncthreads(); out[t] = f(63 - t);",
+        "static __shared__ alignas(32) int s[64]; volatile __shared__ float q[4][4], v; q[t & 3][1] = v; s[t] = t;"
+        " __syncthreads(); out[t] = s[63 - t] + (int)q[0][1];",
+        "for (int k = 0; k < 2; k++) { __shared__ struct { int a[64]; } s[2]; s[k].a[t] = t; __syncthreads(); out[t] = s[k].a[63 - t]; }",
+        "switch (t / 64) { case 0: __shared__ int s[64]; s[t] = t; break; default: out[0] = 1; } __syncthreads(); out[t] = 63 - t;",
+        "__shared__ int s[64]; struct Local { static __device__ int size() { return sizeof(s) / sizeof(s[0]); } }; s[t] = t;"
+        " __syncthreads(); out[t] = s[Local::size() - 1 - t];",
+    ],
+)  # fmt: skip
+def test_spellings_of_shared_arrays(run, body):
+    out = np.zeros(64, i4)
+    for _ in range(2):  # the second launch finds the first one's pages
+        run(kernel(body), (3,), (64,), out)
+        np.testing.assert_array_equal(out, np.arange(63, -1, -1))
 
 
 def test_too_much_shared_memory_is_refused_by_name(run):

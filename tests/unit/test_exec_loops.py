@@ -209,6 +209,31 @@ def test_most_cases_are_changed_at_all():
     }
 
 
+@pytest.mark.parametrize(
+    ("name", "read"),
+    {
+        "flat of two": "linear = 1", "launch, tid": "linear = 1", "launch, stride": "linear = 1",
+        "sum": "kept = true", "sum of all": "kept = true", "sum by blocks": "apart = true",
+        "rows of blocks": "blockwise = true", "grid of two": "nested = true", "independent": "independent = true",
+        "independent counts": "independent = true", "offset by rows": "sum_below(n",
+    }.items(),
+)  # fmt: skip
+def test_what_is_read_in_them(name, read):
+    text = f'{BEFORE}extern "C" __global__ void k(int* o, const float* a, float* b, int n, int m) {{ {CASES[name]} }}'
+    assert read in rewrite_loops(text, ["k"], {})[0]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["not independent", "counts that matter", "sum of arguments", "sum by a pointer", "sum by a reference"],
+)
+def test_what_is_not_read_in_them(name):
+    text = f'{BEFORE}extern "C" __global__ void k(int* o, const float* a, float* b, int n, int m) {{ {CASES[name]} }}'
+    changed = rewrite_loops(text, ["k"], {})[0]
+    assert "independent = true" not in changed
+    assert "kept = true" not in changed
+
+
 @pytest.mark.parametrize("blocks", [(1 << 20) + 3, (1 << 22) + 1])
 def test_rows_beyond_a_million_blocks(blocks, tmp_path):
     body = f"int i = {X}; if (i < n) atomicAdd(&o[i & 1023], 1);"
