@@ -693,12 +693,12 @@ def test_indices_that_leave_a_shared_array_through_a_pointer_are_trapped(run, bo
     "body",
     [
         "__shared__ int s[64], u[2]; auto f = [=](int i) { return s[i] + u[0]; }; s[t] = t; __syncthreads(); out[t] = f(63 - t);",
-        "static __shared__ alignas(32) int s[64]; volatile __shared__ float q[4][4], v; q[t & 3][1] = v; s[t] = t;"
-        " __syncthreads(); out[t] = s[63 - t] + (int)q[0][1];",
+        ("static __shared__ alignas(32) int s[64]; volatile __shared__ float q[4][4], v; q[t & 3][1] = v; s[t] = t;"
+        " __syncthreads(); out[t] = s[63 - t] + (int)q[0][1];"),
         "for (int k = 0; k < 2; k++) { __shared__ struct { int a[64]; } s[2]; s[k].a[t] = t; __syncthreads(); out[t] = s[k].a[63 - t]; }",
         "switch (t / 64) { case 0: __shared__ int s[64]; s[t] = t; break; default: out[0] = 1; } __syncthreads(); out[t] = 63 - t;",
-        "__shared__ int s[64]; struct Local { static __device__ int size() { return sizeof(s) / sizeof(s[0]); } }; s[t] = t;"
-        " __syncthreads(); out[t] = s[Local::size() - 1 - t];",
+        ("__shared__ int s[64]; struct Local { static __device__ int size() { return sizeof(s) / sizeof(s[0]); } }; s[t] = t;"
+        " __syncthreads(); out[t] = s[Local::size() - 1 - t];"),
     ],
 )  # fmt: skip
 def test_spellings_of_shared_arrays(run, body):
