@@ -177,7 +177,7 @@ class MeshKeeper:
             self._take_revocation(notice, now_us)
         for chain in reply.chains:
             try:
-                self.private.book.learn(chain, subject_of(chain), now_us)
+                self.private.book.learn(chain, subject_of(chain), now_us, hearsay=True)
             except Refused as error:
                 _log.debug("a member that was named is none here: %s", error)
         self._dirty.set()

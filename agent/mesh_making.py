@@ -55,7 +55,7 @@ def open_private_mesh(home: Home, mesh: MeshId, now_us: int) -> PrivateMesh:
             private.book.offer(notice, now_us)
     for chain in state.members:
         with suppress(MeshError):
-            private.book.learn(chain, subject_of(chain), now_us)
+            private.book.learn(chain, subject_of(chain), now_us, hearsay=True)
     private.learn_oneself(now_us)
     return private
 

@@ -11,12 +11,19 @@ Revocations. An admin revokes anybody who is not above it in its own chain, the 
 itself (that is leaving). A revoked peer is no member whatever it shows. What it had issued counts up to the serial
 that the revocation names. A revoked admin may still have signed revocations: they count only if no revocation by a
 signer *nearer the root* (with a shorter chain) names that admin, so the outcome depends on what is known and not on
-the order in which it arrived. Between equals both count: each mistrusts the other, and the root key decides.
+the order in which it arrived. Between equals both count: each mistrusts the other, and the root key decides. The same
+holds for whom a revoked admin made an admin: a certificate that does not count any more gives no right to revoke.
+Nobody revokes the root key. One revocation is held for each signer and subject, the strictest, and of one signer not
+more than `MAX_BY_SIGNER`; where there is no room, those nearer the root displace the others: no member can fill the
+book so that it could not be revoked.
 
-Nothing here reads a clock; times are microseconds since the epoch.
+A member says itself which chain is its own. What others say of it counts until it has.
+
+Nothing here reads a clock; times are microseconds since the epoch. Safe to use from several threads.
 """
 
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -24,7 +31,7 @@ from blake3 import blake3
 
 from coppermesh.p2p.envelope import Opened, open_record
 from coppermesh.p2p.errors import Refused, RemoteProtocolError
-from coppermesh.p2p.ids import Digest, MeshId, PeerId, short_peer
+from coppermesh.p2p.ids import MeshId, PeerId, short_peer
 from coppermesh.p2p.membership_records import (
     MAX_CHAIN,
     Certificate,
@@ -39,6 +46,8 @@ MAX_LIFE_US = 30 * DAY_US
 SKEW_US = 120_000_000
 """How far another clock may be ahead."""
 MAX_REVOCATIONS = 1024
+MAX_BY_SIGNER = 256
+"""Revocations of one signer but the root key."""
 MAX_MEMBERS = 4096
 
 
@@ -156,6 +165,35 @@ def check_issue(certificate: Certificate, issuer: Certificate) -> None:
         raise _refused("wider-expiry")
 
 
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A revocation, how it travels, and its signer's chain: its length, and who issued its links by which serials."""
+
+    opened: Opened[Revocation]
+    notice: RevocationNotice
+    distance: int
+    issuers: tuple[tuple[PeerId, int], ...]
+
+    @property
+    def is_leave(self) -> bool:
+        """Its signer leaves by it."""
+        return self.opened.record.subject == self.opened.signer
+
+    def counts(self, revoked: Mapping[PeerId, int]) -> bool:
+        """Whether it does, given what those nearer the root have revoked."""
+        if self.is_leave:
+            return True
+        holds = all(serial <= revoked.get(issuer, serial) for issuer, serial in self.issuers)
+        return holds and self.opened.signer not in revoked
+
+    def is_stricter_than(self, other: "_Held | None") -> bool:
+        """Whether it says more than another of the same signer and subject."""
+        if other is None:
+            return True
+        one, two = self.opened.record, other.opened.record
+        return (-one.last_serial, one.expires_us) > (-two.last_serial, two.expires_us)
+
+
 class MembershipBook:
     """Who is a member of one private mesh, as far as this agent has been shown: chains and revocations."""
 
@@ -163,10 +201,13 @@ class MembershipBook:
         self._root = root
         self._mesh = mesh
         self._members: dict[PeerId, Member] = {}
-        self._notices: dict[Digest, tuple[Opened[Revocation], int, RevocationNotice]] = {}
-        """By id: the revocation, its signer's distance from the root, and how it travels."""
+        self._hearsay: set[PeerId] = set()
+        """Members that have not shown a chain themselves."""
+        self._notices: dict[tuple[PeerId, PeerId], _Held] = {}
+        """By signer and subject."""
         self._revoked: dict[PeerId, int] = {}
         """Who is revoked, and the last serial of theirs that counts."""
+        self._lock = threading.RLock()
 
     # Chains
 
@@ -216,15 +257,23 @@ class MembershipBook:
             raise _refused("expired", f"link of {short_peer(PeerId(certificate.subject))}")
         return link
 
-    def learn(self, chain: Sequence[SignedRecord], peer: PeerId, now_us: int) -> Member:
-        """`check`, and remember the longest-lived chain of each member. Raises Refused."""
+    def learn(
+        self, chain: Sequence[SignedRecord], peer: PeerId, now_us: int, *, hearsay: bool = False
+    ) -> Member:
+        """`check`, and remember the longest-lived chain that each member has shown. Raises Refused.
+
+        `hearsay`: not `peer` itself shows it; it is remembered where nothing better is known.
+        """
         member = self.check(chain, peer, now_us)
-        held = self._members.get(peer)
-        if held is None and len(self._members) >= MAX_MEMBERS:
-            raise Refused("crowded", f"{MAX_MEMBERS} members are known already")
-        if held is None or member.expires_us >= held.expires_us:
-            self._members[peer] = member
-        return self._members[peer]
+        with self._lock:
+            held = self.member(peer, now_us)
+            if peer not in self._members and len(self._members) >= MAX_MEMBERS:
+                raise Refused("crowded", f"{MAX_MEMBERS} members are known already")
+            longer = held is None or member.expires_us >= held.expires_us
+            if held is None or (not hearsay and (longer or peer in self._hearsay)):
+                self._members[peer] = held = member
+                (self._hearsay.add if hearsay else self._hearsay.discard)(peer)
+            return held
 
     def member(self, peer: PeerId, now_us: int) -> Member | None:
         """Who `peer` is, where a valid chain of it is known and it is not revoked."""
@@ -233,7 +282,8 @@ class MembershipBook:
 
     def members(self, now_us: int) -> list[Member]:
         """Every member that is known and valid, by peer id."""
-        return [self._members[peer] for peer in sorted(self._members) if self.member(peer, now_us)]
+        with self._lock:
+            return [self._members[peer] for peer in sorted(self._members) if self.member(peer, now_us)]
 
     def require(self, peer: PeerId, right: Right, now_us: int) -> Member:
         """The member, if it has the right. Raises Refused."""
@@ -256,20 +306,23 @@ class MembershipBook:
         return peer in self._revoked
 
     def revocations(self, now_us: int) -> list[RevocationNotice]:
-        """Those alive, to hand on."""
-        return [
-            notice for opened, _, notice in list(self._notices.values()) if opened.record.expires_us > now_us
-        ]
+        """Those alive, to hand on: those of signers nearest the root first, and of these the newest."""
+        with self._lock:
+            alive = [held for held in self._notices.values() if held.opened.record.expires_us > now_us]
+        alive.sort(key=lambda held: (held.distance, -held.opened.record.issued_us))
+        return [held.notice for held in alive]
 
     def offer(self, notice: RevocationNotice, now_us: int) -> bool:
-        """Take a revocation. True where it is new. Raises Refused where its signer may not revoke that peer."""
+        """Take a revocation. False where no more is said than is known. Raises Refused where it does not hold."""
         try:
             opened = open_record(Revocation, notice.revocation)
         except RemoteProtocolError as error:
             raise _refused("forged", str(error)) from error
-        if opened.id in self._notices:
-            return False
         revocation = opened.record
+        place = opened.signer, PeerId(revocation.subject)
+        known = self._notices.get(place)
+        if known is not None and known.opened.id == opened.id:
+            return False
         if revocation.mesh != self._mesh:
             raise _refused("wrong-mesh")
         if not 0 < revocation.expires_us - revocation.issued_us <= MAX_LIFE_US + DAY_US:
@@ -278,54 +331,79 @@ class MembershipBook:
             raise _refused("not-yet-valid")
         if revocation.expires_us <= now_us:
             raise _refused("expired")
-        distance = self._distance_of(opened, notice.chain)
-        if len(self._notices) >= MAX_REVOCATIONS:
-            raise Refused("crowded", f"{MAX_REVOCATIONS} revocations are held already")
-        self._notices[opened.id] = (opened, distance, notice)
-        self._settle()
+        links = self._links_of(opened, notice.chain)
+        issuers = tuple((PeerId(link.record.issuer), link.record.serial) for link in links)
+        held = _Held(opened, notice, len(links), issuers)
+        with self._lock:
+            known = self._notices.get(place)
+            if known is not None and known.opened.record.expires_us > now_us:
+                if not held.is_stricter_than(known):
+                    return False
+            elif known is None:
+                self._make_room(held)
+            self._notices[place] = held
+            self._settle()
         return True
 
-    def _distance_of(self, opened: Opened[Revocation], chain: Sequence[SignedRecord]) -> int:
-        """How many links its signer is from the root. Raises Refused where it may not revoke that peer.
+    def _make_room(self, held: _Held) -> None:
+        """For one more; a far one gives way to a nearer one. Raises Refused where there is none."""
+        own = sum(signer == held.opened.signer for signer, _ in self._notices)
+        if held.distance and own >= MAX_BY_SIGNER:
+            raise Refused("crowded", f"{MAX_BY_SIGNER} revocations of that signer are held already")
+        if len(self._notices) < MAX_REVOCATIONS:
+            return
+        place, farthest = max(self._notices.items(), key=lambda item: item[1].distance)
+        if farthest.distance <= held.distance:
+            raise Refused("crowded", f"{MAX_REVOCATIONS} revocations are held already")
+        del self._notices[place]
+
+    def _links_of(
+        self, opened: Opened[Revocation], chain: Sequence[SignedRecord]
+    ) -> tuple[Opened[Certificate], ...]:
+        """The chain of its signer, empty for the root key. Raises Refused where it may not revoke that peer.
 
         The chain must have held when the revocation was signed: it may end before the revocation does.
         """
         revocation = opened.record
+        if revocation.subject == self._root:
+            raise _refused("no-right", "nobody revokes the root key")
         if opened.signer == self._root:
-            return 0
+            return ()
         member = self._walk(chain, opened.signer, revocation.issued_us)
         if revocation.subject != opened.signer:
             if not member.may(Right.REVOKE):
                 raise _refused("no-right", f"{member.certificate.role} may revoke itself only")
             if member.is_below(PeerId(revocation.subject)):
                 raise _refused("no-right", "nobody revokes who is above in its own chain")
-        return len(member.links)
+        return member.links
 
     def forget_expired(self, now_us: int) -> None:
         """Drop what has expired. Call now and then."""
-        gone = [key for key, (opened, _, _) in self._notices.items() if opened.record.expires_us <= now_us]
-        for key in gone:
-            del self._notices[key]
-        for peer in [peer for peer, member in self._members.items() if member.expires_us <= now_us]:
-            del self._members[peer]
-        if gone:
-            self._settle()
+        with self._lock:
+            gone = [place for place, held in self._notices.items() if held.opened.record.expires_us <= now_us]
+            for place in gone:
+                del self._notices[place]
+            self._forget(peer for peer, member in self._members.items() if member.expires_us <= now_us)
+            if gone:
+                self._settle()
 
     def _settle(self) -> None:
         """Who is revoked, given everything that is known: nearest the root first, equals together."""
         revoked: dict[PeerId, int] = {}
-        for distance in sorted({distance for _, distance, _ in list(self._notices.values())}):
+        for distance in sorted({held.distance for held in self._notices.values()}):
             before = dict(revoked)
-            for opened, its_distance, _ in list(self._notices.values()):
-                own_leave = opened.record.subject == opened.signer
-                if its_distance != distance or (opened.signer in before and not own_leave):
+            for held in self._notices.values():
+                if held.distance != distance or not held.counts(before):
                     continue
-                subject, last = PeerId(opened.record.subject), opened.record.last_serial
+                subject, last = PeerId(held.opened.record.subject), held.opened.record.last_serial
                 revoked[subject] = min(revoked.get(subject, last), last)
         self._revoked = revoked
-        for peer, member in list(self._members.items()):
-            if not self._still_counts(member):
-                del self._members[peer]
+        self._forget(peer for peer, member in self._members.items() if not self._still_counts(member))
+
+    def _forget(self, peers: Iterable[PeerId]) -> None:
+        for peer in list(peers):
+            del self._members[peer]
+            self._hearsay.discard(peer)
 
     def _still_counts(self, member: Member) -> bool:
         issuers: Iterable[Certificate] = (link.record for link in member.links)

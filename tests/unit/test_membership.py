@@ -22,7 +22,7 @@ from coppermesh.p2p.membership import (
     narrows,
     private_mesh_id,
 )
-from coppermesh.p2p.membership_records import Certificate, Quota
+from coppermesh.p2p.membership_records import Certificate, Quota, Revocation
 from coppermesh.p2p.records import SignedRecord
 
 _spec = importlib.util.spec_from_file_location("lab_keys", Path(__file__).with_name("lab_keys.py"))
@@ -300,3 +300,67 @@ def test_a_certificate_fits_its_limit():
         ROOT, key(2).peer, **{k: v for k, v in values.items() if k not in ("issuer", "subject")}
     )
     assert open_record(Certificate, signed).record == longest
+
+
+def test_nobody_revokes_the_root_key():
+    first, low = lab.admin(ROOT, key(2).peer, 3), lab.admin(key(2), key(3).peer, 0)
+    book = lab.book()
+    for notice in (lab.revocation(key(3), ROOT.peer, [first, low]), lab.revocation(ROOT, ROOT.peer, [])):
+        with pytest.raises(Refused, match="root key"):
+            book.offer(notice, NOW)
+    book.check([lab.certificate(ROOT, key(9).peer)], key(9).peer, NOW)
+
+
+def test_whom_a_revoked_admin_made_an_admin_revokes_nobody():
+    first, puppet = lab.admin(ROOT, key(2).peer, 3), lab.admin(key(2), key(3).peer, 0, serial=7)
+    notices = [
+        lab.revocation(key(3), key(9).peer, [first, puppet]),
+        lab.revocation(ROOT, key(2).peer, [], last=6),
+    ]
+    for order in (notices, notices[::-1]):
+        book = lab.book()
+        for notice in order:
+            book.offer(notice, NOW)
+        assert not book.is_revoked(key(9).peer)
+    book = lab.book()
+    book.offer(notices[0], NOW)
+    book.offer(lab.revocation(ROOT, key(2).peer, [], last=7), NOW)
+    assert book.is_revoked(key(9).peer)
+
+
+def test_nobody_fills_the_book_of_revocations(monkeypatch):
+    monkeypatch.setattr("coppermesh.p2p.membership.MAX_REVOCATIONS", 8)
+    monkeypatch.setattr("coppermesh.p2p.membership.MAX_BY_SIGNER", 5)
+    book, chain = lab.book(), [lab.certificate(ROOT, key(4).peer)]
+    for last in (9, 5, 7, 5, 3):
+        book.offer(lab.revocation(key(4), key(4).peer, chain, last=last), NOW)
+    [notice] = book.revocations(NOW)
+    assert open_record(Revocation, notice.revocation).record.last_serial == 3
+    admins = [[lab.admin(ROOT, key(number).peer, 0)] for number in (2, 3)]
+    taken = 0
+    for number, admin in zip((2, 3), admins, strict=True):
+        for subject in range(20, 30):
+            try:
+                taken += book.offer(lab.revocation(key(number), key(subject).peer, admin), NOW)
+            except Refused as error:
+                assert error.code == "crowded"
+    assert taken == 7
+    assert book.offer(lab.revocation(ROOT, key(2).peer, []), NOW)
+    assert book.is_revoked(key(2).peer)
+    assert len(book.revocations(NOW)) == 8
+    assert book.revocations(NOW)[0].chain == []
+
+
+def test_others_words_do_not_change_what_a_member_has_shown():
+    own = [lab.admin(ROOT, key(2).peer, 3)]
+    hostile = [
+        lab.admin(ROOT, key(3).peer, 3, expires_us=NOW + 9 * DAY_US),
+        lab.certificate(key(3), key(2).peer, role="submit-only", expires_us=NOW + 9 * DAY_US),
+    ]
+    for order in ((True, False), (False, True)):
+        book = lab.book()
+        for hearsay in order:
+            book.learn(hostile if hearsay else own, key(2).peer, NOW, hearsay=hearsay)
+        assert book.require(key(2).peer, Right.REVOKE, NOW).chain == own
+    book = lab.book()
+    assert book.learn(hostile, key(2).peer, NOW, hearsay=True).certificate.role == "submit-only"
