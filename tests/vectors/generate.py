@@ -43,6 +43,7 @@ from coppermesh.p2p.messages import (
 )
 from coppermesh.p2p.proof_files import encode_evidence, encode_place
 from coppermesh.p2p.receipt_file import encode_receipt_file
+from coppermesh.p2p.record_ciphers import AesCipher, derive_aes_key
 from coppermesh.p2p.records import (
     ZERO_HASH,
     Announcement,
@@ -1176,13 +1177,67 @@ def mdns_texts() -> Iterator[Vector]:
         yield Vector("mdns", name, "nobody", comment, body, {"mesh": MESH.hex()})
 
 
+def encrypted_records() -> Iterator[Vector]:
+    """A direction's records under `/coppermesh/noise-aes/1`, from what the Noise handshake gave."""
+    known = {
+        "noise-key": bytes([0x55]) * 32,
+        "hash": bytes([0x66]) * 32,
+        "dialler": PROVIDER.peer,
+        "acceptor": REQUESTER.peer,
+    }
+    headers = {name: value.hex() for name, value in known.items()} | {"direction": "initiator to responder"}
+
+    def sealed(texts: list[bytes], *, first_number: int = 0, from_initiator: bool = True) -> list[bytes]:
+        key = derive_aes_key(
+            known["noise-key"],
+            known["hash"],
+            initiator=known["dialler"],
+            responder=known["acceptor"],
+            from_initiator=from_initiator,
+        )
+        cipher = AesCipher(key, first_number=first_number)
+        made = []
+        for text in texts:
+            record = memoryview(bytearray(len(text) + 20))
+            cipher.seal(memoryview(text), record)
+            made.append(bytes(record))
+        return made
+
+    one, two, three = sealed([b"first", b"", b"third, a little longer"])
+    plain = headers | {"plain": (b"first" + b"third, a little longer").hex()}
+    yield Vector("record", "good", "ok", "three records, the second empty", one + two + three, plain)
+    last, rekeyed = sealed([b"last", b"first"], first_number=2**22 - 1)
+    numbered = headers | {"number": str(2**22 - 1)}
+    yield Vector(
+        "record",
+        "rekey",
+        "ok",
+        "record 2^22 has the next key",
+        last + rekeyed,
+        numbered | {"plain": b"lastfirst".hex()},
+    )
+    back = sealed([b"first"], from_initiator=False)[0]
+    for name, comment, body in [
+        ("altered", "a bit of the text is another", one[:4] + bytes([one[4] ^ 1]) + one[5:]),
+        ("repeated", "the first record twice", one + one),
+        ("swapped", "the second record first", two + one),
+        ("left-out", "the third record as the second", one + three),
+        ("cut", "the last byte is missing", one + three[:-1]),
+        ("no-room", "15 bytes hold no tag", bytes([0, 0, 0, 15]) + bytes(15)),
+        ("long", "over 256 KiB", bytes([0, 4, 0, 17])),
+        ("other-direction", "under the other direction's key", back),
+        ("length", "the length is authenticated", one[:3] + bytes([one[3] - 1]) + one[4:-1]),
+    ]:
+        yield Vector("record", name, "dead", comment, body, headers)
+
+
 def vectors() -> Iterator[Vector]:
     """Every vector, in a fixed order."""
     makers = [
         good_records, good_messages, bad_shapes, bombs, bad_integers, bad_fields, bad_lists, bad_challenges, signatures,
         bad_envelopes, announcements, membership_records, chains, invitations, swarm_streams, receipt_files,
         challenges, settling_records, evidence_files, place_files, frames, dial_backs, addresses, mdns_texts,
-        peer_texts,
+        peer_texts, encrypted_records,
     ]  # fmt: skip
     for maker in makers:
         yield from maker()

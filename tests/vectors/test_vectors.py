@@ -27,6 +27,7 @@ from coppermesh.p2p.libp2p_pnet import XSalsa20
 from coppermesh.p2p.mdns_records import read_text
 from coppermesh.p2p.membership import MembershipBook
 from coppermesh.p2p.receipt_file import check_receipt_file
+from coppermesh.p2p.record_ciphers import AesCipher, RecordError, derive_aes_key
 from coppermesh.p2p.signing import verify
 
 HERE = Path(__file__).parent
@@ -178,6 +179,30 @@ def run_invitation(vector: Vector) -> str:
     return "ok"
 
 
+def run_encrypted_records(vector: Vector) -> str:
+    known = {
+        name: bytes.fromhex(vector.headers[name]) for name in ("noise-key", "hash", "dialler", "acceptor")
+    }
+    key = derive_aes_key(
+        known["noise-key"],
+        known["hash"],
+        initiator=known["dialler"],
+        responder=known["acceptor"],
+        from_initiator=vector.headers["direction"] == "initiator to responder",
+    )
+    cipher = AesCipher(key, first_number=int(vector.headers.get("number", "0")))
+    rest, plain = memoryview(vector.body), b""
+    try:
+        while rest:
+            size = cipher.ciphertext_size(rest[:4])
+            plain += cipher.open(rest[:4], rest[4 : 4 + size])
+            rest = rest[4 + size :]
+    except RecordError:
+        return "dead"
+    assert plain.hex() == vector.headers["plain"]
+    return "ok"
+
+
 def run_swarm(vector: Vector) -> str:
     headers = vector.headers
     cipher = XSalsa20(bytes.fromhex(headers["key"]), bytes.fromhex(headers["nonce"]))
@@ -259,6 +284,7 @@ RUNNERS: dict[str, Callable[[Vector], str]] = {
     "chain": run_chain,
     "invitation": run_invitation,
     "swarm": run_swarm,
+    "record": run_encrypted_records,
     "frames": run_frames,
     "address": run_address,
     "mdns": run_mdns,
