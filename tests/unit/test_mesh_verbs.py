@@ -1,0 +1,105 @@
+"""`coppermesh mesh` where no agent runs: on the home's files, under its lock."""
+
+import json
+from typing import Any
+
+import pytest
+
+from coppermesh.agent.cli import main
+from coppermesh.agent.clock import now_us
+from coppermesh.agent.home import Home
+from coppermesh.agent.mesh_making import adopt_admission, open_private_mesh
+from coppermesh.agent.mesh_state import private_meshes
+from coppermesh.agent.private_mesh import Terms, joining_request
+from coppermesh.p2p.ids import format_peer
+from coppermesh.p2p.invitation import read_invitation
+from coppermesh.p2p.membership import DAY_US
+from coppermesh.p2p.signing import PeerKey
+
+DOOR = "/ip4/192.0.2.1/tcp/4003"
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Home:
+    monkeypatch.setenv("COPPERMESH_HOME", str(tmp_path / "home"))
+    return Home(tmp_path / "home")
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    code = main(["mesh", *arguments])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def ask(capsys, *arguments: str) -> Any:
+    code, out, err = run(capsys, *arguments, "--json")
+    assert code == 0, err
+    return json.loads(out)
+
+
+def test_making_listing_and_leaving_need_no_agent(home, capsys):
+    made = ask(capsys, "create", "lab", "--name", "alice")
+    assert (made["role"], made["root_key_here"], made["trouble"]) == ("admin", True, "")
+    [row] = ask(capsys, "list")["meshes"]
+    assert (row["mesh"], row["served"], row["private"]) == ("lab", False, True)
+    [member] = ask(capsys, "members")["members"]
+    assert (member["name"], member["self"], member["issuer"]) == ("alice", True, None)
+    assert "not served" in run(capsys, "list")[1]
+    assert "root key" in run(capsys, "members")[1]
+    code, _, err = run(capsys, "create", "lab")
+    assert code == 2
+    assert "already" in err
+    code, _, err = run(capsys, "invite")
+    assert code == 3  # no agent answers: its door is where the invitation would be redeemed
+    assert "coppermesh agent" in err
+    assert "others are not told" in ask(capsys, "leave")["sentence"]
+    assert private_meshes(home) == []
+    assert "no private mesh" in run(capsys, "list")[2]
+
+
+def test_a_member_is_revoked_without_an_agent_and_the_next_run_tells_it(home, capsys, tmp_path):
+    ask(capsys, "create", "lab")
+    state = private_meshes(home)[0]
+    alice = open_private_mesh(home, state.mesh, now_us())
+    invitation = read_invitation(alice.invite(Terms(expires_us=now_us() + DAY_US), [DOOR], now_us()))
+    other = Home(tmp_path / "other")
+    other.prepare()
+    key = PeerKey.load_or_create(other.key_path(state.mesh))
+    request = joining_request(key, state.mesh, alice.key.peer, invitation.token, "bob", now_us())
+    reply = alice.admit(key.peer, "x", request, [], [], now_us())
+    adopt_admission(other, invitation, key, reply, "", "", now_us())
+    alice.keep_known(now_us())
+    facts = ask(capsys, "revoke", "bob", "--mesh", "lab")
+    assert facts["peer"] == format_peer(key.peer)
+    after = open_private_mesh(home, state.mesh, now_us())
+    assert after.book.is_revoked(key.peer)
+    assert after.state.epoch == 1
+    assert len(after.book.revocations(now_us())) == 1
+    code, _, err = run(capsys, "revoke", "nobody")
+    assert code == 1
+    assert "no member 'nobody' is known" in err
+    code, _, err = run(capsys, "revoke", format_peer(alice.key.peer))
+    assert code == 2
+    assert "mesh leave" in err
+
+
+def test_which_mesh_is_meant_must_be_clear(home, capsys):
+    ask(capsys, "create", "lab")
+    ask(capsys, "create", "other")
+    code, _, err = run(capsys, "members")
+    assert code == 2
+    assert "2 private meshes: name one with --mesh" in err
+    assert ask(capsys, "members", "--mesh", "other")["mesh"] == "other"
+    by_id = private_meshes(home)[0].mesh.hex()[:8]
+    assert ask(capsys, "members", "--mesh", by_id)["mesh"] == "lab"
+    code, _, err = run(capsys, "leave", "--mesh", "third")
+    assert code == 2
+    assert "mesh list" in err
+
+
+def test_what_is_no_invitation_is_said_before_anything_is_done(home, capsys):
+    for text in ("hello", "coppermesh1aaaa", "coppermesh1"):
+        code, _, err = run(capsys, "join", text)
+        assert code == 1
+        assert "invitation" in err
+    assert private_meshes(home) == []
