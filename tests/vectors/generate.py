@@ -1064,7 +1064,7 @@ def swarm_streams() -> Iterator[Vector]:
     """What a side sends under a swarm key, after its nonce."""
     key, nonce = filled(0x55), bytes(range(24))
     for name, data in (("multistream", b"\x13/multistream/1.0.0\n"), ("long", bytes(200))):
-        sealed = XSalsa20(key, nonce).encrypt(data)
+        sealed = bytes(XSalsa20(key, nonce).encrypt(data))
         headers = {"key": key.hex(), "nonce": nonce.hex(), "plain": data.hex()}
         yield Vector("swarm", name, "ok", "XSalsa20 from byte 0 of the stream on", sealed, headers)
 
