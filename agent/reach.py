@@ -59,7 +59,8 @@ class Reacher:
         now_us: Callable[[], int],
         changed: Callable[[], None],
     ) -> None:
-        self.state = Reachability(network.relay)
+        self._first = [parse_address(address).peer for address in (*network.relays, *bootstrap)]
+        self.state = Reachability(network.relay, trusted=frozenset(self._first))
         self.places: dict[PeerId, Place] = {}
         self.settled = trio.Event()
         """What to announce first is known: nobody should be told an address that leads nowhere."""
@@ -69,7 +70,6 @@ class Reacher:
         self._hub = hub
         self._plan = plan
         self._network = network
-        self._first = [parse_address(address).peer for address in (*network.relays, *bootstrap)]
         self._now_us = now_us
         self._changed = changed
         self._not_before: dict[PeerId, float] = {}

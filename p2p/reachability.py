@@ -7,8 +7,9 @@ there, from a port of its own (`dial_back`). From that follows:
 - whether to ask a relay: somebody failed, and nobody who sees us at that host got through;
 - what kind of router stands between: one that shows one outer port to everybody can be passed by a hole punch.
 
-A peer may lie about where it sees us. So an address is announced only when it was tried from outside, a relay is wanted
-when anybody failed (costs a reservation), and what was said is forgotten when the peer leaves or the word is old.
+A peer may lie about where it sees us and whether it got through. So the words of those whom this agent's owner named
+(bootstrap peers and relays: *trusted*) come before all others; a host that only one other peer names is not announced;
+and what was said is forgotten when the peer leaves or the word is old.
 Times are seconds on any clock that never goes back.
 """
 
@@ -64,8 +65,9 @@ class Word:
 class Reachability:
     """`mode`: `auto`, `always` or `never`, for relays."""
 
-    def __init__(self, mode: str = "auto") -> None:
+    def __init__(self, mode: str = "auto", trusted: Container[PeerId] = ()) -> None:
         self._mode = mode
+        self._trusted = trusted
         self._words: OrderedDict[PeerId, Word] = OrderedDict()
 
     @property
@@ -101,10 +103,14 @@ class Reachability:
         return [peer for peer in first if peer not in self._words] + left[:missing]
 
     def outside(self, own_hosts: Container[str]) -> list[str]:
-        """Hosts that are not this machine's own and where somebody got through to our port."""
-        words = reversed(self._words.values())
-        through = [word.host for word in words if word.probe is Probe.REACHED]
-        return [host for host in dict.fromkeys(through) if host not in own_hosts]
+        """Hosts that are not this machine's own, where somebody got through to our port: one trusted, or two others."""
+        through = [
+            word.host
+            for peer, word in reversed(self._words.items())
+            if word.probe is Probe.REACHED
+            for _ in range(2 if peer in self._trusted else 1)
+        ]
+        return [host for host in dict.fromkeys(through) if host not in own_hosts and through.count(host) > 1]
 
     def seen_at(self) -> list[tuple[str, int]]:
         """Where others see us, the newest word first, whether or not it can be reached."""
@@ -114,8 +120,11 @@ class Reachability:
         """Whether to be reachable through a relay."""
         if self._mode != "auto":
             return self._mode == "always"
-        through = {word.host for word in self._words.values() if word.probe is Probe.REACHED}
-        return any(word.host not in through for word in self._words.values())
+        words = [word for peer, word in self._words.items() if peer in self._trusted] or list(
+            self._words.values()
+        )
+        through = {word.host for word in words if word.probe is Probe.REACHED}
+        return any(word.host not in through for word in words)
 
     def nat(self, own_hosts: Container[str]) -> Nat:
         """What kind of router stands between, as far as can be told."""

@@ -9,12 +9,22 @@ from typing import cast
 import pytest
 import trio
 from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, StopMessage
+from libp2p.relay.circuit_v2.pb.dcutr_pb2 import HolePunch
 
 from coppermesh.p2p.blob_store import open_blob_store
 from coppermesh.p2p.blobs import LEAF_BYTES, digest_of, leaf_digests
 from coppermesh.p2p.errors import MeshError, Refused, RemoteProtocolError, Unreachable
 from coppermesh.p2p.ids import PeerId, mesh_id
-from coppermesh.p2p.libp2p_circuit import HOP, STOP, as_status, id_bytes, read_message, write_message
+from coppermesh.p2p.libp2p_circuit import (
+    HOP,
+    STOP,
+    address_bytes,
+    as_status,
+    id_bytes,
+    read_message,
+    write_message,
+)
+from coppermesh.p2p.libp2p_punch import DCUTR
 from coppermesh.p2p.libp2p_relay import RelayServer, through
 from coppermesh.p2p.libp2p_transport import Libp2pTransport, open_libp2p_transport
 from coppermesh.p2p.reachability import Probe
@@ -227,6 +237,35 @@ def parse(text: str):
     from coppermesh.p2p.addresses import parse_address
 
     return parse_address(text)
+
+
+async def begin_punch(transport: Libp2pTransport, peer: PeerId) -> None:
+    stream = await transport.open_stream(peer, DCUTR)
+    await write_message(stream, HolePunch(type=HolePunch.CONNECT))
+    await read_message(stream, HolePunch)
+
+
+async def test_a_hole_punch_on_a_direct_connection_is_refused() -> None:
+    async with agent() as one, agent() as other:
+        other.reach.punches_holes = True
+        await one.dial(other.addresses[0])
+        with pytest.raises(Unreachable):
+            await begin_punch(one, other.peer)
+        assert other.reach.puncher.tried == 0
+
+
+async def test_a_hole_punch_dials_nothing_that_an_announcement_could_not_name() -> None:
+    async with three() as it:
+        puncher = it.called.reach.puncher
+        offer = HolePunch(type=HolePunch.CONNECT)
+        # The called one listens on loopback, so that loopback is its network; the router's and the cloud's are not.
+        offer.ObsAddrs.append(b"\xff\xff")
+        for text in ("/ip4/169.254.169.254/tcp/80", "/dns4/localhost/tcp/1", "/ip4/127.0.0.1/tcp/9"):
+            offer.ObsAddrs.append(address_bytes(text))
+        found = puncher._addresses_in(offer, it.caller.peer)
+        assert [(address.host, address.port) for address in found] == [("127.0.0.1", 9)]
+        with pytest.raises(RemoteProtocolError):
+            puncher._addresses_in(HolePunch(type=HolePunch.SYNC), it.caller.peer)
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,21 @@ def test_a_relay_is_wanted_when_somebody_fails_and_nobody_gets_through() -> None
     assert it.wants_relay()
     it.said(C, OUTSIDE, 4001, Probe.REACHED, 0.0)
     assert not it.wants_relay()
+    assert it.outside(OWN) == [], "one stranger's word is not enough to send others there"
+    it.said(D, OUTSIDE, 4001, Probe.REACHED, 0.0)
+    assert it.outside(OWN) == [OUTSIDE]
+
+
+def test_the_words_of_those_whom_the_owner_named_come_first() -> None:
+    it = Reachability(trusted={A})
+    for liar in (B, C):
+        it.said(liar, OUTSIDE, 4001, Probe.REACHED, 0.0)
+    it.said(A, OUTSIDE, 4001, Probe.SILENT, 0.0)
+    assert it.wants_relay()
+    it.said(A, OUTSIDE, 4001, Probe.REACHED, 0.0)
+    it.said(B, "198.51.101.7", 4001, Probe.REACHED, 0.0)
+    it.said(C, OUTSIDE, 4001, Probe.SILENT, 0.0)
+    assert not it.wants_relay()
     assert it.outside(OWN) == [OUTSIDE]
 
 
