@@ -1,5 +1,6 @@
 """`coppermesh ledger`: facts for `--json` and lines for people, read from the files without an agent."""
 
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from coppermesh.agent.ledger_backup import restore as put_back
 from coppermesh.agent.ledger_files import open_database
 from coppermesh.agent.ledger_reader import LedgerReader
 from coppermesh.agent.ledger_scan import LedgerPlace, find_ledgers, scan_ledger
+from coppermesh.agent.local_link import MESH
 from coppermesh.agent.mesh_state import id_of
 from coppermesh.agent.screens import counted, money, table
 from coppermesh.p2p.errors import MeshError
@@ -123,7 +125,7 @@ def audit_lines(facts: Facts) -> list[str]:
 
 def one_ledger(home: Home, mesh: str | None) -> LedgerPlace:
     """The ledger of the mesh that was named, else of the configured one. Raises NoLedger."""
-    (place,) = find_ledgers(home, mesh or load_config(home).mesh)
+    (place,) = find_ledgers(home, mesh or os.environ.get(MESH) or load_config(home).mesh)
     return place
 
 
@@ -139,7 +141,7 @@ def backup(home: Home, target: Path, mesh: str | None, *, force: bool) -> dict[s
 
 def restore(home: Home, source: Path, mesh: str | None) -> dict[str, Any]:
     """Put a backup in the place of one mesh's ledger. Raises BackupFailed, HomeLocked while an agent runs."""
-    name = mesh or load_config(home).mesh
+    name = mesh or os.environ.get(MESH) or load_config(home).mesh
     of_mesh = id_of(home, name)
     with home.lock():
         key = PeerKey.load(home.key_path(of_mesh))

@@ -15,7 +15,7 @@ from coppermesh.agent.home import Home
 from coppermesh.agent.ledger import LedgerError, Role
 from coppermesh.agent.ledger_book import explain_failure, reopen
 from coppermesh.agent.ledger_files import open_for_reading, refuse_network_filesystem
-from coppermesh.agent.mesh_state import private_meshes
+from coppermesh.agent.mesh_state import id_of, private_meshes
 from coppermesh.p2p.envelope import Opened
 from coppermesh.p2p.ids import MeshId, PeerId, mesh_id
 from coppermesh.p2p.records import Countersignature, Receipt, SignedRecord
@@ -60,8 +60,9 @@ class ScannedReceipt:
 def find_ledgers(home: Home, mesh: str | None = None) -> list[LedgerPlace]:
     """Every ledger in a home, or that of one mesh by name. Raises NoLedger where there is none."""
     home.check()
-    configured = load_config(home).mesh
-    names = {mesh_id(name).hex(): name for name in {configured, mesh or configured}}
+    names = {mesh_id(load_config(home).mesh).hex(): load_config(home).mesh}
+    names |= {state.mesh.hex(): state.name for state in private_meshes(home)}
+    wanted = None if mesh is None else id_of(home, mesh)
     names |= {state.mesh.hex(): state.name for state in private_meshes(home)}
     meshes = home.path / "meshes"
     found = [
@@ -71,8 +72,8 @@ def find_ledgers(home: Home, mesh: str | None = None) -> list[LedgerPlace]:
         for path in sorted(meshes.glob("*/ledger.sqlite"))
         if len(path.parent.name) == 32 and set(path.parent.name) <= set("0123456789abcdef")
     ]
-    if mesh is not None:
-        found = [place for place in found if place.name == mesh]
+    if wanted is not None:
+        found = [place for place in found if place.mesh == wanted]
     if not found:
         of_mesh = "" if mesh is None else f" of mesh {mesh}"
         raise NoLedger(

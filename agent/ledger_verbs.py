@@ -12,6 +12,7 @@ from coppermesh.agent.verbs import (
     JSON_HELP,
     Verbs,
     add_action,
+    add_mesh,
     add_verb,
     home_of,
     show,
@@ -34,6 +35,7 @@ def add(verbs: Verbs) -> None:
 
     text = "find the first receipt that this ledger and a connected peer's do not have alike"
     compare = add_action(actions, "compare", text, _compare)
+    add_mesh(compare)
     compare.add_argument("peer", type=option_types.peer_id, help="its peer id")
     text = "copy the ledger as of now to a file, and check the copy; an agent may be running"
     backup = add_action(actions, "backup", text, _backup)

@@ -12,6 +12,7 @@ from coppermesh.agent.verbs import (
     JSON_HELP,
     Verbs,
     add_action,
+    add_mesh,
     add_verb,
     home_of,
     show,
@@ -31,6 +32,7 @@ def add(verbs: Verbs) -> None:
     reputation.add_argument(
         "peer", type=option_types.peer_id, nargs="?", help="default: all that were dealt with"
     )
+    add_mesh(reputation)
     reputation.add_argument("--json", action="store_true", help=JSON_HELP)
     reputation.add_argument("--unit", type=option_types.text_setting("unit"), metavar="UNIT")
 
@@ -38,11 +40,13 @@ def add(verbs: Verbs) -> None:
 def _add_statement(verbs: Verbs) -> None:
     text = "settle receipts with a peer as one number that both sign"
     statement = add_verb(verbs, "statement", text, _show)
+    add_mesh(statement)
     statement.add_argument("--json", action="store_true", help=JSON_HELP)
     statement.set_defaults(statement=None)
     actions = statement.add_subparsers(metavar="ACTION")
     text = "net what was accepted on both sides since the last one, and have the peer sign it"
     propose = add_action(actions, "propose", text, _propose)
+    add_mesh(propose)
     propose.add_argument("peer", type=option_types.peer_id, help=_PEER)
     propose.add_argument(
         "--unit", type=option_types.text_setting("unit"), metavar="UNIT", help="default: the home's"
@@ -51,16 +55,20 @@ def _add_statement(verbs: Verbs) -> None:
     sign = add_action(
         actions, "sign", "check and sign a proposal in a file, or take one that came back", _sign
     )
+    add_mesh(sign)
     sign.add_argument("file", type=Path)
     _add_output(sign, "where the signed statement goes; send it back to who proposed it")
     shown = add_action(actions, "show", "statements, and how far their settling has come", _show)
+    add_mesh(shown)
     shown.add_argument("statement", type=option_types.id_prefix, nargs="?", help="id, or its first digits")
     prove = add_action(actions, "prove", "write a receipt's place under its statement to a file", _prove)
+    add_mesh(prove)
     prove.add_argument("receipt", type=option_types.id_prefix, help="receipt id, or its first digits")
     _add_output(prove, "default: standard output")
     settle = add_action(
         actions, "settle", "say that a statement was paid to you, and tell its payer", _settle
     )
+    add_mesh(settle)
     settle.add_argument("statement", type=option_types.id_prefix, help="id, or its first digits")
     settle.add_argument(
         "--reference", default="", metavar="TEXT", help="what the payment is called where it was made"
@@ -74,11 +82,13 @@ def _add_output(action: argparse.ArgumentParser, text: str) -> None:
 
 def _add_payout(verbs: Verbs) -> None:
     payout = add_verb(verbs, "payout", "where this agent is paid, and others are", _payout_show)
+    add_mesh(payout)
     payout.add_argument("--json", action="store_true", help=JSON_HELP)
     payout.set_defaults(peer=None)
     actions = payout.add_subparsers(metavar="ACTION")
     text = "bind a payout account to this agent's key, which is never a wallet itself"
     bind = add_action(actions, "bind", text, _payout_bind)
+    add_mesh(bind)
     bind.add_argument(
         "scheme",
         type=option_types.code,
@@ -93,6 +103,7 @@ def _add_payout(verbs: Verbs) -> None:
     )
     bind.add_argument("--days", type=option_types.whole(1, 400), default=365, metavar="N", help="default 365")
     shown = add_action(actions, "show", "one's own account, or that of a connected peer", _payout_show)
+    add_mesh(shown)
     shown.add_argument("peer", type=option_types.peer_id, nargs="?", help=_PEER)
 
 
