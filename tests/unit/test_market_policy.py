@@ -121,7 +121,7 @@ CASES: list[tuple[str, Order, ProviderState, str]] = [
     ),
     ("wall-limit", order(wall_limit_us=2 * 3600 * SECOND), state(), "1 h here, the order allows 2 h"),
     ("wall-limit", order(wall_limit_us=0), state(), "above zero"),
-    ("lease-length", order(lease_us=DAY), state(), "at most 1 h here"),
+    ("lease-length", order(lease_us=DAY), state(), "at most 1 h 1 min here"),
     ("lease-length", order(lease_us=SECOND), state(), "ends before one task"),
     (
         "isolation",
@@ -177,7 +177,7 @@ def test_each_refusal_has_its_code_and_says_what_would_help(
 
 
 def test_every_code_is_covered_here_or_made_elsewhere() -> None:
-    assert {case[0] for case in CASES} == set(DECLINE_CODES) - {"internal"}
+    assert {case[0] for case in CASES} == set(DECLINE_CODES) - {"internal", "quota"}
 
 
 def test_a_model_is_part_of_the_name_in_any_case_and_a_speed_is_told_with_the_bid() -> None:
