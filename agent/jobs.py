@@ -35,6 +35,8 @@ INLINE_TASK_BYTES = 64 * 1024
 """Outputs of one task up to this size ride in its event."""
 INLINE_TOTAL_BYTES = 64 * 1024 * 1024
 """Outputs held in events at once, all jobs together; beyond it small ones stay in the store like large ones."""
+ANSWER_EVENTS = 1000
+"""And at this many: what one decoded array may hold."""
 ANSWER_BYTES = 4 * 1024 * 1024
 """A `wait` answer stops collecting events at about this size."""
 
@@ -156,7 +158,7 @@ class JobState:
         total = 0
         for event in self.events[number:]:
             total += 256 + len(event.text) + sum(len(blob.data) for blob in event.inline)
-            if answer and total > ANSWER_BYTES:
+            if len(answer) >= ANSWER_EVENTS or (answer and total > ANSWER_BYTES):
                 break
             answer.append(event)
         return answer

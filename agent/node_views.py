@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     from coppermesh.agent.node import Node
 
 MAX_ROWS = 10_000
+
+THREAD_BYTES = 64 * 1024
+"""A submit call above this is read in a thread."""
 
 
 class NodeViews:
@@ -80,13 +84,11 @@ class NodeViews:
         self._node.machine.touch()
         if self._node.keeper is not None:
             self._node.keeper.private.book.require(self._node.key.peer, Right.SUBMIT, now_us())
-        return await self._node.requester.submit(decode(SubmitCall, body, max_bytes=MAX_LOCAL_FRAME_BYTES))
+        return await self._node.requester.submit(await _decode_submit(body))
 
     async def _quote(self, body: bytes) -> LocalMessage:
         self._node.machine.touch()
-        return _json(
-            await self._node.requester.quote(decode(SubmitCall, body, max_bytes=MAX_LOCAL_FRAME_BYTES))
-        )
+        return _json(await self._node.requester.quote(await _decode_submit(body)))
 
     async def _wait(self, body: bytes) -> LocalMessage:
         self._node.machine.touch()
@@ -303,6 +305,12 @@ class NodeViews:
         job = await self._node.ledger.find_job(_text_argument(arguments, "job"))
         self._node.challenger.note_local(job, _index_argument(arguments), _text_argument(arguments, "text"))
         return _json({})
+
+
+async def _decode_submit(body: bytes) -> SubmitCall:
+    """In a thread where it is large: a hundred thousand tasks take a moment to read."""
+    read = partial(decode, SubmitCall, body, max_bytes=MAX_LOCAL_FRAME_BYTES, max_items=MAX_TASKS)
+    return await trio.to_thread.run_sync(read) if len(body) > THREAD_BYTES else read()
 
 
 def _json(facts: Any) -> JsonBody:

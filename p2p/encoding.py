@@ -19,7 +19,10 @@ import msgspec
 from coppermesh.p2p.errors import LocalProtocolError, RemoteProtocolError
 
 MAX_ITEMS = 1024
-"""Most elements of any one array. Bounds what a lying array header can make the parser allocate."""
+"""Most elements of any one array, where the caller does not say another number.
+
+Bounds what a lying array header can make the parser allocate.
+"""
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -42,15 +45,15 @@ def encode(value: msgspec.Struct) -> bytes:
         raise LocalProtocolError(f"cannot encode {kind.__name__}: {error}") from error
 
 
-def decode(kind: type[T], data: bytes, *, max_bytes: int) -> T:
-    """The `kind` whose canonical encoding is `data`, at most `max_bytes` long.
+def decode(kind: type[T], data: bytes, *, max_bytes: int, max_items: int = MAX_ITEMS) -> T:
+    """The `kind` whose canonical encoding is `data`, at most `max_bytes` long, no array above `max_items`.
 
     Raises RemoteProtocolError, and nothing else, on any other bytes.
     """
     if len(data) > max_bytes:
         raise RemoteProtocolError(f"{kind.__name__}: {len(data)} bytes, at most {max_bytes} are allowed")
     try:
-        value = msgspec.convert(_unpack(data), kind, strict=True, builtin_types=_BYTES_AS_THEY_ARE)
+        value = msgspec.convert(_unpack(data, max_items), kind, strict=True, builtin_types=_BYTES_AS_THEY_ARE)
         again = _pack(_plain(value))
     except (TypeError, ValueError, OverflowError, RecursionError, msgpack.UnpackException) as error:
         raise RemoteProtocolError(f"{kind.__name__}: {str(error) or type(error).__name__}") from error
@@ -67,7 +70,7 @@ def _pack(plain: Any) -> bytes:
     return cast("bytes", msgpack.packb(plain, use_bin_type=True, strict_types=True))
 
 
-def _unpack(data: bytes) -> Any:
+def _unpack(data: bytes, max_items: int) -> Any:
     # Nesting needs no scan of ours: msgpack keeps its own stack and stops at 1024 levels with a ValueError,
     # and converting goes no deeper than the type does. `data` bounds text and bytes; the caller has bounded
     # `data`.
@@ -77,7 +80,7 @@ def _unpack(data: bytes) -> Any:
         use_list=True,
         unicode_errors="strict",
         ext_hook=_refuse_extension,
-        max_array_len=MAX_ITEMS,
+        max_array_len=max_items,
         max_map_len=0,
         max_ext_len=0,
     )

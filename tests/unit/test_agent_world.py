@@ -17,15 +17,25 @@ import pytest
 import trio
 
 import coppermesh.exec.xp as xp  # noqa: PLR0402 - a namespace module, as users import it
+from coppermesh.agent import node_views, result_outbox, task_driver
 from coppermesh.agent import requester as requester_module
-from coppermesh.agent import result_outbox, task_driver
 from coppermesh.agent.client import JobOptions
 from coppermesh.agent.config import Config, Loaded
 from coppermesh.agent.config_file import ConfigFile
 from coppermesh.agent.dispatch import Dispatcher
 from coppermesh.agent.dispatch_state import DispatchLimits
 from coppermesh.agent.home import Home
-from coppermesh.agent.local_messages import Blob, JobEvent, JsonBody, SubmitCall, TaskSpec, WaitCall
+from coppermesh.agent.jobs import JobState
+from coppermesh.agent.local_messages import (
+    Blob,
+    JobEvent,
+    JsonBody,
+    SubmitCall,
+    TaskSpec,
+    WaitAnswer,
+    WaitCall,
+)
+from coppermesh.agent.matching import Requirement
 from coppermesh.agent.node import Node, Parts, open_node
 from coppermesh.agent.node_views import NodeViews
 from coppermesh.agent.owner import OpenReader
@@ -35,9 +45,9 @@ from coppermesh.exec.device import DeviceInfo
 from coppermesh.exec.recorder import Array, trace
 from coppermesh.exec.supervisor import InputBuffer, OutputBuffer, RunOutcome, WorkerLimits
 from coppermesh.p2p.blobs import digest_of
-from coppermesh.p2p.encoding import encode
+from coppermesh.p2p.encoding import decode, encode
 from coppermesh.p2p.envelope import open_record, sign_record
-from coppermesh.p2p.errors import Refused
+from coppermesh.p2p.errors import Refused, RemoteProtocolError
 from coppermesh.p2p.ids import format_peer, short_peer
 from coppermesh.p2p.memory_transport import MemoryNetwork
 from coppermesh.p2p.messages import BlobInfo
@@ -644,3 +654,18 @@ async def test_an_order_is_explained_by_its_own_id(tmp_path):
         cause = next(line.cause for line in lines if line.cause.startswith("order "))
         explained = await requester.ledger.story(cause.removeprefix("order "))
         assert {line.cause for line in explained} == {cause}
+
+
+async def test_a_job_of_many_tasks_is_read_from_the_socket_and_told_of_in_parts():
+    spec = TaskSpec(bytes(32), [BlobInfo(bytes(32), 8)])
+    call = SubmitCall([spec] * 5000, [], "{}")
+    with pytest.raises(RemoteProtocolError, match="1024"):
+        decode(SubmitCall, encode(call), max_bytes=1 << 24)
+    assert (await node_views._decode_submit(encode(call))).tasks == call.tasks
+    job = JobState(bytes(16), [spec], Requirement(max_rate=1), 0, 0, 0, {})
+    for _ in range(1500):
+        job.tell("progress", {})
+    first = await job.wait_after(0, 1.0)
+    assert len(first) == 1000
+    decode(WaitAnswer, encode(WaitAnswer(first)), max_bytes=1 << 24)
+    assert len(await job.wait_after(1000, 1.0)) == 500
