@@ -91,7 +91,8 @@ def raw_output_scatter() -> Pairs:
 def two_outputs() -> Pairs:
     kernel = cm.ElementwiseKernel("T x", "T s, T c", "s = sin(x); c = cos(x);", "sincos_both")
     x = numbers(6, dtype=f8)
-    s, c = kernel(xp.asarray(x))
+    both: Any = kernel(xp.asarray(x))
+    s, c = both
     return [(s, np.sin(x)), (c, np.cos(x))]
 
 
@@ -115,7 +116,8 @@ def index_of_two_dimensions() -> Pairs:
     )
     a = numbers(3, 4, dtype=f8)
     expected = a + 10 * np.arange(3)[:, None] + np.arange(4)
-    return [(kernel(xp.asarray(a), size=12).reshape(3, 4), expected)]
+    flat: Any = kernel(xp.asarray(a), size=12)
+    return [(flat.reshape(3, 4), expected)]
 
 
 @tutorial
