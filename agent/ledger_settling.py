@@ -89,6 +89,22 @@ class SettlingTables:
         """Is this ledger one that was put back from a backup?"""
         return self._one("SELECT 1 FROM meta WHERE key='restored_us'") is not None
 
+    def may_sign_second(self, peer: PeerId, unit: str) -> bool:
+        """May a statement that the peer proposed be signed? A restored ledger proposes one of its own first.
+
+        It does not know which proposals it signed after the backup was taken, and signing another one of that number
+        would be a lie. Its own proposals bind nobody until the other side signs; once one of them is signed, every
+        number that it may have forgotten is taken.
+        """
+        row = self._one("SELECT value FROM meta WHERE key='restored_us'")
+        if row is None:
+            return True
+        restored_us = int.from_bytes(row[0], "big")
+        records = (
+            open_verified(Statement, signed.proposed).record for signed in self.statements_with(peer, unit)
+        )
+        return any(record.proposer == self._me and record.issued_us >= restored_us for record in records)
+
     def last_statement(self, peer: PeerId, unit: str) -> LastSigned:
         """The newest statement with a peer that both signed."""
         row = self._one(

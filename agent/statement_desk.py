@@ -126,12 +126,14 @@ class StatementDesk:
     async def _catch_up(self, peer: PeerId, unit: str) -> None:
         """Take what the other side has signed, and sign what it proposed, before proposing anew."""
         reply = await self._hub().request(peer, "statement-last", LastStatement(unit), LastStatementReply)
-        mine = await self._ledger.look(lambda tables: tables.last_statement(peer, unit))
+        mine, may_sign = await self._ledger.look(
+            lambda tables: (tables.last_statement(peer, unit), tables.may_sign_second(peer, unit))
+        )
         if reply.signed is not None:
             signed = open_record(Statement, reply.signed.proposed)
             if signed.record.number > mine.number:
                 await self._take_signed(peer, reply.signed, signed.id)
-        if reply.proposed is not None and gives_way(self._key.peer, peer):
+        if reply.proposed is not None and may_sign and gives_way(self._key.peer, peer):
             agreed = await self._agree(peer, reply.proposed)
             await self._hub().request(
                 peer, "statement", StatementRequest(agreed), StatementReply, deadline_s=ANSWER_SECONDS
@@ -205,6 +207,11 @@ class StatementDesk:
 
         def read(tables: SettlingTables) -> list[CoveredSpan]:
             check_order(record, tables.last_statement(peer, record.unit))
+            if not tables.may_sign_second(peer, record.unit):
+                raise Refused(
+                    "restored",
+                    "this ledger was put back from a backup: it has to propose the next statement itself",
+                )
             waiting = self._waiting(tables, peer, record.unit, now_us)
             if waiting is not None and not gives_way(self._key.peer, peer):
                 raise Refused("crossed", "a proposal of our own for this number is on its way: sign that one")

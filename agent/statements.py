@@ -16,6 +16,9 @@ Statements between two peers in one unit are numbered and chained, whoever propo
 
 Where both propose at once, the side with the larger id gives way: it signs the other's although its own is out; the
 side with the smaller one answers `crossed` as long as its own may still come back signed.
+
+A ledger that was put back from a backup has forgotten what it signed as the second side. It signs nothing as such until
+one of its own proposals came back signed (`SettlingTables.may_sign_second`).
 """
 
 from collections.abc import Iterable, Sequence

@@ -14,6 +14,7 @@ import trio
 
 from coppermesh.agent.ledger import CountersignatureReceived, LedgerConflict, TaskIssued, TaskTaken
 from coppermesh.agent.ledger_audit import audit_ledger
+from coppermesh.agent.ledger_backup import back_up, restore
 from coppermesh.agent.ledger_compare import LEAVES_A_MINUTE, LaneAnswers, part_size
 from coppermesh.agent.ledger_desk import LedgerDesk
 from coppermesh.agent.ledger_settling import copy_of
@@ -237,6 +238,34 @@ async def test_a_lost_answer_is_caught_up_with(tmp_path: Path) -> None:
         assert await last_number(trade.buyer, SELLER.peer) == 0
         await trade.work(deal, 1)
         await trade.buyer.desk.statements.propose(SELLER.peer, "usd")
+
+
+async def test_a_restored_side_signs_nothing_second_until_its_own_proposal_came_back(tmp_path: Path) -> None:
+    async with trading(tmp_path) as trade:
+        deal = await trade.lease(1)
+        await trade.work(deal, 3)
+        copy = tmp_path / "copy.sqlite"
+        await trio.to_thread.run_sync(back_up, trade.buyer.path, copy)
+        rival = await trade.seller.desk.statements.draft_for_file(BUYER.peer, "usd")
+        trade.seller.ahead_us = 5
+        first = await trade.seller.desk.statements.propose(BUYER.peer, "usd")
+    await trio.to_thread.run_sync(restore, copy, trade.buyer.path, MESH, BUYER.peer, START_US + 10)
+    async with trading(tmp_path) as trade:
+        trade.seller.ahead_us = trade.buyer.ahead_us = 20
+        with pytest.raises(Refused) as refusal:
+            await trade.buyer.desk.statements.on_statement(SELLER.peer, StatementRequest(rival))
+        assert refusal.value.code == "restored", "it may have signed another one of that number, and has"
+        deal = await trade.lease(2)
+        await trade.work(deal, 1)
+        await trade.buyer.desk.statements.propose(SELLER.peer, "usd")
+        adopted = await trade.buyer.store.look(
+            lambda tables: tables.statement_numbered(SELLER.peer, "usd", 0)
+        )
+        assert adopted == first
+        await trade.work(deal, 1)
+        await trade.seller.desk.statements.propose(BUYER.peer, "usd")
+        assert await last_number(trade.buyer, SELLER.peer) == 2
+        assert await trade.seller.store.evidence() == []
 
 
 async def test_crossing_proposals_end_in_one_statement(tmp_path: Path) -> None:
@@ -492,11 +521,12 @@ async def test_every_receipt_has_a_proof_of_its_place(tmp_path: Path) -> None:
                 data = await trade.buyer.store.look(
                     lambda tables, lane=lane, at=sequence: _place(tables, lane, at)  # type: ignore[misc]
                 )
-                _, receipt, statement, amount = verify_place(data)
+                _, receipt, _, amount = verify_place(data)
                 assert receipt.record.sequence == sequence
                 total += amount if deal is first else -amount
                 files.append(data)
-        assert total == statement.record.net == 6
+        signed = await trade.buyer.store.look(lambda tables: tables.statement_numbered(SELLER.peer, "usd", 0))
+        assert total == open_record(Statement, signed.proposed).record.net == 6
         for position in range(0, len(files[0]), 7):
             spoiled = bytearray(files[0])
             spoiled[position] ^= 1

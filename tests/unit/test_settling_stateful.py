@@ -62,6 +62,8 @@ sides = st.sampled_from(SIDES)
 class TwoLedgersThatSettle(machine.TwoLedgers):  # type: ignore[misc]
     """Statements are proposed, cross, get lost and come back; the payee says that they were paid."""
 
+    network: list[tuple[str, Any]]
+
     def key(self, name: str) -> Any:
         return getattr(self.deals[0], name)
 
@@ -97,8 +99,8 @@ class TwoLedgersThatSettle(machine.TwoLedgers):  # type: ignore[misc]
         for kind, crash in zip(("proposed", "signed"), crashes[1:3], strict=True):
             ready = [message for message in self.network if message[0] == kind]
             self.network = [message for message in self.network if message[0] != kind or repeat]
-            for message in ready:
-                self.receive(*message, crash)
+            for what, content in ready:
+                self.receive(what, content, crash)
         if paid:
             self.pay(crashes[3], 0)
 
@@ -106,7 +108,7 @@ class TwoLedgersThatSettle(machine.TwoLedgers):  # type: ignore[misc]
     def propose(self, name: str, crash: str) -> None:
         me, peer, tables = self.key(name), self.key(OTHER[name]).peer, self.tables(name)
         covered = [tables.covered_span(span) for span in open_spans(tables.lanes_with(peer, "usd"))]
-        self.proposals = getattr(self, "proposals", 0) + 1
+        self.proposals: int = getattr(self, "proposals", 0) + 1
         try:
             last = tables.last_statement(peer, "usd")
             record = draw_up(MESH, me.peer, peer, "usd", last, covered, START_US + self.proposals)
@@ -177,6 +179,8 @@ class TwoLedgersThatSettle(machine.TwoLedgers):  # type: ignore[misc]
         spans = unpack_spans(draft.lanes)
         try:
             check_order(record, tables.last_statement(peer, "usd"))
+            if not tables.may_sign_second(peer, "usd"):
+                return
             if tables.live_draft(peer, "usd", 0) is not None and not gives_way(me.peer, peer):
                 return
             check_spans(spans, {state.lane: state for state in tables.lanes_with(peer, "usd")})
@@ -235,14 +239,16 @@ class TwoLedgersThatRestore(TwoLedgersThatSettle):
         self.saved = {**getattr(self, "saved", {}), name: True}
         back_up(side._path, side._path.with_suffix(".backup"), force=True)
 
-    @precondition(lambda self: getattr(self, "saved", {}))
+    @precondition(lambda self: bool(getattr(self, "saved", {})))
     @rule(name=sides)
     def set_back(self, name: str) -> None:
         if name not in self.saved:
             return
         side = getattr(self, name)
         side.book.close()
-        restore(side._path.with_suffix(".backup"), side._path, MESH, side._me, START_US + len(self.network))
+        # Proposals are dated by their count: later ones are from after the restore.
+        at_us = START_US + getattr(self, "proposals", 0) + 1
+        restore(side._path.with_suffix(".backup"), side._path, MESH, side._me, at_us)
         side.open()
         self.begin_anew()
 
