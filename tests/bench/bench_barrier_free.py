@@ -152,6 +152,20 @@ def compare(bench: Bench, case: Any, before: str) -> float:
     return middle
 
 
+def launch_us(bench: Bench, case: Any, threads: int) -> tuple[float, float]:
+    """Processor time of a launch that does next to nothing, and of the native loop's call, on so many threads."""
+    arguments = [*case.make(np.random.default_rng(1))[:-1], np.int32(64)]
+    bench.team = ThreadTeam(threads)
+    loop = bench.loop(bench.compiled_loop(case, ""), arguments)
+    launch: Callable[..., None] = bench.cuda.load(case.source, "k", ())
+    grid = (32 if threads > 1 else 1, 1, 1)
+    least = []
+    for action in (lambda: launch(grid, (256, 1, 1), 0, arguments), loop):
+        action()
+        least.append(min(_cpu_ms(action, 1000) for _ in range(ROUNDS)))
+    return 1_000 * least[0], 1_000 * least[1]
+
+
 def main(compiler: str | None, word: str) -> None:
     """Everything with `word` in its name."""
     table = _table()
@@ -163,6 +177,9 @@ def main(compiler: str | None, word: str) -> None:
             for case, before in zip(table.CASES, table.NATIVE_BEFORE, strict=True)
             if word in case.name
         ]
+        for threads in (1, THREADS):
+            mine, other = launch_us(bench, table.CASES[0], threads)
+            print(f"launch on {threads} threads: {mine:.1f} us, native {other:.1f}")
         above = sum(ratio > GOAL for ratio in ratios)
         print(f"{len(ratios)} kernels, {above} above {GOAL}; median {statistics.median(ratios):.2f}")
         print(
