@@ -1,13 +1,14 @@
 """A model of the network: connections, and gossipsub's forwarding over them (pure).
 
 What is modelled, and how far. Each connection has one latency, drawn when it opens. For each topic a peer keeps a mesh
-of connected subscribers as gossipsub does: below `DEGREE_LOW` it takes more until it has `DEGREE`, above
-`DEGREE_HIGH` it drops down to `DEGREE`; both sides always agree. A published message goes to the publisher's mesh
-(where it has none, to `DEGREE` subscribers); whoever gets it first judges it with its real `AnnouncementBook`, and
-forwards it to its mesh, without the peer that it came from and its author, where the verdict allows that. The copies
-that one peer sends of a message leave together and arrive after the latency of their connections' sender: one event a
-peer and message. Each second a peer names the messages of the last `WINDOW_BEATS` seconds to `LAZY` subscribers
-outside of its mesh; one that lacks a message asks for it. A copy is lost with probability `loss`.
+of connected subscribers as gossipsub does: a newcomer takes `DEGREE`, whoever has taken it already; below `DEGREE_LOW`
+a peer takes more until it has `DEGREE`, above `DEGREE_HIGH` it drops down to `DEGREE`; both sides always agree. A
+published message goes to the publisher's mesh (where it has none, to `DEGREE` subscribers); whoever gets it first
+judges it with its real `AnnouncementBook`, and forwards it to its mesh, without the peer that it came from and its
+author, where the verdict allows that. The copies that one peer sends of a message leave together and arrive after the
+latency of their connections' sender: one event a peer and message. Each second a peer names the messages of the last
+`WINDOW_BEATS` seconds to `LAZY` subscribers outside of its mesh; one that lacks a message asks for it. A copy is lost
+with probability `loss`.
 
 What is not modelled: bandwidth and queues, CPU time, partial failures of a connection, and gossipsub's own back-off
 after a prune. tests/processes compares messages per peer with real agents.
@@ -65,6 +66,8 @@ class Traffic:
 class _Topic:
     members: dict[int, None] = field(default_factory=dict)
     mesh: dict[int, dict[int, None]] = field(default_factory=dict)
+    fresh: dict[int, None] = field(default_factory=dict)
+    """Subscribers that have not chosen anybody yet."""
     recent: list[list[Message]] = field(default_factory=lambda: [[] for _ in range(WINDOW_BEATS)])
     """Published within the last beats, newest beat first."""
 
@@ -131,6 +134,7 @@ class GossipNetwork:
         if peer not in topic.members:
             topic.members[peer] = None
             topic.mesh[peer] = {}
+            topic.fresh[peer] = None
             self._topics_of[peer][name] = None
 
     def unsubscribe(self, peer: int, name: str) -> None:
@@ -138,6 +142,7 @@ class GossipNetwork:
         if self._topics_of[peer].pop(name, 0) is None:
             topic = self._topics[name]
             del topic.members[peer]
+            topic.fresh.pop(peer, None)
             for other in topic.mesh.pop(peer):
                 topic.mesh[other].pop(peer, None)
 
@@ -188,20 +193,23 @@ class GossipNetwork:
         for topic in self._topics.values():
             for peer in topic.members:
                 mesh = topic.mesh[peer]
-                if not DEGREE_LOW <= len(mesh) <= DEGREE_HIGH:
+                if peer in topic.fresh or not DEGREE_LOW <= len(mesh) <= DEGREE_HIGH:
                     self._mend(topic, peer, mesh)
             self._name_recent(topic)
             topic.recent.insert(0, [])
             topic.recent.pop()
 
     def _mend(self, topic: _Topic, peer: int, mesh: dict[int, None]) -> None:
-        if len(mesh) < DEGREE_LOW:
+        if peer in topic.fresh or len(mesh) < DEGREE_LOW:
             others = [
                 other
                 for other in self.links[peer]
                 if other in topic.members and other not in mesh and len(topic.mesh[other]) < DEGREE_HIGH
             ]
-            for other in self._some(others, DEGREE - len(mesh)):
+            wanted = min(DEGREE, DEGREE_HIGH - len(mesh)) if peer in topic.fresh else DEGREE - len(mesh)
+            if others:
+                topic.fresh.pop(peer, None)
+            for other in self._some(others, max(0, wanted)):
                 mesh[other] = topic.mesh[other][peer] = None
                 self._control(other, 1, 0)
         else:

@@ -29,9 +29,9 @@ from typing import Any
 import trio
 from blake3 import blake3
 
-from coppermesh.agent.announcer import Announcer
 from coppermesh.agent.clock import now_us
 from coppermesh.p2p.announcements import LIFETIME_US, AnnouncementBook
+from coppermesh.p2p.announcer import Announcer
 from coppermesh.p2p.control import ChannelUp, ControlHub, open_control_hub
 from coppermesh.p2p.discovery import DialPlan, run_discovery
 from coppermesh.p2p.envelope import sign_record, to_bytes
