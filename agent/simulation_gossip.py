@@ -66,8 +66,8 @@ class Traffic:
 class _Topic:
     members: dict[int, None] = field(default_factory=dict)
     mesh: dict[int, dict[int, None]] = field(default_factory=dict)
-    fresh: dict[int, None] = field(default_factory=dict)
-    """Subscribers that have not chosen anybody yet."""
+    fresh: dict[int, int] = field(default_factory=dict)
+    """How many each newcomer has still to choose."""
     recent: list[list[Message]] = field(default_factory=lambda: [[] for _ in range(WINDOW_BEATS)])
     """Published within the last beats, newest beat first."""
 
@@ -134,7 +134,7 @@ class GossipNetwork:
         if peer not in topic.members:
             topic.members[peer] = None
             topic.mesh[peer] = {}
-            topic.fresh[peer] = None
+            topic.fresh[peer] = DEGREE
             self._topics_of[peer][name] = None
 
     def unsubscribe(self, peer: int, name: str) -> None:
@@ -206,10 +206,11 @@ class GossipNetwork:
                 for other in self.links[peer]
                 if other in topic.members and other not in mesh and len(topic.mesh[other]) < DEGREE_HIGH
             ]
-            wanted = min(DEGREE, DEGREE_HIGH - len(mesh)) if peer in topic.fresh else DEGREE - len(mesh)
-            if others:
-                topic.fresh.pop(peer, None)
-            for other in self._some(others, max(0, wanted)):
+            wanted = min(topic.fresh.pop(peer, DEGREE - len(mesh)), DEGREE_HIGH - len(mesh))
+            chosen = self._some(others, max(0, wanted))
+            if len(chosen) < wanted:
+                topic.fresh[peer] = wanted - len(chosen)
+            for other in chosen:
                 mesh[other] = topic.mesh[other][peer] = None
                 self._control(other, 1, 0)
         else:

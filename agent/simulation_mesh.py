@@ -87,6 +87,8 @@ class Scenario:
     """Probability that a copy of a gossip message is lost."""
     limit: int = LIMIT
     """Announcers of one topic from which on it splits."""
+    start_seconds: float = START_SECONDS
+    """All start within so long."""
 
 
 class SimPeer:
@@ -191,7 +193,7 @@ class MeshSimulation:
     def begin(self) -> None:
         """Plan everybody's start and what happens by itself."""
         for peer in self.peers:
-            self.heap.after(START_SECONDS * self.rng.random(), self.start, peer)
+            self.heap.after(self.scenario.start_seconds * self.rng.random(), self.start, peer)
         self.heap.after(1.0, self._beat)
         if self.scenario.churn:
             self.heap.after(60.0, self._plan_churn)

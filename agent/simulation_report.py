@@ -12,7 +12,6 @@ from coppermesh.agent.simulation_mesh import (
     GONE_SECONDS,
     GRACE_SECONDS,
     MESH,
-    START_SECONDS,
     MeshSimulation,
     Scenario,
     SimPeer,
@@ -62,7 +61,7 @@ class Views:
         self.looks += 1
         share = (missing + outdated + gone) / max(1, expected + gone)
         if self.converged_s is None and expected and share <= CONVERGED:
-            self.converged_s = max(0.0, now - START_SECONDS)
+            self.converged_s = max(0.0, now - mesh.scenario.start_seconds)
         return share
 
     def _is_old(self, viewer: SimPeer, peer: SimPeer) -> bool:
@@ -89,7 +88,7 @@ def simulate(
     views = Views(mesh)
     mesh.begin()
     end_s = 60.0 * scenario.minutes
-    mesh.run_for(min(START_SECONDS, end_s))
+    mesh.run_for(min(scenario.start_seconds, end_s))
     while mesh.heap.now < end_s:
         fast = views.converged_s is None and views.looks < FAST_LOOKS
         mesh.run_for(min(1.0 if fast else SLOW_SECONDS, end_s - mesh.heap.now))

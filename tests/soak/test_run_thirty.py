@@ -32,7 +32,9 @@ def test_the_simulator_sends_as_many_messages_as_thirty_processes_did() -> None:
     recorded = json.loads((HERE / "run_thirty.json").read_text())["runs"][0][
         "gossip_messages_a_peer_and_minute"
     ]
-    simulation = MeshSimulation(Scenario(peers=30, seed=1, requesters=0.0), random.Random(1))
+    simulation = MeshSimulation(
+        Scenario(peers=30, seed=1, requesters=0.0, start_seconds=0.5), random.Random(1)
+    )
     simulation.begin()
     simulation.run_for(30.0)
     before = sum(each.copies for each in simulation.network.traffic)
