@@ -106,6 +106,8 @@ class MeshSet:
             if group.split(MeshError)[1] is not None:
                 raise
             self.troubles[state.mesh] = str(group.exceptions[0])
+            if not started.is_set():
+                failed.append(MeshError(f"mesh {state.name!r} cannot be served: {group.exceptions[0]}"))
             _log.error("mesh %r is not served any more", state.name, exc_info=group)
         finally:
             del self._scopes[state.mesh]
