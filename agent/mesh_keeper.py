@@ -34,18 +34,22 @@ from coppermesh.p2p.membership_messages import (
 from coppermesh.p2p.membership_records import MembershipNotice, Quota, RevocationNotice, Usage
 from coppermesh.p2p.messages import Message, Nothing
 from coppermesh.p2p.records import Receipt, SignedRecord
-from coppermesh.p2p.transport import MAX_GOSSIP_BYTES, Transport
+from coppermesh.p2p.transport import MAX_GOSSIP_BYTES, PeerUp, Transport
 from coppermesh.p2p.usage import INTERVAL_US, UsageBook
 
 LOOK_SECONDS = 1.0
 SHOW_SECONDS = 300.0
 REMIND_SECONDS = 60.0
+MAX_REMINDED = 16
+"""Revocations published again at once, by chance: every member does it, and each message goes to everybody."""
 RENEW_SECONDS = 60.0
 ALONE_SECONDS = 5.0
 LAST_ALONE_SECONDS = 300.0
 URGENT_SECONDS = (0.0, 1.0, 3.0, 6.0)
 """When a new revocation is published: gossip may lose one."""
 ASK_SECONDS = 10.0
+DOOR_SECONDS = 40.0
+"""Longer than a dial, a request and its reply take."""
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -150,6 +154,7 @@ class MeshKeeper:
                 self._renew,
                 self._keep,
                 self._come_back,
+                self._mind_door,
             ):
                 nursery.start_soon(task)
             task_status.started()
@@ -166,7 +171,8 @@ class MeshKeeper:
                 own = [door for door in reply.doors if parse_address(door).peer == peer]
                 await self._write(self.private.learn_doors, own)
             rotation = self.private.state.rotation
-            if rotation is not None:
+            # It may have been revoked while it took its time to answer.
+            if rotation is not None and self.private.book.member(peer, self._now_us()) is not None:
                 await self._hub.request(peer, "rotate", rotation, Nothing, deadline_s=ASK_SECONDS)
         except MeshError as error:
             _log.debug("what %s knows of the mesh: %s", short_peer(peer), error)
@@ -247,7 +253,8 @@ class MeshKeeper:
     async def _remind(self) -> None:
         while True:
             await trio.sleep(REMIND_SECONDS * (0.8 + 0.4 * self._rng.random()))
-            await self._publish_revocations(self.private.book.revocations(self._now_us()))
+            known = self.private.book.revocations(self._now_us())
+            await self._publish_revocations(self._rng.sample(known, min(len(known), MAX_REMINDED)))
 
     async def _publish_revocations(self, notices: Iterable[RevocationNotice]) -> None:
         for notice in notices:
@@ -302,7 +309,10 @@ class MeshKeeper:
     async def _renew(self) -> None:
         while True:
             if self.private.needs_renewal(self._now_us()):
-                await self._renew_now()
+                try:
+                    await self._renew_now()
+                except MeshError as error:
+                    _log.warning("certificate on mesh %r not renewed: %s", self.private.name, error)
             await trio.sleep(RENEW_SECONDS)
 
     async def _renew_now(self) -> None:
@@ -388,6 +398,22 @@ class MeshKeeper:
         _log.info("%s was admitted to mesh %r", short_peer(visitor), self.private.name)
         self._dirty.set()
         return reply
+
+    async def _mind_door(self) -> None:
+        """Nobody stays at the door, or a few idle strangers would fill it."""
+        visits: dict[PeerId, PeerUp] = {}
+
+        async def show_out(event: PeerUp) -> None:
+            await trio.sleep(DOOR_SECONDS)
+            if visits.get(event.peer) is event:
+                await self._door.disconnect(event.peer)
+
+        async for event in self._door.events():
+            if isinstance(event, PeerUp):
+                visits[event.peer] = event
+                self._nursery.start_soon(show_out, event)
+            else:
+                visits.pop(event.peer, None)
 
     async def _come_back(self) -> None:
         """With no other admin in reach, the reason may be a swarm key that was changed meanwhile: ask at doors.

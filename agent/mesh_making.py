@@ -5,7 +5,7 @@ from contextlib import suppress
 
 from coppermesh.agent.home import Home
 from coppermesh.agent.mesh_state import MeshState, load_state, root_key_path, save_state, state_path
-from coppermesh.agent.private_mesh import PrivateMesh, first_certificate
+from coppermesh.agent.private_mesh import PrivateMesh, first_certificate, usable
 from coppermesh.p2p.errors import MeshError
 from coppermesh.p2p.ids import MeshId, PeerId
 from coppermesh.p2p.invitation import Invitation
@@ -84,8 +84,8 @@ def adopt_admission(
         reply.rotation,
         listen,
         door,
-        list(dict.fromkeys([*reply.doors, *invitation.addresses]))[: 2 * MAX_ADDRESSES],
-        list(reply.addresses),
+        usable([*reply.doors, *invitation.addresses])[: 2 * MAX_ADDRESSES],
+        usable(reply.addresses),
         1,
         [],
         list(reply.revocations),

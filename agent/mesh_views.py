@@ -62,7 +62,7 @@ class MeshViews:
         rows = [_open_facts(node) for node in self._meshes.nodes if node.keeper is None]
         for state in states:
             served = nodes.get(state.mesh)
-            facts = mesh_facts(state, self._machine.home, now)
+            facts = await trio.to_thread.run_sync(mesh_facts, state, self._machine.home, now)
             facts["default"] = served is self._meshes.default
             facts["served"] = served is not None
             facts["connected"] = len(served.transport.connected()) if served is not None else 0

@@ -21,9 +21,10 @@ from coppermesh.agent.mesh_state import (
     forget_state,
     save_state,
 )
+from coppermesh.p2p.addresses import parse_address
 from coppermesh.p2p.admission import DoorPace, Invitations, Issued, Use, refusal, token_hash
 from coppermesh.p2p.envelope import Opened, open_record, sign_record
-from coppermesh.p2p.errors import Refused, RemoteProtocolError
+from coppermesh.p2p.errors import Refused, RemoteProtocolError, Unreachable
 from coppermesh.p2p.ids import MeshId, PeerId
 from coppermesh.p2p.invitation import MAX_DOORS, Invitation, invitation_text
 from coppermesh.p2p.membership import (
@@ -57,6 +58,10 @@ from coppermesh.p2p.signing import PeerKey
 
 RENEW_PART = 3
 """A certificate is renewed when less than one part in so many of its life is left."""
+RENEWAL_GAIN_US = DAY_US // 24
+"""A renewal makes a chain last so much longer at least: each costs its issuer a serial and a write to disk."""
+MAX_EPOCH_STEP = 1 << 20
+"""More swarm keys than anybody can have missed: nobody uses up the numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +161,8 @@ class PrivateMesh:
     def renew_for(self, member: Member, now_us: int) -> list[SignedRecord]:
         """A new chain for a member, with what it has now. Raises Refused."""
         known = self.book.check(member.chain, member.peer, now_us)
+        if min(now_us + MAX_LIFE_US, self.member(now_us).expires_us) - known.expires_us < RENEWAL_GAIN_US:
+            raise Refused("not-longer", "a renewed certificate would not last longer than the one there is")
         old, mine = known.certificate, self.certificate
         depth = min(old.depth, max(0, mine.depth - 1))
         chain = self._issue(known.peer, old.role, old.quota, depth, old.name, now_us)
@@ -265,7 +272,7 @@ class PrivateMesh:
             chain,
             self._state.swarm_key,
             self._state.epoch,
-            self._state.rotation,
+            self._rotation_to_show(now_us),
             list(addresses[:MAX_ADDRESSES]),
             list(doors[:MAX_ADDRESSES]),
             self.book.revocations(now_us)[:MAX_KNOWN],
@@ -288,7 +295,12 @@ class PrivateMesh:
             return list(found.chain)
         chain = self._issue(visitor, found.role, found.quota, found.depth, name, now_us)
         self.invitations.use(found, Use(visitor, chain))
-        self._save()
+        try:
+            self._save()
+        except BaseException:
+            # Asked again, the token must not give what is on no disk.
+            self.invitations.put_back(found)
+            raise
         self.book.learn(chain, visitor, now_us)
         return chain
 
@@ -336,16 +348,40 @@ class PrivateMesh:
         rotation = opened.record
         if rotation.mesh != self.mesh or blake3(request.swarm_key).digest() != rotation.key_hash:
             raise Refused("forged", "the swarm key is not the one that was signed, or is of another mesh")
-        if (rotation.epoch, _reversed(rotation.key_hash)) <= self._rank():
+        if not self._is_newer(rotation, now_us):
             return False
+        if rotation.epoch > self._state.epoch + MAX_EPOCH_STEP or rotation.issued_us > now_us + SKEW_US:
+            raise Refused("forged", "the swarm key's number or date is too far ahead")
         signer = self.book.check(request.chain, opened.signer, now_us)
         if not signer.may(Right.REVOKE):
             raise Refused("no-right", f"{signer.certificate.role} may not change the swarm key")
         self._save(swarm_key=request.swarm_key, epoch=rotation.epoch, rotation=request)
         return True
 
-    def _rank(self) -> tuple[int, bytes]:
-        return self._state.epoch, _reversed(blake3(self._state.swarm_key).digest())
+    def _is_newer(self, rotation: Rotation, now_us: int) -> bool:
+        current = self._state.rotation
+        if current is not None and self._trouble_with(current, now_us) in ("revoked", "issuer-revoked"):
+            # Its signer may have given it any number and a small hash: what came later counts.
+            return rotation.issued_us > open_record(Rotation, current.rotation).record.issued_us
+        rank = self._state.epoch, _reversed(blake3(self._state.swarm_key).digest())
+        return (rotation.epoch, _reversed(rotation.key_hash)) > rank
+
+    def _trouble_with(self, request: RotateRequest, now_us: int) -> str | None:
+        """The code with which others refuse a rotation's signer now, if they do."""
+        try:
+            self.book.check(request.chain, PeerId(request.rotation.signer), now_us)
+        except Refused as error:
+            return error.code
+        return None
+
+    def _rotation_to_show(self, now_us: int) -> RotateRequest | None:
+        """The last rotation; signed by this agent where others would not take its signer's word any more."""
+        last = self._state.rotation
+        if last is None or self._trouble_with(last, now_us) is None or not self.may(Right.REVOKE, now_us):
+            return last
+        key, epoch = self._state.swarm_key, self._state.epoch
+        rotation = Rotation(1, self.mesh, self.key.peer, epoch, blake3(key).digest(), now_us)
+        return RotateRequest(sign_record(self.key, rotation), list(self.chain), key)
 
     # Coming and going
 
@@ -361,15 +397,15 @@ class PrivateMesh:
             with suppress(Refused):
                 self.book.offer(notice, now_us)
         self.member(now_us)
-        doors = list(dict.fromkeys([*reply.doors, *self._state.doors]))[: 2 * MAX_ADDRESSES]
-        addresses = list(dict.fromkeys([*reply.addresses, *self._state.addresses]))[: 4 * MAX_ADDRESSES]
+        doors = usable([*reply.doors, *self._state.doors])[: 2 * MAX_ADDRESSES]
+        addresses = usable([*reply.addresses, *self._state.addresses])[: 4 * MAX_ADDRESSES]
         self._save(doors=doors, addresses=addresses)
         # A door that has missed a rotation itself has nothing new.
         return reply.rotation is not None and self.take_rotation(reply.rotation, now_us)
 
     def learn_doors(self, doors: Sequence[str]) -> None:
         """Where one comes back in, as an admin says."""
-        known = list(dict.fromkeys([*doors, *self._state.doors]))[: 2 * MAX_ADDRESSES]
+        known = usable([*doors, *self._state.doors])[: 2 * MAX_ADDRESSES]
         if known != self._state.doors:
             self._save(doors=known)
 
@@ -424,6 +460,16 @@ def first_certificate(
         1, mesh, root.peer, subject, serial, "admin", None, MAX_DEPTH, name, now_us, expires_us
     )
     return sign_record(root, certificate)
+
+
+def usable(addresses: Sequence[str]) -> list[str]:
+    """Those that are addresses, each once: others say them, and at the next start each is dialled."""
+    kept = []
+    for address in dict.fromkeys(addresses):
+        with suppress(Unreachable):
+            parse_address(address)
+            kept.append(address)
+    return kept
 
 
 def _reversed(key_hash: bytes) -> bytes:

@@ -102,6 +102,10 @@ class Invitations:
         used = msgspec.structs.replace(issued, used=[*issued.used, use])
         self._issued[Digest(issued.token_hash)] = used
 
+    def put_back(self, issued: Issued) -> None:
+        """Undo a use that could not be put on disk."""
+        self._issued[Digest(issued.token_hash)] = issued
+
     def forget_old(self, now_us: int) -> None:
         """Drop those that ended long ago."""
         for key, one in list(self._issued.items()):

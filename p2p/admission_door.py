@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from coppermesh.p2p.addresses import parse_address
-from coppermesh.p2p.errors import MeshError, Refused, Unreachable
+from coppermesh.p2p.admission import refusal
+from coppermesh.p2p.errors import MeshError, Refused, RemoteProtocolError, Unreachable
 from coppermesh.p2p.frame_io import receive_frame, send_frame
 from coppermesh.p2p.ids import MeshId, PeerId, short_peer
 from coppermesh.p2p.membership_messages import MAX_ADMISSION_BYTES, AdmissionReply, AdmissionRequest
@@ -44,6 +45,11 @@ def keep_door(transport: Transport, mesh: MeshId, decide: Decide) -> None:
         except Refused as error:
             _log.info("%s is not admitted: %s", short_peer(stream.peer), error)
             reply = refused_reply(error)
+        except (Unreachable, RemoteProtocolError):
+            raise
+        except MeshError as error:
+            _log.error("%s is not admitted: %s", short_peer(stream.peer), error)
+            reply = refused_reply(refusal("door-closed"))
         await send_frame(stream, reply)
         await stream.send_eof()
         # The visitor has what it came for; it hangs up, or is hung up on.

@@ -393,9 +393,11 @@ class Libp2pTransport:
         moved = [(name, name.removesuffix(old) + new) for name in self._pubsub.inboxes]
         for name, other in moved:
             self._pubsub.inboxes[other] = self._pubsub.inboxes.pop(name)
-        for name, other in moved:
-            await self._pubsub.subscribe(other)
-            await self._pubsub.unsubscribe(name)
+        # To the end, whoever asked for it and is gone: half of it would leave this agent deaf. Waits for no peer.
+        with trio.CancelScope(shield=True):
+            for name, other in moved:
+                await self._pubsub.subscribe(other)
+                await self._pubsub.unsubscribe(name)
 
     async def publish(self, topic: str, data: bytes) -> None:
         """See `transport.Transport`."""

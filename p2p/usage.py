@@ -9,6 +9,7 @@ What runs right now is told by the caller and counts from its first microsecond.
 what others use between two of their totals (`INTERVAL_US`), for each provider.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ INTERVAL_US = 10_000_000
 """Totals that have changed are told this often: the accounting interval."""
 KEPT_HOURS = 31 * 24
 MAX_TOTALS = 65_536
+MAX_BY_PROVIDER = MAX_TOTALS // 4
 MAX_HOUR_US = 1024 * HOUR_US
 """More than any machine could have given in one hour: a total above it is made up."""
 
@@ -40,6 +42,8 @@ class UsageBook:
         self._me = me
         self._totals: dict[_Place, int] = {}
         self._told: dict[_Place, int] = {}
+        self._heard: Counter[PeerId] = Counter()
+        """Totals by other provider."""
 
     def add_own(self, requester: PeerId, kind: str, ended_us: int, device_us: int) -> None:
         """A receipt of this provider's. All of it counts for the hour in which it ended."""
@@ -52,8 +56,12 @@ class UsageBook:
         if usage.provider == self._me or not hour - KEPT_HOURS <= usage.hour <= (now_us + SKEW_US) // HOUR_US:
             return False
         place = _Place(PeerId(usage.provider), PeerId(usage.requester), usage.kind, usage.hour)
-        if usage.device_us > MAX_HOUR_US or (place not in self._totals and len(self._totals) >= MAX_TOTALS):
+        if usage.device_us > MAX_HOUR_US:
             return False
+        if place not in self._totals:
+            if len(self._totals) >= MAX_TOTALS or self._heard[place.provider] >= MAX_BY_PROVIDER:
+                return False
+            self._heard[place.provider] += 1
         self._totals[place] = max(self._totals.get(place, 0), usage.device_us)
         return True
 
@@ -92,3 +100,4 @@ class UsageBook:
         for table in (self._totals, self._told):
             for place in [place for place in table if place.hour < oldest]:
                 del table[place]
+        self._heard = Counter(place.provider for place in self._totals if place.provider != self._me)

@@ -16,7 +16,7 @@ from coppermesh.agent.config import Config
 from coppermesh.agent.home import Home
 from coppermesh.agent.mesh_join import redeem
 from coppermesh.agent.mesh_making import adopt_admission, create_private_mesh
-from coppermesh.agent.mesh_state import private_meshes
+from coppermesh.agent.mesh_state import StateError, private_meshes
 from coppermesh.agent.mesh_terms import parse_quota
 from coppermesh.agent.node import Node, Parts, open_node
 from coppermesh.agent.private_mesh import Terms
@@ -217,6 +217,7 @@ async def test_a_mesh_is_left_while_the_agent_runs_and_the_others_go_on(tmp_path
 
 async def test_certificates_renew_by_themselves_while_an_admin_is_there(tmp_path, monkeypatch):
     monkeypatch.setattr(private_mesh, "RENEW_PART", 1)  # in the first third already
+    monkeypatch.setattr(private_mesh, "RENEWAL_GAIN_US", 1)
     monkeypatch.setattr(mesh_keeper, "RENEW_SECONDS", 0.05)
     async with laboratory(tmp_path) as lab:
         alice = await lab.add("alice", provide=True)
@@ -238,3 +239,23 @@ async def test_an_expired_member_is_cut_off_by_the_sweep(tmp_path):
         at_alice.keeper._now_us = lambda: now_us() + 40 * DAY_US
         await world.until(lambda: not at_alice.transport.connected())
         assert at_alice.keeper.private.book.member(at_bob.key.peer, now_us()) is None
+
+
+async def test_nobody_stays_at_the_door_and_a_full_disk_ends_no_mesh(tmp_path, monkeypatch):
+    monkeypatch.setattr(mesh_keeper, "DOOR_SECONDS", 0.05)
+    monkeypatch.setattr(mesh_keeper, "RENEW_SECONDS", 0.05)
+    monkeypatch.setattr(private_mesh, "RENEW_PART", 1)
+    async with laboratory(tmp_path) as lab:
+        alice = await lab.add("alice", provide=False)
+        at_alice = await lab.create(alice)
+        tries = []
+
+        def full(_now):
+            tries.append(1)
+            raise StateError("the disk is full")
+
+        monkeypatch.setattr(at_alice.keeper.private, "renew_by_root", full)
+        async with lab._doors.transport(PeerKey.generate()) as idler:
+            await idler.dial(at_alice.keeper._door.addresses[0])
+            await world.until(lambda: not idler.connected() and len(tries) > 1)
+        assert alice.meshes.find("lab") is at_alice

@@ -223,6 +223,76 @@ def test_two_rotations_to_one_epoch_end_in_one_key(alice, tmp_path):
     assert alice.state.epoch == helper.state.epoch == 1
 
 
+def test_a_rotation_by_somebody_who_was_revoked_does_not_last(alice, tmp_path):
+    thief = join(tmp_path, alice, "thief", role="admin")
+    bob, carol = join(tmp_path, alice, "bob"), join(tmp_path, alice, "carol")
+    for number in range(50):
+        taken = thief.rotate(NOW + number)
+    assert bob.take_rotation(taken, NOW + 60)
+    far = msgspec.structs.replace(thief._state, epoch=1 << 61)
+    thief._state = far
+    assert code_of(bob.take_rotation, thief.rotate(NOW + 60), NOW + 60) == "forged"
+    notice, genuine = alice.revoke(thief.key.peer, 0, NOW + 70), alice.rotate(NOW + 70)
+    assert genuine.rotation != taken.rotation
+    for member in (bob, carol):
+        member.take_revocation(notice, NOW + 80)
+        assert member.take_rotation(genuine, NOW + 80)
+        assert code_of(member.take_rotation, taken, NOW + 80) == "revoked"
+        assert member.state.swarm_key == alice.state.swarm_key
+    assert not bob.take_rotation(genuine, NOW + 80)
+
+
+def test_who_was_away_comes_back_though_the_rotations_signer_has_ended(alice, tmp_path):
+    helper = join(tmp_path, alice, "helper", role="admin")
+    assert alice.renew_by_root(NOW + 20 * DAY_US)
+    late = NOW + 25 * DAY_US
+    carol = join(tmp_path, alice, "carol", late)
+    assert alice.take_rotation(helper.rotate(NOW + DAY_US), late)
+    now = NOW + 35 * DAY_US  # the helper's certificate is not valid any more
+    request = carol.joining(alice.key.peer, None, now)
+    reply = alice.admit(carol.key.peer, "x", request, [], [DOOR], now)
+    assert carol.take_readmission(reply, now)
+    assert carol.state.swarm_key == alice.state.swarm_key
+    assert not alice.take_rotation(carol.state.rotation, now)
+
+
+def test_a_use_that_is_on_no_disk_gives_nothing(alice, tmp_path, monkeypatch):
+    invitation = invited(alice)
+    saved, key = [], PeerKey.generate()
+
+    def full(home, state):
+        saved.append(state)
+        if len(saved) == 2:
+            raise StateError("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("coppermesh.agent.private_mesh.save_state", full)
+        with pytest.raises(StateError):
+            ask(alice, invitation, key)
+    ask(alice, invitation, PeerKey.generate(), place="two")
+    assert code_of(ask, open_private_mesh(alice.home, alice.mesh, NOW), invitation, key) == "used-invitation"
+
+
+def test_a_renewal_that_gains_nothing_costs_nothing(alice, tmp_path):
+    bob = join(tmp_path, alice, "bob")
+    before = alice.state.next_serial
+    member = alice.book.check(bob.chain, bob.key.peer, NOW)
+    assert code_of(alice.renew_for, member, NOW + 1) == "not-longer"
+    assert alice.state.next_serial == before
+
+
+def test_what_is_no_address_is_not_kept(alice, tmp_path):
+    bob = join(tmp_path, alice, "bob")
+    reply = alice.admit(
+        bob.key.peer, "x", bob.joining(alice.key.peer, None, NOW), ["nonsense", DOOR], ["", DOOR], NOW
+    )
+    bob.take_readmission(reply, NOW)
+    bob.learn_doors(["/ip4/1.2.3.4"])
+    assert bob.state.addresses == [DOOR]
+    assert DOOR in bob.state.doors
+    assert all("/p2p/" in door for door in bob.state.doors)
+
+
 def test_leaving_removes_keys_and_is_a_revocation_of_oneself(alice, tmp_path):
     bob = join(tmp_path, alice, "bob")
     notice = bob.revoke(bob.key.peer, 0, NOW)
@@ -404,3 +474,15 @@ def test_two_providers_together_overrun_a_quota_by_less_than_an_interval_each(st
             used[at] += now[0] - started
             desks[at].usage.add_own(bob, "cpu", now[0], now[0] - started)
     assert sum(used) <= limit + 2 * (INTERVAL_US + 1_000_000)
+
+
+def test_one_provider_cannot_fill_the_book_of_totals(monkeypatch):
+    monkeypatch.setattr("coppermesh.p2p.usage.MAX_BY_PROVIDER", 2)
+    me, flooder, other = (PeerKey.generate().peer for _ in range(3))
+    book, hour = UsageBook(me), NOW // HOUR_US
+    told = [book.hear(usage(flooder, PeerKey.generate().peer, 1, hour), NOW) for _ in range(5)]
+    assert told == [True, True, False, False, False]
+    assert book.hear(usage(other, flooder, 1, hour), NOW)
+    book.forget_old(NOW + 40 * DAY_US)
+    later = NOW + 40 * DAY_US
+    assert book.hear(usage(flooder, other, 1, later // HOUR_US), later)
