@@ -190,10 +190,11 @@ class MeshKeeper:
 
     async def _write(self, change: Callable[..., T], *arguments: Any) -> T:
         """One change at a time, in a thread, to its end: what was begun on disk is not left half-way."""
+        done: list[T] = []
         async with self._writing:
             with trio.CancelScope(shield=True):
-                result = await trio.to_thread.run_sync(partial(change, *arguments))
-        return result
+                done.append(await trio.to_thread.run_sync(partial(change, *arguments)))
+        return done[0]
 
     # Gossip
 
