@@ -526,6 +526,7 @@ async def test_every_receipt_has_a_proof_of_its_place(tmp_path: Path) -> None:
                 total += amount if deal is first else -amount
                 files.append(data)
         signed = await trade.buyer.store.look(lambda tables: tables.statement_numbered(SELLER.peer, "usd", 0))
+        assert signed is not None
         assert total == open_record(Statement, signed.proposed).record.net == 6
         for position in range(0, len(files[0]), 7):
             spoiled = bytearray(files[0])
