@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from coppermesh.agent import mesh_verbs
 from coppermesh.agent.cli import main
 from coppermesh.agent.clock import now_us
 from coppermesh.agent.home import Home
@@ -103,3 +104,13 @@ def test_what_is_no_invitation_is_said_before_anything_is_done(home, capsys):
         assert code == 1
         assert "invitation" in err
     assert private_meshes(home) == []
+
+
+def test_the_qr_code_goes_to_stderr_and_holds_the_string(capsys):
+    segno = pytest.importorskip("segno")
+    text = "coppermesh1" + "a2b3c4d5" * 33
+    mesh_verbs._show_qr(text)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert len(shown.err.splitlines()) > 20
+    assert segno.make_qr(text.upper(), error="l").mode == "alphanumeric"
