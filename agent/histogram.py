@@ -12,14 +12,14 @@ from coppermesh.exec.budget import format_bytes
 from coppermesh.p2p.ids import PeerId
 
 _WORDS = {
-    "device-kind": "have no device of kind {kind}",
-    "model": "have no {model}",
+    "device-kind": "have another kind of device than {kind}",
+    "model": "have another model than {model}",
     "features": "lack {features}",
     "memory": "lack {memory}",
     "isolation": "have not witnessed {isolation}",
     "not-contained": "have too little isolation for their owner",
-    "rate": "ask more than your maximum of {rate}",
-    "below-cost": "would lose money at your maximum of {rate}",
+    "rate": "ask more than your maximum{rate}",
+    "below-cost": "would lose money at your maximum{rate}",
     "unit": "do not take {unit}",
     "budget": "cost more than your budget for one task",
     "speed": "are slower than {speed}",
@@ -66,7 +66,7 @@ def _words(code: str, need: Requirement | None) -> str:
         "memory": format_bytes(need.memory_bytes),
         "unit": need.unit,
         "isolation": ", ".join(need.isolation),
-        "rate": format_rate(need.max_rate, need.unit),
+        "rate": f" of {format_rate(need.max_rate, need.unit)}",
         "speed": f"{need.min_speed} Mop/s",
     }
     return text.format_map(facts)
@@ -76,4 +76,4 @@ class _Plain(dict[str, str]):
     """Words where the order's own numbers are not at hand."""
 
     def __missing__(self, name: str) -> str:
-        return f"the wanted {name}"
+        return "" if name == "rate" else f"the {name} you asked for"

@@ -280,7 +280,10 @@ class TestHistogram:
         assert histogram(codes, self.NEED) == "7 of 9 lack 24 GiB, 2 ask more than your maximum of 0.10 usd/h"
 
     def test_every_code_has_words_without_the_order_too(self) -> None:
-        assert histogram({A: "memory", B: "a-new-code"}) == "1 of 2 say a-new-code, 1 lack the wanted memory"
+        assert (
+            histogram({A: "memory", B: "a-new-code"})
+            == "1 of 2 say a-new-code, 1 lack the memory you asked for"
+        )
         assert histogram({}) == ""
 
     def test_a_story_counts_the_last_word_of_each(self) -> None:
