@@ -10,8 +10,8 @@ and only then is the body decoded. What follows from the bytes alone is `Examine
 once and lets a thousand books `take` it. A peer's sequence only rises; it is remembered past expiry for as long as an
 older announcement could still be alive, so that none comes back. The book holds `MAX_PEERS`; a newcomer beyond that
 displaces whichever expires first, so a crowd of invented peers must keep signing to stay. What was asked of a
-connected peer itself (`direct`) is never displaced by what gossip says: such a crowd cannot push out the peers that
-we really talk to.
+connected peer itself (`direct`) is not displaced by what gossip says while it is connected: such a crowd cannot push
+out the peers that we really talk to.
 
 Clocks. `issued_us` may lie `SKEW_US` ahead of ours, since clocks differ; expiry is taken by our own clock. So
 an announcement should live well over `SKEW_US`: `LIFETIME_US` is what ours ask for, `MAX_LIFETIME_US` what is
@@ -313,7 +313,7 @@ class AnnouncementBook:
         keep_until_us = record.issued_us + MAX_LIFETIME_US
         if held is not None:
             keep_until_us = max(keep_until_us, held.keep_until_us)
-            direct = direct or held.direct
+            direct = direct or (held.direct and not held.lost)
         self._entries[opened.signer] = _Entry(
             record.sequence, record.expires_us, keep_until_us, opened, direct, haste_us, now_us
         )
@@ -334,7 +334,7 @@ class AnnouncementBook:
 
     def _rank(self, peer: PeerId) -> tuple[bool, int]:
         entry = self._entries[peer]
-        return entry.direct and entry.opened is not None, entry.expires_us
+        return entry.direct and not entry.lost and entry.opened is not None, entry.expires_us
 
 
 class UniformSource(Protocol):

@@ -19,6 +19,7 @@ from coppermesh.p2p.announcement_screen import AnnouncementScreen
 from coppermesh.p2p.announcements import (
     FIRST_WORD_SECONDS,
     LIFETIME_US,
+    MAX_PEERS,
     REPEAT_SECONDS,
     SETTLE_SECONDS,
     SHORT_ID_BYTES,
@@ -36,7 +37,7 @@ from coppermesh.p2p.errors import MeshError
 from coppermesh.p2p.exchange import MORE_SECONDS, ExchangePacer
 from coppermesh.p2p.gossip_outcome import Outcome
 from coppermesh.p2p.ids import MeshId, PeerId, short_peer
-from coppermesh.p2p.messages import MAX_KNOWN_BYTES, AnnouncementReply, AnnouncementRequest
+from coppermesh.p2p.messages import MAX_KNOWN_BYTES, MAX_OTHERS, AnnouncementReply, AnnouncementRequest
 from coppermesh.p2p.records import Announcement, DeviceOffer, SignedRecord
 from coppermesh.p2p.shards import (
     CLASSES,
@@ -54,6 +55,8 @@ from coppermesh.p2p.transport import Transport
 FETCH_SECONDS = 10.0
 MAX_ADDRESSES = 8
 MAX_LEAVES = 16
+MAX_ASKED_AGAIN = MAX_PEERS // MAX_OTHERS
+"""Answers that hold a whole book: who has more makes it up, and keeps us from asking others."""
 
 _log = logging.getLogger(__name__)
 
@@ -215,7 +218,7 @@ class Announcer:
 
     async def _ask(self, peer: PeerId, want: int) -> None:
         """Ask one peer, again while it has more than one answer holds. Its silence costs nothing."""
-        while True:
+        for _ in range(MAX_ASKED_AGAIN):
             most = MAX_KNOWN_BYTES // SHORT_ID_BYTES
             known = b"".join(sorted(self._book.known_ids(self._now_us(), most))) if want else b""
             request = AnnouncementRequest(known, want)

@@ -63,6 +63,11 @@ LINGER_SECONDS = 1.0
 """How long reading goes on after sending failed."""
 
 
+MAX_WORK = 256
+"""Records, and KiB of them with frames to look at, that are read before every other task had a turn."""
+_WORK_BYTES = 1024
+
+
 class YamuxError(Exception):
     """The other side broke the yamux protocol."""
 
@@ -229,7 +234,7 @@ class YamuxConnection:
     # Receiving
 
     async def _read_until_end(self) -> str:
-        reader = self._reader
+        reader, work = self._reader, 0
         try:
             self._parse(memoryview(self._early))
             while True:
@@ -248,6 +253,12 @@ class YamuxConnection:
                         await trio.lowlevel.checkpoint()
                 else:
                     self._parse(memoryview(reader.open()))
+                    work += size // _WORK_BYTES
+                work += 1
+                if work >= MAX_WORK:
+                    # Empty records and small frames are cheap to send: everybody else gets a turn meanwhile.
+                    work = 0
+                    await trio.lowlevel.checkpoint()
         except RecordError as error:
             return str(error)
         except YamuxError as error:

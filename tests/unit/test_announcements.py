@@ -1,4 +1,6 @@
+import itertools
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +17,10 @@ from coppermesh.p2p.announcements import (
     AnnouncementPacer,
     Verdict,
 )
-from coppermesh.p2p.envelope import has_valid_signature, sign_record, to_bytes
+from coppermesh.p2p.announcer import Announcer
+from coppermesh.p2p.envelope import from_bytes, has_valid_signature, sign_record, to_bytes
 from coppermesh.p2p.ids import mesh_id
+from coppermesh.p2p.messages import MAX_OTHERS, AnnouncementReply
 from coppermesh.p2p.records import Announcement, SignedRecord
 from coppermesh.p2p.signing import PeerKey
 
@@ -179,6 +183,41 @@ def test_a_crowd_on_gossip_does_not_push_out_whom_we_talk_to() -> None:
     update = announcement(key_number(1), sequence=2)
     assert book.offer(update, NOW) is Verdict.ACCEPTED
     assert book._entries[key_number(1).peer].direct
+
+
+def test_who_has_left_is_not_kept_before_others() -> None:
+    book = AnnouncementBook(MESH, max_peers=1)
+    visitor = announcement(key_number(1))
+    assert book.offer(visitor, NOW, source=key_number(1).peer) is Verdict.ACCEPTED
+    later = announcement(key_number(2), expires_us=NOW + MAX_LIFETIME_US)
+    assert book.offer(later, NOW) is Verdict.CROWDED
+    book.lost(key_number(1).peer)
+    assert book.offer(later, NOW) is Verdict.ACCEPTED
+    book = AnnouncementBook(MESH)
+    book.offer(visitor, NOW, source=key_number(1).peer)
+    book.lost(key_number(1).peer)
+    book.offer(announcement(key_number(1), sequence=2), NOW)
+    assert not book._entries[key_number(1).peer].direct
+
+
+async def test_a_peer_with_ever_more_to_tell_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coppermesh.p2p.announcer.MAX_ASKED_AGAIN", 3)
+    monkeypatch.setattr("coppermesh.p2p.announcer.MORE_SECONDS", 0.0)
+    numbers, asked = itertools.count(100), []
+
+    async def request(*_: object, **__: object) -> AnnouncementReply:
+        asked.append(1)
+        invented = [announcement(key_number(next(numbers))) for _ in range(MAX_OTHERS)]
+        return AnnouncementReply(None, [from_bytes(data) for data in invented])
+
+    hub: Any = SimpleNamespace(request=request)
+    nothing: Any = None
+    announcer = Announcer(
+        KEY, MESH, nothing, hub, AnnouncementBook(MESH), None,
+        software="test", now_us=lambda: NOW, rng=random.Random(1), heard=lambda: None,
+    )  # fmt: skip
+    await announcer.fetch(key_number(2).peer)
+    assert len(asked) == 3
 
 
 def test_a_peer_answers_for_itself_only() -> None:

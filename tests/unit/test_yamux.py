@@ -5,6 +5,7 @@ import socket
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import pytest
 import trio
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from coppermesh.p2p import libp2p_yamux_frames, libp2p_yamux_stream
 from coppermesh.p2p.errors import Unreachable
 from coppermesh.p2p.libp2p_noise import RecordError, RecordReader, RecordWriter
-from coppermesh.p2p.libp2p_yamux import BufferBudget, YamuxConnection
+from coppermesh.p2p.libp2p_yamux import MAX_WORK, BufferBudget, YamuxConnection
 from coppermesh.p2p.libp2p_yamux_frames import (
     ACK,
     DATA,
@@ -576,3 +577,36 @@ async def test_random_cancelling_and_closing_mixes_up_no_bytes():  # noqa: C901,
     # Patient sender meets patient receiver in a ninth of 120 streams; which ones is up to the order of trio's tasks.
     assert finished > 3
     assert budget._left == BUDGET
+
+
+async def test_empty_records_do_not_keep_others_from_running() -> None:
+    class Empty:
+        left = 10 * MAX_WORK
+
+        def next_size(self) -> int:
+            return 0
+
+        def open(self) -> bytes:
+            self.left -= 1
+            if self.left < 0:
+                raise RecordError("over")
+            return b""
+
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    nothing: Any = None
+    reader: Any = Empty()
+    connection = YamuxConnection(
+        PEER, nothing, reader, nothing, initiator=False, budget=BufferBudget(BUDGET), on_stream=print
+    )
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(others)
+        assert await connection._read_until_end() == "over"
+        nursery.cancel_scope.cancel()
+    assert turns >= 5
