@@ -81,6 +81,7 @@ def _simulated_nvml() -> SimpleNamespace:
         nvmlDeviceGetName=_supported_by(0, answer=b"Simulated Card"),
         nvmlDeviceGetCudaComputeCapability=_supported_by(0, answer=(9, 0)),
         nvmlDeviceGetTotalEnergyConsumption=_supported_by(0, answer=12345),
+        nvmlDeviceGetPowerUsage=_supported_by(0, answer=50_000),
         nvmlDeviceGetUUID=_supported_by(0, answer="GPU-simulated"),
     )
 
