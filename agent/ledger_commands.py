@@ -9,10 +9,11 @@ from typing import Any
 from coppermesh.agent.clock import now_us
 from coppermesh.agent.config import load_config
 from coppermesh.agent.home import Home
+from coppermesh.agent.ledger import LedgerError
 from coppermesh.agent.ledger_audit import AuditReport, audit_ledger
 from coppermesh.agent.ledger_backup import back_up, open_any_version
 from coppermesh.agent.ledger_backup import restore as put_back
-from coppermesh.agent.ledger_files import open_database
+from coppermesh.agent.ledger_files import OldLedger, open_database
 from coppermesh.agent.ledger_reader import LedgerReader
 from coppermesh.agent.ledger_scan import LedgerPlace, find_ledgers, scan_ledger
 from coppermesh.agent.local_link import MESH
@@ -80,7 +81,7 @@ def signed_money(amount: int, unit: str) -> str:
 def audit(home: Home, mesh: str | None = None) -> dict[str, Any]:
     """Check the home's ledgers; `ok` is true where every one of them holds. Raises NoLedger, LedgerError."""
     started = time.perf_counter()
-    ledgers = [_audit_facts(place, audit_ledger(place.path)) for place in find_ledgers(home, mesh)]
+    ledgers = [_audit_one(place) for place in find_ledgers(home, mesh)]
     bad = [facts for facts in ledgers if facts["fault"] is not None]
     return {
         "ok": not bad,
@@ -88,6 +89,17 @@ def audit(home: Home, mesh: str | None = None) -> dict[str, Any]:
         "ledgers": ledgers,
         "seconds": round(time.perf_counter() - started, 3),
     }
+
+
+def _audit_one(place: LedgerPlace) -> dict[str, Any]:
+    """A file that cannot even be read is a fault, too; one of an older version is not, and raises OldLedger."""
+    try:
+        return _audit_facts(place, audit_ledger(place.path))
+    except OldLedger:
+        raise
+    except LedgerError as error:
+        fault = {"table": "file", "id": "", "sentence": str(error), "mesh": place.name}
+        return {"mesh": place.name, "peer": None, "path": str(place.path), "checked": {}, "fault": fault}
 
 
 def _audit_facts(place: LedgerPlace, report: AuditReport) -> dict[str, Any]:

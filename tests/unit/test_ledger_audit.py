@@ -177,6 +177,24 @@ def test_the_command_names_the_fault_and_fails(home: Home, capsys: pytest.Captur
     assert "FAULT in receipt" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("damage", ["not a ledger at all" * 400, "zeros"])
+def test_a_damaged_file_is_a_fault_like_any_other(
+    home: Home, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    path = home.ledger_path(MESH)
+    data = bytearray(path.read_bytes())
+    if damage == "zeros":
+        data[12_288:40_960] = bytes(28_672)  # some pages in the middle
+        path.write_bytes(bytes(data))
+    else:
+        path.write_text(damage)
+    assert main(["ledger", "audit", "--json"]) == 1
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["ok"] is False
+    assert facts["fault"]["table"] == "file"
+    assert facts["fault"]["sentence"]
+
+
 def test_balances_are_by_peer_mesh_and_unit(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
     other = Home(home.path).ledger_path(mesh_id("another"))
     shutil.copy(home.ledger_path(MESH), other)  # the same peers on another mesh: a line of their own
