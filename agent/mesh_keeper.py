@@ -69,7 +69,7 @@ class MeshKeeper:
         self._rng = rng
         self._writing = trio.Lock()
         self._dirty = trio.Event()
-        self._alone_wake = trio.Event()
+        self._running = trio.Event()
         self._transport: Transport
         self._hub: ControlHub
         self._door: Transport
@@ -143,6 +143,7 @@ class MeshKeeper:
             self._transport.subscribe(usage_topic(mesh), self._hear_usage) as usages,
         ):
             self._nursery = nursery
+            self._running.set()
             nursery.start_soon(_drain, members)
             nursery.start_soon(_drain, revocations)
             nursery.start_soon(_drain, usages)
@@ -341,11 +342,14 @@ class MeshKeeper:
         return RenewReply(chain)
 
     async def _on_members(self, _peer: PeerId, _request: Nothing) -> MembersReply:
+        await self._running.wait()
         return self.private.members_reply(self.doors, self._now_us())
 
     # Rotation
 
     async def _on_rotate(self, peer: PeerId, request: RotateRequest) -> Nothing:
+        # A peer may be quicker than our own start; what goes to disk must be put in place as well.
+        await self._running.wait()
         if await self._write(self.private.take_rotation, request, self._now_us()):
             _log.info("mesh %r has a new swarm key", self.private.name)
             await self._use_key(request, but=peer)

@@ -101,14 +101,15 @@ class MeshSet:
             failed.append(error)
             self.troubles[state.mesh] = str(error)
             _log.error("mesh %r is not served: %s", state.name, error)
-        except BaseExceptionGroup as group:
+        except Exception as error:  # noqa: BLE001
             # One mesh that fails must not take the others down.
-            if group.split(MeshError)[1] is not None:
-                raise
-            self.troubles[state.mesh] = str(group.exceptions[0])
+            while isinstance(error, ExceptionGroup):
+                error = error.exceptions[0]
+            why = str(error) or type(error).__name__
+            self.troubles[state.mesh] = why
+            _log.exception("mesh %r is not served any more", state.name)
             if not started.is_set():
-                failed.append(MeshError(f"mesh {state.name!r} cannot be served: {group.exceptions[0]}"))
-            _log.error("mesh %r is not served any more", state.name, exc_info=group)
+                failed.append(MeshError(f"mesh {state.name!r} cannot be served: {why}"))
         finally:
             del self._scopes[state.mesh]
             over.set()

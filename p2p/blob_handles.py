@@ -107,7 +107,11 @@ class BlobWriter:
         if not view or len(view) > rest or (len(view) < rest and len(view) % LEAF_BYTES):
             raise LocalProtocolError(f"{len(view)} bytes are no whole leaves of the {rest} that are missing")
         self._busy = True
-        await trio.to_thread.run_sync(self._check_and_write, view, self._done)
+        try:
+            await trio.to_thread.run_sync(self._check_and_write, view, self._done)
+        except trio.Cancelled:
+            self._busy = False  # the thread has not begun: what is there may be set aside
+            raise
         self._done += leaf_count(len(view))
         self._busy = False
 

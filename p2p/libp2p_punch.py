@@ -112,8 +112,10 @@ class HolePuncher:
                 text = f"{address_text(data)}/p2p/{format_peer(peer)}"
             except Unreachable:
                 continue
-            if may_be_dialled(text, peer, self._own()) and parse_address(text).relay is None:
-                found.append(parse_address(text))
+            if may_be_dialled(text, peer, self._own()):
+                address = parse_address(text)
+                if address.relay is None and address.kind in ("ip4", "ip6"):
+                    found.append(address)
         return found
 
     async def _punch(self, peer: PeerId, addresses: Sequence[Address], *, initiator: bool) -> bool:

@@ -103,7 +103,9 @@ class RelayServer:
         if not self._admits(stream.peer):
             await _say(stream, RelayRefusal.PERMISSION.value)
             return
-        circuit = self.book.open_circuit(stream.peer, target, trio.current_time())
+        path = self._transport.path_to(stream.peer)
+        host = "" if path is None else _host_in(path.address)
+        circuit = self.book.open_circuit(stream.peer, target, trio.current_time(), host)
         if isinstance(circuit, RelayRefusal):
             await _say(stream, circuit.value)
             return

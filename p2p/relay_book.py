@@ -1,9 +1,9 @@
 """Who may be reached through this relay, and what runs through it: a relay's books and limits (pure).
 
 A *reservation* lets others reach its owner through us until it expires or its owner leaves; a *circuit* is one
-connection that we carry. Everything is bounded: per relay, per peer and per host of the reserving peers (so that one
-machine with many keys does not take every place), and each circuit in bytes and seconds. Source of the limits' kinds:
-libp2p circuit relay v2 specification. Times are seconds on any clock that never goes back.
+connection that we carry. Everything is bounded: per relay, per peer and per host of those who reserve and who call (so
+that one machine with many keys does not take every place), and each circuit in bytes and seconds. Source of the limits'
+kinds: libp2p circuit relay v2 specification. Times are seconds on any clock that never goes back.
 """
 
 from collections import Counter
@@ -33,6 +33,8 @@ class RelayLimits:
     circuits: int = 256
     circuits_per_peer: int = 32
     """That one peer may have through us, as caller and called together."""
+    circuits_per_host: int = 64
+    """That callers from one host may have together."""
     circuit_seconds: int = 3600
     """0: no limit. So is it with `circuit_bytes`."""
     circuit_bytes: int = 8 << 30
@@ -46,6 +48,8 @@ class Circuit:
     number: int
     source: PeerId
     target: PeerId
+    host: str
+    """Where its caller is connected from."""
 
 
 class RelayBook:
@@ -59,6 +63,7 @@ class RelayBook:
         self._reservations: dict[PeerId, tuple[str, float]] = {}
         self._circuits: dict[int, Circuit] = {}
         self._per_peer: Counter[PeerId] = Counter()
+        self._per_host: Counter[str] = Counter()
 
     @property
     def reservations(self) -> int:
@@ -84,19 +89,23 @@ class RelayBook:
         self._reservations[peer] = (host, expires)
         return expires
 
-    def open_circuit(self, source: PeerId, target: PeerId, now: float) -> Circuit | RelayRefusal:
-        """Take a place for a connection from `source` to `target`; `close_circuit` gives it back."""
+    def open_circuit(
+        self, source: PeerId, target: PeerId, now: float, host: str = ""
+    ) -> Circuit | RelayRefusal:
+        """Take a place for a connection from `source`, at `host`, to `target`; `close_circuit` gives it back."""
         self.expire(now)
         if target not in self._reservations or source == target:
             return self._refuse(RelayRefusal.NO_RESERVATION)
         most = self.limits.circuits_per_peer
         busy = self._per_peer[source] >= most or self._per_peer[target] >= most
+        busy = busy or self._per_host[host] >= self.limits.circuits_per_host
         if busy or len(self._circuits) >= self.limits.circuits:
             return self._refuse(RelayRefusal.LIMIT)
         self.carried += 1
-        circuit = Circuit(self.carried, source, target)
+        circuit = Circuit(self.carried, source, target, host)
         self._circuits[circuit.number] = circuit
         self._per_peer.update((source, target))
+        self._per_host[host] += 1
         return circuit
 
     def close_circuit(self, circuit: Circuit) -> None:
@@ -107,6 +116,9 @@ class RelayBook:
             self._per_peer[peer] -= 1
             if not self._per_peer[peer]:
                 del self._per_peer[peer]
+        self._per_host[circuit.host] -= 1
+        if not self._per_host[circuit.host]:
+            del self._per_host[circuit.host]
 
     def left(self, peer: PeerId) -> None:
         """`peer` is not connected any more: nobody reaches it through us."""

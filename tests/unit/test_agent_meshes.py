@@ -16,6 +16,7 @@ from coppermesh.agent.config import Config
 from coppermesh.agent.home import Home
 from coppermesh.agent.mesh_join import redeem
 from coppermesh.agent.mesh_making import adopt_admission, create_private_mesh
+from coppermesh.agent.mesh_set import MeshSet
 from coppermesh.agent.mesh_state import StateError, private_meshes
 from coppermesh.agent.mesh_terms import parse_quota
 from coppermesh.agent.node import Node, Parts, open_node
@@ -259,3 +260,28 @@ async def test_nobody_stays_at_the_door_and_a_full_disk_ends_no_mesh(tmp_path, m
             await idler.dial(at_alice.keeper._door.addresses[0])
             await world.until(lambda: not idler.connected() and len(tries) > 1)
         assert alice.meshes.find("lab") is at_alice
+
+
+async def test_a_mesh_that_breaks_ends_alone(tmp_path):
+    home = Home(tmp_path / "alice")
+    home.prepare()
+    state = create_private_mesh(home, "lab", "alice", "", "", now_us()).state
+    begins = trio.Event()
+
+    @asynccontextmanager
+    async def opened(*_plan):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(breaks)
+            yield
+
+    async def breaks():
+        await begins.wait()
+        raise KeyError("a bug")
+
+    async with trio.open_nursery() as nursery:
+        meshes = MeshSet(Config(), opened, nursery)
+        await meshes.open_private(state)
+        assert meshes.troubles == {}
+        begins.set()
+        await world.until(lambda: meshes.troubles)
+        assert meshes.troubles[state.mesh] == "'a bug'"

@@ -459,6 +459,21 @@ async def test_nothing_is_set_aside_without_a_leaf_or_after_a_wrong_one(tmp_path
         assert nothing_incoming(tmp_path)
 
 
+async def test_a_cancelled_leaf_does_not_cost_those_before_it(tmp_path: Path) -> None:
+    async with open_blob_store(tmp_path, quota_bytes=64 << 20) as store:
+        root, data = blob(3 * LEAF_BYTES, seed=5)
+        with await store.begin(HERS, root, len(data), leaf_digests(data)) as writer:
+            await writer.write_leaf(data[:LEAF_BYTES])
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await writer.write_leaf(data[LEAF_BYTES : 2 * LEAF_BYTES])
+            writer.set_aside()
+        resumed = store.resume(HERS, root, len(data))
+        assert resumed is not None
+        assert resumed.done == 1
+        resumed.abort()
+
+
 async def test_what_was_set_aside_makes_room_for_anything_else(tmp_path: Path) -> None:
     async with open_blob_store(tmp_path, quota_bytes=QUOTA) as store:
         mine = await set_aside(store, HERS, 4 << 20, seed=1)

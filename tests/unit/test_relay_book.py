@@ -34,6 +34,18 @@ def test_a_renewal_takes_no_new_place() -> None:
     assert isinstance(book.reserve(B, "1.2.3.5", 4000.0), float), "an expired one gives its place back"
 
 
+def test_callers_from_one_host_do_not_take_every_circuit() -> None:
+    book = RelayBook(RelayLimits(circuits_per_host=2))
+    book.reserve(A, "1.2.3.4", 0.0)
+    first, second, third = (book.open_circuit(peer, A, 0.0, "5.6.7.8") for peer in PEERS[1:4])
+    assert isinstance(first, Circuit)
+    assert isinstance(second, Circuit)
+    assert third is RelayRefusal.LIMIT
+    assert isinstance(book.open_circuit(PEERS[4], A, 0.0, "5.6.7.9"), Circuit)
+    book.close_circuit(first)
+    assert isinstance(book.open_circuit(PEERS[3], A, 0.0, "5.6.7.8"), Circuit)
+
+
 def test_one_host_with_many_keys_does_not_take_every_place() -> None:
     book = RelayBook(RelayLimits(reservations_per_host=2))
     given = [book.reserve(peer, "1.2.3.4", 0.0) for peer in PEERS[:3]]
