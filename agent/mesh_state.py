@@ -24,7 +24,7 @@ from coppermesh.p2p.records import Count, Key, Label, Micros, Version
 
 FILE_NAME = "private-mesh"
 ROOT_KEY_NAME = "root-key"
-MAX_STATE_BYTES = 8 * 1024 * 1024
+MAX_STATE_BYTES = 32 * 1024 * 1024
 MAX_LISTED = 1000
 
 Address = Annotated[str, Meta(max_length=200)]
@@ -99,6 +99,13 @@ def load_state(path: Path) -> MeshState:
 def save_state(home: Home, state: MeshState) -> None:
     """Replace the file in one step; on disk when this returns. Raises StateError, leaving the old one."""
     path = state_path(home, state.mesh)
+    data = encode(state)
+    if len(data) > MAX_STATE_BYTES:
+        # What cannot be read again must not replace what can.
+        raise StateError(
+            f"{path}: {len(data)} bytes, at most {MAX_STATE_BYTES}: too many uses of invitations are kept; wait until "
+            "some have expired"
+        )
     fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         descriptor = os.open(
@@ -106,7 +113,7 @@ def save_state(home: Home, state: MeshState) -> None:
         )
         try:
             with os.fdopen(descriptor, "wb") as file:
-                file.write(encode(state))
+                file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             fresh.replace(path)

@@ -132,7 +132,10 @@ class PrivateMesh:
     def keep_known(self, now_us: int) -> None:
         """Put what others have shown on disk: members and revocations."""
         members = [member.chain for member in self.book.members(now_us)][:MAX_LISTED]
-        self._save(members=members, revocations=self.book.revocations(now_us)[:MAX_LISTED])
+        revocations = self.book.revocations(now_us)[:MAX_LISTED]
+        # Members show themselves again and again: that alone is no reason to write.
+        if (members, revocations) != (self._state.members, self._state.revocations):
+            self._save(members=members, revocations=revocations)
 
     # Certificates
 

@@ -7,6 +7,7 @@ yet (`exchange`).
 """
 
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 from random import Random
@@ -55,6 +56,9 @@ from coppermesh.p2p.transport import Transport
 FETCH_SECONDS = 10.0
 MAX_ADDRESSES = 8
 MAX_LEAVES = 16
+TURNS_PER_SECOND = 6.0
+MAX_TURNS = 80.0
+"""Questions for others' announcements that one peer gets answered: a little more than it asks for a whole book."""
 MAX_ASKED_AGAIN = MAX_PEERS // MAX_OTHERS
 """Answers that hold a whole book: who has more makes it up, and keeps us from asking others."""
 
@@ -116,6 +120,7 @@ class Announcer:
         self._leaves = 1
         self._listening: dict[str, trio.CancelScope] = {}
         self._nursery: trio.Nursery | None = None
+        self._turns: OrderedDict[PeerId, tuple[float, float]] = OrderedDict()
         self._met = trio.Event()
         self._changed = trio.Event()
         self._sequence = 0
@@ -251,9 +256,21 @@ class Announcer:
         """Our newest announcement, and the newest of others that the peer does not know, as many as it wants."""
         size = SHORT_ID_BYTES
         known = {request.known[at : at + size] for at in range(0, len(request.known), size)}
-        missing = self._book.missing(known, self._now_us(), request.want + 2) if request.want else []
+        wanted = request.want if request.want and self._has_turn(peer) else 0
+        missing = self._book.missing(known, self._now_us(), wanted + 2) if wanted else []
         others = [opened.signed for opened in missing if opened.signer not in (peer, self._key.peer)]
-        return AnnouncementReply(self.newest, others[: request.want])
+        return AnnouncementReply(self.newest, others[:wanted])
+
+    def _has_turn(self, peer: PeerId) -> bool:
+        """Looking through a full book takes milliseconds: nobody gets all of them by asking without end."""
+        now = trio.current_time()
+        debt, then = self._turns.pop(peer, (0.0, now))
+        debt = max(0.0, debt - (now - then) * TURNS_PER_SECOND) + 1.0
+        has_turn = debt <= MAX_TURNS
+        self._turns[peer] = (min(debt, MAX_TURNS), now)
+        if len(self._turns) > MAX_PEERS:
+            self._turns.popitem(last=False)
+        return has_turn
 
     # Shards
 

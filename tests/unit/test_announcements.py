@@ -4,6 +4,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import trio
+import trio.testing
 
 from coppermesh.p2p.announcements import (
     LIFETIME_US,
@@ -17,10 +19,10 @@ from coppermesh.p2p.announcements import (
     AnnouncementPacer,
     Verdict,
 )
-from coppermesh.p2p.announcer import Announcer
+from coppermesh.p2p.announcer import MAX_TURNS, TURNS_PER_SECOND, Announcer
 from coppermesh.p2p.envelope import from_bytes, has_valid_signature, sign_record, to_bytes
-from coppermesh.p2p.ids import mesh_id
-from coppermesh.p2p.messages import MAX_OTHERS, AnnouncementReply
+from coppermesh.p2p.ids import PeerId, mesh_id
+from coppermesh.p2p.messages import MAX_OTHERS, AnnouncementReply, AnnouncementRequest
 from coppermesh.p2p.records import Announcement, SignedRecord
 from coppermesh.p2p.signing import PeerKey
 
@@ -218,6 +220,25 @@ async def test_a_peer_with_ever_more_to_tell_is_left(monkeypatch: pytest.MonkeyP
     )  # fmt: skip
     await announcer.fetch(key_number(2).peer)
     assert len(asked) == 3
+
+
+async def test_who_asks_without_end_is_told_less(autojump_clock: trio.testing.MockClock) -> None:
+    nothing: Any = None
+    book = AnnouncementBook(MESH)
+    book.offer(announcement(key_number(5)), NOW)
+    announcer = Announcer(
+        KEY, MESH, nothing, nothing, book, None,
+        software="test", now_us=lambda: NOW, rng=random.Random(1), heard=lambda: None,
+    )  # fmt: skip
+
+    def told(peer: PeerId) -> int:
+        return len(announcer.reply_to(peer, AnnouncementRequest(b"", 64)).others)
+
+    asker, other = key_number(2).peer, key_number(3).peer
+    assert sum(told(asker) for _ in range(200)) == MAX_TURNS
+    assert told(other) == 1
+    await trio.sleep(1.0)
+    assert sum(told(asker) for _ in range(200)) == TURNS_PER_SECOND
 
 
 def test_a_peer_answers_for_itself_only() -> None:

@@ -293,6 +293,20 @@ def test_what_is_no_address_is_not_kept(alice, tmp_path):
     assert all("/p2p/" in door for door in bob.state.doors)
 
 
+def test_what_could_not_be_read_again_is_not_written(alice, monkeypatch):
+    monkeypatch.setattr("coppermesh.agent.mesh_state.MAX_STATE_BYTES", 600)
+    with pytest.raises(StateError, match="too many uses"):
+        alice.rotate(NOW)
+    assert load_state(state_path(alice.home, alice.mesh)) == alice.state
+
+
+def test_what_was_known_already_is_not_written_again(alice, tmp_path, monkeypatch):
+    join(tmp_path, alice, "bob")
+    alice.keep_known(NOW)
+    monkeypatch.setattr("coppermesh.agent.private_mesh.save_state", None)
+    alice.keep_known(NOW)
+
+
 def test_leaving_removes_keys_and_is_a_revocation_of_oneself(alice, tmp_path):
     bob = join(tmp_path, alice, "bob")
     notice = bob.revoke(bob.key.peer, 0, NOW)
