@@ -69,7 +69,8 @@ async def agent(
 ) -> AsyncIterator[Agent]:
     async with AsyncExitStack() as stack:
         transport = await stack.enter_async_context(open_transport(key))
-        book, announcers = AnnouncementBook(MESH), []
+        book = AnnouncementBook(MESH)
+        announcers: list[Announcer] = []
 
         async def answer(peer: PeerId, request: AnnouncementRequest) -> Any:
             return announcers[0].reply_to(peer, request)

@@ -306,7 +306,8 @@ def measure(lab: Lab, peers: int, bad: int, rate: float, watch: float) -> dict[s
     )
 
     def per_minute(what: str) -> float:
-        return sum((last[n][what] - first[n][what]) / span[n] * 60 for n in honest) / len(honest)
+        total: float = sum((last[n][what] - first[n][what]) / span[n] * 60 for n in honest)
+        return total / len(honest)
 
     return {
         "peers": peers,

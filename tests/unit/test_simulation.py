@@ -23,7 +23,8 @@ def run(scenario: Scenario) -> dict[str, Any]:
 
 
 def test_events_run_in_the_order_of_their_times_then_of_their_making() -> None:
-    heap, seen = EventHeap(), []
+    heap = EventHeap()
+    seen: list[str] = []
     heap.after(2.0, seen.append, "late")
     heap.after(1.0, seen.append, "first")
     heap.after(1.0, seen.append, "second")
