@@ -3,6 +3,7 @@
 Prints one line of JSON: `{"latency": [ms, ...], "rate": [tasks/s, ...]}`. Exit code 3 where it is not installed.
 """
 
+import importlib
 import json
 import sys
 import time
@@ -54,19 +55,19 @@ def measure(submit: Submit, wait: Wait) -> dict[str, list[float]]:
 
 def run_dask() -> dict[str, list[float]]:
     """dask.distributed: two worker processes of one thread each."""
-    from dask.distributed import Client, LocalCluster
-
+    found: Any = importlib.import_module("dask.distributed")
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
-        Client(cluster) as client,
+        found.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+        ) as cluster,
+        found.Client(cluster) as client,
     ):
         return measure(lambda values: client.submit(work, values, pure=False), lambda future: future.result())
 
 
 def run_ray() -> dict[str, list[float]]:
     """Ray with two processors."""
-    import ray
-
+    ray: Any = importlib.import_module("ray")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         remote = ray.remote(work)
