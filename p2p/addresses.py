@@ -13,7 +13,8 @@ from coppermesh.p2p.errors import Unreachable
 from coppermesh.p2p.ids import PeerId, format_peer, parse_peer
 
 MAX_ADDRESS_CHARS = 256
-_HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?\Z")
+_LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?"
+_HOST_NAME = re.compile(rf"(?=.{{1,63}}\Z){_LABEL}(\.{_LABEL})*\Z")
 
 
 class Address(NamedTuple):

@@ -33,7 +33,10 @@ async def open_tcp(kind: str, host: str, port: int, local_port: int) -> trio.Soc
             stream = await _open_from(kind, host, port, local_port)
             if stream is not None:
                 return stream
-        return await trio.open_tcp_stream(host, port)
+        try:
+            return await trio.open_tcp_stream(host, port)
+        except UnicodeError as error:
+            raise OSError(errno.EINVAL, f"{host!r} is no host name") from error
     raise OSError(errno.ETIMEDOUT, f"no answer within {seconds:g} s")
 
 
@@ -57,7 +60,10 @@ async def _open_from(kind: str, host: str, port: int, local_port: int) -> trio.S
 
 async def shared_socket(kind: str, local_port: int) -> trio.socket.SocketType | None:
     """A socket bound to the listener's port; None where the kernel does not let us."""
-    sock = trio.socket.socket(socket.AF_INET6 if kind == "ip6" else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock = trio.socket.socket(socket.AF_INET6 if kind == "ip6" else socket.AF_INET, socket.SOCK_STREAM)
+    except OSError:  # no descriptor is left
+        return None
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

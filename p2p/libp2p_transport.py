@@ -234,7 +234,11 @@ class Libp2pTransport:
         known = reachable_hosts(listening_on)
         while True:
             await trio.sleep(HOSTS_SECONDS)
-            hosts = reachable_hosts(listening_on)
+            try:
+                hosts = reachable_hosts(listening_on)
+            except OSError as error:  # no descriptor is left
+                _log.debug("this machine's addresses cannot be read: %s", error)
+                continue
             if hosts != known:
                 _log.info("this machine's addresses are now %s", ", ".join(hosts))
                 known = hosts

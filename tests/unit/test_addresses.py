@@ -1,12 +1,15 @@
+import errno
 import ipaddress
 
 import pytest
+import trio
 
 from coppermesh.p2p import interfaces
 from coppermesh.p2p.addresses import format_host, listen_address, parse_address
 from coppermesh.p2p.errors import Unreachable
 from coppermesh.p2p.ids import PeerId, format_peer
 from coppermesh.p2p.interfaces import own_hosts, reachable_hosts
+from coppermesh.p2p.libp2p_tcp import open_tcp, shared_socket
 
 PEER = PeerId(bytes(range(32)))
 TEXT = format_peer(PEER)
@@ -44,6 +47,10 @@ def test_an_address_is_read_and_written_alike(text):
         f"/ip6/127.0.0.1/tcp/4001/p2p/{TEXT}",
         f"/dns/-bad-/tcp/4001/p2p/{TEXT}",
         f"/dns/{'a' * 64}/tcp/4001/p2p/{TEXT}",
+        f"/dns/a..example.org/tcp/4001/p2p/{TEXT}",
+        f"/dns/.example.org/tcp/4001/p2p/{TEXT}",
+        f"/dns/a-.example.org/tcp/4001/p2p/{TEXT}",
+        f"/dns/{'a.' * 31}org/tcp/4001/p2p/{TEXT}",
         f"/unix/socket/tcp/4001/p2p/{TEXT}",
         f"/ip4/127.0.0.1/tcp/4001/p2p/{TEXT}\n",
         "/ip4/127.0.0.1/tcp/4001",
@@ -105,3 +112,17 @@ def test_an_address_through_a_relay_names_both():
 def test_a_socket_address_says_its_family():
     assert format_host("127.0.0.1", 5) == "/ip4/127.0.0.1/tcp/5"
     assert format_host("::1", 5) == "/ip6/::1/tcp/5"
+
+
+async def test_a_name_that_cannot_be_looked_up_is_an_ordinary_failure():
+    """Python's own encoding of host names raises what is no OSError."""
+    with pytest.raises(OSError, match="no host name"):
+        await open_tcp("dns", "a..localhost", 1, 0)
+
+
+async def test_with_no_descriptor_left_there_is_no_socket_and_no_error(monkeypatch):
+    def none_left(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(trio.socket, "socket", none_left)
+    assert await shared_socket("ip4", 4001) is None
