@@ -174,6 +174,11 @@ class Reacher:
             self.troubles[peer] = str(error)
             soon = isinstance(error, Refused) and error.code == "busy"
             self._not_before[peer] = trio.current_time() + (BUSY_SECONDS if soon else ASK_AGAIN_SECONDS)
+        except Exception as error:  # noqa: BLE001
+            # What a stranger answers ends this question, never the agent.
+            _log.exception("asking %s failed", short_peer(peer))
+            self.troubles[peer] = str(error) or type(error).__name__
+            self._not_before[peer] = trio.current_time() + ASK_AGAIN_SECONDS
         else:
             self.troubles.pop(peer, None)
         finally:

@@ -91,6 +91,10 @@ async def _dial(transport: Transport, plan: DialPlan, address: str, keeper: "_Ke
             _log.warning("cannot reach %s: %s; trying again", address, error)
         else:
             _log.debug("dial: %s", error)
+    except Exception as error:  # noqa: BLE001
+        # Whatever a stranger's address brings about ends that dial, never the agent.
+        _log.exception("dialling %s failed", address)
+        plan.failed(address, trio.current_time(), str(error) or type(error).__name__)
     else:
         plan.succeeded(address, trio.current_time())
         _observe(transport, plan)

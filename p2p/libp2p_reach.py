@@ -153,6 +153,9 @@ class Reach:
                         stream.close_now()
             except MeshError as error:
                 _log.debug("hole punch with %s: %s", short_peer(peer), error)
+            except Exception:  # noqa: BLE001
+                # What a peer says there goes through three libraries; it costs that attempt only.
+                _log.exception("a hole punch with %s failed", short_peer(peer))
 
     def _punch_from(self) -> list[str]:
         own = [text.rpartition("/p2p/")[0] for text in self._own()]

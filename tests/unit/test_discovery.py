@@ -5,6 +5,7 @@ import logging
 import random
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
+from coppermesh.p2p import discovery
 from coppermesh.p2p.dial_plan import GIVE_UP_AFTER, MAX_DIALS, MAX_TARGETS, DialPlan, Kind, may_be_dialled
 from coppermesh.p2p.discovery import load_remembered, run_discovery, save_remembered
 from coppermesh.p2p.errors import Unreachable
@@ -293,3 +295,19 @@ def test_saving_replaces_in_one_step(tmp_path: Path) -> None:
     save_remembered(path, [address(HIGH)] * 1000)
     assert len(json.loads(path.read_text())["addresses"]) == 256
     assert [file.name for file in tmp_path.iterdir()] == ["peers.json"]
+
+
+async def test_an_address_that_breaks_the_dialler_costs_one_dial(caplog: pytest.LogCaptureFixture) -> None:
+    class Breaking:
+        async def dial(self, address: str) -> None:
+            raise UnicodeError("a bug")
+
+    transport: Any = Breaking()
+    keeper: Any = None
+    plan = DialPlan(PeerId(bytes(32)), random.Random(1))
+    address = f"/ip4/127.0.0.1/tcp/1/p2p/{format_peer(PeerId(bytes([7]) * 32))}"
+    plan.add(address, Kind.PERMANENT)
+    assert plan.due(trio.current_time()) == [address]
+    await discovery._dial(transport, plan, address, keeper)
+    assert plan.troubles[address] == "a bug"
+    assert plan.due(trio.current_time() + 60) == [address]
