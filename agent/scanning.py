@@ -82,23 +82,23 @@ def scan_in_segments(
     templates: dict[int, tuple[Template, Tree]] = {}
     meter = ProgressLine(progress)
     lengths = _Lengths(loop.steps, segment)
-    for start, steps in meter.watch(iter(lengths), loop.steps, "steps", of=lambda part: part[0] + part[1]):
+    for start, steps in meter.watch(iter(lengths), loop.steps, "steps", of=sum):
         if steps not in templates:
             templates[steps] = loop.template(steps)
         template, form = templates[steps]
         pieces = [array[start : start + steps] for array in loop.scanned]
         job = mesh.submit_prepared([template.fill([*carried, *pieces])], **options)
-        (outputs,) = job.result_tuples()
+        outputs = job.result_tuples()[0]
         carried = list(outputs[: len(carried)])
         parts.append(list(outputs[len(carried) :]))
         lengths.took(job.receipt["billed_us"] / 1e6)
     if form is None:
         template, form = loop.template(0)
-        (outputs,) = mesh.submit_prepared(
-            [template.fill([*carried, *loop.scanned])], **options
-        ).result_tuples()
+        outputs = mesh.submit_prepared([template.fill([*carried, *loop.scanned])], **options).result_tuples()[
+            0
+        ]
         carried, parts = list(outputs[: len(carried)]), [list(outputs[len(carried) :])]
-    joined = [np.concatenate(pieces) if len(pieces) > 1 else pieces[0] for pieces in zip(*parts, strict=True)]
+    joined = [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
     return rebuilt(loop.carry, carried), rebuilt(form, joined)
 
 

@@ -60,7 +60,7 @@ class Work:
         """One batch to its end; submitted again where its agent dies meanwhile."""
         self.start += TASKS
         want = [2.0 * (self.start + number) for number in range(TASKS)]
-        arrays = [xp.asarray(np.float32([self.start + number])) * 2 for number in range(TASKS)]
+        arrays = [xp.asarray(np.array([self.start + number], np.float32)) * 2 for number in range(TASKS)]
         job = self.client.submit_many(arrays, providers=PROVIDERS, deadline_s=120.0)
         try:
             assert [float(result[0]) for result in job.result()] == want

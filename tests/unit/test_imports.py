@@ -28,6 +28,7 @@ OPTIONAL = {
     "PIL": "only with the extra demo",
     "dask": "only with the extra dask",
     "pyarrow": "only with the extra parquet",
+    "ray": "only with the extra bench",
 }
 
 

@@ -78,6 +78,7 @@ def test_wheel_names_its_needs(wheel: Path) -> None:
     assert metadata["Requires-Python"] == ">=3.11"
     assert metadata["License-Expression"] == "Apache-2.0"
     assert set(metadata.get_all("Provides-Extra", [])) == {
+        "bench",
         "check",
         "cpu",
         "cuda12",
