@@ -48,9 +48,10 @@ async def test_what_is_no_address_is_neither_announced_nor_punched_from(seen_at:
     assert it.state.seen_at() == []
 
 
-async def test_an_address_counts() -> None:
+async def test_an_address_counts_when_two_say_it() -> None:
     it = reacher("/ip4/192.0.2.1/tcp/4003")
     await it.ask(LIAR)
+    await it.ask(OTHER)
     assert it.addresses()[0] == f"/ip4/192.0.2.1/tcp/4001/p2p/{format_peer(ME)}"
 
 
