@@ -70,7 +70,8 @@ def _check_host(text: str, kind: str, host: str) -> None:
             ipaddress.IPv4Address(host)
             return
         if kind == "ip6":
-            ipaddress.IPv6Address(host)
+            if ipaddress.IPv6Address(host).scope_id is not None:
+                raise ValueError  # means something on one machine only, and may be of any length
             return
     except ValueError:
         raise Unreachable(f"address {text!r}: {host!r} is not an {kind} address") from None

@@ -47,6 +47,7 @@ def test_an_address_is_read_and_written_alike(text):
         f"/ip6/127.0.0.1/tcp/4001/p2p/{TEXT}",
         f"/dns/-bad-/tcp/4001/p2p/{TEXT}",
         f"/dns/{'a' * 64}/tcp/4001/p2p/{TEXT}",
+        f"/ip6/2001:db8::1%{'z' * 100}/tcp/4001/p2p/{TEXT}",
         f"/dns/a..example.org/tcp/4001/p2p/{TEXT}",
         f"/dns/.example.org/tcp/4001/p2p/{TEXT}",
         f"/dns/a-.example.org/tcp/4001/p2p/{TEXT}",
