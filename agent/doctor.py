@@ -1,27 +1,37 @@
 """`coppermesh doctor sandbox`: each layer between a stranger's job and this machine, seen to hold or not, and why.
 
-Needs no agent and reads nothing but this machine. What it says is what an agent here would announce.
+Needs no agent. What it says is what an agent here would announce; where there are GPUs it also tries whether they clear
+their memory between jobs, and keeps the answer in the home, where the agent finds it.
 """
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
-from coppermesh.agent.isolation import witness
-from coppermesh.exec.sandbox.layers import FLOOR, LAYERS
+from coppermesh.agent.isolation import witness, witness_scrub
+from coppermesh.exec.device import probe_gpus
+from coppermesh.exec.sandbox.layers import FLOOR, LAYERS, SCRUB
 from coppermesh.exec.sandbox.witness import Witnessed
 
 EXIT_BELOW_FLOOR = 1
 
 
-def run_doctor(*, as_json: bool) -> int:
+def run_doctor(home: Path, *, as_json: bool) -> int:
     """Print the layers. 0 where strangers' kernels are safe to take here, else 1."""
-    seen = witness()
+    seen = look(home)
     held = {entry.layer for entry in seen if entry.held}
     if as_json:
         print(json.dumps(describe(seen)))
     else:
         print("\n".join(tell(seen)))
     return 0 if held >= FLOOR else EXIT_BELOW_FLOOR
+
+
+def look(home: Path) -> list[Witnessed]:
+    """Each layer, tried now, and whether GPUs clear their memory."""
+    return witness() + (
+        witness_scrub(home, probe_gpus()) or [Witnessed(SCRUB, False, "", "there is no GPU here")]
+    )
 
 
 def describe(seen: Sequence[Witnessed]) -> dict[str, object]:

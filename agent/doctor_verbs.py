@@ -50,15 +50,14 @@ def _doctor(options: argparse.Namespace) -> int:
     if options.part == "sandbox":
         from coppermesh.agent.doctor import run_doctor
 
-        return run_doctor(as_json=options.json)
+        return run_doctor(home_of(options).path, as_json=options.json)
     network, code = _network(options)
     if options.part == "network":
         _print(network, as_json=options.json)
         return code
     from coppermesh.agent import doctor
-    from coppermesh.agent.isolation import witness
 
-    seen = witness()
+    seen = doctor.look(home_of(options).path)
     sandbox = doctor.describe(seen)
     if options.json:
         print(json.dumps({"network": network, "sandbox": sandbox}))

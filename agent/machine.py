@@ -16,7 +16,7 @@ from coppermesh.agent.clock import now_us
 from coppermesh.agent.config import Config, Loaded
 from coppermesh.agent.config_file import ConfigFile
 from coppermesh.agent.home import Home
-from coppermesh.agent.isolation import announced, witness_once
+from coppermesh.agent.isolation import announced, scrub_was_seen, witness_once
 from coppermesh.agent.owner import OwnersHand
 from coppermesh.agent.price_list import PriceList
 from coppermesh.agent.provider import ServedDevice
@@ -111,7 +111,10 @@ async def _open_devices(stack: AsyncExitStack, machine: Machine, parts: Parts) -
     put_on = [device.supervisor.layers for device in machine.devices]
     # Nothing is put on in some tests, and trying the layers takes a while.
     seen = await trio.to_thread.run_sync(witness_once, machine.home.path) if any(put_on) else []
-    machine.isolation = announced(seen, put_on)
+    scrubbed = await trio.to_thread.run_sync(
+        scrub_was_seen, machine.home.path, [device.info for device in machine.devices]
+    )
+    machine.isolation = announced(seen, put_on, scrubbed=scrubbed)
     machine.providers = ProviderGroup(
         {device.offer.device: device.offer.slots for device in machine.devices},
         sharing=machine.config.sharing,

@@ -31,10 +31,14 @@ LAYERS = (
     Layer("privileges", "using or gaining capabilities, set-uid programs included"),
     Layer("landlock", "opening files, TCP, and signals to processes outside"),
     Layer("seccomp", "system calls that computing does not need"),
+    Layer("vram-scrub", "finding in a GPU's memory what an earlier job left there"),
 )
 """Outermost first: the zygote's namespaces, then what each worker does to itself."""
 
 NAMES = tuple(layer.name for layer in LAYERS)
+
+SCRUB = "vram-scrub"
+"""Not put on by us: what the driver was seen to do on every GPU that is lent (`scrub`)."""
 
 FLOOR = frozenset({"landlock", "seccomp"})
 """Without both, a stranger's native code is not accepted at all."""

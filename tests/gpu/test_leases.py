@@ -1,7 +1,9 @@
 """Two leases on one GPU: what a worker leaves in device memory, the next lease's worker cannot read."""
 
 import numpy as np
+import trio
 
+from coppermesh.agent.isolation import scrub_was_seen, witness_scrub
 from coppermesh.exec import xp
 from coppermesh.exec.kernels import RawKernel
 from coppermesh.exec.supervisor import InputBuffer, WorkerLimits, open_supervisor
@@ -58,3 +60,14 @@ async def test_a_lease_finds_nothing_of_the_one_before_in_device_memory(gpu, tmp
             figure("device heap of a lease after another: searched", blocks * 64, "KiB")
             assert blocks > 0
             assert hits == 0
+
+
+async def test_the_driver_clears_memory_between_processes(gpu, tmp_path, figure):
+    """Most of it is filled by a process that is killed, and read by the next. Where this fails, `vram-scrub` is not
+    announced.
+    """
+    (entry,) = await trio.to_thread.run_sync(witness_scrub, tmp_path, [gpu])
+    figure("device memory of a killed process: clear for the next", entry.held, entry.why)
+    assert scrub_was_seen(tmp_path, [gpu]) is entry.held
+    assert "could not be tried" not in entry.why
+    assert entry.held, entry.why

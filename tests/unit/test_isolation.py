@@ -1,13 +1,17 @@
 """What an agent may announce of its sandbox, what it remembers of it, and what `doctor sandbox` says."""
 
 import json
+import sys
+from dataclasses import replace
 
 import pytest
 
 from coppermesh.agent import isolation
 from coppermesh.agent.cli import main
 from coppermesh.agent.doctor import describe, tell
-from coppermesh.agent.isolation import announced, witness_once
+from coppermesh.agent.isolation import announced, scrub_was_seen, witness_once, witness_scrub
+from coppermesh.agent.option_types import isolation as isolation_layers
+from coppermesh.exec.device import DeviceInfo
 from coppermesh.exec.sandbox.layers import NAMES
 from coppermesh.exec.sandbox.witness import Witnessed
 
@@ -77,7 +81,8 @@ def test_the_doctor_tells_what_is_missing_why_and_how_to_add_it():
     assert describe(MISSING)["strangers_kernels"] is False
 
 
-def test_the_command_prints_every_layer(capsys):
+def test_the_command_prints_every_layer(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("COPPERMESH_HOME", str(tmp_path))
     code = main(["doctor", "sandbox", "--json"])
     said = json.loads(capsys.readouterr().out)
     assert code == (0 if said["strangers_kernels"] else 1)
@@ -86,3 +91,63 @@ def test_the_command_prints_every_layer(capsys):
     assert set(layers) >= {"landlock", "seccomp", "limits", "privileges", "netns"}
     assert main(["doctor", "sandbox"]) == code
     assert "landlock" in capsys.readouterr().out
+
+
+# --- whether a GPU clears its memory between tenants
+
+CARD = DeviceInfo(
+    "gpu0", "cuda", "Stand-in", 1 << 30, 2 << 30, "9.0", "GPU-1", "999.1", "nvml", ("array-programs",), None
+)
+LEAKY = """
+import json, signal, sys
+if sys.argv[1] == "fill":
+    print(json.dumps({"free": 1000, "filled": 800, "control": 5}), flush=True)
+    signal.pause()
+print(json.dumps({"free": 1000, "scanned": SCANNED, "found": FOUND}), flush=True)
+"""
+
+
+def stands_in(monkeypatch, text):
+    monkeypatch.setattr(isolation, "SCRUB_COMMAND", [sys.executable, "-c", text])
+
+
+def halves(found, scanned=800):
+    return LEAKY.replace("FOUND", str(found)).replace("SCANNED", str(scanned))
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (halves(0), ""),
+        (halves(3), "3 words of a killed process were found"),
+        (halves(0, 300), "too little was seen"),
+        ("import sys; sys.exit(1)", "the process that tries it ended"),
+        ("print('nonsense')", "could not be tried"),
+        ("print('{\"free\": 1}')", "could not be tried"),
+    ],
+)
+def test_a_scrub_is_announced_where_it_was_seen_and_only_there(tmp_path, monkeypatch, text, why):
+    stands_in(monkeypatch, text)
+    assert not scrub_was_seen(tmp_path, [CARD]), "nothing was tried yet"
+    (entry,) = witness_scrub(tmp_path, [CARD])
+    assert (entry.layer, entry.held) == ("vram-scrub", not why)
+    assert why in entry.why
+    assert scrub_was_seen(tmp_path, [CARD]) is not bool(why)
+
+
+def test_what_was_seen_of_one_card_says_nothing_of_another(tmp_path, monkeypatch):
+    stands_in(monkeypatch, halves(0))
+    witness_scrub(tmp_path, [CARD])
+    assert scrub_was_seen(tmp_path, [CARD])
+    assert not scrub_was_seen(tmp_path, [replace(CARD, uuid="GPU-2")])
+    assert not scrub_was_seen(tmp_path, [replace(CARD, driver="999.2")])
+    assert not scrub_was_seen(tmp_path, [CARD, replace(CARD, device="gpu1", uuid="GPU-2")])
+    assert not scrub_was_seen(tmp_path, []), "without a GPU nothing is claimed"
+    assert witness_scrub(tmp_path, [replace(CARD, features=("simulated",), simulated=True)]) == []
+
+
+def test_the_scrub_is_announced_with_the_layers_and_asked_for_by_name():
+    assert announced(HELD, [NAMES], scrubbed=True) == ("netns", "landlock", "seccomp", "vram-scrub")
+    assert announced([Witnessed("vram-scrub", True, "")], [NAMES]) == ()
+    assert announced(HELD, [], scrubbed=True) == ()
+    assert isolation_layers("landlock,vram-scrub") == ("landlock", "vram-scrub")
