@@ -1,7 +1,7 @@
 """Which slots of a provider's devices are promised to whom, and until when.
 
-A bid holds a slot, so that a requester that takes it is not turned away; a lease holds it for longer. Every hold has an
-expiry, so that a slot comes back even if the other side vanished and every message about it was lost: a slot that
+A bid holds a slot, so that a requester that takes it is not turned away; a lease holds it for longer. Every hold has
+an expiry, so that a slot comes back even if the other side vanished and every message about it was lost: a slot that
 stays taken with nobody using it (a "ghost allocation") cannot exist for longer than that.
 """
 
@@ -113,8 +113,10 @@ class Reservations:
 
     @property
     def busy_slots(self) -> int:
-        """Slots held on all devices together, for the announcement."""
-        return len(self._bids) + len(self._leases)
+        """Slots under lease on all devices together, for the announcement. Bids come and go with every order, and
+        telling all peers of each would cost more than what it saves the next requester.
+        """
+        return len(self._leases)
 
     def held_by(self, requester: PeerId) -> int:
         """Slots that one requester holds, bids and leases together."""

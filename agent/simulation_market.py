@@ -549,7 +549,7 @@ class MarketSimulation:
         sentence = "no result came in time"
         self._tell(
             requester,
-            events.TaskFailed(work.job, work.index, lease.id, "provider", "timeout", sentence),
+            events.TaskFailed(work.job, work.index, lease.id, "provider", "no-result", sentence),
         )
 
     def _waste(self, lease: HeldLease) -> None:
