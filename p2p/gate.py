@@ -17,6 +17,8 @@ from coppermesh.p2p.ids import PeerId, short_peer
 from coppermesh.p2p.transport import PeerDown, PeerUp, Stream, Validate
 
 ADMISSION_SECONDS = 10.0
+MAX_WAITING = 32
+"""Streams of a peer that is not let in yet; the places for handlers are everybody's."""
 _LAST_WORD_SECONDS = 2.0
 
 _log = logging.getLogger(__name__)
@@ -45,6 +47,8 @@ class _Held:
     decided: trio.Event = field(default_factory=trio.Event)
     reason: str = "the connection ended"
     """Why it was not let in."""
+    waiting: int = 0
+    """Streams that it has opened meanwhile."""
 
 
 class Doorkeeper:
@@ -106,6 +110,9 @@ class Doorkeeper:
             return True
         held = self._held.get(peer)
         if held is not None:
+            if held.waiting >= MAX_WAITING:
+                return False
+            held.waiting += 1
             await held.decided.wait()
         return peer in self._admitted
 

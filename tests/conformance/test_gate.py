@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from coppermesh.p2p.errors import MeshError, Unreachable
+from coppermesh.p2p.gate import MAX_WAITING, Doorkeeper, _Held
 from coppermesh.p2p.membership_gate import MembershipGate, membership_protocol
 from coppermesh.p2p.memory_transport import MemoryNetwork
 from coppermesh.p2p.transport import PeerDown, PeerUp, Stream, Transport
@@ -208,3 +210,24 @@ async def test_a_member_that_was_revoked_is_down_and_stays_out(kind):
 
 def test_the_protocol_names_its_mesh():
     assert membership_protocol(MESH) == f"/coppermesh/membership/1/{MESH.hex()}"
+
+
+async def test_who_is_not_let_in_yet_takes_few_places() -> None:
+    nothing: Any = None
+    gate = MembershipGate(MESH, lab.book(), list, lambda: NOW)
+    waiting = 0
+
+    async def stream() -> None:
+        nonlocal waiting
+        waiting += 1
+        assert not await doorkeeper.wait_in(key(2).peer, ECHO)
+        waiting -= 1
+
+    async with trio.open_nursery() as nursery:
+        doorkeeper = Doorkeeper(key(9).peer, gate, nursery, tell=print, drop=nothing, open_stream=nothing)
+        doorkeeper._held[key(2).peer] = _Held(PeerUp(key(2).peer, "", outbound=False))
+        for _ in range(3 * MAX_WAITING):
+            nursery.start_soon(stream)
+        await trio.testing.wait_all_tasks_blocked()
+        assert waiting == MAX_WAITING
+        doorkeeper.on_event(PeerDown(key(2).peer, "gone"))
