@@ -127,6 +127,10 @@ class SettlingTables:
         """Did this peer propose it?"""
         return self._one("SELECT 1 FROM draft WHERE id=?", statement_id) is not None
 
+    def draft(self, statement_id: Digest) -> SignedStatement | None:
+        """What this peer proposed, as it was sent."""
+        return _statement(self._one("SELECT signed FROM draft WHERE id=?", statement_id))
+
     def live_draft(self, peer: PeerId, unit: str, now_us: int) -> SignedStatement | None:
         """Our newest proposal for the next number that the other side may still sign."""
         number = self.last_statement(peer, unit).number + 1

@@ -5,8 +5,8 @@ committed before it leaves, so that whatever is lost on the way, asking again gi
 """
 
 import logging
-from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import trio
 
@@ -80,7 +80,7 @@ class StatementDesk:
         self._lanes = lanes
         self._settlement = settlement
         self._now_us = now_us
-        self._turns: defaultdict[tuple[PeerId, str], trio.Lock] = defaultdict(trio.Lock)
+        self._turns: dict[tuple[PeerId, str], trio.Lock] = {}
         self._refused: set[Digest] = set()
         """Proposals of ours that the other side has said no to: they will not come back signed."""
 
@@ -150,6 +150,8 @@ class StatementDesk:
             self._key.peer,
         }:
             raise RemoteProtocolError("Statement: the answer is another statement than was proposed")
+        check_parties(statement.record, self._mesh, statement.signer, PeerId(statement.record.other))
+        await self._ledger.look(lambda tables: _check_lanes(statement, signed, tables, peer))
         await self._commit(StatementSigned(signed))
         await self._promise(peer, signed)
         return signed
@@ -190,7 +192,7 @@ class StatementDesk:
         proposed = open_record(Statement, signed.proposed, signer=peer)
         record = proposed.record
         check_parties(record, self._mesh, peer, self._key.peer)
-        async with self._turns[(peer, record.unit)]:
+        async with self._turn(peer, record.unit):
             known = await self._ledger.look(lambda tables: tables.statement(proposed.id))
             if known is not None:
                 return known
@@ -198,6 +200,18 @@ class StatementDesk:
             complete = copy_of(signed, sign_record(self._key, record))
             await self._commit(StatementSigned(complete))
         return complete
+
+    @asynccontextmanager
+    async def _turn(self, peer: PeerId, unit: str) -> AsyncIterator[None]:
+        """One at a time for each peer and unit. Forgotten after the last: a peer names whatever units it likes."""
+        place = (peer, unit)
+        lock = self._turns.setdefault(place, trio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            if not lock.locked():
+                self._turns.pop(place, None)
 
     async def _check(self, peer: PeerId, proposed: Opened[Statement], signed: SignedStatement) -> None:
         record, now_us = proposed.record, self._now_us()
@@ -290,3 +304,25 @@ class StatementDesk:
             await self._ledger.commit(entry)
         except LedgerConflict as conflict:
             raise Refused(conflict.code, str(conflict)) from conflict
+
+
+def _check_lanes(
+    statement: Opened[Statement], signed: SignedStatement, tables: SettlingTables, peer: PeerId
+) -> None:
+    """Are the lanes those of the statement? They travel beside it and nobody signs them; its root stands for them.
+
+    Raises Refused: `bad-spans`, or what `check_sums` raises.
+    """
+    draft = tables.draft(statement.id)
+    if draft is not None:
+        if draft.lanes != signed.lanes:
+            raise Refused("bad-spans", "it came back with other lanes than it was proposed with")
+        return
+    spans = unpack_spans(signed.lanes)
+    if any(tables.peer_of(span.lane) not in (None, peer) for span in spans):
+        raise Refused("bad-spans", "it names a lane that is not between us")
+    if sum(span.end - span.start for span in spans) != statement.record.receipts:
+        raise Refused("bad-spans", "its lanes name another number of receipts than it covers")
+    states = {state.lane: state for state in tables.lanes_with(peer, statement.record.unit)}
+    if all(span.lane in states and span.end <= states[span.lane].countersigned for span in spans):
+        check_sums(statement.record, [tables.covered_span(span) for span in spans])

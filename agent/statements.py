@@ -35,6 +35,8 @@ STATEMENT_LIFE_US = 7 * 86_400_000_000
 """How long the other side has to sign at most: a file may travel for days."""
 ANSWER_LIFE_US = 600_000_000
 """How long it has where it is asked on a connection."""
+MOST_PLACES = 1 << 62
+"""No lane is so long; numbers beyond that do not fit into a ledger."""
 CLOCK_SKEW_US = 120_000_000
 """How far ahead another clock may be before it is called wrong."""
 DAY_US = 86_400_000_000
@@ -108,7 +110,7 @@ def unpack_spans(data: bytes) -> list[Span]:
         for at in range(0, len(data), SPAN_BYTES)
     ]
     lanes = [span.lane for span in spans]
-    if lanes != sorted(set(lanes)) or any(span.start >= span.end for span in spans):
+    if lanes != sorted(set(lanes)) or any(not span.start < span.end <= MOST_PLACES for span in spans):
         raise Refused("bad-spans", "lanes are empty, named twice or out of order")
     return spans
 

@@ -790,3 +790,68 @@ def sign_dummy() -> Any:
     from coppermesh.p2p.records import SignedRecord
 
     return SignedRecord(b"", bytes(32), bytes(64))
+
+
+async def test_a_statement_that_comes_back_with_other_lanes_is_refused(tmp_path: Path) -> None:
+    """Lanes are not signed: another one with the same sum would be taken as covered."""
+    async with trading(tmp_path) as trade:
+        one, other = await trade.lease(1), await trade.lease(2)
+        await trade.work(one, 2)
+        draft = await trade.seller.desk.statements.draft_for_file(BUYER.peer, "usd")
+        await trade.work(other, 2)
+        record = open_record(Statement, draft.proposed).record
+        signed = copy_of(draft, sign_record(BUYER, record))
+        moved = msgspec.structs.replace(signed, lanes=pack_spans([Span(other.lease.record.lane, 0, 2)]))
+        with pytest.raises(Refused) as refusal:
+            await trade.seller.desk.statements.sign_file(moved)
+        assert refusal.value.code == "bad-spans"
+        assert await last_number(trade.seller, BUYER.peer) == -1
+        await trade.seller.desk.statements.sign_file(signed)
+        assert await last_number(trade.seller, BUYER.peer) == 0
+
+
+async def test_a_restored_side_takes_no_forgotten_statement_with_made_up_lanes_or_of_another_mesh(
+    tmp_path: Path,
+) -> None:
+    async with trading(tmp_path) as trade:
+        deal = await trade.lease(1)
+        await trade.work(deal, 3)
+        copy = tmp_path / "copy.sqlite"
+        await trio.to_thread.run_sync(back_up, trade.buyer.path, copy)
+        first = await trade.seller.desk.statements.propose(BUYER.peer, "usd")
+    await trio.to_thread.run_sync(restore, copy, trade.buyer.path, MESH, BUYER.peer, START_US + 10)
+    record = open_record(Statement, first.proposed).record
+    elsewhere = msgspec.structs.replace(record, mesh=mesh_id("elsewhere"))
+    lane = deal.lease.record.lane
+    made_up = [
+        msgspec.structs.replace(first, lanes=pack_spans([Span(bytes(16), 0, 2)])),
+        msgspec.structs.replace(first, lanes=pack_spans([Span(lane, 2**63, 2**63 + 3)])),
+        msgspec.structs.replace(first, lanes=pack_spans([Span(lane, 0, 4)])),
+        msgspec.structs.replace(
+            first, proposed=sign_record(SELLER, elsewhere), agreed=sign_record(BUYER, elsewhere)
+        ),
+    ]
+    async with trading(tmp_path) as trade:
+        for wrong in made_up:
+            with pytest.raises(Refused):
+                await trade.buyer.desk.statements.sign_file(wrong)
+        assert await last_number(trade.buyer, SELLER.peer) == -1
+        await trade.buyer.desk.statements.sign_file(first)
+        assert await last_number(trade.buyer, SELLER.peer) == 0
+
+
+async def test_units_that_a_peer_makes_up_are_not_remembered(tmp_path: Path) -> None:
+    async with trading(tmp_path) as trade:
+        deal = await trade.lease(1)
+        await trade.work(deal, 1)
+        draft = await trade.seller.desk.statements.draft_for_file(BUYER.peer, "usd")
+        record = open_record(Statement, draft.proposed).record
+        desk = trade.buyer.desk.statements
+        for number in range(3):
+            other = msgspec.structs.replace(record, unit=f"unit-{number}")
+            with pytest.raises(Refused):
+                await desk.on_statement(
+                    SELLER.peer,
+                    StatementRequest(SignedStatement(sign_record(SELLER, other), None, draft.lanes)),
+                )
+        assert not desk._turns
