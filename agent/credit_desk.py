@@ -68,7 +68,10 @@ class CreditDesk:
         self._known[requester, unit] = dealings
         self._read_us[requester, unit] = self._now_us()
         while len(self._known) > MAX_REMEMBERED:
-            oldest = next(iter(self._known))
+            # Not of those under lease: strangers who order much must not turn a cheat into a stranger.
+            oldest = next(
+                key for key in self._known if key not in self._accounts or not self._accounts[key].leases
+            )
             del self._known[oldest], self._read_us[oldest]
 
     def reputation(self, requester: PeerId, unit: str, interval: int) -> Reputation:
@@ -95,6 +98,9 @@ class CreditDesk:
     def open_lease(self, lease: Opened[Lease]) -> None:
         """A lease begins: its requester's credit is that of all its leases together."""
         record = lease.record
+        for key, each in list(self._accounts.items()):
+            each.exposure.forgive(self._now_us())
+            self._forget_if_empty(key, each)
         account = self._account(PeerId(record.requester), record.unit)
         account.leases[lease.id] = interval_cost(record.rate, record.wall_limit_us)
 
@@ -133,12 +139,12 @@ class CreditDesk:
             account.exposure.released(task)
             account.wake()
 
-    def answered(self, receipt: Digest) -> None:
-        """It was countersigned."""
+    def answered(self, receipt: Digest, *, accepted: bool) -> None:
+        """It was countersigned; not `accepted`: with a dispute."""
         key = self._whose.pop(receipt, None)
         account = None if key is None else self._accounts.get(key)
         if key is not None and account is not None:
-            account.exposure.answered(receipt)
+            account.exposure.answered(receipt, accepted=accepted, now_us=self._now_us())
             account.wake()
             self._forget_if_empty(key, account)
 

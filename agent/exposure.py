@@ -9,8 +9,11 @@ credit. The credit of a stranger is one accounting interval at the lease's rate:
 
 for each of its leases, so one task of each always fits when nothing is unpaid, and never more is lost to a requester
 that takes results and does not answer. It grows with what was settled (`reputation.exposure_limit`). A task that does
-not fit waits for an answer; after `GRACE_US` without one the lease is left. What is answered, accepted or disputed,
-is no longer at stake: a dispute is the ledger's business, and lowers the credit through the reputation.
+not fit waits for an answer; after `GRACE_US` without one the lease is left. What is accepted is no longer at stake.
+
+What is disputed was worked for and is not paid, so it stays at stake: else a requester that disputes everything would
+have all its work for nothing, one interval after the other. Accepted receipts make up for it, amount for amount, and it
+is forgiven `FORGIVEN_US` after the last dispute: an honest requester disputes what it had from somebody else by then.
 
 After a restart the unanswered receipts are counted again from the ledger. One that is never answered stays counted.
 """
@@ -22,6 +25,8 @@ from coppermesh.agent.pricing import amount_for
 SECOND = 1_000_000
 INTERVAL_US = 10 * SECOND
 GRACE_US = 10 * SECOND
+FORGIVEN_US = 600 * SECOND
+"""A requester that disputes everything gets one interval's work for nothing in so long, and no more."""
 SLOWEST_BYTES_PER_SECOND = 1_000_000
 """A requester whose link is slower than that is left while it fetches; the stake stays what it is meanwhile."""
 
@@ -72,25 +77,33 @@ class Exposure:
     """Most that each running task can cost, by its id."""
     waiting_since_us: int | None = None
     """Since when a task does not fit and nothing was answered."""
+    disputed: int = 0
+    """What was disputed of late and not made up for."""
+    disputed_us: int = 0
+    """When the last of it was."""
 
     @property
     def stake(self) -> int:
         """What would be lost if the requester never answered again."""
-        return sum(owed.amount for owed in self.unpaid.values()) + sum(self.running.values())
+        unpaid = sum(owed.amount for owed in self.unpaid.values())
+        return unpaid + sum(self.running.values()) + self.disputed
 
     @property
     def empty(self) -> bool:
         """Nothing is at stake: it may be forgotten."""
-        return not self.unpaid and not self.running
+        return not self.unpaid and not self.running and not self.disputed
 
     def ask(self, task: bytes, cost: int, credit: int, now_us: int) -> Verdict:
         """May `task`, which costs at most `cost`, start with this credit?"""
+        self.forgive(now_us)
         if self.stake + cost <= credit:
             self.running[task] = cost
             self.waiting_since_us = None
             return Go()
         if credit <= 0:
             return Leave("its own signatures prove that this requester cheated: it gets no credit here")
+        if not self.unpaid and not self.running and self.disputed:
+            return Leave(self.overdue_sentence)
         if not self.unpaid:
             # Other tasks of the same requester run: that is no fault of its, and they end by themselves.
             self.waiting_since_us = None
@@ -102,15 +115,18 @@ class Exposure:
 
     @property
     def overdue_sentence(self) -> str:
-        """What a requester is told that has not answered."""
+        """What a requester is told that has not answered, or has disputed too much."""
+        if not self.unpaid and self.disputed:
+            return "as much work as you may leave unpaid was disputed by you: order again in ten minutes"
         count = len(self.unpaid)
         receipts = "1 receipt waits" if count == 1 else f"{count} receipts wait"
         span = f"longer than fetching and {GRACE_US // SECOND} s"
         return f"{receipts} for your countersignature, {span}: answer first"
 
     def used_up(self, cost: int, credit: int, now_us: int) -> bool:
-        """No further task fits, and an answer is overdue: a new lease would only wait."""
-        late = any(owed.due_us <= now_us for owed in self.unpaid.values())
+        """No further task fits, and an answer is overdue or disputes leave no room: a new lease would only wait."""
+        self.forgive(now_us)
+        late = self.disputed + cost > credit or any(owed.due_us <= now_us for owed in self.unpaid.values())
         return credit <= 0 or (late and self.stake + cost > credit)
 
     def billed(self, task: bytes, receipt: bytes, amount: int, output_bytes: int, now_us: int) -> None:
@@ -126,7 +142,19 @@ class Exposure:
         """The task ended without a receipt."""
         self.running.pop(task, None)
 
-    def answered(self, receipt: bytes) -> None:
+    def answered(self, receipt: bytes, *, accepted: bool = True, now_us: int = 0) -> None:
         """The receipt was countersigned, one way or the other."""
-        if self.unpaid.pop(receipt, None) is not None:
-            self.waiting_since_us = None
+        owed = self.unpaid.pop(receipt, None)
+        if owed is None:
+            return
+        self.waiting_since_us = None
+        if accepted:
+            self.disputed = max(0, self.disputed - owed.amount)
+        else:
+            self.disputed, self.disputed_us = self.disputed + owed.amount, now_us
+
+    def forgive(self, now_us: int) -> None:
+        """Disputes that are long ago count no more. A clock set back begins the time anew."""
+        self.disputed_us = min(self.disputed_us, now_us)
+        if now_us - self.disputed_us >= FORGIVEN_US:
+            self.disputed = 0

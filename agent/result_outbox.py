@@ -219,7 +219,7 @@ class ResultOutbox:
         answer = open_record(Countersignature, reply.countersignature, signer=pending.requester)
         check_countersignature(answer.record, pending.receipt)
         await self._ledger.commit(CountersignatureReceived(answer.signed))
-        self.credit.answered(pending.receipt.id)
+        self.credit.answered(pending.receipt.id, accepted=answer.record.verdict == "accepted")
         self._unpin(pending.receipt.id)
         self._answered.set()
         self._answered = trio.Event()

@@ -1,10 +1,13 @@
 """What a requester may leave unpaid: one interval for a stranger, then wait, then leave."""
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from coppermesh.agent import credit_desk
 from coppermesh.agent.exposure import (
+    FORGIVEN_US,
     GRACE_US,
     INTERVAL_US,
     SLOWEST_BYTES_PER_SECOND,
@@ -14,6 +17,10 @@ from coppermesh.agent.exposure import (
     Wait,
     interval_cost,
 )
+from coppermesh.agent.rehearsal import make_deal
+from coppermesh.agent.reputation import Dealings
+from coppermesh.p2p.errors import Refused
+from coppermesh.p2p.ids import Digest, PeerId
 
 RATE = 3_600_000_000
 """One millionth for each microsecond: amounts are microseconds."""
@@ -103,6 +110,65 @@ def test_free_work_is_nothing_at_stake():
     exposure.ask(b"1", 0, CREDIT, 0)
     exposure.billed(b"1", b"r1", 0, 0, 0)
     assert exposure.empty
+
+
+def test_who_disputes_everything_gets_one_interval_for_nothing_and_is_left():
+    exposure, now_us, worked = Exposure(), 0, 0
+    while isinstance(verdict := exposure.ask(b"task", WALL_US // 6, CREDIT, now_us), Go):
+        exposure.billed(b"task", b"receipt", WALL_US // 6, 0, now_us)
+        exposure.answered(b"receipt", accepted=False, now_us=now_us)
+        worked += WALL_US // 6
+        now_us += WALL_US // 6
+    assert isinstance(verdict, Leave)
+    assert "disputed" in verdict.sentence
+    assert worked <= CREDIT
+    assert exposure.used_up(WALL_US // 6, CREDIT, now_us), "nor does it get another lease"
+    assert not exposure.empty, "nor is it forgotten with its lease"
+    later_us = now_us + FORGIVEN_US
+    assert not exposure.used_up(WALL_US // 6, CREDIT, later_us)
+    assert exposure.ask(b"task", WALL_US // 6, CREDIT, later_us) == Go()
+
+
+def test_accepted_work_makes_up_for_disputes():
+    exposure = Exposure()
+    for number in range(100):
+        assert exposure.ask(b"t", WALL_US, CREDIT, number) == Go()
+        exposure.billed(b"t", b"r", 5_000_000, 0, number)
+        exposure.answered(b"r", accepted=number % 2 == 1, now_us=number)
+    assert exposure.empty
+
+
+def test_running_tasks_are_waited_for_before_a_disputer_is_left():
+    exposure = Exposure()
+    assert exposure.ask(b"1", GRACE_US, CREDIT, 0) == Go()
+    exposure.billed(b"0", b"r0", WALL_US, 0, 0)
+    exposure.answered(b"r0", accepted=False, now_us=0)
+    assert exposure.ask(b"2", GRACE_US, CREDIT, 1) == Wait(1 + GRACE_US)
+    exposure.released(b"1")
+    assert exposure.ask(b"2", GRACE_US, CREDIT, 2) == Go()
+
+
+class History:
+    """A ledger in which one peer is a proven cheat; all others are strangers."""
+
+    def __init__(self, cheat: PeerId):
+        self.cheat = cheat
+
+    async def __call__(self, peer: PeerId, unit: str) -> Dealings:
+        return Dealings(proofs=("equivocation",)) if peer == self.cheat else Dealings()
+
+
+async def test_orders_of_strangers_do_not_make_a_cheat_under_lease_a_stranger(monkeypatch):
+    monkeypatch.setattr(credit_desk, "MAX_REMEMBERED", 3)
+    deal = make_deal(1)
+    cheat = PeerId(deal.lease.record.requester)
+    desk = credit_desk.CreditDesk(History(cheat), lambda: 0)
+    await desk.look_up(cheat, deal.lease.record.unit)
+    desk.open_lease(deal.lease)
+    for number in range(10):
+        await desk.look_up(PeerId(bytes([number]) * 38), "usd")
+    with pytest.raises(Refused, match="cheated"):
+        await desk.admit(deal.lease, Digest(bytes(32)))
 
 
 class Requester(RuleBasedStateMachine):
