@@ -386,7 +386,14 @@ class Provider:
         talk.negotiation.step(Move.LEASE_ACCEPT, Role.PROVIDER, self._now_us(), "signed")
         talk.lease_reply = LeaseReply(signed, None)
         self._serve(lease, talk)
+        self._end_if_overtaken(self.leases[lease.id])
         return talk.lease_reply
+
+    def _end_if_overtaken(self, server: LeaseServer) -> None:
+        """What ends leases may have happened while this one was being recorded: it was not among them yet."""
+        server.drain(self.lending.against(server.requester, server.lease.record.device, self._now_us()))
+        if server.requester not in self._hub().peers():
+            server.stop("unreachable", "the requester's connection was lost", told=True)
 
     async def on_task(self, peer: PeerId, request: TaskRequest) -> TaskReply:
         """Take a task, ask for its blobs, or refuse it."""

@@ -15,6 +15,7 @@ from coppermesh.agent import owner as owner_module
 from coppermesh.agent.config import Config, Loaded
 from coppermesh.agent.config_file import ConfigFile
 from coppermesh.agent.hours import parse_window
+from coppermesh.agent.ledger import LeaseAgreed
 from coppermesh.agent.local_messages import JsonBody
 from coppermesh.agent.node import Node
 from coppermesh.agent.node_views import NodeViews
@@ -183,6 +184,27 @@ async def test_pause_now_ends_leases_and_their_tasks_run_elsewhere_unpaid(tmp_pa
         assert not await requester.ledger.evidence()
         balances = {balance.peer: balance for balance in await requester.ledger.balances()}
         assert first.key.peer not in balances or balances[first.key.peer].owed_by_me == 0
+
+
+async def test_a_pause_while_a_lease_is_recorded_ends_it_before_a_task_comes(tmp_path, monkeypatch):
+    async with world_module.open_world(tmp_path) as world:
+        first = await world.add("first", provide=True)
+        requester = await world.add("requester", provide=False, bootstrap=first)
+        await until_found(requester, 1)
+        commit = first.ledger.commit
+
+        async def pausing(*entries: Any) -> None:
+            if any(isinstance(entry, LeaseAgreed) for entry in entries):
+                first.provider.paused = True
+            await commit(*entries)
+
+        monkeypatch.setattr(first.provider._ledger, "commit", pausing)
+        job = await submit(requester, numbers(1.0), wall_limit_s=10.0)
+        await until(lambda: first.provider.paused and not first.provider.leases)
+        second = await world.add("second", provide=True, bootstrap=first)
+        done = [event for event in await events_of(requester, job) if event.kind == "task"]
+        assert json.loads(done[0].text)["receipt"]["provider"] == format_peer(second.key.peer)
+        assert await first.ledger.receipts() == []
 
 
 async def test_a_card_that_its_owner_needs_is_given_back_and_lent_again(tmp_path, monkeypatch):
