@@ -80,7 +80,11 @@ class Deliveries:
             _log.error("results cannot be compared: %s", error)
             return False
         first, second = sides
-        return await trio.to_thread.run_sync(within_tolerance, code, facts.outputs, first, second)
+        try:
+            return await trio.to_thread.run_sync(within_tolerance, code, facts.outputs, first, second)
+        except Exception as error:  # noqa: BLE001 - whatever a provider's bytes bring about, the agent goes on
+            _log.error("results cannot be compared", exc_info=error)
+            return False
 
     async def _hand_over(
         self, job: JobState, task: int, outputs: Sequence[BlobInfo], receipt: Mapping[str, object]

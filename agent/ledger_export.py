@@ -11,6 +11,7 @@ accepted, costs as exact decimals, our own columns with the prefix `x_` that it 
 import csv
 import io
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -79,6 +80,8 @@ FOCUS_COLUMNS: tuple[str, ...] = (
 )
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """What a spreadsheet would take for the beginning of a formula."""
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+"""A link that somebody has put there is not followed; what both sides signed is the owner's business alone."""
 _US_PER_HOUR = 3_600_000_000
 
 Row = Mapping[str, Any]
@@ -275,7 +278,7 @@ def export_to(path: Path, write: Callable[[IO[bytes]], int], *, force: bool) -> 
         raise ExportFailed(f"{path} exists: name another file, or add --force")
     part = path.with_name(f".{path.name}.part")
     try:
-        with part.open("wb") as output:
+        with os.fdopen(os.open(part, _NEW_FILE, 0o600), "wb") as output:
             count = write(output)
         part.replace(path)
     except OSError as error:

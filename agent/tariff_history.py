@@ -1,8 +1,8 @@
 """What electricity has cost at which time, remembered: a receipt is charged the tariff of its own hour, not today's.
 
-One line of JSON each time the settings of `[costs]` change, in a file of the home that is only ever appended to. A
-line that cannot be read (cut off by a full disk) is left out; without a file the settings of today count for all of
-the past.
+One line of JSON each time the settings of `[costs]` change, in a file of the home that is only ever appended to, each
+begun on a line of its own: one that was cut off by a full disk is left out and takes no other with it. Without a file
+the settings of today count for all of the past.
 """
 
 import json
@@ -48,7 +48,7 @@ def read_history(path: Path) -> list[Period]:
             lines = file.read().splitlines()
     except OSError:
         return []
-    periods = [period for line in lines if (period := _period(line)) is not None]
+    periods = [period for line in lines if line and (period := _period(line)) is not None]
     return sorted(periods, key=lambda period: period.since_us)
 
 
@@ -57,7 +57,7 @@ def note_costs(path: Path, now_us: int, unit: str, costs: Costs) -> None:
     history = read_history(path)
     if history and (history[-1].unit, history[-1].costs) == (unit, costs):
         return
-    line = json.dumps({"since_us": now_us, "unit": unit} | _written(costs)) + "\n"
+    line = "\n" + json.dumps({"since_us": now_us, "unit": unit} | _written(costs)) + "\n"
     flags = os.O_APPEND | os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         descriptor = os.open(path, flags, 0o600)

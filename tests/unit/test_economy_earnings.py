@@ -122,7 +122,7 @@ def test_a_receipt_is_charged_the_tariff_of_its_own_time(tmp_path):
     note_costs(path, 1 * HOUR_US, "usd", Costs(tariff=100_000))
     note_costs(path, 2 * HOUR_US, "usd", Costs(tariff=100_000))
     note_costs(path, 20 * HOUR_US, "usd", Costs(tariff=900_000, loaded_watts=12.5))
-    assert len(path.read_text().splitlines()) == 2, "what has not changed is not written again"
+    assert len(read_history(path)) == 2, "what has not changed is not written again"
     assert path.stat().st_mode & 0o777 == 0o600
     history = read_history(path)
     assert history[1].costs == Costs(tariff=900_000, loaded_watts=12.5)
@@ -144,6 +144,10 @@ def test_damaged_history_is_left_out_and_costs_nothing_else(tmp_path):
     good = path.read_text()
     path.write_text("garbage\n" + good + json.dumps({"since_us": 3}) + "\n[1]\n" + good[:20])
     assert [period.costs.tariff for period in read_history(path)] == [7]
+    note_costs(path, 9, "usd", Costs(tariff=8))
+    assert [period.costs.tariff for period in read_history(path)] == [7, 8], (
+        "what was cut off takes nothing with it"
+    )
     assert read_history(tmp_path / "none") == []
 
 

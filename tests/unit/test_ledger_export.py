@@ -222,6 +222,17 @@ def test_a_full_disk_leaves_the_old_file_and_says_so(tmp_path):
     assert [(found.name, found.read_text()) for found in tmp_path.iterdir()] == [("receipts.csv", "old")]
 
 
+def test_a_link_in_the_way_is_not_written_through(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / ".receipts.csv.part").symlink_to(victim)
+    with pytest.raises(ExportFailed):
+        ledger_export.export_to(tmp_path / "receipts.csv", lambda output: output.write(b"rows"), force=True)
+    assert victim.read_text() == "mine"
+    ledger_export.export_to(tmp_path / "receipts.csv", lambda output: output.write(b"rows"), force=True)
+    assert (tmp_path / "receipts.csv").stat().st_mode & 0o777 == 0o600
+
+
 def test_numbers_and_months():
     assert decimal(1_000_001) == "1.000001"
     assert month_of(START_US)[0] == "2026-09-01T00:00:00Z"
