@@ -122,6 +122,11 @@ class LeaseServer:
         """Tasks that run or wait."""
         return len(self._tasks)
 
+    @property
+    def is_ending(self) -> bool:
+        """It was stopped; its worker may take a while to be gone."""
+        return self._ending.cancel_called
+
     def idle_us(self, now_us: int) -> int:
         """For how long the lease has had no task; 0 while it has one, or was promised the blobs of one."""
         if self._tasks or now_us < self._blobs_due_us:

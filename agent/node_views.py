@@ -205,8 +205,9 @@ class NodeViews:
         if not isinstance(wanted, list) or any(device not in known for device in wanted):
             raise Refused("bad-argument", f"no such device is offered here: there are {', '.join(known)}")
         began = trio.current_time()
+        # First of all: whoever asks may go away, or this agent end, while workers are waited for.
+        kept = machine.home.keep_reclaimed(group.reclaimed | set(wanted))
         ended, gone = await group.reclaim(wanted)
-        kept = machine.home.keep_reclaimed(group.reclaimed)
         facts = {
             "devices": wanted,
             "leases_ended": ended,

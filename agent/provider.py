@@ -192,7 +192,8 @@ class Provider:
         self.challenges.tidy()
         for server in list(self.leases.values()):
             over = self._over_quota(server.requester, server.lease.record.device_kind)
-            if over is not None and self._quotas is not None:
+            # Once: a worker that takes a while to go must not have its time counted at each look.
+            if over is not None and self._quotas is not None and not server.is_ending:
                 self._quotas.stopped(
                     server.requester, server.lease.record.device_kind, server.running_us(now_us)
                 )

@@ -5,6 +5,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,12 +20,13 @@ from coppermesh.agent.ledger import LeaseAgreed
 from coppermesh.agent.local_messages import JsonBody
 from coppermesh.agent.node import Node
 from coppermesh.agent.node_views import NodeViews
+from coppermesh.agent.policy_case import decline
 from coppermesh.agent.sharing import Sharing
 from coppermesh.exec.conditions import Conditions, DeviceProcess
 from coppermesh.p2p import announcements
 from coppermesh.p2p.encoding import encode
 from coppermesh.p2p.envelope import open_record
-from coppermesh.p2p.ids import format_peer
+from coppermesh.p2p.ids import Digest, format_peer
 from coppermesh.p2p.records import Announcement
 
 _spec = importlib.util.spec_from_file_location("agent_world", Path(__file__).with_name("test_agent_world.py"))
@@ -205,6 +207,31 @@ async def test_a_pause_while_a_lease_is_recorded_ends_it_before_a_task_comes(tmp
         done = [event for event in await events_of(requester, job) if event.kind == "task"]
         assert json.loads(done[0].text)["receipt"]["provider"] == format_peer(second.key.peer)
         assert await first.ledger.receipts() == []
+
+
+async def test_the_time_of_a_task_that_is_ended_at_its_quota_is_counted_once(tmp_path):
+    counted = []
+    async with world_module.open_world(tmp_path) as world:
+        first = await world.add("first", provide=True)
+        quotas = SimpleNamespace(
+            against=lambda *_: decline("quota", "used up"), stopped=lambda *what: counted.append(what)
+        )
+        first.provider.hold_to(quotas)
+        record = SimpleNamespace(device_kind="cpu", device="none")
+        server = SimpleNamespace(
+            requester=first.key.peer,
+            lease=SimpleNamespace(record=record),
+            is_ending=False,
+            running_us=lambda _: 5,
+            drain=lambda _: None,
+            tasks_accepted=1,
+        )
+        server.stop = lambda *_: setattr(server, "is_ending", True)
+        first.provider.leases[Digest(bytes(32))] = server
+        first.provider.tidy()
+        first.provider.tidy()  # its worker is not gone yet
+        del first.provider.leases[Digest(bytes(32))]
+    assert counted == [(first.key.peer, "cpu", 5)]
 
 
 async def test_a_card_that_its_owner_needs_is_given_back_and_lent_again(tmp_path, monkeypatch):
