@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack
 
 import trio
 
-from coppermesh.agent.leases import SpentNumbers, check_task
+from coppermesh.agent.leases import SpentNumbers, check_pay, check_task
 from coppermesh.agent.ledger import LeaseEnded, ReceiptIssued, TaskTaken
 from coppermesh.agent.ledger_store import LedgerStore
 from coppermesh.agent.negotiation import Move, Role, TaskRun, TaskState
@@ -170,6 +170,7 @@ class LeaseServer:
         if self._draining is not None:
             raise Refused(self._draining.code, self._draining.sentence)
         check_task(self.lease.record, task.record, self._spent, now_us)
+        check_pay(self.lease.record, task.record, self._head.cumulative)
         self._check_declared(task.record, request)
         try:
             missing = await self._store_inline(request)
@@ -294,8 +295,10 @@ class LeaseServer:
         self._forget(accepted)
 
     async def _may_start(self, accepted: _Accepted) -> bool:
-        """Wait until the requester's credit covers it. False: the requester does not answer, and is left."""
+        """Wait until the requester's credit covers it. False: it does not answer, or cannot pay, and is left."""
         try:
+            # Again: what was queued before it has been billed since it was taken.
+            check_pay(self.lease.record, accepted.task.record, self._head.cumulative)
             await self._credit.admit(self.lease, accepted.task.id)
         except Refused as refusal:
             self.stop(refusal.code, refusal.sentence)

@@ -11,6 +11,7 @@ happens to honest peers; its code and sentence go back to the sender.
 
 from collections.abc import Iterable
 
+from coppermesh.agent.pricing import amount_for
 from coppermesh.p2p.encoding import encode
 from coppermesh.p2p.envelope import Opened, record_id
 from coppermesh.p2p.errors import Refused, RemoteProtocolError
@@ -178,6 +179,20 @@ def check_task(lease: Lease, task: Task, spent: SpentNumbers, now_us: int) -> No
     _check_times("task", task.issued_us, task.expires_us, now_us)
     if task.number in spent:
         raise Refused("spent", f"task number {task.number} was already used under this lease")
+
+
+def check_pay(lease: Lease, task: Task, billed: int) -> None:
+    """Is the task paid however long it takes? `billed`: the sum of what was billed under the lease so far, money.
+
+    What a task costs is capped by its own maximum and by the lease's budget: where these end first, the provider would
+    work for nothing. Raises Refused (`budget`).
+    """
+    most = amount_for(lease.rate, lease.wall_limit_us)
+    if task.max_amount < most:
+        raise Refused("budget", f"the task pays at most {task.max_amount}, its time can cost {most}")
+    if lease.budget - billed < most:
+        left = max(0, lease.budget - billed)
+        raise Refused("budget", f"the lease's budget has {left} left, one more task can cost {most}")
 
 
 def _require(holds: bool, otherwise: str) -> None:

@@ -223,7 +223,7 @@ class Stranger:
             index=0,
             program=root,
             inputs=[],
-            max_amount=1000,
+            max_amount=lease.record.budget,
             issued_us=now,
             expires_us=now + 60_000_000,
         )

@@ -28,6 +28,7 @@ from coppermesh.agent.leases import build_lease
 from coppermesh.agent.ledger import Entry, LeaseAgreed, ReceiptSettled
 from coppermesh.agent.local_messages import Blob, JobEvent, SubmitCall, TaskSpec, WaitCall
 from coppermesh.agent.node import Node, Parts, open_node
+from coppermesh.agent.pricing import amount_for
 from coppermesh.agent.receipts import LaneHead, RunFacts, build_receipt
 from coppermesh.exec.device import DeviceInfo
 from coppermesh.exec.keeper import WorkerUnavailable
@@ -191,9 +192,15 @@ class RawPeer:
         return await self.hub.request(self.node.key.peer, "lease", LeaseRequest(lease.signed), LeaseReply)
 
     async def send_task(
-        self, lease: Opened[Lease], number: int, *, data: bytes | None = DATA, size: int = len(DATA)
+        self,
+        lease: Opened[Lease],
+        number: int,
+        *,
+        data: bytes | None = DATA,
+        size: int = len(DATA),
+        pays: int | None = None,
     ) -> TaskReply:
-        """A task on `DATA`; without `data` the input is only declared, with `size`."""
+        """A task on `DATA`; without `data` the input is only declared, with `size`. `pays`: at most, not all."""
         roots: list[bytes] = [digest_of(PROGRAM), digest_of(DATA)]
         task = Task(
             version=1,
@@ -205,7 +212,7 @@ class RawPeer:
             index=number,
             program=roots[0],
             inputs=roots[1:],
-            max_amount=1000,
+            max_amount=lease.record.budget if pays is None else pays,
             issued_us=now_us(),
             expires_us=now_us() + 10**7,
         )
@@ -411,6 +418,28 @@ async def test_a_lease_whose_blobs_are_on_their_way_is_not_idle(tmp_path):
             assert reply.decline is not None
             assert (await first.send_task(lease, 0)).state == "accepted"
             assert not first.ended
+
+
+async def test_nobody_gets_work_for_less_than_it_may_cost(tmp_path):
+    """By a task's own maximum, or a lease's budget that is at its end."""
+    async with open_world(tmp_path, provide=True) as world:
+        async with raw_peer(world) as peer:
+            lease = await peer.lease()
+            most = amount_for(lease.record.rate, lease.record.wall_limit_us)
+            lease = open_record(Lease, sign_record(peer.key, changed(lease.record, budget=most)))
+            assert (await peer.offer(lease)).lease is not None
+            with pytest.raises(Refused, match="pays at most 0"):
+                await peer.send_task(lease, 0, pays=0)
+            assert (await peer.send_task(lease, 0)).state == "accepted"
+            await until(lambda: not world.node.provider.tasks_accepted)
+            with pytest.raises(Refused, match="budget has"):
+                await peer.send_task(lease, 1)
+            poor = await peer.lease(budget=most - 1)
+            assert (await peer.offer(poor)).lease is not None
+            with pytest.raises(Refused) as refusal:
+                await peer.send_task(poor, 0)
+            assert refusal.value.code == "budget"
+        await still_serves(world)
 
 
 async def test_who_leaves_the_line_holds_no_slot_free(tmp_path):

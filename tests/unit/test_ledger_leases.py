@@ -12,9 +12,11 @@ from coppermesh.agent.leases import (
     build_lease,
     check_bid,
     check_lease,
+    check_pay,
     check_task,
     lease_id,
 )
+from coppermesh.agent.pricing import amount_for
 from coppermesh.agent.rehearsal import START_US, make_deal
 from coppermesh.p2p.envelope import Opened, open_verified, sign_record
 from coppermesh.p2p.errors import Refused, RemoteProtocolError
@@ -168,3 +170,18 @@ def test_a_leap_in_numbers_spends_what_it_leaps_over() -> None:
     spent.spend(1 << 61, Digest(bytes(32)))
     assert 7 in spent
     assert (1 << 61) - 1 not in spent
+
+
+def test_a_task_pays_for_all_the_time_that_it_may_take() -> None:
+    """Its own maximum and the lease's budget cap what is billed: beyond them the provider would work for nothing."""
+    lease, most = LEASE, amount_for(LEASE.rate, LEASE.wall_limit_us)
+    check_pay(lease, DEAL.task(0, max_amount=most).record, lease.budget - most)
+    for max_amount, billed in (
+        (0, 0),
+        (most - 1, 0),
+        (most, lease.budget - most + 1),
+        (most, lease.budget + 1),
+    ):
+        with pytest.raises(Refused) as refusal:
+            check_pay(lease, DEAL.task(0, max_amount=max_amount).record, billed)
+        assert refusal.value.code == "budget"
