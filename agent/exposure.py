@@ -134,8 +134,9 @@ class Exposure:
         self.running.pop(task, None)
         if amount:
             # Outputs come one after another over one link: each has the time of those before it as well.
-            last_us = max((owed.due_us - GRACE_US for owed in self.unpaid.values()), default=now_us)
-            fetched_us = max(now_us, last_us) + output_bytes * SECOND // SLOWEST_BYTES_PER_SECOND
+            last = next(reversed(self.unpaid.values()), None)  # none is due later than the last
+            begun_us = now_us if last is None else max(now_us, last.due_us - GRACE_US)
+            fetched_us = begun_us + output_bytes * SECOND // SLOWEST_BYTES_PER_SECOND
             self.unpaid[receipt] = Owed(amount, fetched_us + GRACE_US)
 
     def released(self, task: bytes) -> None:

@@ -307,13 +307,15 @@ class LedgerReader:
         return rows[0]
 
     @_at_one_moment
-    def unsettled(self, requester: PeerId | None = None, limit: int = 1000) -> list[UnsettledReceipt]:
+    def unsettled(
+        self, requester: PeerId | None = None, limit: int = 1000, skip: int = 0
+    ) -> list[UnsettledReceipt]:
         """Own receipts without a countersignature, oldest first, of one requester or of all."""
         rows = self._database.execute(
             "SELECT receipt.signed, outputs, sentence, detail FROM unsettled "
             "JOIN receipt ON receipt.id = unsettled.receipt JOIN lease ON lease.id = receipt.lease "
-            "WHERE lease.peer = coalesce(?, lease.peer) ORDER BY receipt.n LIMIT ?",
-            (requester, limit),
+            "WHERE lease.peer = coalesce(?, lease.peer) ORDER BY receipt.n LIMIT ? OFFSET ?",
+            (requester, limit, skip),
         )
         return [
             UnsettledReceipt(reopen(Receipt, row[0]), unpack_outputs(row[1]), row[2], row[3]) for row in rows

@@ -215,9 +215,11 @@ class LedgerStore:
         """The one receipt whose id begins with these hexadecimal digits. Raises NotInLedger."""
         return await self._view(self._views.find_receipt, prefix)
 
-    async def unsettled(self, requester: PeerId | None = None, limit: int = 1000) -> list[UnsettledReceipt]:
+    async def unsettled(
+        self, requester: PeerId | None = None, limit: int = 1000, skip: int = 0
+    ) -> list[UnsettledReceipt]:
         """Own receipts without a countersignature, oldest first, of one requester or of all."""
-        return await self._read(self._reader.unsettled, requester, limit)
+        return await self._read(self._reader.unsettled, requester, limit, skip)
 
     async def balances(self) -> list[Balance]:
         """What stands between this peer and each other one, by unit."""

@@ -36,6 +36,8 @@ SLOW_RETRY_SECONDS = 300.0
 TEMPORARY_CODES = frozenset({"not-settled", "gap", "busy"})
 MAX_IN_FLIGHT = 32
 """Results of one requester being delivered at once; later ones wait for their turn."""
+PAGE = 1000
+"""Open receipts that are read at once."""
 MAX_OPEN = 256
 """A requester with so many receipts to countersign gets no more work done."""
 
@@ -92,14 +94,21 @@ class ResultOutbox:
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Deliver until cancelled. Raises LedgerError where what is open cannot be read at the start."""
-        for unsettled in await self._ledger.unsettled():
-            self._pin(unsettled.receipt, unsettled.outputs)
-            size = sum(size for _, size in unsettled.outputs)
-            self.credit.count_again([(unsettled.receipt, size)])
+        await self._take_up()
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             task_status.started()
             await trio.sleep_forever()
+
+    async def _take_up(self) -> None:
+        """Count and pin what an earlier run left open: all of it, so that many small receipts hide no large one."""
+        skip = 0
+        while page := await self._ledger.unsettled(limit=PAGE, skip=skip):
+            for unsettled in page:
+                self._pin(unsettled.receipt, unsettled.outputs)
+                size = sum(size for _, size in unsettled.outputs)
+                self.credit.count_again([(unsettled.receipt, size)])
+            skip += len(page)
 
     @property
     def under_way(self) -> int:

@@ -1,11 +1,14 @@
 """What a requester may leave unpaid: one interval for a stranger, then wait, then leave."""
 
+from types import SimpleNamespace
+
 import pytest
+import trio
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from coppermesh.agent import credit_desk
+from coppermesh.agent import credit_desk, result_outbox
 from coppermesh.agent.exposure import (
     FORGIVEN_US,
     GRACE_US,
@@ -17,7 +20,10 @@ from coppermesh.agent.exposure import (
     Wait,
     interval_cost,
 )
-from coppermesh.agent.rehearsal import make_deal
+from coppermesh.agent.ledger import TaskTaken
+from coppermesh.agent.ledger_store import open_ledger
+from coppermesh.agent.receipts import LaneHead
+from coppermesh.agent.rehearsal import START_US, issue, make_deal
 from coppermesh.agent.reputation import Dealings
 from coppermesh.p2p.errors import Refused
 from coppermesh.p2p.ids import Digest, PeerId
@@ -169,6 +175,27 @@ async def test_orders_of_strangers_do_not_make_a_cheat_under_lease_a_stranger(mo
         await desk.look_up(PeerId(bytes([number]) * 38), "usd")
     with pytest.raises(Refused, match="cheated"):
         await desk.admit(deal.lease, Digest(bytes(32)))
+
+
+async def test_everything_that_an_earlier_run_left_open_is_counted_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(result_outbox, "PAGE", 2)
+    deal, head, receipts = make_deal(1), LaneHead(), []
+    async with open_ledger(tmp_path / "ledger.db", deal.lease.record.mesh, deal.provider.peer) as ledger:
+        await ledger.commit(deal.granted())
+        for number in range(5):
+            task = deal.task(number)
+            receipts.append(deal.receipt(task, head))
+            head = head.after(receipts[-1])
+            await ledger.commit(TaskTaken(task.signed), issue(receipts[-1]))
+        desk = credit_desk.CreditDesk(History(PeerId(b"")), lambda: START_US)
+        blobs = SimpleNamespace(pin=lambda _: None, unpin=lambda _: None)
+        outbox = result_outbox.ResultOutbox(
+            lambda: None, deal.lease.record.mesh, ledger, blobs, credit=desk, now_us=lambda: START_US
+        )
+        async with trio.open_nursery() as nursery:
+            await nursery.start(outbox.run)
+            nursery.cancel_scope.cancel()
+    assert desk.unpaid(deal.requester.peer, "usd") == sum(one.record.amount for one in receipts) > 0
 
 
 class Requester(RuleBasedStateMachine):
