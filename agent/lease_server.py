@@ -365,16 +365,17 @@ class LeaseServer:
         except StoreFull as error:
             _log.error("lease %s: outputs could not be kept: %s", self.lease.id.hex()[:8], error)
             status, code, outputs = "provider-failed", "store-full", []
+        device_us = device_time(self._device.kind, outcome.wall_us, outcome.device_us)
         facts = RunFacts(
             status=status,
             code=code,
             outputs=[root for root, _ in outputs],
             started_us=outcome.started_us,
             ended_us=outcome.started_us + outcome.wall_us,
-            billed_us=outcome.wall_us if outcome.device_us is None else outcome.device_us,
+            billed_us=outcome.wall_us if device_us is None else device_us,
             device_name=self._device.name,
             meter=outcome.meter,
-            device_us=outcome.device_us,
+            device_us=device_us,
             energy_mj=outcome.energy_mj,
             device_uuid=self._device.uuid,
             determinism=outcome.determinism,
@@ -400,6 +401,14 @@ class LeaseServer:
         )
         if self._keep_digests is not None and facts.status == "ok":
             await self._keep_digests(opened, outcome, [root for root, _ in outputs])
+
+
+def device_time(kind: str, wall_us: int, told_us: int | None) -> int | None:
+    """What a worker tells of its device's time, as far as it counts; None: the wall clock is what is billed.
+
+    A processor has no device time: native code in its worker could tell any, and run for nothing.
+    """
+    return None if kind != "cuda" or told_us is None else min(told_us, wall_us)
 
 
 async def _root_of(digests: TraceDigests | None, task: Task) -> bytes:

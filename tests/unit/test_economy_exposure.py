@@ -20,6 +20,7 @@ from coppermesh.agent.exposure import (
     Wait,
     interval_cost,
 )
+from coppermesh.agent.lease_server import device_time
 from coppermesh.agent.ledger import TaskTaken
 from coppermesh.agent.ledger_store import open_ledger
 from coppermesh.agent.receipts import LaneHead
@@ -152,6 +153,13 @@ def test_running_tasks_are_waited_for_before_a_disputer_is_left():
     assert exposure.ask(b"2", GRACE_US, CREDIT, 1) == Wait(1 + GRACE_US)
     exposure.released(b"1")
     assert exposure.ask(b"2", GRACE_US, CREDIT, 2) == Go()
+
+
+def test_a_worker_on_a_processor_does_not_say_what_is_billed():
+    assert device_time("cpu", 5_000_000, 1) is None
+    assert device_time("cuda", 5_000_000, 4_000_000) == 4_000_000
+    assert device_time("cuda", 5_000_000, 1 << 60) == 5_000_000
+    assert device_time("cuda", 5_000_000, None) is None
 
 
 class History:
