@@ -15,7 +15,7 @@ from typing import Any
 
 from coppermesh.agent import option_types
 from coppermesh.agent.clock import now_us
-from coppermesh.agent.config import Config, ConfigError, load_settings
+from coppermesh.agent.config import Config, ConfigError, environment, load_settings
 from coppermesh.agent.config_file import write_template
 from coppermesh.agent.home import Home
 from coppermesh.agent.verbs import EXIT_OK, Verbs, add_verb, home_of
@@ -65,7 +65,7 @@ def _bootstrap(options: argparse.Namespace) -> int:
     home = home_of(options)
     overrides = {
         "mesh": options.mesh,
-        "listen": options.listen or os.environ.get("COPPERMESH_LISTEN") or None,
+        "listen": options.listen or environment().get("listen"),
         "bootstrap": options.bootstrap,
     }
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

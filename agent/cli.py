@@ -320,11 +320,12 @@ def _add_demo(verbs: Verbs) -> None:
 
 
 def _agent(options: argparse.Namespace) -> int:
+    from coppermesh.agent.config import environment
     from coppermesh.agent.daemon import run_agent
 
     overrides = {
         "mesh": options.mesh,
-        "listen": options.listen or os.environ.get("COPPERMESH_LISTEN") or None,
+        "listen": options.listen or environment().get("listen"),
         "bootstrap": options.bootstrap,
         "trust": options.allow,
         "rate": options.rate,

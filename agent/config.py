@@ -6,6 +6,7 @@ at: an unknown key or a wrong value raises ConfigError with the file, the line, 
 """
 
 import difflib
+import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -107,11 +108,27 @@ class Config:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Settings, and where each that is not a default came from: `line 12`, or `command line`."""
+    """Settings, and where each that is not a default came from: `line 12`, `environment` or `command line`."""
 
     config: Config
     origins: Mapping[str, str]
     """By key; keys of tables begin with the table's name: `sharing.hours`."""
+
+
+class FromEnvironment(str):
+    """An override that an environment variable gave, not an argument."""
+
+    __slots__ = ()
+
+
+def environment() -> dict[str, Any]:
+    """Overrides from the environment: COPPERMESH_LISTEN comes before the file and behind arguments."""
+    listen = os.environ.get("COPPERMESH_LISTEN")
+    return {"listen": FromEnvironment(listen)} if listen else {}
+
+
+def _source(value: object) -> str:
+    return "environment" if isinstance(value, FromEnvironment) else "command line"
 
 
 def load_config(home: HasConfigPath, **overrides: Any) -> Config:
@@ -126,7 +143,7 @@ def load_settings(path: Path, overrides: Mapping[str, Any] | None = None) -> Loa
     settings = _parse_all(_tables(text, path), f"{path}: ", text)
     settings.update(_parse_all(given, "argument "))
     origins = {key: _at_line(text, key) for key in settings}
-    origins.update(dict.fromkeys(_parse_all(given, "argument "), "command line"))
+    origins.update({key: _source(given.get(key)) for key in _parse_all(given, "argument ")})
     if "bootstrap" not in settings:
         settings["bootstrap"] = default_peers(settings.get("mesh", DEFAULT_MESH))
     tables = {table: made(**_taken(settings, table)) for table, made in TABLES.items()}

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from coppermesh.agent.config import described, load_settings, values_of
+from coppermesh.agent.config import described, environment, load_settings, values_of
 from coppermesh.agent.home import Home
 from coppermesh.agent.local_link import LocalLink, socket_alive
 
@@ -13,7 +13,7 @@ def show(home: Home) -> dict[str, Any]:
     if socket_alive(home.socket_path):
         with LocalLink(home.socket_path) as link:
             return dict(json.loads(link.call_json("config")))
-    loaded = load_settings(home.config_path)
+    loaded = load_settings(home.config_path, environment())
     facts = described(loaded.origins, values_of(loaded.config))
     path = str(home.config_path)
     return {"path": path, "running": False, "error": None, "waiting": [], "settings": facts}
