@@ -137,8 +137,7 @@ def audit_lines(facts: Facts) -> list[str]:
 
 def one_ledger(home: Home, mesh: str | None) -> LedgerPlace:
     """The ledger of the mesh that was named, else of the configured one. Raises NoLedger."""
-    (place,) = find_ledgers(home, mesh or os.environ.get(MESH) or load_config(home).mesh)
-    return place
+    return find_ledgers(home, mesh or os.environ.get(MESH) or load_config(home).mesh)[0]
 
 
 def backup(home: Home, target: Path, mesh: str | None, *, force: bool) -> dict[str, Any]:

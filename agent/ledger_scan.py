@@ -20,6 +20,9 @@ from coppermesh.p2p.envelope import Opened
 from coppermesh.p2p.ids import MeshId, PeerId, mesh_id
 from coppermesh.p2p.records import Countersignature, Receipt, SignedRecord
 
+FORMER = "as-"
+"""What directories of ledgers of earlier keys begin with (`former_ledgers`)."""
+
 
 class NoLedger(LedgerError):
     """The home has no ledger of that mesh yet."""
@@ -58,19 +61,20 @@ class ScannedReceipt:
 
 
 def find_ledgers(home: Home, mesh: str | None = None) -> list[LedgerPlace]:
-    """Every ledger in a home, or that of one mesh by name. Raises NoLedger where there is none."""
+    """Every ledger in a home, or those of one mesh by name, that of the present key first. Raises NoLedger.
+
+    Those of earlier keys (`former_ledgers`) are called by the mesh and the end of that key: `lab as ..dEXy12Zw`.
+    """
     home.check()
     names = {mesh_id(load_config(home).mesh).hex(): load_config(home).mesh}
     names |= {state.mesh.hex(): state.name for state in private_meshes(home)}
     wanted = None if mesh is None else id_of(home, mesh)
-    names |= {state.mesh.hex(): state.name for state in private_meshes(home)}
     meshes = home.path / "meshes"
     found = [
-        LedgerPlace(
-            MeshId(bytes.fromhex(path.parent.name)), names.get(path.parent.name, path.parent.name), path
-        )
-        for path in sorted(meshes.glob("*/ledger.sqlite"))
-        if len(path.parent.name) == 32 and set(path.parent.name) <= set("0123456789abcdef")
+        LedgerPlace(MeshId(bytes.fromhex(of.name)), names.get(of.name, of.name) + former, path)
+        for of in sorted(meshes.glob("*"))
+        if len(of.name) == 32 and set(of.name) <= set("0123456789abcdef")
+        for path, former in _ledgers_of(of)
     ]
     if wanted is not None:
         found = [place for place in found if place.mesh == wanted]
@@ -80,6 +84,17 @@ def find_ledgers(home: Home, mesh: str | None = None) -> list[LedgerPlace]:
             f"home {home.path} has no ledger{of_mesh} yet: nothing was submitted or served from it"
         )
     return found
+
+
+def _ledgers_of(directory: Path) -> list[tuple[Path, str]]:
+    """One mesh's ledgers, and what its name is followed by: nothing, or which earlier key it was."""
+    former = [
+        (path, f" as ..{path.parent.name[-8:]}")
+        for path in sorted(directory.glob(f"{FORMER}*/ledger.sqlite*"))
+    ]
+    present = directory / "ledger.sqlite"
+    kept = [(path, name) for path, name in former if not path.name.endswith(("-wal", "-shm"))]
+    return [*([(present, "")] if present.exists() else []), *kept]
 
 
 @contextmanager

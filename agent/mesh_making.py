@@ -1,21 +1,42 @@
 """How a home comes to be in a private mesh: it makes one, or keeps what a door gave; and how it opens one later."""
 
+import re
 import secrets
 from contextlib import suppress
 
+from coppermesh.agent.config import DEFAULT_MESH
 from coppermesh.agent.home import Home
 from coppermesh.agent.mesh_state import MeshState, load_state, root_key_path, save_state, state_path
 from coppermesh.agent.private_mesh import PrivateMesh, first_certificate, usable
-from coppermesh.p2p.errors import MeshError
+from coppermesh.p2p.errors import MeshError, Refused
 from coppermesh.p2p.ids import MeshId, PeerId
 from coppermesh.p2p.invitation import Invitation
 from coppermesh.p2p.membership import MembershipBook, private_mesh_id, subject_of
 from coppermesh.p2p.membership_messages import MAX_ADDRESSES, AdmissionReply
 from coppermesh.p2p.signing import PeerKey
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+
+
+def check_name(name: str) -> None:
+    """Raises Refused where a private mesh may not be called so.
+
+    Names are typed in shells and in config.toml, where "open" is what every home begins with: a private mesh of that
+    name would take the place of the open one.
+    """
+    if name.lower() == DEFAULT_MESH:
+        raise Refused("bad-name", f"a private mesh may not be called {name!r}: that is the open mesh")
+    if _NAME.fullmatch(name) is None:
+        raise Refused(
+            "bad-name",
+            f"a private mesh may not be called {name!r}: want letters, digits, '.', '-' and '_', at most 64, and a "
+            "letter or digit first",
+        )
+
 
 def create_private_mesh(home: Home, name: str, who: str, listen: str, door: str, now_us: int) -> PrivateMesh:
     """Make a mesh, its root key and the first admin's certificate. Raises MeshError."""
+    check_name(name)
     root = PeerKey.generate()
     mesh = private_mesh_id(root.peer, name)
     root.save(root_key_path(home, mesh))

@@ -12,6 +12,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from coppermesh.agent.config import DEFAULT_MESH
 from coppermesh.agent.home import Home
 from coppermesh.p2p.admission import Issued
 from coppermesh.p2p.encoding import decode, encode
@@ -140,7 +141,8 @@ def forget_state(home: Home, mesh: MeshId) -> None:
 
 def find_mesh(meshes: list[MeshState], wanted: str) -> MeshState | None:
     """The mesh called `wanted`, or whose id begins so (8 digits at least). Raises MeshError where several are."""
-    named = [state for state in meshes if state.name == wanted]
+    # "open" is the open mesh, whatever else is called so.
+    named = [state for state in meshes if state.name == wanted != DEFAULT_MESH]
     if not named and len(wanted) >= 8:
         named = [state for state in meshes if state.mesh.hex().startswith(wanted)]
     if len(named) > 1:

@@ -130,9 +130,10 @@ def _add_invite(parser: argparse.ArgumentParser) -> None:
 def _create(options: argparse.Namespace) -> int:
     from coppermesh.agent.clock import now_us
     from coppermesh.agent.mesh_facts import mesh_facts
-    from coppermesh.agent.mesh_making import create_private_mesh
+    from coppermesh.agent.mesh_making import check_name, create_private_mesh
     from coppermesh.agent.mesh_state import private_meshes
 
+    check_name(options.name)
     home = home_of(options)
     home.prepare()
     if any(state.name == options.name for state in private_meshes(home)):

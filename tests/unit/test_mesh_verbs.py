@@ -3,17 +3,21 @@
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from coppermesh.agent import mesh_verbs
 from coppermesh.agent.cli import main
 from coppermesh.agent.clock import now_us
 from coppermesh.agent.home import Home
-from coppermesh.agent.mesh_making import adopt_admission, open_private_mesh
-from coppermesh.agent.mesh_state import private_meshes
-from coppermesh.agent.private_mesh import Terms, joining_request
+from coppermesh.agent.ledger_files import open_database, open_for_reading
+from coppermesh.agent.ledger_scan import find_ledgers, owner_of, scan_ledger
+from coppermesh.agent.mesh_making import adopt_admission, check_name, create_private_mesh, open_private_mesh
+from coppermesh.agent.mesh_state import find_mesh, private_meshes
+from coppermesh.agent.private_mesh import PrivateMesh, Terms, joining_request
+from coppermesh.p2p.errors import Refused
 from coppermesh.p2p.ids import format_peer
-from coppermesh.p2p.invitation import read_invitation
+from coppermesh.p2p.invitation import invitation_text, read_invitation
 from coppermesh.p2p.membership import DAY_US
 from coppermesh.p2p.signing import PeerKey
 
@@ -114,3 +118,80 @@ def test_the_qr_code_goes_to_stderr_and_holds_the_string(capsys):
     assert shown.out == ""
     assert len(shown.err.splitlines()) > 20
     assert segno.make_qr(text.upper(), error="l").mode == "alphanumeric"
+
+
+def admit(alice: PrivateMesh, home: Home, monkeypatch, who: str = "bob") -> str:
+    """Have `mesh join` ask `alice` where it would ask her door over the network; returns an invitation."""
+
+    async def redeem(invitation, key, name):
+        request = joining_request(key, alice.mesh, alice.key.peer, invitation.token, name, now_us())
+        return alice.admit(key.peer, name, request, [], [DOOR], now_us())
+
+    monkeypatch.setattr("coppermesh.agent.mesh_join._redeem", redeem)
+    return alice.invite(Terms(expires_us=now_us() + DAY_US), [DOOR], now_us())
+
+
+@pytest.fixture
+def alice(tmp_path) -> PrivateMesh:
+    home = Home(tmp_path / "alice")
+    home.prepare()
+    return create_private_mesh(home, "lab", "alice", "", "", now_us())
+
+
+def test_who_was_revoked_leaves_joins_again_and_keeps_the_old_ledger(home, alice, capsys, monkeypatch):
+    ask(capsys, "join", admit(alice, home, monkeypatch))
+    mesh = alice.mesh
+    first = PeerKey.load(home.key_path(mesh)).peer
+    open_database(home.ledger_path(mesh), mesh, first).close()
+    alice.revoke(first, 0, now_us())
+    text = admit(alice, home, monkeypatch)
+    code, _, err = run(capsys, "join", text)
+    assert code == 1
+    assert "leave first: `coppermesh mesh leave" in err
+    assert "not used" in err
+    ask(capsys, "leave")
+    reading = open_for_reading(home.ledger_path(mesh))  # as another program may, meanwhile
+    reading.close()
+    ask(capsys, "join", text)
+    second = PeerKey.load(home.key_path(mesh)).peer
+    assert second != first
+    open_database(home.ledger_path(mesh), mesh, second).close()  # as the agent does to serve it
+    present, former = find_ledgers(home, "lab")
+    assert (present.name, former.name) == ("lab", f"lab as ..{format_peer(first)[-8:]}")
+    with scan_ledger(former.path) as database:
+        assert owner_of(database) == first
+    assert main(["ledger", "audit", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["ledgers"]) == 2
+
+
+def test_a_ledger_that_cannot_be_used_refuses_before_the_invitation_is_spent(
+    home, alice, capsys, monkeypatch
+):
+    text = admit(alice, home, monkeypatch)
+    home.prepare()
+    home.ledger_path(alice.mesh).write_bytes(b"not a ledger" * 1000)
+    code, _, err = run(capsys, "join", text)
+    assert code == 1
+    assert "is no ledger" in err
+    home.ledger_path(alice.mesh).unlink()
+    ask(capsys, "join", text)
+
+
+@pytest.mark.parametrize("name", ["open", "Open", "my lab", "a/b", "..", "-x", "x\\y", 'q"', "a\n"])
+def test_names_that_a_shell_or_the_settings_would_mistake_are_refused(home, alice, capsys, monkeypatch, name):
+    if name.isprintable():
+        code, _, err = run(capsys, "create", "--", name)
+        assert code == 1
+        assert "may not be called" in err
+    sent = read_invitation(admit(alice, home, monkeypatch))
+    if name.isprintable():
+        code, _, err = run(capsys, "join", invitation_text(msgspec.structs.replace(sent, name=name)))
+        assert code == 1
+        assert "may not be called" in err
+    with pytest.raises(Refused, match="may not be called"):
+        check_name(name)
+    assert private_meshes(home) == []
+
+
+def test_the_name_open_means_the_open_mesh_whatever_lies_in_the_home(home, alice):
+    assert find_mesh([msgspec.structs.replace(alice.state, name="open")], "open") is None
