@@ -38,6 +38,7 @@ from coppermesh.agent.dispatch_events import (
     TaskFailed,
     TaskRefused,
     Tick,
+    too_few_providers,
 )
 from coppermesh.agent.dispatch_group import Group, Near
 from coppermesh.agent.dispatch_placing import Placing
@@ -189,6 +190,7 @@ class Dispatcher:
         if group is None or group.negotiating_until_us is None:
             return self._ignore()
         group.heard, group.declined = event.heard, event.declined
+        group.able = None if event.left is None else len(event.left)
         missing = group.wanted > 0
         group.end_negotiation(event.granted, self._board.now_us, self._limits)
         if event.hopeless:
@@ -366,6 +368,7 @@ class Dispatcher:
             sentence = f"{job.done} of {job.tasks} tasks were done when its time of {waited_s} s was over"
             if job.last_reason:
                 sentence += f"; the last trouble: {job.last_reason}"
+            sentence += self._too_few(group, job)
             self._board.fail_job(job, "deadline", sentence, "the job's deadline passed")
             return
         sentence = self._none_took_it(group, job)
@@ -379,8 +382,14 @@ class Dispatcher:
         waited_s = (self._board.now_us - job.submitted_us) // SECOND
         return (
             f"no provider took the job in {waited_s} s: {group.heard} heard, of which {group.declined} were asked; "
-            "none gave a lease"
+            f"none gave a lease{self._too_few(group, job)}"
         )
+
+    def _too_few(self, group: Group, job: Job) -> str:
+        """Said of a job whose tasks run at several providers, where not so many were there."""
+        if job.copies == 1 or group.able is None or group.able >= job.copies:
+            return ""
+        return f"; {too_few_providers(job.copies, group.able)}"
 
     # Helpers.
 

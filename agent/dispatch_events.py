@@ -14,6 +14,11 @@ from coppermesh.p2p.ids import PeerId
 Fault = Literal["job", "provider"]
 
 
+def too_few_providers(copies: int, heard: int) -> str:
+    """Why tasks that run at `copies` different providers wait."""
+    return f"redundancy {copies} needs {copies} providers, {heard} heard"
+
+
 @dataclass(frozen=True, slots=True)
 class JobSubmitted:
     """A job of `tasks` independent tasks, all with the same requirement. It fails at `deadline_us` if not finished."""

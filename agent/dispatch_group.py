@@ -33,6 +33,8 @@ class Group:
         """Negotiations in a row that granted nothing."""
         self.heard = 0
         self.declined = 0
+        self.able: int | None = None
+        """Providers heard last that do not refuse for good; None: not known."""
         self.held_us = 0
         """The last time at which a lease was held."""
         self.latest_deadline_us = 0
@@ -67,6 +69,12 @@ class Group:
         if not 0 < len(self.ready) <= MAX_SCAN:
             return set()
         return set.intersection(*(job.barred(max_strikes) for job in self.ready))
+
+    def served_out(self) -> set[PeerId]:
+        """Providers that have a copy of all that waits, whatever job it is of: a lease there could not be used."""
+        if not 0 < len(self.ready) <= MAX_SCAN:
+            return set()
+        return set.intersection(*(job.served_out() for job in self.ready))
 
     def begin_negotiation(self, count: int, now_us: int, limits: DispatchLimits) -> int:
         """`count` leases are asked for. Returns until when that may take."""

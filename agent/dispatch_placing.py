@@ -205,7 +205,10 @@ class Placing:
         if count <= 0:
             return
         exclude = (
-            set(board.put_back) | {lease.provider for lease in useless} | group.barred(limits.max_strikes)
+            set(board.put_back)
+            | {lease.provider for lease in useless}
+            | group.barred(limits.max_strikes)
+            | group.served_out()
         )
         deadline_us = group.begin_negotiation(count, board.now_us, limits)
         board.out.append(

@@ -5,7 +5,7 @@ tasks that were never tried are a counter, and only tasks that ran or failed hav
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -233,6 +233,26 @@ class Job:
         trouble = self.troubles.get(index)
         excluded = trouble is not None and trouble.excluded.get(provider, 0) > now_us
         return not excluded and not self._is_owner(provider, index)
+
+    def served_out(self) -> set[PeerId]:
+        """Who has a copy of every task that waits, and so may have none of them."""
+        found: set[PeerId] | None = None
+        if self.copies == 1:
+            return set()
+        for index in self._waiting_first():
+            owners = self._owners.get(index % (self.tasks // self.copies), {}).keys()
+            found = set(owners) if found is None else found & owners
+            if not found:
+                return set()
+        return found or set()
+
+    def _waiting_first(self) -> Iterator[int]:
+        """The waiting tasks in order, as far as `take` would look."""
+        yield from islice(self._retries, MAX_SCAN)
+        for place in range(MAX_AHEAD):
+            if place == len(self._ahead) and not self._fill():
+                return
+            yield self._ahead[place]
 
     def _is_owner(self, provider: PeerId, index: int) -> bool:
         if self.copies == 1:

@@ -28,6 +28,8 @@ KEEP_SECONDS = 600.0
 """How long an ended job can still be asked about."""
 MAX_REFUSALS = 256
 """Refusals of one job that are kept and told; peers that announce ever new reasons cannot grow it further."""
+MAX_WAITING_TOLD = 16
+"""How often a job's client is told why it waits."""
 MAX_CODE = 40
 MAX_PLACES = 8
 """Places in the user's kernels told with one refusal."""
@@ -87,6 +89,12 @@ class JobState:
     refusal_codes: dict[PeerId, str] = field(default_factory=dict)
     """Its code alone, to count by."""
     refusals_told: set[tuple[PeerId, str]] = field(default_factory=set)
+    waiting_told: str = ""
+    """What its client was told last of why it waits."""
+    waiting_times: int = 0
+    """How often."""
+    noted: dict[PeerId | None, str] = field(default_factory=dict)
+    """The last note in its story of each provider passed over, not to write the same again."""
     detail: str = ""
     """What a failed task printed: a compiler's log or the like."""
     failed_task: int | None = None
@@ -137,6 +145,21 @@ class JobState:
         if (peer, reason) not in self.refusals_told and len(self.refusals_told) < MAX_REFUSALS:
             self.refusals_told.add((peer, reason))
             self.tell("progress", {"text": f"{short_peer(peer)}: {reason}", "cause": "refusal"})
+
+    def waits_for(self, text: str) -> None:
+        """Tell the client why the job waits, where it is something new."""
+        if text != self.waiting_told and self.waiting_times < MAX_WAITING_TOLD:
+            self.waiting_told = text
+            self.waiting_times += 1
+            self.tell("progress", {"text": printable(text), "cause": "waiting"})
+
+    def is_new_note(self, peer: PeerId | None, text: str) -> bool:
+        """Whether the story does not have it as the last note of that provider."""
+        if self.noted.get(peer) == text:
+            return False
+        if peer in self.noted or len(self.noted) < MAX_REFUSALS:
+            self.noted[peer] = text
+        return True
 
     def _needed_by(self, reason: str) -> str:
         """Where the job needs the features that `reason` names, for its user to find."""

@@ -135,7 +135,7 @@ class LeaseBroker:
         refusals = {peer: why for peer, why in found.misfits.items() if peer not in found.without_device}
         for peer, reasons in found.misfits.items():
             text = f"not asked: {'; '.join(map(str, reasons))}"
-            self._tell(jobs, "note", "announcement", peer, text)
+            self._note(jobs, "announcement", peer, text)
             if peer not in want.exclude and peer not in found.without_device:
                 _note_refusal(jobs, peer, *reasons)
         asked, slow = self._whom_to_ask(found, want.requirement, jobs, refusals)
@@ -147,7 +147,7 @@ class LeaseBroker:
             await self._run(current, granted)
         if not market.places and refusals:
             counted = histogram({peer: why[0].code for peer, why in refusals.items()}, want.requirement)
-            self._tell(jobs, "note", f"order {order.id.hex()[:8]}", None, f"no bids: {counted}")
+            self._note(jobs, f"order {order.id.hex()[:8]}", None, f"no bids: {counted}")
         providers = (
             {candidate.peer for candidate in found.fitting} | found.misfits.keys()
         ) - found.without_device
@@ -352,6 +352,11 @@ class LeaseBroker:
             await self._hub.request(peer, "abandon", body, Nothing, deadline_s=TELL_SECONDS)
         except MeshError as error:
             _log.debug("abandon to %s: %s", short_peer(peer), error)  # its reservation expires by itself
+
+    def _note(self, jobs: Iterable[JobState], cause: str, peer: PeerId | None, text: str) -> None:
+        """A line of the story that a job that waits long would have over and over: only where it is something new."""
+        new = [job for job in jobs if job.is_new_note(peer, text)]
+        self._tell(new, "note", cause, peer, text)
 
     def _tell(self, jobs: Iterable[JobState], kind: str, cause: str, peer: PeerId | None, text: str) -> None:
         for job in jobs:

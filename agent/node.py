@@ -82,6 +82,11 @@ __all__ = ["Node", "Parts", "open_mesh", "open_node"]
 
 IDLE_POLL_SECONDS = 1.0
 TIDY_SECONDS = 1.0
+OWN_DEVICE = (
+    "; this agent's own device does not count, for an agent does not run its own jobs: start a second one beside it "
+    "(coppermesh agent --home OTHER), or run the program here with cm.run_local"
+)
+"""Said of an agent that offers a device to somebody who submits at the same one."""
 MAX_BOOTSTRAP_SHOWN = 4
 MAX_COUNTED = 10_000
 """Own receipts of earlier runs that are looked at for members' quotas, the newest."""
@@ -562,15 +567,18 @@ def _describe_heard(node: Node) -> str:
         f"{counted(connected, 'peer')} connected, {len(announced)} announced {counted(devices, 'device')} "
         f"on mesh {node.config.mesh!r}"
     )
+    own = "" if node.provider is None or not node.provider.offers else OWN_DEVICE
     if connected or announced:
-        return text
+        return text + own
     if not node.config.bootstrap:
-        return f"{text}; nobody is known: set `bootstrap` in {node.home.config_path}, or give --bootstrap"
+        return (
+            f"{text}; nobody is known: set `bootstrap` in {node.home.config_path}, or give --bootstrap{own}"
+        )
     troubles = [
         f"\n  {address}: {printable(node.plan.troubles.get(address, 'no answer yet'))}"
         for address in node.config.bootstrap[:MAX_BOOTSTRAP_SHOWN]
     ]
-    return f"{text}; no `bootstrap` address leads to anybody:{''.join(troubles)}"
+    return f"{text}; no `bootstrap` address leads to anybody:{''.join(troubles)}{own}"
 
 
 def _admit_nothing(_peer: PeerId, _root: Digest, _size: int) -> Refused | None:

@@ -39,6 +39,7 @@ from coppermesh.agent.dispatch_events import (
     TaskRefused,
     Tick,
     WantLeases,
+    too_few_providers,
 )
 from coppermesh.agent.dispatch_state import AGENT_LIMITS
 from coppermesh.agent.held_leases import HeldLease
@@ -64,6 +65,8 @@ from coppermesh.p2p.ids import PeerId, short_peer
 from coppermesh.p2p.messages import CancelRequest, Nothing
 
 CANCEL_SECONDS = 5.0
+SILENT_US = 3_000_000
+"""A job that nobody is known for waits so long before its client is told."""
 MAX_REFUSALS_SHOWN = 16
 """Providers named in the failure of a job that none took, each with its last reason."""
 
@@ -268,6 +271,7 @@ class Requester:
                 result = await self._broker.negotiate(want, jobs, take)
         except Exception as error:  # noqa: BLE001 - whatever a bid brings about, the agent and its other jobs go on
             _log.error("a negotiation failed", exc_info=error)
+        self._tell_why_they_wait(jobs, result)
         hopeless = result.hopeless and not granted
         self._feed(
             NegotiationEnded(
@@ -279,6 +283,18 @@ class Requester:
                 left=result.left,
             )
         )
+
+    def _tell_why_they_wait(self, jobs: Sequence[JobState], result: Negotiated) -> None:
+        """What no provider's refusal says: too few are there, or none at all."""
+        able = len(result.left or ())
+        for job in [job for job in jobs if job.ended_us is None]:
+            if result.left is None:
+                continue
+            if not result.refusals and not able:
+                if self._now_us() - job.submitted_us >= SILENT_US:
+                    job.waits_for(f"no provider is known yet: {self._heard()}")
+            elif able < job.copies and job.done < len(job.tasks):
+                job.waits_for(too_few_providers(job.copies, able))
 
     def _take_lease(self, granted: GrantedLease, want: WantLeases) -> None:
         lease = granted.lease.record

@@ -521,6 +521,35 @@ async def test_copies_that_agree_give_one_result_and_two_receipts(tmp_path):
         assert len([balance for balance in balances if balance.owed_by_me]) == 2, "both are paid"
 
 
+async def test_one_provider_for_two_copies_is_said_while_waiting_and_no_lease_is_wasted(tmp_path):
+    async with open_world(tmp_path) as world:
+        provider = await world.add("p0", provide=True, script=add_one)
+        requester = await world.add("requester", provide=False, bootstrap=provider)
+        await until_found(requester, 1)
+        job = await submit(requester, numbers(1.0), redundancy=2, deadline_s=3.0)
+        events = await events_of(requester, job)
+        told = [json.loads(event.text).get("text") for event in events]
+        assert told.count("redundancy 2 needs 2 providers, 1 heard") == 1
+        assert json.loads(events[-1].text)["sentence"].endswith("redundancy 2 needs 2 providers, 1 heard")
+        story = await story_of(requester, job)
+        assert story.count("signed by both") == 1
+        assert story.count("left-out") <= 1
+
+
+async def test_who_waits_for_nobody_is_told_once_and_of_his_own_device(tmp_path, monkeypatch):
+    monkeypatch.setattr("coppermesh.agent.requester.SILENT_US", 0)
+    async with open_world(tmp_path) as world:
+        alone = await world.add("alone", provide=True, script=add_one)
+        job = await submit(alone, numbers(1.0), deadline_s=1.5)
+        events = await events_of(alone, job)
+        (told,) = [json.loads(event.text)["text"] for event in events if event.kind == "progress"]
+        assert told.startswith("no provider is known yet: 0 peers connected")
+        for text in (told, json.loads(events[-1].text)["sentence"]):
+            assert "set `bootstrap` in" in text
+            assert "an agent does not run its own jobs" in text
+            assert "coppermesh agent --home OTHER" in text
+
+
 async def test_two_copies_that_differ_are_named_and_none_is_taken(tmp_path):
     async with open_world(tmp_path) as world:
         requester, events, job = await run_copies(world, [add_one, add_two])

@@ -2,6 +2,7 @@
 
 import tracemalloc
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TypeVar
 
 import pytest
@@ -16,6 +17,7 @@ from coppermesh.agent.dispatch_events import (
     JobSubmitted,
     LeaseUp,
     NegotiationEnded,
+    ReleaseLease,
     StartTask,
     Supersede,
     TaskDone,
@@ -190,6 +192,38 @@ def test_one_provider_never_gets_both_copies(desk: Desk) -> None:
     (want,) = desk.ended(granted=2) or [desk.sleep_until_woken()[0]]
     assert isinstance(want, WantLeases)
     assert A in want.exclude
+
+
+def test_no_lease_is_asked_for_that_could_not_be_used_and_the_end_says_who_lacks() -> None:
+    desk = Desk()
+    desk.tell(JobSubmitted(b"job", 12, NEED, desk.now_us + 100 * SECOND, copies=2))
+    desk.lease(b"L", A, depth=9)
+    alone = NegotiationEnded(NEED, 1, 1, 0, left=frozenset({A}))
+    desk.tell(alone)
+    for index in range(6):
+        desk.tell(TaskDone(b"job", index, b"L", 1))
+    before = len(desk.log)
+    while not only(JobFailed, desk.log):
+        if only(WantLeases, desk.sleep_until_woken()):
+            desk.tell(replace(alone, granted=0))
+    assert [one.code for one in only(ReleaseLease, desk.log)] == ["idle"]
+    wants = only(WantLeases, desk.log[before:])
+    assert wants
+    assert all(A in want.exclude for want in wants), "also after its lease has gone"
+    assert only(JobFailed, desk.log)[0].sentence.endswith("; redundancy 2 needs 2 providers, 1 heard")
+
+
+def test_a_provider_that_failed_its_copy_is_asked_again() -> None:
+    desk = Desk()
+    desk.tell(JobSubmitted(b"job", 2, NEED, desk.now_us + 600 * SECOND, copies=2))
+    desk.lease(b"L", A)
+    desk.ended(granted=1)
+    desk.tell(TaskFailed(b"job", 0, b"L", "provider", "crashed", ""))
+    wants = []
+    while not any(A not in want.exclude for want in wants):
+        wants = only(WantLeases, desk.sleep_until_woken())
+        if wants:
+            desk.ended()
 
 
 def test_a_task_that_fails_alike_at_three_providers_fails_its_job(desk: Desk) -> None:
