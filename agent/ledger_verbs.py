@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from coppermesh.agent import option_types, screens
+from coppermesh.agent.peer_names import named_peer
 from coppermesh.agent.verbs import (
     EXIT_FAILED,
     EXIT_OK,
@@ -36,7 +37,9 @@ def add(verbs: Verbs) -> None:
     text = "find the first receipt that this ledger and a connected peer's do not have alike"
     compare = add_action(actions, "compare", text, _compare)
     add_mesh(compare)
-    compare.add_argument("peer", type=option_types.peer_id, help="its peer id")
+    compare.add_argument(
+        "peer", type=option_types.peer_id, help="its peer id, or the last characters that tables show"
+    )
     text = "copy the ledger as of now to a file, and check the copy; an agent may be running"
     backup = add_action(actions, "backup", text, _backup)
     backup.add_argument("file", type=Path)
@@ -85,8 +88,9 @@ def _compare(options: argparse.Namespace) -> int:
     from coppermesh.agent.local_link import LocalLink
     from coppermesh.agent.settlement_views import comparison_lines
 
+    peer = named_peer(home_of(options), options.peer)
     with LocalLink(home_of(options).socket_path, timeout_s=LONG_CALL_SECONDS) as link:
-        facts = json.loads(link.call_json("ledger-compare", json.dumps({"peer": options.peer})))
+        facts = json.loads(link.call_json("ledger-compare", json.dumps({"peer": peer})))
     print(json.dumps(facts) if options.json else "\n".join(comparison_lines(facts)))
     return EXIT_OK if facts["same"] else EXIT_FAILED
 

@@ -18,6 +18,7 @@ from coppermesh.p2p.errors import MeshError
 
 MAX_DEADLINE_SECONDS = 86_400
 _WHOLE = re.compile(r"[+-]?[0-9]{1,20}")
+_PEER_END = re.compile(r"[1-9A-HJ-NP-Za-km-z]{6,51}")
 _ID = re.compile(r"[0-9A-Fa-f]{1,64}")
 
 
@@ -47,13 +48,14 @@ def whole_setting(key: str) -> Callable[[str], int]:
     return parse
 
 
-def whole(low: int, high: int) -> Callable[[str], int]:
-    """A whole number from `low` to `high`."""
+def whole(low: int, high: int, unit: str = "") -> Callable[[str], int]:
+    """A whole number from `low` to `high`, of `unit` where it is one of something."""
 
     def parse(text: str) -> int:
         number = int(text) if _WHOLE.fullmatch(text) else None
         if number is None or not low <= number <= high:
-            raise argparse.ArgumentTypeError(f"want a number from {low} to {high}, got {text!r}")
+            of = f" of {unit}" if unit else ""
+            raise argparse.ArgumentTypeError(f"want a whole number{of} from {low} to {high}, got {text!r}")
         return number
 
     return parse
@@ -111,13 +113,18 @@ def id_prefix(text: str) -> str:
 
 
 def peer_id(text: str) -> str:
-    """A peer id, 12D3KooW..."""
+    """A peer id, 12D3KooW..., or the end of one, which `peer_names.named_peer` makes whole."""
     from coppermesh.p2p.ids import parse_peer
 
+    if _PEER_END.fullmatch(text) and not text.startswith("12D3KooW"):
+        return text
     try:
         parse_peer(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+        raise argparse.ArgumentTypeError(
+            f"want a peer id like 12D3KooW..., or the last characters that tables show (6 or more), got {text!r}"
+            f" ({error})"
+        ) from None
     return text
 
 

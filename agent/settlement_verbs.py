@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from coppermesh.agent import option_types, screens
+from coppermesh.agent.peer_names import named_peer
 from coppermesh.agent.verbs import (
     EXIT_OK,
     JSON_HELP,
@@ -21,7 +22,7 @@ from coppermesh.agent.verbs import (
 from coppermesh.p2p.errors import MeshError
 
 LONG_CALL_SECONDS = 300.0
-_PEER = "its peer id (`coppermesh peers --json`)"
+_PEER = "its peer id, or the last characters that tables show"
 
 
 def add(verbs: Verbs) -> None:
@@ -30,7 +31,7 @@ def add(verbs: Verbs) -> None:
     _add_payout(verbs)
     reputation = add_verb(verbs, "reputation", "what peers' histories are worth here, and why", _reputation)
     reputation.add_argument(
-        "peer", type=option_types.peer_id, nargs="?", help="default: all that were dealt with"
+        "peer", type=option_types.peer_id, nargs="?", help=f"{_PEER}; default: all that were dealt with"
     )
     add_mesh(reputation)
     reputation.add_argument("--json", action="store_true", help=JSON_HELP)
@@ -118,7 +119,8 @@ def _propose(options: argparse.Namespace) -> int:
     from coppermesh.agent.config import load_config
 
     unit = options.unit or load_config(home_of(options)).unit
-    facts = _call(options, "statement-propose", peer=options.peer, unit=unit, file=options.output is not None)
+    peer = named_peer(home_of(options), options.peer)
+    facts = _call(options, "statement-propose", peer=peer, unit=unit, file=options.output is not None)
     return _told(options, facts)
 
 
@@ -196,7 +198,7 @@ def _payout_show(options: argparse.Namespace) -> int:
     from coppermesh.agent.settlement_views import payout_lines
 
     if options.peer is not None:
-        facts = _call(options, "payout-ask", peer=options.peer)
+        facts = _call(options, "payout-ask", peer=named_peer(home_of(options), options.peer))
     else:
         facts = commands.own_payout(home_of(options))
     print(json.dumps(facts) if options.json else "\n".join(map(screens.printable, payout_lines(facts))))
@@ -207,7 +209,8 @@ def _reputation(options: argparse.Namespace) -> int:
     from coppermesh.agent import settlement_commands as commands
     from coppermesh.agent.settlement_views import reputation_lines
 
-    rows = commands.reputations(home_of(options), options.peer, options.unit)
+    peer = None if options.peer is None else named_peer(home_of(options), options.peer)
+    rows = commands.reputations(home_of(options), peer, options.unit)
     if options.json:
         print(json.dumps(rows))
     else:

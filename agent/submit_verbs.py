@@ -20,6 +20,8 @@ Money is in 10^-6 usd; a speed in Mop/s, millions of operations per second.
 example: coppermesh submit --device cuda --model h100 --max-rate 2500000 train.py
 """
 _BYTES = 1 << 60
+_MONEY = "10^-6 usd (0.01 usd is 10000)"
+_RATE = "10^-6 usd per device-hour (0.01 usd is 10000)"
 
 
 def add(verbs: Verbs) -> None:
@@ -59,12 +61,27 @@ def _add_market(submit: argparse.ArgumentParser) -> None:
     whole = option_types.whole
     submit.add_argument("--device", choices=("any", "cpu", "cuda"), help="the kind of device")
     submit.add_argument("--model", metavar="TEXT", help="part of the device's name, such as h100")
-    submit.add_argument("--memory", type=whole(0, _BYTES), metavar="BYTES", help="least memory for a task")
     submit.add_argument(
-        "--min-speed", type=whole(0, _BYTES), metavar="N", help="least measured speed of the device in Mop/s"
+        "--memory", type=whole(0, _BYTES, "bytes"), metavar="BYTES", help="least memory for a task"
     )
-    submit.add_argument("--max-rate", type=whole(0, _BYTES), metavar="N", help="most to pay per device-hour")
-    submit.add_argument("--budget", type=whole(0, _BYTES), metavar="N", help="most that one job may cost")
+    submit.add_argument(
+        "--min-speed",
+        type=whole(0, _BYTES, "Mop/s"),
+        metavar="N",
+        help="least measured speed of the device in Mop/s",
+    )
+    submit.add_argument(
+        "--max-rate",
+        type=whole(0, _BYTES, _RATE),
+        metavar="N",
+        help="most to pay per device-hour, in 10^-6 usd",
+    )
+    submit.add_argument(
+        "--budget",
+        type=whole(0, _BYTES, _MONEY),
+        metavar="N",
+        help="most that one job may cost, in 10^-6 usd",
+    )
     submit.add_argument(
         "--redundancy", type=whole(1, 8), metavar="N", help="run each task at N providers and compare"
     )

@@ -112,6 +112,10 @@ def show(lines: Sequence[str], nothing: str = "") -> None:
 
 def write_bytes(output: Path | None, data: bytes, *, force: bool) -> None:
     """A file's bytes to a new file (or in place of one, with `force`), or to standard output. Raises MeshError."""
+    if output is None and sys.stdout.isatty():
+        raise option_types.WrongOption(
+            "this is no text, and standard output is a terminal: name a file with -o FILE"
+        )
     if output is None or str(output) == "-":
         sys.stdout.buffer.write(data)
         return

@@ -10,10 +10,14 @@ from coppermesh.agent.cli import main
 from coppermesh.agent.home import Home
 from coppermesh.agent.ledger import TaskIssued
 from coppermesh.agent.ledger_store import open_ledger
+from coppermesh.agent.option_types import WrongOption
+from coppermesh.agent.peer_names import choose_peer
 from coppermesh.agent.receipts import LaneHead
 from coppermesh.agent.rehearsal import START_US, make_deal, settle
 from coppermesh.agent.story import StoryLine
-from coppermesh.p2p.ids import format_peer, mesh_id
+from coppermesh.agent.verbs import EXIT_FAILED, write_bytes
+from coppermesh.p2p.errors import Refused
+from coppermesh.p2p.ids import PeerId, format_peer, mesh_id
 from coppermesh.p2p.signing import PeerKey
 
 REHEARSAL = mesh_id("rehearsal")
@@ -316,3 +320,35 @@ def test_a_key_that_others_can_read_is_told_through_submit_as_by_the_agent(tmp_p
     assert exit_code("submit", "--home", str(home), str(script)) == 5
     (sentence,) = capsys.readouterr().err.splitlines()
     assert f"chmod 0600 {key}" in sentence
+
+
+def test_the_end_of_a_peer_id_is_enough_where_one_known_peer_has_it():
+    one, other = (format_peer(PeerId(bytes([number]) * 32)) for number in (1, 2))
+    assert choose_peer(one[-8:], {one, other}) == one
+    with pytest.raises(Refused, match="no peer known here ends in 'xxxxxxxx': want a peer id like 12D3KooW"):
+        choose_peer("xxxxxxxx", {one, other})
+    with pytest.raises(Refused, match="several peers end in"):
+        choose_peer(one[-1], {one, "12D3KooWx" + one[-1]})
+
+
+@pytest.mark.parametrize(
+    "verb", [["reputation"], ["statement", "propose"], ["ledger", "compare"], ["payout", "show"]]
+)
+def test_a_peer_may_be_named_by_its_end_and_nonsense_is_told_the_form(tmp_path, capsys, verb):
+    assert exit_code(*verb, "abcdefgh", "--home", str(tmp_path)) == EXIT_FAILED
+    assert "no peer known here ends in 'abcdefgh'" in capsys.readouterr().err
+    assert exit_code(*verb, "abc", "--home", str(tmp_path)) == 2
+    assert (
+        "want a peer id like 12D3KooW..., or the last characters that tables show" in capsys.readouterr().err
+    )
+
+
+def test_money_is_asked_for_with_its_unit(capsys):
+    assert exit_code("submit", "--max-rate", "0.01", "x.py") == 2
+    assert "want a whole number of 10^-6 usd per device-hour (0.01 usd is 10000)" in capsys.readouterr().err
+
+
+def test_bytes_are_not_written_to_a_terminal(monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    with pytest.raises(WrongOption, match="-o FILE"):
+        write_bytes(None, b"proof", force=False)
