@@ -19,7 +19,7 @@ TEMPLATE = """\
 # seconds; `coppermesh config` shows what holds, `coppermesh config check` what is wrong. Settings marked (restart) are
 # read at the start only.
 
-# The mesh to join. (restart)
+# The mesh to join: an open one, or a private one of this home; the agent is in no open mesh then. (restart)
 #mesh = "open"
 # An agent serves every private mesh that its home is in (`coppermesh mesh list`). Which comes first where they want the
 # same device; not given: private ones, the oldest first, then the open one. (restart)

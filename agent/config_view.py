@@ -6,6 +6,7 @@ from typing import Any
 from coppermesh.agent.config import described, environment, load_settings, values_of
 from coppermesh.agent.home import Home
 from coppermesh.agent.local_link import LocalLink, socket_alive
+from coppermesh.agent.mesh_state import doubt_of, private_meshes
 
 
 def show(home: Home) -> dict[str, Any]:
@@ -20,8 +21,12 @@ def show(home: Home) -> dict[str, Any]:
 
 
 def check(home: Home) -> dict[str, Any]:
-    """Whether the file can be used. Raises ConfigError with the line and what is wanted."""
+    """Whether the file can be used. Raises ConfigError with the line and what is wanted, MeshError."""
     loaded = load_settings(home.config_path)
     there = home.config_path.exists()
     said = f"good ({len(loaded.origins)} settings)" if there else "is not there: the defaults hold"
-    return {"path": str(home.config_path), "exists": there, "sentence": f"{home.config_path}: {said}"}
+    sentence = f"{home.config_path}: {said}"
+    doubt = doubt_of(loaded.config.mesh, private_meshes(home))
+    if doubt is not None:
+        sentence += f"; but {doubt}"
+    return {"path": str(home.config_path), "exists": there, "mesh_doubt": doubt, "sentence": sentence}

@@ -446,7 +446,7 @@ class MeshKeeper:
                 reply = await ask_at_door(self._door, self.private.mesh, address, issuer, request)
                 rotated = await self._write(self.private.take_readmission, reply, self._now_us())
             except MeshError as error:
-                _log.info("back into mesh %r by %s: %s", self.private.name, address, error)
+                _log.info("not let back into mesh %r at %s: %s", self.private.name, address, error)
                 if isinstance(error, Refused) and error.code in ("revoked", "expired", "issuer-revoked"):
                     self._turned_away = str(error)
                 continue

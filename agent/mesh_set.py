@@ -6,7 +6,7 @@ what they leave. Meshes are opened and closed while the agent runs.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -145,6 +145,18 @@ def private_config(config: Config, state: MeshState) -> Config:
     """The settings of one private mesh: those of the agent, with a place of its own."""
     listen = state.listen or _any_port(config.listen)
     return replace(config, mesh=state.name, listen=listen, bootstrap=tuple(state.addresses))
+
+
+def default_config(config: Config, origins: Mapping[str, str], state: MeshState) -> Config:
+    """As `private_config`, of the agent's default mesh: it listens where the agent was told to.
+
+    The command line comes before what `mesh create` or `mesh join` were told, and that before config.toml.
+    """
+    told = origins.get("listen", "")
+    own = private_config(config, state)
+    if told and (not state.listen or not told.startswith("line ")):
+        return replace(own, listen=config.listen)
+    return own
 
 
 def door_listen(config: Config, state: MeshState, *, serves: bool) -> str:

@@ -151,6 +151,19 @@ def find_mesh(meshes: list[MeshState], wanted: str) -> MeshState | None:
     return named[0] if named else None
 
 
+def doubt_of(name: str, meshes: list[MeshState]) -> str | None:
+    """What a home's owner has to know where the configured mesh `name` may be meant as a private one, and is not."""
+    by_id = len(name) >= 8
+    if name == DEFAULT_MESH or any(
+        state.name == name or (by_id and state.mesh.hex().startswith(name)) for state in meshes
+    ):
+        return None
+    return (
+        f"no private mesh of this home is called {name!r}: this is an open mesh of that name, which anybody may join "
+        "(a private one is made with `coppermesh mesh create` or joined with `mesh join`)"
+    )
+
+
 def id_of(home: Home, name: str) -> MeshId:
     """The id of the mesh that a name means in this home: a private one it is in, else the open one of that name.
 

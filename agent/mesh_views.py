@@ -8,6 +8,7 @@ import trio
 
 from coppermesh.agent.blob_door import StoreDoor
 from coppermesh.agent.clock import now_us
+from coppermesh.agent.config import DEFAULT_MESH
 from coppermesh.agent.local_api import Door, Method
 from coppermesh.agent.local_messages import JsonBody, LocalMessage
 from coppermesh.agent.machine import Machine
@@ -20,7 +21,7 @@ from coppermesh.agent.node_views import NodeViews
 from coppermesh.agent.screens import counted
 from coppermesh.p2p.encoding import decode
 from coppermesh.p2p.errors import Refused
-from coppermesh.p2p.ids import MeshId, format_peer, short_peer
+from coppermesh.p2p.ids import MeshId, format_peer, mesh_id, short_peer
 
 if TYPE_CHECKING:
     from coppermesh.agent.node import Node
@@ -60,6 +61,8 @@ class MeshViews:
         states = await trio.to_thread.run_sync(private_meshes, self._machine.home)
         nodes = {node.mesh: node for node in self._meshes.nodes}
         rows = [_open_facts(node) for node in self._meshes.nodes if node.keeper is None]
+        if self._meshes.default.keeper is not None:
+            rows.append(_open_unserved(self._meshes.default.config.mesh))
         for state in states:
             served = nodes.get(state.mesh)
             facts = await trio.to_thread.run_sync(mesh_facts, state, self._machine.home, now)
@@ -175,6 +178,23 @@ def _open_facts(node: "Node") -> dict[str, Any]:
         "addresses": node.transport.addresses,
         "place": node.meshes.nodes.index(node),
         "trouble": "",
+    }
+
+
+def _open_unserved(default: str) -> dict[str, Any]:
+    """The open mesh where a private one is the default: a lab's machine is lent to its lab only."""
+    return {
+        "mesh": DEFAULT_MESH,
+        "id": mesh_id(DEFAULT_MESH).hex(),
+        "private": False,
+        "peer": None,
+        "role": None,
+        "expires_us": None,
+        "default": False,
+        "served": False,
+        "connected": 0,
+        "addresses": [],
+        "trouble": f"the default mesh is {default!r}, so this agent is in no open one",
     }
 
 

@@ -34,8 +34,8 @@ from coppermesh.agent.local_api import LocalApi
 from coppermesh.agent.machine import Machine, Parts, open_machine
 from coppermesh.agent.mesh_keeper import MeshKeeper
 from coppermesh.agent.mesh_making import open_private_mesh
-from coppermesh.agent.mesh_set import MeshSet, door_listen, private_config
-from coppermesh.agent.mesh_state import MeshState, find_mesh, private_meshes
+from coppermesh.agent.mesh_set import MeshSet, default_config, door_listen
+from coppermesh.agent.mesh_state import MeshState, doubt_of, find_mesh, private_meshes
 from coppermesh.agent.mesh_views import MeshViews
 from coppermesh.agent.networking import mdns_interfaces
 from coppermesh.agent.provider import Provider
@@ -257,7 +257,7 @@ async def open_node(
         async with trio.open_nursery() as nursery:
             await nursery.start(machine.owner.run)
             try:
-                async with _open_meshes(machine, loaded.config, parts, nursery) as node:
+                async with _open_meshes(machine, loaded, parts, nursery) as node:
                     yield node
             except MeshError as error:
                 # Kept out of the nursery, which would wrap what a person is told in a group.
@@ -269,14 +269,17 @@ async def open_node(
 
 @asynccontextmanager
 async def _open_meshes(
-    machine: Machine, config: Config, parts: Parts, nursery: trio.Nursery
+    machine: Machine, loaded: Loaded, parts: Parts, nursery: trio.Nursery
 ) -> AsyncIterator[Node]:
     """Every mesh of the home, and the local door to all of them; gives the default mesh's node."""
+    config = loaded.config
     states = await trio.to_thread.run_sync(private_meshes, machine.home)
     meshes = MeshSet(config, lambda *plan: open_mesh(machine, meshes, parts, *plan), nursery)
     default = find_mesh(states, config.mesh)
     if default is not None:
-        config = private_config(config, default)
+        config = default_config(config, loaded.origins, default)
+    elif (unsure := doubt_of(config.mesh, states)) is not None:
+        _log.warning("%s", unsure)
     async with open_mesh(machine, meshes, parts, config, default, 0) as node:
         meshes.default = node
         await meshes.open_all(states)

@@ -24,6 +24,7 @@ from coppermesh.agent.local_messages import (
     SubmitCall,
     WaitCall,
 )
+from coppermesh.agent.mesh_state import doubt_of
 from coppermesh.agent.network_facts import network_facts
 from coppermesh.agent.peer_views import peer_rows
 from coppermesh.agent.screens import counted
@@ -125,6 +126,8 @@ class NodeViews:
             {
                 "peer": format_peer(node.key.peer),
                 "mesh": node.config.mesh,
+                "private": node.keeper is not None,
+                "mesh_doubt": _doubt(node),
                 "home": str(node.home.path),
                 "addresses": node.transport.addresses,
                 "uptime_s": (now_us() - node.machine.started_us) / 1e6,
@@ -312,6 +315,13 @@ async def _decode_submit(body: bytes) -> SubmitCall:
     """In a thread where it is large: a hundred thousand tasks take a moment to read."""
     read = partial(decode, SubmitCall, body, max_bytes=MAX_LOCAL_FRAME_BYTES, max_items=MAX_TASKS)
     return await trio.to_thread.run_sync(read) if len(body) > THREAD_BYTES else read()
+
+
+def _doubt(node: "Node") -> str | None:
+    if node.keeper is not None:
+        return None
+    keepers = [other.keeper for other in node.meshes.nodes if other.keeper is not None]
+    return doubt_of(node.config.mesh, [keeper.private.state for keeper in keepers])
 
 
 def _json(facts: Any) -> JsonBody:

@@ -74,6 +74,8 @@ def status(facts: Facts) -> list[str]:
         f"mesh       {facts['mesh']}",
         f"home       {facts['home']}",
     ]
+    if facts.get("mesh_doubt"):
+        lines.append(f"           {_one_line(facts['mesh_doubt'])}")
     lines += [f"address    {address}" for address in facts["addresses"]]
     lines.append(f"peers      {facts['connected']} connected, {facts['announced']} announced")
     lines += [f"bootstrap  {line}" for line in _bootstrap(facts)]

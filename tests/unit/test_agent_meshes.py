@@ -1,27 +1,32 @@
 """Agents in an open and a private mesh at once, in one process over the in-memory network."""
 
 import importlib.util
+import json
 import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 
-from coppermesh.agent import mesh_keeper, private_mesh
+from coppermesh.agent import mesh_keeper, private_mesh, screens
 from coppermesh.agent.clock import now_us
-from coppermesh.agent.config import Config
+from coppermesh.agent.config import Config, Loaded
 from coppermesh.agent.home import Home
+from coppermesh.agent.local_messages import JsonBody
 from coppermesh.agent.mesh_join import redeem
 from coppermesh.agent.mesh_making import adopt_admission, create_private_mesh
-from coppermesh.agent.mesh_set import MeshSet
+from coppermesh.agent.mesh_set import MeshSet, default_config
 from coppermesh.agent.mesh_state import StateError, private_meshes
 from coppermesh.agent.mesh_terms import parse_quota
+from coppermesh.agent.mesh_views import MeshViews
 from coppermesh.agent.node import Node, Parts, open_node
 from coppermesh.agent.private_mesh import Terms
 from coppermesh.p2p import announcements
+from coppermesh.p2p.encoding import encode
 from coppermesh.p2p.errors import Refused
 from coppermesh.p2p.invitation import read_invitation
 from coppermesh.p2p.membership import DAY_US
@@ -48,6 +53,7 @@ class Lab:
         self._base, self._stack = base, stack
         self._network = MemoryNetwork(random.Random(3))
         self._doors = MemoryNetwork(random.Random(4))
+        self.listens: list[str] = []
         self.calls = 0
         self.hang_on: set[int] = set()
 
@@ -60,6 +66,7 @@ class Lab:
     async def add(self, name: str, *, provide: bool, bootstrap: Node | None = None, **settings) -> Node:
         @asynccontextmanager
         async def transport(key, mesh, listen, swarm_key=None, gate=None):
+            self.listens.append(listen)
             async with self._network.transport(key, swarm_key=swarm_key, gate=gate) as attached:
                 yield attached
 
@@ -75,8 +82,9 @@ class Lab:
         parts = Parts(transport=transport, door=door, supervisor=supervisor, probe=lambda: [world.CPU])
         home = self.home(name)
         known = () if bootstrap is None else tuple(bootstrap.transport.addresses)
-        config = Config(mesh="test", provide=provide, bootstrap=known, **settings)
-        return await self._stack.enter_async_context(open_node(home, config, parts))
+        config = Config(**{"mesh": "test", "provide": provide, "bootstrap": known, **settings})
+        loaded = Loaded(config, dict.fromkeys(settings, "command line"))
+        return await self._stack.enter_async_context(open_node(home, loaded, parts))
 
     def home(self, name: str) -> Home:
         home = Home(self._base / name)
@@ -285,3 +293,44 @@ async def test_a_mesh_that_breaks_ends_alone(tmp_path):
         begins.set()
         await world.until(lambda: meshes.troubles)
         assert meshes.troubles[state.mesh] == "'a bug'"
+
+
+async def call(node: Node, method: str) -> Any:
+    body = encode(JsonBody("{}"))
+    reply: Any = await MeshViews(node.meshes, node.machine).door_to("").methods[method](body)
+    return json.loads(reply.text)
+
+
+async def test_a_private_default_mesh_listens_where_it_was_told_and_no_open_mesh_is_served(tmp_path):
+    async with laboratory(tmp_path) as lab:
+        create_private_mesh(lab.home("alice"), "lab", "alice", "", "", now_us())
+        alice = await lab.add("alice", provide=False, mesh="lab", listen="/ip4/127.0.0.1/tcp/4567")
+        assert alice.keeper is not None
+        assert lab.listens == ["/ip4/127.0.0.1/tcp/4567"]
+        rows = {row["mesh"]: row for row in (await call(alice, "mesh-list"))["meshes"]}
+        assert rows["lab"]["default"]
+        assert not rows["open"]["served"]
+        assert "default mesh is 'lab'" in rows["open"]["trouble"]
+        assert (await call(alice, "status"))["mesh_doubt"] is None
+
+
+async def test_a_mesh_that_is_not_private_here_is_said_to_be_open(tmp_path, caplog):
+    async with laboratory(tmp_path) as lab:
+        alice = await lab.add("alice", provide=False, mesh="nolab")
+        said = "no private mesh of this home is called 'nolab': this is an open mesh of that name"
+        assert said in caplog.text
+        facts = await call(alice, "status")
+        assert said in facts["mesh_doubt"]
+        assert any(said in line for line in screens.status(facts))
+
+
+def test_where_a_default_mesh_listens(tmp_path):
+    home = Home(tmp_path / "alice")
+    home.prepare()
+    state = create_private_mesh(home, "lab", "alice", "/ip4/127.0.0.1/tcp/1", "", now_us()).state
+    config = Config(listen="/ip4/127.0.0.1/tcp/2")
+    assert default_config(config, {"listen": "command line"}, state).listen.endswith("/2")
+    assert default_config(config, {"listen": "line 3"}, state).listen.endswith("/1")
+    nowhere = msgspec.structs.replace(state, listen="")
+    assert default_config(config, {"listen": "line 3"}, nowhere).listen.endswith("/2")
+    assert default_config(config, {}, nowhere).listen.endswith("/0")

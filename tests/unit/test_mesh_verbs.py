@@ -195,3 +195,13 @@ def test_names_that_a_shell_or_the_settings_would_mistake_are_refused(home, alic
 
 def test_the_name_open_means_the_open_mesh_whatever_lies_in_the_home(home, alice):
     assert find_mesh([msgspec.structs.replace(alice.state, name="open")], "open") is None
+
+
+def test_config_check_says_that_a_mesh_is_open(home, alice, capsys):
+    home.prepare()
+    home.config_path.write_text('mesh = "nolab"\n')
+    assert main(["config", "check"]) == 0
+    assert "no private mesh of this home is called 'nolab'" in capsys.readouterr().err
+    ask(capsys, "create", "nolab")
+    assert main(["config", "check"]) == 0
+    assert "no private mesh" not in capsys.readouterr().err
