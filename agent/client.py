@@ -231,7 +231,9 @@ class Job:
         Raises NoVerdict where nobody can say now, Refused with the provider's reason, RunFailed.
         """
         if not 0 <= task < len(self._specs):
-            raise IndexError(f"job {self.id[:8]} has {len(self._specs)} tasks, numbered from 0")
+            raise IndexError(
+                f"job {self.id[:8]} has {screens.counted(len(self._specs), 'task')}, numbered from 0"
+            )
 
         sources, results = self._programs[task].sources, self._results.get(task)
         arrays = results if results and all(isinstance(one, np.ndarray) for one in results) else None

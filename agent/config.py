@@ -211,9 +211,38 @@ def _tables(text: str, path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except ValueError as error:  # TOMLDecodeError, and what Python says of a number of thousands of digits
-        raise ConfigError(f"{path}: not TOML: {error}{_quoted(text, str(error))}") from None
+        raise ConfigError(
+            f"{path}: not TOML: {_twice(text, str(error)) or f'{error}{_quoted(text, str(error))}'}"
+        ) from None
     except RecursionError:
         raise ConfigError(f"{path}: not TOML: nested too deeply") from None
+
+
+def _twice(text: str, error: str) -> str:
+    """Which table or key stands twice, and where, if that is the error; found as `_line_of` does."""
+    if "twice" not in error and "overwrite" not in error:
+        return ""
+    table = ""
+    seen: dict[tuple[str, str], int] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        header, found = _TABLE_LINE.match(line), _KEY_LINE.match(line)
+        if header is not None:
+            table = header[1]
+            name, advice = (
+                "",
+                f"the table [{table}] stands twice, in lines {{}} and {number}: put all its settings below one",
+            )
+        elif found is not None:
+            name, advice = (
+                found[1],
+                f"the setting {found[1]} stands twice, in lines {{}} and {number}: keep one of them",
+            )
+        else:
+            continue
+        if (table, name) in seen:
+            return advice.format(seen[table, name])
+        seen[table, name] = number
+    return ""
 
 
 def _quoted(text: str, error: str) -> str:
@@ -265,7 +294,8 @@ def _no_such(key: str) -> str:
         hint = "; it belongs " + (f"below [{table}]" if table else "above every [table]")
     elif close:
         hint = f"; did you mean {close[0]}?"
-    return f"{_short(key)}: no such setting{hint}; there are {', '.join(sorted(_SETTINGS))}"
+    hint = hint or f"; there are {', '.join(sorted(_SETTINGS))}"
+    return f"{_short(key)}: no such setting{hint}"
 
 
 def _in_line(text: str, key: str) -> str:

@@ -7,6 +7,7 @@ from coppermesh.agent.config import described, environment, load_settings, value
 from coppermesh.agent.home import Home
 from coppermesh.agent.local_link import LocalLink, socket_alive
 from coppermesh.agent.mesh_state import doubt_of, private_meshes
+from coppermesh.agent.screens import counted
 
 
 def show(home: Home) -> dict[str, Any]:
@@ -24,7 +25,7 @@ def check(home: Home) -> dict[str, Any]:
     """Whether the file can be used. Raises ConfigError with the line and what is wanted, MeshError."""
     loaded = load_settings(home.config_path)
     there = home.config_path.exists()
-    said = f"good ({len(loaded.origins)} settings)" if there else "is not there: the defaults hold"
+    said = f"good ({counted(len(loaded.origins), 'setting')})" if there else "is not there: the defaults hold"
     sentence = f"{home.config_path}: {said}"
     doubt = doubt_of(loaded.config.mesh, private_meshes(home))
     if doubt is not None:

@@ -97,7 +97,7 @@ def _run(
         _say(f"submitting a photograph in {len(tiles)} tiles")
         recorded = [demo_picture.record_tile(tile) for tile in tiles]
         job = client.submit_many(recorded, providers=len(agents), wall_limit_s=60.0)
-        _say(f"job {job.id[:8]}: {len(tiles)} tasks, waiting for a provider")
+        _say(f"job {job.id[:8]}: {screens.counted(len(tiles), 'task')}, waiting for a provider")
         _follow(job, len(tiles))
         image = demo_picture.merge(tiles, job.result(), photograph.shape)
         facts_of_tiles = [_tile_facts(client, number, receipt) for number, receipt in enumerate(job.receipts)]

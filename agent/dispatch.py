@@ -308,7 +308,11 @@ class Dispatcher:
             self._board.failing.pop(by.provider, None)
         if job.done == job.tasks:
             self._board.end_job(job, "all tasks are done")
-            self._board.out.append(JobFinished(job.id, f"all {job.tasks} tasks are done"))
+            self._board.out.append(
+                JobFinished(
+                    job.id, "its task is done" if job.tasks == 1 else f"all {job.tasks} tasks are done"
+                )
+            )
 
     # Time.
 
@@ -365,7 +369,7 @@ class Dispatcher:
         group = self._board.groups[job.requirement]
         waited_s = (self._board.now_us - job.submitted_us) // SECOND
         if self._has_held(group, job):
-            sentence = f"{job.done} of {job.tasks} tasks were done when its time of {waited_s} s was over"
+            sentence = f"{job.done_so_far} when its time of {waited_s} s was over"
             if job.last_reason:
                 sentence += f"; the last trouble: {job.last_reason}"
             sentence += self._too_few(group, job)

@@ -182,7 +182,7 @@ class Placing:
         for job in [job for job in looked_at if not job.running and not job.can_pay(cheapest)]:
             unit = group.requirement.unit
             sentence = (
-                f"{job.done} of {job.tasks} tasks were done for {format_money(job.spent, unit)}; one more can cost "
+                f"{job.done_so_far} for {format_money(job.spent, unit)}; one more can cost "
                 f"{format_money(cheapest, unit)}, the budget is {format_money(job.budget, unit)}"
             )
             self._board.fail_job(job, "budget", sentence, "the budget does not cover another task")
@@ -211,6 +211,7 @@ class Placing:
             | group.served_out()
         )
         deadline_us = group.begin_negotiation(count, board.now_us, limits)
+        wait = "1 task waits" if group.waiting == 1 else f"{group.waiting} tasks wait"
         board.out.append(
             WantLeases(
                 group.requirement,
@@ -218,7 +219,7 @@ class Placing:
                 exclude=frozenset(exclude),
                 held=frozenset(lease.provider for lease in group.leases.values()),
                 deadline_us=deadline_us,
-                cause=f"{group.waiting} tasks wait, {held} of {target} leases held",
+                cause=f"{wait}, {held} of {target} leases held",
             )
         )
 

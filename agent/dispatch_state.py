@@ -169,6 +169,11 @@ class Job:
         """Tasks that are neither running nor done."""
         return self.tasks - self._next + len(self._ahead) + len(self._retries)
 
+    @property
+    def done_so_far(self) -> str:
+        """`2 of 3 tasks were done`."""
+        return f"{self.done} of {self.tasks} " + ("task was done" if self.tasks == 1 else "tasks were done")
+
     def can_pay(self, cost: int) -> bool:
         """One more task of that cost fits into the budget, whatever those that run turn out to cost."""
         taken = sum(attempt.cost for attempt in self.running.values())

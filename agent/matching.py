@@ -94,7 +94,7 @@ def misfits(announcement: Announcement, device: DeviceOffer, requirement: Requir
         text = f"{device.device} is a {device.kind} device, wanted {requirement.device_kind}"
         reasons.append(Refusal("device-kind", text))
     if requirement.model not in device.name.lower():
-        text = f"{device.device} is a {device.name}, wanted a {requirement.model}"
+        text = f"{device.device} is {device.name}, wanted is {requirement.model}"
         reasons.append(Refusal("model", text))
     if missing := sorted(requirement.features - set(device.features)):
         hint = " (there is no C++ compiler)" if device.kind == "cpu" and "cuda-source" in missing else ""
@@ -165,7 +165,7 @@ def bid_misfits(bid: Bid, requirement: Requirement) -> list[str]:
     if requirement.device_kind not in ("any", bid.device_kind):
         reasons.append(f"bids a {bid.device_kind} device, wanted {requirement.device_kind}")
     if requirement.model not in bid.device_name.lower():
-        reasons.append(f"bids a {bid.device_name}, wanted a {requirement.model}")
+        reasons.append(f"bids {bid.device_name}, wanted is {requirement.model}")
     if bid.speed < requirement.min_speed:
         reasons.append(f"bids {bid.speed} Mop/s, wanted {requirement.min_speed}")
     if bid.memory_bytes < requirement.memory_bytes:

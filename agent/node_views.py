@@ -206,7 +206,7 @@ class NodeViews:
         known = [device.offer.device for device in machine.devices]
         wanted = arguments.get("devices") or known
         if not isinstance(wanted, list) or any(device not in known for device in wanted):
-            raise Refused("bad-argument", f"no such device is offered here: there are {', '.join(known)}")
+            raise Refused("bad-argument", f"no such device is offered here, only {', '.join(known)}")
         began = trio.current_time()
         # First of all: whoever asks may go away, or this agent end, while workers are waited for.
         kept = machine.home.keep_reclaimed(group.reclaimed | set(wanted))

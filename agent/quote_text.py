@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from coppermesh.agent.pricing import format_money
+from coppermesh.agent.screens import counted
 
 
 def quote_lines(facts: dict[str, Any]) -> Sequence[str]:
     """A quote for a person."""
     copies = f", each at {facts['redundancy']} providers" if facts["redundancy"] > 1 else ""
-    lines = [f"dry run: {facts['tasks']} tasks{copies}; no lease was made, nothing was run"]
+    lines = [f"dry run: {counted(facts['tasks'], 'task')}{copies}; no lease was made, nothing was run"]
     for place in facts["places"]:
         lines.append(f"{place['place']:3}. {place['peer'][-8:]}  {place['device']}: {place['reason']}")
         most = format_money(place["most"], place["unit"])

@@ -489,7 +489,7 @@ class Requester:
             }
             job.tell("failed", facts, index=job.failed_task)
         else:
-            self._tell(job, "done", cause, f"{len(job.tasks)} of {len(job.tasks)} tasks")
+            self._tell(job, "done", cause, f"{len(job.tasks)} of {counted(len(job.tasks), 'task')}")
             job.tell("finished", {"tasks": len(job.tasks)})
         self._intake.release_inputs(job)
 

@@ -11,6 +11,9 @@ from typing import Any
 Facts = Mapping[str, Any]
 MAX_CELL = 64
 """Characters of a setting's value; `--json` has all of it."""
+MAX_NAME = 24
+"""Characters of a device's name in a table; `--json` has all of it."""
+_TAKES = {"array-programs": "arrays", "cuda-source": "kernels"}
 
 
 def printable(text: str) -> str:
@@ -99,8 +102,8 @@ def _settings_trouble(facts: Facts) -> list[str]:
     return lines
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= MAX_CELL else text[: MAX_CELL - 3] + "..."
+def _cut(text: str, width: int = MAX_CELL) -> str:
+    return text if len(text) <= width else text[: width - 3] + "..."
 
 
 def _one_line(text: str) -> str:
@@ -156,16 +159,29 @@ def devices(facts: Facts) -> list[str]:
         (
             device["peer"][-8:] + (" (this)" if device["own"] else ""),
             device["device"],
-            device["kind"],
-            device["name"],
+            _cut(device["name"], MAX_NAME),
             size(device["memory_bytes"]),
-            money(device["rate"], device["unit"]) + "/h",
-            ", ".join(device["features"]),
+            _rate(device["rate"], device["unit"]),
+            _takes(device["features"]),
             _load(device),
         )
         for device in facts["devices"]
     ]
-    return table(("PEER", "DEVICE", "KIND", "NAME", "MEMORY", "PRICE", "TAKES", "LOAD"), rows)
+    return table(("PEER", "DEVICE", "NAME", "MEMORY", "PRICE", "TAKES", "LOAD"), rows)
+
+
+def _rate(rate: int, unit: str) -> str:
+    """Exact, without zeros that say nothing: `0.03 usd/h`."""
+    amount, _, of = money(rate, unit).partition(" ")
+    whole, _, part = amount.partition(".")
+    return f"{whole}.{part.rstrip('0').ljust(2, '0')} {of}/h"
+
+
+def _takes(features: Sequence[str]) -> str:
+    """What the device runs, so short that a row fits a terminal: the two great kinds, and how many features more."""
+    named = [word for code, word in _TAKES.items() if code in features]
+    more = len(set(features) - _TAKES.keys())
+    return ", ".join(named) + (f" +{more}" if more else "") or "-"
 
 
 def _load(device: Facts) -> str:

@@ -265,6 +265,22 @@ def test_what_is_not_connected_is_away():
     assert "away" in row
 
 
+def test_a_row_of_devices_fits_a_terminal_whatever_a_device_takes():
+    features = ["array-programs", "cuda-source", *(f"feature-{number}" for number in range(30))]
+    device = {
+        **DEVICE,
+        "own": True,
+        "name": "NVIDIA GeForce RTX 4090 of some maker",
+        "memory_bytes": 24 << 30,
+    }
+    (_, row) = screens.devices(
+        {"devices": [{**device, "features": features, "rate": 30_000, "connected": True}]}
+    )
+    assert len(row) <= 100
+    assert "arrays, kernels +30" in row
+    assert "0.03 usd/h" in row
+
+
 def test_an_unreachable_bootstrap_is_shown_with_its_error():
     lost = {"address": "/ip4/192.0.2.1/tcp/1/p2p/x", "connected": False, "error": "refused\x1b[2J"}
     found = {"address": "/ip4/192.0.2.2/tcp/1/p2p/y", "connected": True, "error": None}

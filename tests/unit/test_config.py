@@ -86,7 +86,14 @@ def test_overrides_win_and_none_means_not_given(home: Home) -> None:
 @pytest.mark.parametrize(
     ("line", "wanted"),
     [
-        ("rtae = 5", r"line 1: 'rtae': no such setting; did you mean rate\?; there are bootstrap,"),
+        ("rtae = 5", r"line 1: 'rtae': no such setting; did you mean rate\?$"),
+        ("zzzzzz = 5", r"line 1: 'zzzzzz': no such setting; there are bootstrap,"),
+        (
+            "[sharing]\npaused = true\n[sharing]\n",
+            r"not TOML: the table \[sharing\] stands twice, in lines 1 and 3",
+        ),
+        ("rate = 1\n\nrate = 2", "not TOML: the setting rate stands twice, in lines 1 and 3: keep one"),
+        ("sharing.paused = true\n[sharing]\n", "not TOML: Cannot declare"),
         ('rate = "5"', r"rate: want a whole number .*, got '5'"),
         ("rate = -1", "rate: want a whole number"),
         ("rate = 1.5", "rate: want a whole number"),

@@ -65,7 +65,7 @@ def test_every_reason_is_told_at_once() -> None:
     for part in [
         "paused",
         "cuda device, wanted cpu",
-        "gpu0 is a A GPU, wanted a h100",
+        "gpu0 is A GPU, wanted is h100",
         "does not take scan",
         "landlock",
         "GiB of memory, wanted 99 GiB (cm.trace_report",
