@@ -153,6 +153,7 @@ def _create(options: argparse.Namespace) -> int:
     _say(
         f"made mesh {options.name!r} (id {facts['id'][:8]}); invite with `coppermesh mesh invite --mesh {options.name}`"
     )
+    _say_default(home, options.name)
     _say(f"its root key is {home.path}/meshes/{facts['id']}/root-key: keep a copy in a safe place")
     if options.json:
         print(json.dumps(facts))
@@ -200,9 +201,31 @@ def _join(options: argparse.Namespace) -> int:
         _say(f"joined mesh {facts['mesh']!r} as {facts['role']}; the running agent serves it")
     else:
         _say(f"joined mesh {facts['mesh']!r} as {facts['role']}; `coppermesh agent` serves it")
+    _say_default(home, facts["mesh"])
     if options.json:
         print(json.dumps(facts))
     return EXIT_OK
+
+
+def _say_default(home: Home, name: str) -> None:
+    """Where the settings name a mesh so already, what they mean has changed."""
+    from coppermesh.agent.config import ConfigError, load_config
+    from coppermesh.agent.mesh_state import private_meshes
+
+    try:
+        default = load_config(home).mesh
+    except ConfigError:
+        return  # the agent says what is wrong; here the mesh is made or joined already
+    if default != name:
+        return
+    ids = [state.mesh.hex()[:8] for state in private_meshes(home) if state.name == name]
+    if len(ids) > 1:
+        _say(
+            f"this home is in {len(ids)} meshes called {name!r}: in config.toml name the default one by its id "
+            f"({', '.join(ids)}), or the agent does not start"
+        )
+    else:
+        _say(f'mesh = "{name}" in config.toml means this private mesh from the next start of the agent on')
 
 
 def _list(options: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from coppermesh.agent.machine import Machine
 from coppermesh.agent.mesh_facts import member_facts, mesh_facts, peer_named
 from coppermesh.agent.mesh_making import create_private_mesh, open_private_mesh
 from coppermesh.agent.mesh_set import MeshSet
-from coppermesh.agent.mesh_state import private_meshes
+from coppermesh.agent.mesh_state import MeshState, doubt_of, private_meshes
 from coppermesh.agent.mesh_terms import terms_from
 from coppermesh.agent.node_views import NodeViews
 from coppermesh.agent.screens import counted
@@ -60,7 +60,7 @@ class MeshViews:
         now = now_us()
         states = await trio.to_thread.run_sync(private_meshes, self._machine.home)
         nodes = {node.mesh: node for node in self._meshes.nodes}
-        rows = [_open_facts(node) for node in self._meshes.nodes if node.keeper is None]
+        rows = [_open_facts(node, states) for node in self._meshes.nodes if node.keeper is None]
         if self._meshes.default.keeper is not None:
             rows.append(_open_unserved(self._meshes.default.config.mesh))
         for state in states:
@@ -164,7 +164,7 @@ class MeshViews:
         )
 
 
-def _open_facts(node: "Node") -> dict[str, Any]:
+def _open_facts(node: "Node", states: list[MeshState]) -> dict[str, Any]:
     return {
         "mesh": node.config.mesh,
         "id": node.mesh.hex(),
@@ -177,7 +177,7 @@ def _open_facts(node: "Node") -> dict[str, Any]:
         "connected": len(node.transport.connected()),
         "addresses": node.transport.addresses,
         "place": node.meshes.nodes.index(node),
-        "trouble": "",
+        "trouble": doubt_of(node.config.mesh, states) or "",
     }
 
 

@@ -218,3 +218,25 @@ def test_roles_hold_and_leaving_is_told(machines):
     machines.ask("bob", "mesh", "leave", "--mesh", "lab")
     assert private_meshes(machines.home("bob")) == []
     machines.until(lambda: machines.names("alice") == ["alice"], "bob has left")
+
+
+def test_who_left_or_was_revoked_joins_again_and_works(machines):
+    machines.start("alice", "bob")
+    machines.ask("alice", "mesh", "create", "lab", "--name", "alice")
+    machines.ask("bob", "mesh", "join", machines.invite("alice"), "--name", "bob")
+    machines.until(lambda: machines.connected("bob") == 1, "bob knows alice")
+    first = machines.lab("bob")["peer"]
+    machines.ask("alice", "mesh", "revoke", "bob", "--mesh", "lab")
+    again = machines.invite("alice")
+    assert "leave first" in machines.refuse("bob", "mesh", "join", again)
+    machines.ask("bob", "mesh", "leave", "--mesh", "lab")
+    assert machines.ask("bob", "mesh", "join", again, "--name", "bob")["role"] == "member"
+    assert machines.lab("bob")["served"]
+    assert machines.lab("bob")["peer"] != first
+    machines.until(lambda: machines.connected("bob") == 1, "bob knows alice again")
+    with cm.connect(machines.home("bob").path, mesh="lab") as mesh:
+        job = mesh.submit(cm.xp.asarray(np.arange(4.0)) + 1, deadline_s=60)
+        assert job.result().tolist() == [1, 2, 3, 4]
+    meshes = [row["mesh"] for row in machines.ask("bob", "ledger", "audit")["ledgers"]]
+    assert "lab" in meshes
+    assert f"lab as ..{first[-8:]}" in meshes

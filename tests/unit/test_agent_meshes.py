@@ -321,6 +321,8 @@ async def test_a_mesh_that_is_not_private_here_is_said_to_be_open(tmp_path, capl
         assert said in caplog.text
         facts = await call(alice, "status")
         assert said in facts["mesh_doubt"]
+        [row] = (await call(alice, "mesh-list"))["meshes"]
+        assert said in row["trouble"]
         assert any(said in line for line in screens.status(facts))
 
 

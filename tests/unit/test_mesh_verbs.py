@@ -202,6 +202,8 @@ def test_config_check_says_that_a_mesh_is_open(home, alice, capsys):
     home.config_path.write_text('mesh = "nolab"\n')
     assert main(["config", "check"]) == 0
     assert "no private mesh of this home is called 'nolab'" in capsys.readouterr().err
-    ask(capsys, "create", "nolab")
+    code, _, err = run(capsys, "create", "nolab")
+    assert code == 0
+    assert 'mesh = "nolab" in config.toml means this private mesh from the next start' in err
     assert main(["config", "check"]) == 0
     assert "no private mesh" not in capsys.readouterr().err
