@@ -27,6 +27,9 @@ _started: list[subprocess.Popen[bytes]] = []
 def start_agent(home: Home) -> None:
     """Start a requester-only agent of its own session, so that it outlives this script; wait until it listens."""
     home.prepare()
+    holder = home.lock_holder()
+    if holder is not None and holder.seed:
+        raise holder
     command = [sys.executable, "-m", "coppermesh.agent.cli", "agent", "--home", str(home.path)]
     command += ["--requester-only", "--idle-exit", str(IDLE_EXIT_SECONDS)]
     try:
@@ -56,6 +59,8 @@ def start_agent(home: Home) -> None:
             raise _why_ended(home, begin, code)
         time.sleep(_POLL_SECONDS)
     if process.poll() == _LOCKED_EXIT:
+        if (holder := home.lock_holder()) is not None:
+            raise holder
         raise _why_ended(home, begin, _LOCKED_EXIT)
     raise AgentUnavailable(
         f"the agent did not listen within {START_SECONDS:.0f} s; its log is {home.log_path}"

@@ -70,7 +70,7 @@ def _bootstrap(options: argparse.Namespace) -> int:
     }
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("coppermesh").setLevel(logging.DEBUG if options.verbose else logging.INFO)
-    with home.lock():
+    with home.lock(seed=True):
         write_template(home.config_path)
         loaded = load_settings(home.config_path, overrides)
         config, origins = loaded.config, loaded.origins

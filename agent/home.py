@@ -46,6 +46,8 @@ SOCKET_BACKLOG = 64
 CONNECT_SECONDS = 5
 _UCRED = struct.Struct("3i")
 _TIMEVAL = struct.Struct("ll")
+_SEED = " seed"
+"""Stands behind the pid in the lock file of a seed."""
 
 
 class HomeError(MeshError):
@@ -55,15 +57,23 @@ class HomeError(MeshError):
 class HomeLocked(MeshError):
     """Another process runs this home's agent. Use that one, stop it, or name another home."""
 
-    def __init__(self, path: Path, pid: int | None) -> None:
+    def __init__(self, path: Path, pid: int | None, *, seed: bool = False) -> None:
         holder = "another process" if pid is None else f"process {pid}"
-        super().__init__(
-            f"home {path} is in use by {holder}: one agent per home. "
-            f"Talk to that agent, stop it{'' if pid is None else f' (kill {pid})'}, "
-            f"or choose another home with --home or COPPERMESH_HOME"
-        )
+        if seed:
+            text = (
+                f"home {path} is that of a seed ({holder}), which takes no jobs: "
+                "choose another home with --home or COPPERMESH_HOME"
+            )
+        else:
+            text = (
+                f"home {path} is in use by {holder}: one agent per home. "
+                f"Talk to that agent, stop it{'' if pid is None else f' (kill {pid})'}, "
+                f"or choose another home with --home or COPPERMESH_HOME"
+            )
+        super().__init__(text)
         self.path = path
         self.pid = pid
+        self.seed = seed
 
 
 class HasSocketOptions(Protocol):
@@ -202,17 +212,17 @@ class Home:
         return self.mesh_path(mesh) / "door-port"
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Be this home's one writer for the length of the block. Raises HomeLocked, HomeError."""
+    def lock(self, *, seed: bool = False) -> Iterator[None]:
+        """Be this home's one writer for the length of the block; `seed`: no agent. Raises HomeLocked, HomeError."""
         self.prepare()
         descriptor = _open_private(self.lock_path)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise HomeLocked(self.path, _read_pid(descriptor)) from None
+                raise _locked(self.path, descriptor) from None
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            os.pwrite(descriptor, f"{os.getpid()}{_SEED if seed else ''}\n".encode(), 0)
             try:
                 yield
             finally:
@@ -221,8 +231,8 @@ class Home:
         finally:
             os.close(descriptor)
 
-    def lock_holder(self) -> int | None:
-        """The pid of the running agent, for a person to read: it may have ended by the time this returns."""
+    def lock_holder(self) -> HomeLocked | None:
+        """Who runs this home's agent or seed, for a person to read: it may have ended by the time this returns."""
         try:
             descriptor = os.open(self.lock_path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:
@@ -230,7 +240,7 @@ class Home:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            return _read_pid(descriptor)
+            return _locked(self.path, descriptor)
         else:
             return None
         finally:
@@ -350,6 +360,7 @@ def _open_private(path: Path) -> int:
         raise HomeError(f"{path} cannot be opened: {error.strerror}") from error
 
 
-def _read_pid(descriptor: int) -> int | None:
-    text = os.pread(descriptor, 32, 0).strip()
-    return int(text) if text.isdigit() else None
+def _locked(path: Path, descriptor: int) -> HomeLocked:
+    text = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+    number = text.removesuffix(_SEED)
+    return HomeLocked(path, int(number) if number.isdigit() else None, seed=number != text)

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from coppermesh.agent.home import connect_unix
+from coppermesh.agent.home import Home, connect_unix
 from coppermesh.agent.local_messages import (
     MAX_LOCAL_FRAME_BYTES,
     Answer,
@@ -52,6 +52,9 @@ class LocalLink:
         try:
             self._socket = connect_unix(socket_path)
         except OSError as error:
+            seed = Home(socket_path.parent).lock_holder()
+            if seed is not None and seed.seed:
+                raise AgentUnavailable(str(seed)) from error
             raise AgentUnavailable(
                 f"no agent answers on {socket_path} ({error.strerror or error}): "
                 f"start one with `coppermesh agent --home {shlex.quote(str(socket_path.parent))}`"

@@ -78,7 +78,7 @@ def test_connect_starts_an_agent_that_outlives_the_script(tmp_path, eventually: 
     home = tmp_path / "home"
     script = "import coppermesh as cm, sys\nwith cm.connect(sys.argv[1]) as mesh: mesh.link().close()"
     subprocess.run([sys.executable, "-c", script, str(home)], timeout=60, check=True)
-    holder = Home(home).lock_holder()
+    holder = holding.pid if (holding := Home(home).lock_holder()) else None
     assert holder is not None
     with cm.connect(home) as mesh, mesh.link() as link:
         facts = json.loads(link.call_json("status"))

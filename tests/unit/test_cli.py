@@ -338,6 +338,21 @@ def test_a_key_that_others_can_read_is_told_through_submit_as_by_the_agent(tmp_p
     assert f"chmod 0600 {key}" in sentence
 
 
+def test_the_home_of_a_seed_takes_no_jobs_and_says_so_at_once(tmp_path, monkeypatch, capsys):
+    script = tmp_path / "script.py"
+    script.write_text("import coppermesh as cm\ncm.connect()\n")
+    home = Home(tmp_path / "seed")
+    monkeypatch.setenv("COPPERMESH_HOME", str(home.path))
+    monkeypatch.setattr("sys.argv", [])
+    monkeypatch.setattr("sys.path", list(sys.path))
+    with home.lock(seed=True):
+        assert exit_code("submit", "--home", str(home.path), str(script)) == 4
+        assert exit_code("status", "--home", str(home.path)) == 3
+    for sentence in capsys.readouterr().err.splitlines():
+        assert "that of a seed (process " in sentence
+        assert "choose another home with --home" in sentence
+
+
 def test_the_end_of_a_peer_id_is_enough_where_one_known_peer_has_it():
     one, other = (format_peer(PeerId(bytes([number]) * 32)) for number in (1, 2))
     assert choose_peer(one[-8:], {one, other}) == one

@@ -129,7 +129,9 @@ def test_a_second_agent_is_told_who_holds_the_home(tmp_path: Path) -> None:
         assert caught.value.pid == holder.pid
         assert caught.value.path == tmp_path
         assert "--home" in str(caught.value)
-        assert Home(tmp_path).lock_holder() == holder.pid
+        found = Home(tmp_path).lock_holder()
+        assert found is not None
+        assert (found.pid, found.seed) == (holder.pid, False)
     finally:
         end(holder)
 
