@@ -186,7 +186,7 @@ def test_each_refusal_at_the_door_by_name(machines):
         "carol", "mesh", "join", once[:-1] + ("a" if once[-1] != "a" else "b")
     )
     assert "not an invitation" in machines.refuse("carol", "mesh", "join", "hello")
-    assert "a member of 'lab' already" in machines.refuse("bob", "mesh", "join", once)
+    assert "in mesh 'lab' already" in machines.refuse("bob", "mesh", "join", once)
     assert private_meshes(machines.home("carol")) == []
     # Bob is a plain member: his agent invites nobody.
     machines.start("bob")
