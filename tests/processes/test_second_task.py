@@ -20,6 +20,7 @@ SERVE = """
 import json, socket, sys
 from coppermesh.exec import pipe, sockets, worker, zygote
 from coppermesh.exec.blackbox import BlackBox, make_black_box
+from coppermesh.exec.lent_files import LentFiles
 
 zygote.preload("cpu")
 start = pipe.Start(kind="cpu", threads=1, compiler=(), family="", version="", cache="", scratch="")
@@ -28,7 +29,10 @@ ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 serving = worker.Worker(theirs, BlackBox(make_black_box()), order, start)
 for number, parts in enumerate(json.load(sys.stdin)):
     before = set(sys.modules)
-    sockets.send(ours, pipe.encode(pipe.Run(number, tuple(bytes.fromhex(part) for part in parts))))
+    lent = LentFiles()
+    room = [lent.lend()]
+    sockets.send(ours, pipe.encode(pipe.Run(number, tuple(bytes.fromhex(part) for part in parts), lent=1)), room)
+    sockets.close_all(room)
     assert serving.serve_one()
     answer, files = sockets.receive(ours)
     sockets.close_all(files)
@@ -66,6 +70,7 @@ def test_no_task_imports_a_module_in_a_worker():
         check=False,
         env={"PATH": "/usr/bin:/bin", "OPENBLAS_NUM_THREADS": "1"},
         cwd="/",
+        timeout=120,
     )
     lines = [json.loads(line) for line in answered.stdout.splitlines()]
     assert len(lines) == 2 * len(recorded) + 1, answered.stderr

@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from coppermesh.exec import cuda_build
 from coppermesh.exec.cuda_build import Kernel, build_kernel
 from coppermesh.exec.cuda_loops import rewrite_loops
 from coppermesh.exec.cuda_toolchain import find_toolchain
@@ -203,11 +204,17 @@ def test_hostile_sources_are_read_in_linear_time(unit):
 
 
 @pytest.mark.skipif(toolchain is None, reason="needs a C++ compiler")
-def test_a_source_that_does_not_compile_as_changed_is_compiled_as_written(tmp_path):
+def test_a_source_that_does_not_compile_as_changed_is_compiled_as_written(tmp_path, monkeypatch):
     assert toolchain is not None
-    changes_its_index = f"for (int i = {X}; i < n; i += blockDim.x * gridDim.x) {{ i += 1; o[i] = 1; }}"
-    assert "strided = true" in rewrite_loops(source(changes_its_index), ["k"], {})[0]
-    os.close(build_kernel(Kernel(source(changes_its_index), "k", ()), toolchain, tmp_path, tmp_path))
+    changed = []
+
+    def spoil(text, *arguments):
+        changed.append(text)
+        return "this compiles nowhere;" + text, rewrite_loops(text, *arguments)[1]
+
+    monkeypatch.setattr(cuda_build, "rewrite_loops", spoil)
+    os.close(build_kernel(Kernel(source(GUARDED[0]), "k", ()), toolchain, tmp_path, tmp_path))
+    assert changed, "the changed source was tried first"
     with pytest.raises(KernelCompileError) as caught:
         build_kernel(Kernel(source(GUARDED[0] + "\n x;"), "k", ()), toolchain, tmp_path, tmp_path)
     assert "kernel.cu:2:2" in caught.value.detail

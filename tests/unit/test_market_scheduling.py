@@ -219,7 +219,7 @@ def test_a_provider_that_failed_its_copy_is_asked_again() -> None:
     desk.lease(b"L", A)
     desk.ended(granted=1)
     desk.tell(TaskFailed(b"job", 0, b"L", "provider", "crashed", ""))
-    wants = []
+    wants: list[WantLeases] = []
     while not any(A not in want.exclude for want in wants):
         wants = only(WantLeases, desk.sleep_until_woken())
         if wants:

@@ -12,6 +12,8 @@ from coppermesh.p2p.messages import (
     CancelRequest,
     ChallengeReply,
     ChallengeRequest,
+    DialBackReply,
+    DialBackRequest,
     Hello,
     InlineBlob,
     LeaseReply,
@@ -59,6 +61,8 @@ EXAMPLES: list[Message] = [
     CancelRequest(
         lease=bytes(32), task=7, code="superseded", sentence="another provider was faster", decline=None
     ),
+    DialBackRequest(port=4001),
+    DialBackReply(state="reached", seen_at="/ip4/192.0.2.1/tcp/4001"),
     OrderAbandoned(order=bytes(32), job=bytes(16)),
 ]
 
