@@ -107,7 +107,8 @@ class MeshViews:
         if node is self._meshes.default:
             raise Refused(
                 "default-mesh",
-                "it is this agent's default mesh: name another in config.toml, restart, then leave",
+                "it is this agent's default mesh: stop the agent (`coppermesh stop`), then leave; or name another in "
+                "config.toml, restart, then leave",
             )
         private = node.keeper.private
         await node.keeper.leave()
