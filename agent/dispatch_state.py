@@ -171,8 +171,11 @@ class Job:
 
     @property
     def done_so_far(self) -> str:
-        """`2 of 3 tasks were done`."""
-        return f"{self.done} of {self.tasks} " + ("task was done" if self.tasks == 1 else "tasks were done")
+        """`2 of 3 tasks were done`; where each runs at several providers, copies of them are counted."""
+        one, many = ("task", "tasks") if self.copies == 1 else ("copy of a task", "copies of its tasks")
+        return f"{self.done} of {self.tasks} " + (
+            f"{one} was done" if self.tasks == 1 else f"{many} were done"
+        )
 
     def can_pay(self, cost: int) -> bool:
         """One more task of that cost fits into the budget, whatever those that run turn out to cost."""

@@ -37,7 +37,7 @@ _WORDS = {
     "disk-full": "have no room on their disk",
     "silent": "did not answer",
     "unconnected": "are announced and not connected",
-    "left-out": "failed a moment ago and are left out",
+    "left-out": "are left out for now: failed a moment ago, or have all that they may be given",
     "no-device": "offer no device",
     "protocol": "broke the protocol",
 }

@@ -130,7 +130,7 @@ def survey(
     for announcement in announcements:
         peer = PeerId(announcement.peer)
         if peer in exclude:
-            text = "is left out for now: it failed a moment ago, or its leases are held already"
+            text = "is left out for now: it failed a moment ago, or has all that it may be given"
             reasons[peer] = (Refusal("left-out", text),)
         elif announcement.expires_us <= now_us:
             reasons[peer] = (Refusal("silent", "its announcement has expired"),)

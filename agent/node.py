@@ -567,7 +567,7 @@ def _describe_heard(node: Node) -> str:
     devices = sum(len(opened.record.devices) for opened in announced)
     connected = len(node.transport.connected())
     text = (
-        f"{counted(connected, 'peer')} connected, {len(announced)} announced {counted(devices, 'device')} "
+        f"{counted(connected, 'peer')} connected, {len(announced)} announced with {counted(devices, 'device')} "
         f"on mesh {node.config.mesh!r}"
     )
     own = "" if node.provider is None or not node.provider.offers else OWN_DEVICE

@@ -180,26 +180,36 @@ def _hearsay(opinions: Sequence[Opinion], own: int) -> tuple[float, float]:
 def _own_reasons(dealings: Dealings) -> tuple[str, ...]:
     said = []
     if dealings.overdue:
-        said.append(f"left {dealings.overdue} receipts of ours unanswered past their date")
+        said.append(f"left {dealings.overdue} of our receipts unanswered past the date")
     if dealings.disputes:
-        said.append(f"{dealings.disputes} of its receipts were disputed here")
+        said.append(f"{dealings.disputes} of its receipts {_were(dealings.disputes)} disputed here")
     if dealings.refused:
-        said.append(f"{dealings.refused} of our receipts were disputed by it")
+        said.append(f"{dealings.refused} of our receipts {_were(dealings.refused)} disputed by it")
     if dealings.tasks_failed:
-        said.append(f"{dealings.tasks_failed} tasks failed or were taken from it")
+        said.append(f"{_tasks(dealings.tasks_failed)} failed or {_were(dealings.tasks_failed)} taken from it")
     if dealings.tasks_ok:
-        said.append(f"{dealings.tasks_ok} tasks between us were accepted")
+        said.append(f"{_tasks(dealings.tasks_ok)} between us {_were(dealings.tasks_ok)} accepted")
     other = sorted(set(dealings.proofs) - PROOFS)
     if other:
         said.append(f"evidence is kept against it: {', '.join(other)}")
     return tuple(said) or ("a stranger: nothing was settled with it here",)
 
 
+def _tasks(count: int) -> str:
+    return "1 task" if count == 1 else f"{count} tasks"
+
+
+def _were(count: int) -> str:
+    return "was" if count == 1 else "were"
+
+
 def _hearsay_reasons(opinions: Sequence[Opinion], weight: float) -> tuple[str, ...]:
     if not opinions:
         return ()
     heaviest = max(opinions, key=lambda opinion: opinion.rater_settled)
-    said = f"{len(opinions)} peers we settled with rate it, counting as {weight:.1f} tasks of our own"
+    count = len(opinions)
+    rated = "1 peer we settled with rates it" if count == 1 else f"{count} peers we settled with rate it"
+    said = f"{rated}, counting as {weight:.1f} tasks of our own"
     top = f"the weightiest, ..{short_peer(heaviest.rater)}, gives {heaviest.score} of {FULL_SCORE}"
     return (f"{said}; {top}",)
 

@@ -293,7 +293,7 @@ class Requester:
             if not result.refusals and not able:
                 if self._now_us() - job.submitted_us >= SILENT_US:
                     job.waits_for(f"no provider is known yet: {self._heard()}")
-            elif able < job.copies and job.done < len(job.tasks):
+            elif able < job.copies and job.copies > 1:
                 job.waits_for(too_few_providers(job.copies, able))
 
     def _take_lease(self, granted: GrantedLease, want: WantLeases) -> None:

@@ -58,7 +58,7 @@ def test_reputations_have_reasons_and_a_proof_ends_them(home, capsys):
     liar, customer = rows[format_peer(LIAR)], rows[format_peer(CUSTOMER)]
     assert (liar["score"], liar["exposure"]) == (0, 0)
     assert "its own signatures prove it: equivocation" in liar["reasons"]
-    assert "1 receipts of ours unanswered" in customer["reasons"][0]
+    assert "1 of our receipts unanswered" in customer["reasons"][0]
     stranger = format_peer(PeerId(bytes([9]) * 32))
     assert main(["reputation", stranger]) == 0
     said = capsys.readouterr().out
