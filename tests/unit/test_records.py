@@ -6,9 +6,11 @@ import pytest
 
 from coppermesh.p2p.membership_records import Certificate, Joining, Revocation, Rotation, Usage
 from coppermesh.p2p.records import MAX_BODY_BYTES, Code, Count, Key, Label, Record, Sentence, Version
+from coppermesh.p2p.settlement_records import Payment, Payout, Score, Statement, Voucher
 
 KINDS = Record.__subclasses__()
 IN_PRIVATE_MESHES = {kind.__name__ for kind in (Certificate, Revocation, Joining, Rotation, Usage)}
+IN_SETTLEMENT = {kind.__name__ for kind in (Payment, Payout, Score, Statement, Voucher)}
 
 
 def accepts(annotation: Any, value: object) -> bool:
@@ -23,6 +25,7 @@ def test_every_kind_is_here() -> None:
     assert {kind.__name__ for kind in KINDS} == {
         *("Announcement", "Order", "Bid", "Decline", "Lease", "Task", "Receipt", "Trace", "Countersignature"),
         *IN_PRIVATE_MESHES,
+        *IN_SETTLEMENT,
     }
 
 
@@ -37,7 +40,9 @@ def test_kind_names_its_limit_and_authors(kind: type[Record]) -> None:
     fields = {info.name: info for info in msgspec.structs.fields(kind)}
     assert 0 < kind.MAX_BYTES <= MAX_BODY_BYTES
     assert kind.AUTHORS
-    assert all(fields[name].type == Key for name in kind.AUTHORS)
+    # A payout's second author is there only where the account has a key that can sign.
+    assert all(fields[name].type in (Key, Key | None) for name in kind.AUTHORS)
+    assert fields[kind.AUTHORS[0]].type == Key
 
 
 @pytest.mark.parametrize("kind", KINDS)
