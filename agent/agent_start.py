@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from typing import BinaryIO
 
 from coppermesh.agent.config import ConfigError
 from coppermesh.agent.home import Home, HomeError
@@ -17,11 +18,24 @@ START_SECONDS = 20.0
 IDLE_EXIT_SECONDS = 600
 _POLL_SECONDS = 0.02
 _LAST_WORDS_BYTES = 64 * 1024
+MAX_LOG_BYTES = 8 * 1024 * 1024
 _LOCKED_EXIT = 4
 _CONFIG_EXIT = 5
 """Exit codes of an agent; `coppermesh --help` lists them."""
 _started: list[subprocess.Popen[bytes]] = []
 """Agents this process started; kept so that they can outlive it without a warning about an abandoned child."""
+
+
+def _open_log(home: Home) -> BinaryIO:
+    """The background agent's log, to append to; a long one is set aside first, over the one set aside before."""
+    try:
+        if home.log_path.exists() and home.log_path.stat().st_size > MAX_LOG_BYTES:
+            home.log_path.replace(home.log_path.with_suffix(".log.1"))
+        return home.log_path.open("ab")
+    except OSError as error:
+        raise HomeError(
+            f"home {home.path}: {home.log_path.name} cannot be written: {error.strerror}"
+        ) from error
 
 
 def start_agent(home: Home) -> None:
@@ -32,13 +46,7 @@ def start_agent(home: Home) -> None:
         raise holder
     command = [sys.executable, "-m", "coppermesh.agent.cli", "agent", "--home", str(home.path)]
     command += ["--requester-only", "--idle-exit", str(IDLE_EXIT_SECONDS)]
-    try:
-        log = home.log_path.open("ab")
-    except OSError as error:
-        raise HomeError(
-            f"home {home.path}: {home.log_path.name} cannot be written: {error.strerror}"
-        ) from error
-    with log:
+    with _open_log(home) as log:
         begin = log.tell()
         process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
             command,

@@ -6,7 +6,6 @@ bootstrap/ stands above this folder and is found by its name, as a plug-in would
 import argparse
 import importlib
 import json
-import logging
 import os
 import signal
 import sys
@@ -18,6 +17,7 @@ from coppermesh.agent.clock import now_us
 from coppermesh.agent.config import Config, ConfigError, environment, load_settings
 from coppermesh.agent.config_file import write_template
 from coppermesh.agent.home import Home
+from coppermesh.agent.log_pace import set_up_logging
 from coppermesh.agent.verbs import EXIT_OK, Verbs, add_verb, home_of
 from coppermesh.p2p.errors import Unreachable
 from coppermesh.p2p.ids import format_peer, mesh_id
@@ -68,8 +68,7 @@ def _bootstrap(options: argparse.Namespace) -> int:
         "listen": options.listen or environment().get("listen"),
         "bootstrap": options.bootstrap,
     }
-    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("coppermesh").setLevel(logging.DEBUG if options.verbose else logging.INFO)
+    set_up_logging(sys.stderr, options.verbose)
     with home.lock(seed=True):
         write_template(home.config_path)
         loaded = load_settings(home.config_path, overrides)

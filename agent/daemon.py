@@ -15,12 +15,11 @@ from coppermesh.agent.config import Loaded
 from coppermesh.agent.config_file import ConfigFile, write_template
 from coppermesh.agent.ending import cancel_on_eof, cancel_on_signal, mesh_error_in
 from coppermesh.agent.home import Home
+from coppermesh.agent.log_pace import set_up_logging
 from coppermesh.agent.node import Node, Parts, open_node
 from coppermesh.exec.cgroups import Cgroups, NoCgroups
 from coppermesh.exec.supervisor import open_supervisor
 from coppermesh.p2p.ids import format_peer
-
-_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def run_agent(
@@ -30,7 +29,7 @@ def run_agent(
 
     Returns the exit code. Raises HomeLocked, HomeError, ConfigError, IdentityError.
     """
-    _set_up_logging(verbose)
+    set_up_logging(sys.stderr, verbose)
     file = ConfigFile(home.config_path, overrides)
     loaded = file.load()
     with home.lock():
@@ -45,11 +44,6 @@ def run_agent(
                 raise
             raise error from None
     return 0
-
-
-def _set_up_logging(verbose: bool) -> None:
-    logging.basicConfig(stream=sys.stderr, format=_LOG_FORMAT, level=logging.WARNING)
-    logging.getLogger("coppermesh").setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
 async def _main(home: Home, loaded: Loaded, file: ConfigFile, json_ready: bool, until_eof: bool) -> None:
