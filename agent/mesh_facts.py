@@ -2,13 +2,14 @@
 
 from typing import Any
 
+from coppermesh.agent.config import DEFAULT_MESH, load_config
 from coppermesh.agent.home import Home
 from coppermesh.agent.mesh_making import open_private_mesh
-from coppermesh.agent.mesh_state import MeshState
+from coppermesh.agent.mesh_state import MeshState, find_mesh, private_meshes
 from coppermesh.agent.mesh_terms import quota_text
 from coppermesh.agent.private_mesh import PrivateMesh
 from coppermesh.p2p.errors import MeshError, Refused
-from coppermesh.p2p.ids import PeerId, format_peer, parse_peer, short_peer
+from coppermesh.p2p.ids import PeerId, format_peer, mesh_id, parse_peer, short_peer
 from coppermesh.p2p.membership import Member
 
 
@@ -35,6 +36,39 @@ def mesh_facts(state: MeshState, home: Home, now_us: int) -> dict[str, Any]:
     except MeshError as error:
         facts["trouble"] = str(error)
     return facts
+
+
+def open_facts(name: str, default: str) -> dict[str, Any]:
+    """An open mesh that nobody serves now; where a private one, `default`, is the default, nobody will: a lab's machine
+    is lent to its lab only.
+    """
+    lent = f"the default mesh is {default!r}, so this agent is in no open one"
+    return {
+        "mesh": name,
+        "id": mesh_id(name).hex(),
+        "private": False,
+        "peer": None,
+        "role": None,
+        "expires_us": None,
+        "default": name == default,
+        "served": False,
+        "connected": 0,
+        "addresses": [],
+        "trouble": "" if name == default else lent,
+    }
+
+
+def unserved_facts(home: Home, now_us: int) -> list[dict[str, Any]]:
+    """Every mesh of a home whose agent does not run, as `mesh-list` of a running one tells them. Raises MeshError."""
+    states = private_meshes(home)
+    default = load_config(home).mesh
+    found = find_mesh(states, default)
+    rows = [
+        mesh_facts(state, home, now_us)
+        | {"served": False, "connected": 0, "addresses": [], "default": state is found}
+        for state in states
+    ]
+    return [*rows, open_facts(default if found is None else DEFAULT_MESH, default)]
 
 
 def member_facts(member: Member, now_us: int) -> dict[str, Any]:

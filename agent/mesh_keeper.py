@@ -15,11 +15,11 @@ import trio
 
 from coppermesh.agent.private_mesh import PrivateMesh, Terms
 from coppermesh.agent.quota_desk import QuotaDesk
+from coppermesh.agent.usage_totals import UsageTotals
 from coppermesh.p2p.addresses import parse_address
 from coppermesh.p2p.admission_door import ask_at_door, keep_door
 from coppermesh.p2p.control import ControlHub, Handler
 from coppermesh.p2p.encoding import decode, encode
-from coppermesh.p2p.envelope import from_bytes, open_record, sign_record, to_bytes
 from coppermesh.p2p.errors import MeshError, Refused, RemoteProtocolError
 from coppermesh.p2p.ids import PeerId, short_peer
 from coppermesh.p2p.membership import Right, subject_of
@@ -30,12 +30,13 @@ from coppermesh.p2p.membership_messages import (
     MembersReply,
     RenewReply,
     RotateRequest,
+    UsageTotal,
 )
-from coppermesh.p2p.membership_records import MembershipNotice, Quota, RevocationNotice, Usage
+from coppermesh.p2p.membership_records import MembershipNotice, Quota, RevocationNotice
 from coppermesh.p2p.messages import Message, Nothing
-from coppermesh.p2p.records import Receipt, SignedRecord
+from coppermesh.p2p.records import Lease, Receipt, SignedRecord
 from coppermesh.p2p.transport import MAX_GOSSIP_BYTES, PeerUp, Transport
-from coppermesh.p2p.usage import INTERVAL_US, UsageBook
+from coppermesh.p2p.usage import UsageBook
 
 LOOK_SECONDS = 1.0
 SHOW_SECONDS = 300.0
@@ -75,6 +76,7 @@ class MeshKeeper:
         self._door: Transport
         self.usage = UsageBook(private.key.peer)
         self.quotas = QuotaDesk(self.usage, self._quota_of, now_us)
+        self.totals = UsageTotals(private.key, private.mesh, self.quotas, self._quota_of, now_us)
         self.keeps_door = private.may(Right.INVITE, now_us())
         """Whether strangers with an invitation are answered here."""
         self._nursery: trio.Nursery
@@ -85,6 +87,7 @@ class MeshKeeper:
     ) -> None:
         """`door`: the transport outside the swarm key. `dial`: have an address dialled."""
         self._transport, self._hub, self._door, self._dial = transport, hub, door, dial
+        self.totals.attach(transport, hub, self._publish)
         if self.keeps_door:
             keep_door(door, self.private.mesh, self._decide)
 
@@ -102,12 +105,9 @@ class MeshKeeper:
         member = self.private.book.member(peer, self._now_us())
         return member is not None and member.may(Right.PROVIDE)
 
-    def count_receipts(self, receipts: Iterable[Receipt]) -> None:
-        """Own receipts of earlier runs."""
-        for receipt in receipts:
-            if receipt.provider == self.private.key.peer:
-                self.quotas.issued(receipt)
-        self.usage.forget_old(self._now_us())
+    def count_earlier(self, receipts: Iterable[Receipt], leases: Iterable[Lease]) -> None:
+        """Own receipts of earlier runs, on either side, and leases that were open when the last one ended."""
+        self.totals.count_earlier(receipts, leases)
 
     def handlers(self) -> dict[str, Handler]:
         """Control requests that only private meshes have."""
@@ -115,6 +115,7 @@ class MeshKeeper:
             "members": (Nothing, self._on_members),
             "renew": (Nothing, self._on_renew),
             "rotate": (RotateRequest, self._on_rotate),
+            "usage": (UsageTotal, self.totals.on_usage),
         }
 
     def guarded(self, handlers: Mapping[str, Handler]) -> dict[str, Handler]:
@@ -140,7 +141,7 @@ class MeshKeeper:
             trio.open_nursery() as nursery,
             self._transport.subscribe(members_topic(mesh), self._hear_member) as members,
             self._transport.subscribe(revocations_topic(mesh), self._hear_revocation) as revocations,
-            self._transport.subscribe(usage_topic(mesh), self._hear_usage) as usages,
+            self._transport.subscribe(usage_topic(mesh), self.totals.hear) as usages,
         ):
             self._nursery = nursery
             self._running.set()
@@ -148,7 +149,7 @@ class MeshKeeper:
             nursery.start_soon(_drain, revocations)
             nursery.start_soon(_drain, usages)
             for task in (
-                self._tell_usage,
+                self.totals.run,
                 self._look,
                 self._show,
                 self._remind,
@@ -158,6 +159,7 @@ class MeshKeeper:
                 self._mind_door,
             ):
                 nursery.start_soon(task)
+            await self._finish_revoking()
             task_status.started()
             await trio.sleep_forever()
 
@@ -223,26 +225,6 @@ class MeshKeeper:
             _log.debug("a revocation does not count: %s", error)
             return False
         return True
-
-    def _hear_usage(self, source: PeerId, data: bytes) -> bool:
-        try:
-            usage = open_record(Usage, from_bytes(data), signer=source).record
-        except RemoteProtocolError:
-            return False
-        return usage.mesh == self.private.mesh and self.usage.hear(usage, self._now_us())
-
-    async def _tell_usage(self) -> None:
-        """Own totals that have risen, each accounting interval; all of them when somebody has joined."""
-        mesh, key = self.private.mesh, self.private.key
-        while True:
-            await trio.sleep(INTERVAL_US / 1e6)
-            if not self._transport.connected():
-                self.usage.repeat()
-                continue
-            for requester, kind, hour, device_us in self.usage.news(self.quotas.running(), self._now_us()):
-                usage = Usage(1, mesh, key.peer, requester, kind, hour, device_us)
-                await self._publish(usage_topic(mesh), to_bytes(sign_record(key, usage)))
-            self.usage.forget_old(self._now_us())
 
     async def _show(self) -> None:
         while True:
@@ -377,10 +359,32 @@ class MeshKeeper:
 
     async def revoke(self, subject: PeerId, last_serial: int) -> None:
         """Revoke, tell everybody, cut off, change the swarm key. Raises Refused."""
-        notice = await self._write(self.private.revoke, subject, last_serial, self._now_us())
-        self._nursery.start_soon(self._tell_urgently, notice)
-        await self._sweep()
-        if self.private.may(Right.REVOKE, self._now_us()):
+        done = trio.Event()
+        failed: list[MeshError] = []
+        # In the keeper's own time: whoever asked may hang up, and the peer must not stay half revoked.
+        self._nursery.start_soon(self._revoke, subject, last_serial, done, failed)
+        await done.wait()
+        if failed:
+            raise failed[0]
+
+    async def _revoke(
+        self, subject: PeerId, last_serial: int, done: trio.Event, failed: list[MeshError]
+    ) -> None:
+        try:
+            notice = await self._write(self.private.end_membership, subject, last_serial, self._now_us())
+        except MeshError as error:
+            failed.append(error)
+        else:
+            self._nursery.start_soon(self._tell_urgently, notice)
+            await self._sweep()
+            if self.private.state.rotation is not None and self.private.may(Right.REVOKE, self._now_us()):
+                await self._use_key(self.private.state.rotation)
+        finally:
+            done.set()
+
+    async def _finish_revoking(self) -> None:
+        """A run that ended between a revocation and its new swarm key is finished by this one."""
+        if self.private.owes_rotation(self._now_us()):
             await self._use_key(await self._write(self.private.rotate, self._now_us()))
 
     async def leave(self) -> None:

@@ -6,8 +6,16 @@ from contextlib import suppress
 
 from coppermesh.agent.config import DEFAULT_MESH
 from coppermesh.agent.home import Home
-from coppermesh.agent.mesh_state import MeshState, load_state, root_key_path, save_state, state_path
+from coppermesh.agent.mesh_state import (
+    MeshState,
+    load_state,
+    private_meshes,
+    root_key_path,
+    save_state,
+    state_path,
+)
 from coppermesh.agent.private_mesh import PrivateMesh, first_certificate, usable
+from coppermesh.agent.rotations import check_rotation
 from coppermesh.p2p.errors import MeshError, Refused
 from coppermesh.p2p.ids import MeshId, PeerId
 from coppermesh.p2p.invitation import Invitation
@@ -32,6 +40,13 @@ def check_name(name: str) -> None:
             f"a private mesh may not be called {name!r}: want letters, digits, '.', '-' and '_', at most 64, and a "
             "letter or digit first",
         )
+
+
+def check_new_name(home: Home, name: str) -> None:
+    """`check_name`, and no private mesh of this home is called so. Two labs may share a name; a home makes no two."""
+    check_name(name)
+    if any(state.name == name for state in private_meshes(home)):
+        raise Refused("name-taken", f"this home is in a mesh {name!r} already: choose another name")
 
 
 def create_private_mesh(home: Home, name: str, who: str, listen: str, door: str, now_us: int) -> PrivateMesh:
@@ -93,7 +108,11 @@ def adopt_admission(
     """Keep what a door gave for `invitation`. `key` lies in the home already. Raises Refused where it does not hold."""
     assert reply.swarm_key is not None
     book = MembershipBook(PeerId(invitation.root), invitation.mesh)
+    for notice in reply.revocations:
+        with suppress(Refused):
+            book.offer(notice, now_us)
     book.check(reply.chain, key.peer, now_us)
+    _check_epoch(book, invitation.mesh, reply, now_us)
     state = MeshState(
         1,
         invitation.name,
@@ -114,3 +133,19 @@ def adopt_admission(
     )
     save_state(home, state)
     return open_private_mesh(home, invitation.mesh, now_us)
+
+
+def _check_epoch(book: MembershipBook, mesh: MeshId, reply: AdmissionReply, now_us: int) -> None:
+    """The swarm key and its number are what somebody who may change it has signed, not what a door says by itself.
+
+    Raises Refused. A number far ahead would keep this member from every later key.
+    """
+    if reply.rotation is None:
+        if reply.epoch:
+            raise Refused(
+                "forged", f"the door gave swarm key number {reply.epoch} without a word of who made it"
+            )
+        return
+    rotation = check_rotation(book, mesh, reply.rotation, now_us)
+    if rotation.epoch != reply.epoch or reply.rotation.swarm_key != reply.swarm_key:
+        raise Refused("forged", "the door gave another swarm key, or another number, than was signed")

@@ -154,6 +154,9 @@ def default_config(config: Config, origins: Mapping[str, str], state: MeshState)
     """
     told = origins.get("listen", "")
     own = private_config(config, state)
+    if "bootstrap" in origins:
+        # Whoever names first peers means this mesh; those that its door named are tried as well.
+        own = replace(own, bootstrap=tuple(dict.fromkeys((*config.bootstrap, *own.bootstrap))))
     if told and (not state.listen or not told.startswith("line ")):
         return replace(own, listen=config.listen)
     return own

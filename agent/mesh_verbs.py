@@ -106,11 +106,14 @@ def _add_invite(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--expires",
+        type=_span,
         default=INVITE_EXPIRES,
         metavar="SPAN",
         help="how long it can be used: 30m, 12h, 7d (default 7d)",
     )
-    parser.add_argument("--quota", metavar="QUOTA", help="most device time, such as 20gpu-hours/day")
+    parser.add_argument(
+        "--quota", type=_quota, metavar="QUOTA", help="most device time, such as 20gpu-hours/day"
+    )
     parser.add_argument(
         "--uses",
         type=option_types.whole(1, 256),
@@ -125,6 +128,25 @@ def _add_invite(parser: argparse.ArgumentParser) -> None:
         help="of an admin: how many further links may hang below (default: as many as can be)",
     )
     parser.add_argument("--no-qr", action="store_true", help="print no QR code")
+
+
+def _span(text: str) -> str:
+    return _checked("parse_span", text)
+
+
+def _quota(text: str) -> str:
+    return _checked("parse_quota", text)
+
+
+def _checked(how: str, text: str) -> str:
+    """The text, if the agent will be able to read it: it is what is sent."""
+    from coppermesh.agent import mesh_terms
+
+    try:
+        getattr(mesh_terms, how)(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}, got {text!r}") from None
+    return text
 
 
 def _create(options: argparse.Namespace) -> int:
@@ -230,23 +252,20 @@ def _say_default(home: Home, name: str) -> None:
 
 def _list(options: argparse.Namespace) -> int:
     from coppermesh.agent.clock import now_us
-    from coppermesh.agent.mesh_facts import mesh_facts
-    from coppermesh.agent.mesh_state import private_meshes
+    from coppermesh.agent.mesh_facts import unserved_facts
 
     home = home_of(options)
     if _agent_runs(home):
         facts = _ask(home, "", "mesh-list", {})
     else:
         home.check()
-        rows = [mesh_facts(state, home, now_us()) for state in private_meshes(home)]
-        facts = {"meshes": [{**row, "served": False, "default": False, "connected": 0} for row in rows]}
+        facts = {"meshes": unserved_facts(home, now_us())}
     if options.json:
         print(json.dumps(facts))
-    else:
-        show(
-            mesh_screens.meshes(facts),
-            "this home is in no private mesh: `coppermesh mesh create` or `mesh join`",
-        )
+        return EXIT_OK
+    show(mesh_screens.meshes(facts), "")
+    if not any(row["private"] for row in facts["meshes"]):
+        _say("this home is in no private mesh: `coppermesh mesh create` or `mesh join`")
     return EXIT_OK
 
 
@@ -297,8 +316,7 @@ def _revoke_offline(options: argparse.Namespace, home: Home) -> dict[str, Any]:
     peer = peer_named(private, options.peer, now_us())
     if peer == private.key.peer:
         raise option_types.WrongOption("that is this home itself: `coppermesh mesh leave`")
-    private.revoke(peer, options.last_serial, now_us())
-    private.rotate(now_us())
+    private.end_membership(peer, options.last_serial, now_us())
     text = f"revoked ..{short_peer(peer)}; others are told, and get the new swarm key, once this home's agent runs"
     return {"mesh": private.name, "peer": format_peer(peer), "epoch": private.state.epoch, "sentence": text}
 

@@ -12,8 +12,8 @@ from coppermesh.agent.config import DEFAULT_MESH
 from coppermesh.agent.local_api import Door, Method
 from coppermesh.agent.local_messages import JsonBody, LocalMessage
 from coppermesh.agent.machine import Machine
-from coppermesh.agent.mesh_facts import member_facts, mesh_facts, peer_named
-from coppermesh.agent.mesh_making import create_private_mesh, open_private_mesh
+from coppermesh.agent.mesh_facts import member_facts, mesh_facts, open_facts, peer_named
+from coppermesh.agent.mesh_making import check_new_name, create_private_mesh, open_private_mesh
 from coppermesh.agent.mesh_set import MeshSet
 from coppermesh.agent.mesh_state import MeshState, doubt_of, private_meshes
 from coppermesh.agent.mesh_terms import terms_from
@@ -21,7 +21,7 @@ from coppermesh.agent.node_views import NodeViews
 from coppermesh.agent.screens import counted
 from coppermesh.p2p.encoding import decode
 from coppermesh.p2p.errors import Refused
-from coppermesh.p2p.ids import MeshId, format_peer, mesh_id, short_peer
+from coppermesh.p2p.ids import MeshId, format_peer, short_peer
 
 if TYPE_CHECKING:
     from coppermesh.agent.node import Node
@@ -62,7 +62,7 @@ class MeshViews:
         nodes = {node.mesh: node for node in self._meshes.nodes}
         rows = [_open_facts(node, states) for node in self._meshes.nodes if node.keeper is None]
         if self._meshes.default.keeper is not None:
-            rows.append(_open_unserved(self._meshes.default.config.mesh))
+            rows.append(open_facts(DEFAULT_MESH, self._meshes.default.config.mesh))
         for state in states:
             served = nodes.get(state.mesh)
             facts = await trio.to_thread.run_sync(mesh_facts, state, self._machine.home, now)
@@ -81,6 +81,7 @@ class MeshViews:
 
     async def _create(self, body: bytes) -> LocalMessage:
         given = _arguments(body)
+        await trio.to_thread.run_sync(check_new_name, self._machine.home, _text(given, "name"))
         make = partial(
             create_private_mesh,
             self._machine.home,
@@ -179,23 +180,6 @@ def _open_facts(node: "Node", states: list[MeshState]) -> dict[str, Any]:
         "addresses": node.transport.addresses,
         "place": node.meshes.nodes.index(node),
         "trouble": doubt_of(node.config.mesh, states) or "",
-    }
-
-
-def _open_unserved(default: str) -> dict[str, Any]:
-    """The open mesh where a private one is the default: a lab's machine is lent to its lab only."""
-    return {
-        "mesh": DEFAULT_MESH,
-        "id": mesh_id(DEFAULT_MESH).hex(),
-        "private": False,
-        "peer": None,
-        "role": None,
-        "expires_us": None,
-        "default": False,
-        "served": False,
-        "connected": 0,
-        "addresses": [],
-        "trouble": f"the default mesh is {default!r}, so this agent is in no open one",
     }
 
 

@@ -27,7 +27,7 @@ from coppermesh.agent.job_intake import JobIntake
 from coppermesh.agent.jobs import JobState
 from coppermesh.agent.last_port import keep_port, with_last_port
 from coppermesh.agent.lease_broker import Knowledge, LeaseBroker
-from coppermesh.agent.ledger import LeaseEnded
+from coppermesh.agent.ledger import LeaseEnded, StoredLease
 from coppermesh.agent.ledger_desk import LedgerDesk
 from coppermesh.agent.ledger_store import LedgerStore, open_ledger
 from coppermesh.agent.local_api import LocalApi
@@ -117,6 +117,7 @@ class Node:
         self.book = AnnouncementBook(mesh)
         self.connected_since: dict[PeerId, int] = {}
         self.plan = DialPlan(key.peer, random.Random())
+        self.plan.out_of_reach = self._nobody_there
         self.mdns = Mdns(
             mesh,
             key.peer,
@@ -149,6 +150,11 @@ class Node:
     def found_nearby(self, peer: PeerId, addresses: list[str]) -> None:
         """A member of this mesh on this local network says where it is."""
         self.plan.learn(peer, addresses, self.transport.addresses, trio.current_time(), Kind.NEARBY)
+
+    def _nobody_there(self, peer: PeerId) -> None:
+        """What is announced for it does not count until it answers or announces again: it may be gone."""
+        if peer not in self.transport.connected():
+            self.book.lost(peer)
 
     # Control requests: which part answers what
 
@@ -235,10 +241,12 @@ class Node:
             if self.provider is not None:
                 self.provider.tidy()
 
-    async def end_old_leases(self) -> None:
+    async def end_old_leases(self) -> list[StoredLease]:
         """Leases of an earlier run are over: their workers and connections are gone."""
-        for stored in await self.ledger.open_leases():
+        found = await self.ledger.open_leases()
+        for stored in found:
             await self.ledger.commit(LeaseEnded(stored.opened.id, "restart"))
+        return found
 
 
 @asynccontextmanager
@@ -379,9 +387,13 @@ async def open_mesh(
         )
         node.announcer.addresses = node.reach.addresses
         node.announcer.settled = node.reach.settled
-        await node.end_old_leases()
+        old_leases = await node.end_old_leases()
         if keeper is not None:
-            keeper.count_receipts([row.receipt for row in await ledger.receipts(limit=MAX_COUNTED)])
+            rows = await ledger.receipts(limit=MAX_COUNTED)
+            keeper.count_earlier(
+                [row.receipt for row in rows], [stored.opened.record for stored in old_leases]
+            )
+            node.requester.leased = keeper.totals.leased
             await _open_door(stack, node, keeper, parts)
         async with trio.open_nursery() as nursery:
             with _served(node, place):

@@ -21,9 +21,10 @@ from coppermesh.agent.mesh_state import (
     forget_state,
     save_state,
 )
+from coppermesh.agent.rotations import check_rotation, outranks, read_rotation
 from coppermesh.p2p.addresses import parse_address
 from coppermesh.p2p.admission import DoorPace, Invitations, Issued, Use, refusal, token_hash
-from coppermesh.p2p.envelope import Opened, open_record, sign_record
+from coppermesh.p2p.envelope import open_record, sign_record
 from coppermesh.p2p.errors import Refused, RemoteProtocolError, Unreachable
 from coppermesh.p2p.ids import MeshId, PeerId
 from coppermesh.p2p.invitation import MAX_DOORS, Invitation, invitation_text
@@ -324,6 +325,29 @@ class PrivateMesh:
         self.take_revocation(notice, now_us)
         return notice
 
+    def end_membership(self, subject: PeerId, last_serial: int, now_us: int) -> RevocationNotice:
+        """`revoke`, and a new swarm key with it where this agent may make one (`state.rotation`). Raises Refused."""
+        notice = self.revoke(subject, last_serial, now_us)
+        if self.may(Right.REVOKE, now_us):
+            self.rotate(now_us)
+        return notice
+
+    def owes_rotation(self, now_us: int) -> bool:
+        """This agent has revoked somebody and ended, or been ended, before it made the new swarm key."""
+        mine = {self.key.peer} | ({self._root.peer} if self._root is not None else set())
+        last = self._state.rotation
+        since_us = (
+            self._state.joined_us if last is None else open_record(Rotation, last.rotation).record.issued_us
+        )
+        revoked = (
+            open_record(Revocation, notice.revocation).record for notice in self.book.revocations(now_us)
+        )
+        owed = any(
+            one.signer in mine and one.subject != self.key.peer and one.issued_us > since_us
+            for one in revoked
+        )
+        return owed and self.may(Right.REVOKE, now_us)
+
     def take_revocation(self, notice: RevocationNotice, now_us: int) -> bool:
         """Learn a revocation; on disk afterwards. False where it was known. Raises Refused."""
         if not self.book.offer(notice, now_us):
@@ -344,20 +368,12 @@ class PrivateMesh:
 
     def take_rotation(self, request: RotateRequest, now_us: int) -> bool:
         """Go on with the swarm key that another member made. False where ours is as new. Raises Refused."""
-        try:
-            opened: Opened[Rotation] = open_record(Rotation, request.rotation)
-        except RemoteProtocolError as error:
-            raise Refused("forged", str(error)) from error
-        rotation = opened.record
-        if rotation.mesh != self.mesh or blake3(request.swarm_key).digest() != rotation.key_hash:
-            raise Refused("forged", "the swarm key is not the one that was signed, or is of another mesh")
+        rotation = read_rotation(self.mesh, request)
         if not self._is_newer(rotation, now_us):
             return False
-        if rotation.epoch > self._state.epoch + MAX_EPOCH_STEP or rotation.issued_us > now_us + SKEW_US:
-            raise Refused("forged", "the swarm key's number or date is too far ahead")
-        signer = self.book.check(request.chain, opened.signer, now_us)
-        if not signer.may(Right.REVOKE):
-            raise Refused("no-right", f"{signer.certificate.role} may not change the swarm key")
+        if rotation.epoch > self._state.epoch + MAX_EPOCH_STEP:
+            raise Refused("forged", "the swarm key's number is too far ahead")
+        check_rotation(self.book, self.mesh, request, now_us)
         self._save(swarm_key=request.swarm_key, epoch=rotation.epoch, rotation=request)
         return True
 
@@ -366,8 +382,7 @@ class PrivateMesh:
         if current is not None and self._trouble_with(current, now_us) in ("revoked", "issuer-revoked"):
             # Its signer may have given it any number and a small hash: what came later counts.
             return rotation.issued_us > open_record(Rotation, current.rotation).record.issued_us
-        rank = self._state.epoch, _reversed(blake3(self._state.swarm_key).digest())
-        return (rotation.epoch, _reversed(rotation.key_hash)) > rank
+        return outranks(rotation, self._state.epoch, blake3(self._state.swarm_key).digest())
 
     def _trouble_with(self, request: RotateRequest, now_us: int) -> str | None:
         """The code with which others refuse a rotation's signer now, if they do."""
@@ -473,8 +488,3 @@ def usable(addresses: Sequence[str]) -> list[str]:
             parse_address(address)
             kept.append(address)
     return kept
-
-
-def _reversed(key_hash: bytes) -> bytes:
-    """Larger for a smaller hash: of two rotations to one epoch the smaller hash holds."""
-    return bytes(255 - byte for byte in key_hash)

@@ -6,7 +6,7 @@ from coppermesh.agent.policy_case import DeclineReason, decline
 from coppermesh.p2p.ids import PeerId
 from coppermesh.p2p.membership_records import Quota
 from coppermesh.p2p.records import Receipt
-from coppermesh.p2p.usage import HOUR_US, UsageBook
+from coppermesh.p2p.usage import HOUR_US, INTERVAL_US, UNSIGNED_US, UsageBook
 
 Running = Callable[[], dict[tuple[PeerId, str], int]]
 """Device time of the tasks that run now, in microseconds, by requester and kind of device."""
@@ -38,17 +38,29 @@ class QuotaDesk:
         quota = self._quota_of(requester)
         if quota is None or quota.kind not in ("any", kind):
             return None
-        used_us = self.usage.used_us(requester, quota, self._now_us())
-        used_us += sum(
+        running_us = sum(
             device_us
             for (who, running_kind), device_us in self.running().items()
             if who == requester and quota.kind in ("any", running_kind)
         )
+        used_us = self.usage.used_us(requester, quota, self._now_us()) + running_us
         if used_us < quota.device_us:
-            return None
+            return self._unsigned(requester)
         text = (
             f"the requester's quota on this mesh is used up: {used_us / HOUR_US:.2f} of "
             f"{quota.device_us / HOUR_US:.2f} device-hours within {quota.period_us / HOUR_US:g} hours; wait, or ask "
             "an admin for a larger one"
+        )
+        return decline("quota", text)
+
+    def _unsigned(self, requester: PeerId) -> DeclineReason | None:
+        """A member with a quota signs what it has used, or others would not know of it."""
+        running_us = sum(device_us for (who, _), device_us in self.running().items() if who == requester)
+        unsigned_us = self.usage.unsigned_us(requester, running_us)
+        if unsigned_us < UNSIGNED_US:
+            return None
+        text = (
+            f"the requester has used {unsigned_us / 1e6:.0f} s here that it has not signed for: its agent is asked "
+            f"every {INTERVAL_US / 1e6:.0f} s, and with a quota gets no more until it has"
         )
         return decline("quota", text)

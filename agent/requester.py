@@ -62,6 +62,7 @@ from coppermesh.p2p.blob_store import BlobStore, Scope
 from coppermesh.p2p.control import ControlHub
 from coppermesh.p2p.errors import MeshError
 from coppermesh.p2p.ids import PeerId, short_peer
+from coppermesh.p2p.leased_time import LeasedTime
 from coppermesh.p2p.messages import CancelRequest, Nothing
 
 CANCEL_SECONDS = 5.0
@@ -117,6 +118,8 @@ class Requester:
         self.jobs = JobTable()
         self._deliveries = Deliveries(store, scope, self.jobs, tell=self._tell, fail=self._differ)
         self.leases: dict[bytes, HeldLease] = {}
+        self.leased: LeasedTime | None = None
+        """In a private mesh: for how long leases are held."""
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Carry out instructions until cancelled."""
@@ -243,7 +246,7 @@ class Requester:
             case ReleaseLease():
                 self._nursery.start_soon(self._release, instruction)
             case _Forget():
-                self.leases.pop(instruction.lease, None)
+                self._drop_lease(instruction.lease)
             case JobFinished():
                 self._end_job(self.jobs.find(instruction.job), "", "", instruction.cause)
             case JobFailed():
@@ -299,6 +302,8 @@ class Requester:
     def _take_lease(self, granted: GrantedLease, want: WantLeases) -> None:
         lease = granted.lease.record
         self.leases[granted.lease.id] = HeldLease(granted)
+        if self.leased is not None:
+            self.leased.begun(granted.lease.id, granted.provider, lease.device_kind, self._now_us())
         self._feed(
             LeaseUp(
                 granted.lease.id,
@@ -310,6 +315,11 @@ class Requester:
                 lease.rate,
             )
         )
+
+    def _drop_lease(self, lease: bytes) -> HeldLease | None:
+        if self.leased is not None:
+            self.leased.ended(lease, self._now_us())
+        return self.leases.pop(lease, None)
 
     def _start_task(self, start: StartTask, nursery: trio.Nursery) -> None:
         """Begun in the instructions' order, so that a `CancelTask` or `Supersede` that follows finds the attempt."""
@@ -432,7 +442,7 @@ class Requester:
             _log.debug("cancelling a task at %s: %s", short_peer(held.provider), error)
 
     async def _release(self, instruction: ReleaseLease) -> None:
-        held = self.leases.pop(instruction.lease, None)
+        held = self._drop_lease(instruction.lease)
         if held is None:
             return
         held.lost = True

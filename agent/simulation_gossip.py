@@ -18,6 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from coppermesh.agent.simulation import EventHeap
 
 if TYPE_CHECKING:
@@ -220,28 +222,52 @@ class GossipNetwork:
                 self._control(other, 1, 0)
 
     def _name_recent(self, topic: _Topic) -> None:
-        """IHAVE and IWANT. Where all have a message, naming it costs its bytes and changes nothing."""
+        """IHAVE and IWANT. Where all have a message, naming it costs its bytes and changes nothing.
+
+        Its author and those who passed it on (`seen` of 1) keep it in their cache; 2 marks who refused it.
+        """
         recent = [message for beat in topic.recent for message in beat]
         if not recent:
             return
-        short = [message for message in recent if message.reached + 1 < len(topic.members)]
-        for peer in topic.members:
-            mesh = topic.mesh[peer]
-            held = sum(message.seen[peer] == 1 for message in recent)
-            if not held:
+        seen = (
+            np.frombuffer(b"".join(message.seen for message in recent), np.uint8).reshape(len(recent), -1)
+            == 1
+        )
+        held = seen.sum(axis=0).tolist()
+        short = self._held_short(topic, recent, seen)
+        members = topic.members
+        for peer in members:
+            if not held[peer]:
                 continue
-            others = [other for other in self.links[peer] if other in topic.members and other not in mesh]
-            for other in self._some(others, LAZY):
-                self._control(other, 1, held)
-                for message in short:
-                    if message.seen[peer] and not message.seen[other] and self._has_judged(peer, message):
+            others = self._outside(topic, peer)
+            for other in others:
+                self._control(other, 1, held[peer])
+                for message in short.get(peer, ()):
+                    if not message.seen[other]:
                         self._control(peer, 1, 1)
                         self._heap.after(2 * self.links[peer][other], self._arrive, peer, [other], message)
 
-    @staticmethod
-    def _has_judged(peer: int, message: Message) -> bool:
-        """Its author and those who passed it on keep it in their cache; `seen` of 2 marks who refused it."""
-        return message.seen[peer] == 1
+    def _held_short(self, topic: _Topic, recent: list[Message], seen: Any) -> dict[int, list[Message]]:
+        """By peer, what it has of the messages that somebody lacks."""
+        wanting = [
+            number for number, message in enumerate(recent) if message.reached + 1 < len(topic.members)
+        ]
+        found: dict[int, list[Message]] = {}
+        if wanting:
+            for row, peer in zip(*(axis.tolist() for axis in np.nonzero(seen[wanting])), strict=True):
+                found.setdefault(peer, []).append(recent[wanting[row]])
+        return found
+
+    def _outside(self, topic: _Topic, peer: int) -> list[int]:
+        """`LAZY` connected subscribers outside of the peer's mesh, by chance; fewer where there are no more."""
+        links, mesh = self.links[peer], topic.mesh[peer]
+        if len(links) > 3 * LAZY:
+            # Most are: a few drawn by chance save looking at all.
+            drawn = self._rng.sample(list(links), 3 * LAZY)
+            others = [other for other in drawn if other in topic.members and other not in mesh]
+            if len(others) >= LAZY:
+                return others[:LAZY]
+        return self._some([other for other in links if other in topic.members and other not in mesh], LAZY)
 
     def _control(self, receiver: int, messages: int, ids: int) -> None:
         traffic = self.traffic[receiver]

@@ -141,6 +141,7 @@ class SimPeer:
         self.book = AnnouncementBook(MESH, max_judged=MAX_JUDGED)
         self.screen = AnnouncementScreen(self.book, max_forwarded=MAX_JUDGED)
         self.plan = DialPlan(self.peer, rng)
+        self.plan.out_of_reach = self.book.lost
         self.shards = ShardPlan(self.peer, limit=self.limit)
         self.pacer = AnnouncementPacer(rng)
         self.conduct = GossipConduct()
@@ -151,10 +152,6 @@ class SimPeer:
     def announces(self) -> bool:
         """It offers something, and so announces."""
         return self.offer is not None
-
-    def heard(self, now_us: int) -> list[Place]:
-        """Where those announce that it knows."""
-        return [place_of(opened.record) for opened in self.book.current(now_us)]
 
 
 class MeshSimulation:
@@ -177,6 +174,7 @@ class MeshSimulation:
         self.on_down: Callable[[SimPeer], None] = lambda _: None
         self._lies = 0
         self._forgery: Examined | None = None
+        self._places: dict[bytes, Place] = {}
         for index in range(scenario.peers):
             self._add(index)
         self._seeds = list(range(max(CONTACTS, scenario.peers // SEED_SHARE)))
@@ -297,7 +295,7 @@ class MeshSimulation:
         full = max(len(links[peer.index]), len(links[target.index])) >= MAX_CONNECTIONS
         cut = target.up and (target.conduct.is_cut(peer.peer, now) or peer.conduct.is_cut(target.peer, now))
         if not target.up or full or cut:
-            peer.plan.failed(address, now)
+            peer.plan.failed(address, now, nobody=not target.up)
         else:
             fresh = target.index not in links[peer.index]
             self.network.connect(peer.index, target.index)
@@ -320,7 +318,7 @@ class MeshSimulation:
 
     def _first_word(self, peer: SimPeer, life: int) -> None:
         if peer.up and peer.life == life:
-            peer.shards.settle(peer.kind, peer.heard(self.heap.now_us), self.heap.now)
+            peer.shards.settle(peer.kind, self._heard(peer), self.heap.now)
             self.follow_shards(peer)
             peer.said_since = self.heap.now
             self.announce(peer, life)
@@ -459,9 +457,19 @@ class MeshSimulation:
 
     # Shards
 
+    def _heard(self, peer: SimPeer) -> list[Place]:
+        """Where those announce that it knows. What one announcement says is worked out once for all who hold it."""
+        places, found = self._places, []
+        for opened in peer.book.alive(self.heap.now_us):
+            place = places.get(opened.id)
+            if place is None:
+                place = places[opened.id] = place_of(opened.record)
+            found.append(place)
+        return found
+
     def _settle(self, peer: SimPeer, life: int) -> None:
         if peer.up and peer.life == life:
-            heard = peer.heard(self.heap.now_us)
+            heard = self._heard(peer)
             if peer.announces and peer.shards.settle(peer.kind, heard, self.heap.now):
                 self.splits += 1
                 self.announce(peer, life)
@@ -470,7 +478,7 @@ class MeshSimulation:
 
     def follow_shards(self, peer: SimPeer, heard: Sequence[Place] | None = None) -> None:
         """Subscribe to the topics that the peer should be in now."""
-        heard = peer.heard(self.heap.now_us) if heard is None else heard
+        heard = self._heard(peer) if heard is None else heard
         wanted = dict.fromkeys(peer.shards.subscribes() if peer.announces else ())
         if not peer.announces:
             wanted.update(dict.fromkeys(reader_topics(peer.peer, heard, ("cuda", "cpu"), peer.leaves_wanted)))

@@ -43,7 +43,7 @@ class Views:
         for peer in mesh.peers:
             if peer.up and not peer.liar and peer.said is not None and now - peer.said_since > GRACE_SECONDS:
                 announcers.setdefault(topic_of(MESH, peer.shards.leaf), []).append(peer)
-        away = {peer.peer for peer in mesh.peers if not peer.up and now - peer.since > GONE_SECONDS}
+        away = [peer.peer for peer in mesh.peers if not peer.up and now - peer.since > GONE_SECONDS]
         expected = missing = outdated = gone = 0
         for viewer in mesh.peers:
             if viewer.up and not viewer.liar and now - viewer.since > GRACE_SECONDS:
@@ -53,7 +53,7 @@ class Views:
                         expected += 1
                         missing += held is None
                         outdated += held is not None and peer is not viewer and self._is_old(viewer, peer)
-                gone += sum(opened.signer in away for opened in viewer.book.current(mesh.heap.now_us))
+                gone += sum(viewer.book.holds(peer, mesh.heap.now_us) for peer in away)
         self.expected += expected
         self.missing += missing
         self.outdated += outdated

@@ -203,12 +203,21 @@ class AnnouncementBook:
 
     def current(self, now_us: int) -> list[Opened[Announcement]]:
         """The announcements alive at `now_us`, ordered by peer id; without peers that were lost."""
-        alive = (
-            (peer, entry.opened)
-            for peer, entry in self._entries.items()
-            if entry.expires_us > now_us and not entry.lost
-        )
-        return [opened for _, opened in sorted(alive, key=lambda pair: pair[0]) if opened is not None]
+        return sorted(self.alive(now_us), key=lambda opened: opened.signer)
+
+    def alive(self, now_us: int) -> list[Opened[Announcement]]:
+        """`current` in the order in which they were first heard of, where order is of no importance."""
+        return [
+            entry.opened
+            for entry in self._entries.values()
+            if entry.opened is not None and entry.expires_us > now_us and not entry.lost
+        ]
+
+    def holds(self, peer: PeerId, now_us: int) -> bool:
+        """Whether `peer` is in `current`."""
+        entry = self._entries.get(peer)
+        alive = entry is not None and entry.opened is not None and entry.expires_us > now_us
+        return alive and entry is not None and not entry.lost
 
     def known_ids(self, now_us: int, limit: int = MAX_PEERS) -> set[bytes]:
         """The short ids of what is alive here, the newest `limit`: what need not be handed to us again."""

@@ -19,7 +19,7 @@ machine could reach it at (`may_be_dialled`), so that nobody makes agents knock 
 """
 
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import lru_cache
@@ -90,6 +90,11 @@ class DialPlan:
         self._targets: dict[PeerId, _Target] = {}
         self._connected: set[PeerId] = set()
         self._relayed: set[PeerId] = set()
+        self._permanent: set[PeerId] = set()
+        """Targets of that kind, which are never forgotten."""
+        self._dialling: set[PeerId] = set()
+        self.out_of_reach: Callable[[PeerId], None] = lambda _peer: None
+        """Told of a peer at whose addresses there is nobody."""
         self.troubles: dict[str, str] = {}
         """Permanent addresses whose last dial failed, and why."""
 
@@ -154,16 +159,13 @@ class DialPlan:
         """Addresses to dial now, one per peer, which count as being dialled until `succeeded` or `failed`."""
         for peer in [peer for peer, until in self._sought.items() if until <= now]:
             del self._sought[peer]
-        room = MAX_DIALS - sum(target.dialling for target in self._targets.values())
-        ready = [
-            (peer, target)
-            for peer, target in self._targets.items()
-            if not (target.dialling or self._is_settled(peer, target)) and target.not_before <= now
-        ]
+        room = MAX_DIALS - len(self._dialling)
+        ready = [(peer, target) for peer, target in self._wanted() if target.not_before <= now]
         ready.sort(key=lambda found: (-found[1].kind, found[1].not_before))
         addresses = []
-        for _, target in self._wanted(ready)[: max(room, 0)]:
+        for peer, target in ready[: max(room, 0)]:
             target.dialling = True
+            self._dialling.add(peer)
             addresses.append(target.addresses[target.turn % len(target.addresses)])
         return addresses
 
@@ -173,55 +175,59 @@ class DialPlan:
 
     def next_due(self, now: float) -> float | None:
         """When `due` should be asked next, if nothing else happens; None: not before something does."""
-        idle = [
-            (peer, target)
-            for peer, target in self._targets.items()
-            if not (target.dialling or self._is_settled(peer, target))
-        ]
-        wanted = self._wanted(idle)
+        wanted = self._wanted()
         return max(now, min(target.not_before for _, target in wanted)) if wanted else None
 
-    def _wanted(self, targets: list[tuple[PeerId, _Target]]) -> list[tuple[PeerId, _Target]]:
-        """Those worth a dial: all permanent ones, others while there are too few connections."""
-        enough, lacks_near = len(self._connected) >= self._goal, self._lacks_near()
-        return [
-            (peer, target)
-            for peer, target in targets
-            if target.kind is Kind.PERMANENT
-            or not enough
-            or peer in self._sought
-            or (lacks_near and peer in self.near)
-        ]
+    def _wanted(self) -> list[tuple[PeerId, _Target]]:
+        """Those worth a dial that are not there or being dialled: all permanent ones, others while there are too few
+        connections.
+        """
+        if len(self._connected) < self._goal:
+            peers: Iterable[PeerId] = self._targets
+        else:
+            # Most of the time: nobody looks through thousands of targets then.
+            few = {*self._permanent, *self._sought, *(self.near if self._lacks_near() else ())}
+            peers = sorted(few)
+        found = []
+        for peer in peers:
+            target = self._targets.get(peer)
+            if target is not None and not target.dialling and not self._is_settled(peer, target):
+                found.append((peer, target))
+        return found
 
     def _lacks_near(self) -> bool:
         return bool(self.near) and len(self.near & self._connected) < self._near_goal
 
     def succeeded(self, address: str, now: float) -> None:
         """A dial ended in a connection; `observe` decides how long it lasts."""
-        target = self._target_of(address)
+        target = self._dialled(address)
         if target is not None:
-            target.dialling = False
             self.troubles.pop(address, None)
             # Should the connection be gone before it is observed, this is not a reason to dial in a tight loop.
             target.not_before = now + FIRST_DELAY_SECONDS
 
-    def failed(self, address: str, now: float, reason: str = "") -> None:
-        """A dial failed: back off, try the peer's next address then, and give up on strangers after a while."""
-        target = self._target_of(address)
+    def failed(self, address: str, now: float, reason: str = "", *, nobody: bool = False) -> None:
+        """A dial failed: back off, try the peer's next address then, and give up on strangers after a while.
+
+        `nobody`: there was no program at that address, where else it did not want us.
+        """
+        target = self._dialled(address)
         if target is None:
             return
         if target.kind is Kind.PERMANENT:
             self.troubles[address] = reason
-        target.dialling = False
         target.turn += 1
         if target.turn % len(target.addresses):
             # The peer's other addresses may lead to it now; waiting is for when none does.
             target.not_before = now
             return
         self._back_off(target, now)
+        peer = parse_address(address).peer
+        if nobody and peer not in self._connected:
+            self.out_of_reach(peer)
         given_up = target.failures >= GIVE_UP_AFTER and not _is_missed(target, now)
         if target.kind is not Kind.PERMANENT and given_up:
-            del self._targets[parse_address(address).peer]
+            del self._targets[peer]
 
     def lost(self, peer: PeerId, now: float) -> None:
         """A connection ended. One that had lasted is dialled again at once, one that flaps backs off."""
@@ -256,8 +262,14 @@ class DialPlan:
         target.failures += 1
         target.not_before = now + delay * (0.5 + 0.5 * self._rng.random())
 
-    def _target_of(self, address: str) -> _Target | None:
-        return self._targets.get(parse_address(address).peer)
+    def _dialled(self, address: str) -> _Target | None:
+        """The target of a dial that has ended; None where it is wanted no more."""
+        peer = parse_address(address).peer
+        self._dialling.discard(peer)
+        target = self._targets.get(peer)
+        if target is not None:
+            target.dialling = False
+        return target
 
     def _add(self, peer: PeerId, addresses: list[str], kind: Kind, *, not_before: float) -> None:
         target = self._targets.get(peer)
@@ -266,6 +278,8 @@ class DialPlan:
                 return
             target = self._targets[peer] = _Target(kind, not_before=not_before)
         target.kind = max(target.kind, kind)
+        if target.kind is Kind.PERMANENT:
+            self._permanent.add(peer)
         new = [address for address in addresses if address not in target.addresses]
         # Newer is likelier to be right, but a bootstrap address is never pushed out by what somebody announces.
         order = target.addresses + new if target.kind is Kind.PERMANENT else new + target.addresses

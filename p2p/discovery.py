@@ -86,7 +86,8 @@ async def _dial(transport: Transport, plan: DialPlan, address: str, keeper: "_Ke
         await transport.dial(address)
     except MeshError as error:
         known = address in plan.troubles
-        plan.failed(address, trio.current_time(), str(error))
+        nobody = isinstance(error.__cause__, OSError)
+        plan.failed(address, trio.current_time(), str(error), nobody=nobody)
         if address in plan.troubles and not known:
             _log.warning("cannot reach %s: %s; trying again", address, error)
         else:

@@ -2,8 +2,10 @@
 
 Our own agents ask for announcements, which are signed and expire. A js or go peer without that can still find members:
 
-- *Kademlia peer routing* (libp2p kad-dht specification), as a server, under a protocol id of the mesh's own: PING and
-  FIND_NODE. No values and no provider records are stored: nobody here reads any, and strangers fill a DHT with them.
+- *Kademlia* (libp2p kad-dht specification), as a server, under a protocol id of the mesh's own: PING and FIND_NODE,
+  ADD_PROVIDER of oneself and GET_PROVIDERS within limits (`provider_records`), GET_VALUE, which finds no value but who
+  is closer. PUT_VALUE ends the stream, which is how the protocol refuses: a value counts where a validator of its
+  namespace says so, and this mesh's DHT has no namespace.
 - *rendezvous* (libp2p rendezvous specification): a peer registers itself, and nobody else, under the mesh's id as the
   only namespace, for at most two hours; discovering gives those and the peers that announce.
 
@@ -24,6 +26,7 @@ from libp2p.kad_dht.pb.kademlia_pb2 import Message as KadMessage
 from coppermesh.p2p.errors import RemoteProtocolError, Unreachable
 from coppermesh.p2p.ids import MeshId, PeerId, format_peer
 from coppermesh.p2p.libp2p_circuit import address_bytes, address_text, id_bytes, read_message, write_message
+from coppermesh.p2p.provider_records import ProviderRecords
 from coppermesh.p2p.transport import Stream, Transport
 
 RENDEZVOUS = "/rendezvous/1.0.0"
@@ -63,6 +66,7 @@ class Directory:
         self._mesh = mesh
         self._announced = announced
         self._registered: OrderedDict[PeerId, Registered] = OrderedDict()
+        self._provided = ProviderRecords()
         transport.handle(kad_protocol(mesh), self._serve_kad)
         transport.handle(RENDEZVOUS, self._serve_rendezvous)
 
@@ -91,16 +95,33 @@ class Directory:
             request = await _next(stream, KadMessage)
             if request is None:
                 return
-            if request.type not in (KadMessage.FIND_NODE, KadMessage.PING):
-                raise RemoteProtocolError("kad: only peers are looked up here")
-            answer = KadMessage(type=request.type)
-            if request.type == KadMessage.FIND_NODE:
-                known = self.known(trio.current_time())
+            now = trio.current_time()
+            if request.type == KadMessage.ADD_PROVIDER:
+                # Without an answer, by the specification; what is not taken is not said either.
+                self._add_provider(stream.peer, request, now)
+                continue
+            if request.type not in _ANSWERED:
+                raise RemoteProtocolError("kad: no values are kept here")
+            answer = KadMessage(type=request.type, key=request.key)
+            if request.type == KadMessage.GET_PROVIDERS:
+                for peer, addresses in self._provided.of(request.key, now).items():
+                    _name(answer.providerPeers.add(), peer, addresses)
+            if request.type != KadMessage.PING:
+                known = self.known(now)
                 for peer in closest(request.key, [peer for peer in known if peer != stream.peer]):
-                    entry = answer.closerPeers.add()
-                    entry.id = id_bytes(peer)
-                    entry.addrs.extend(address_bytes(text) for text in known[peer][:MAX_ADDRESSES])
+                    _name(answer.closerPeers.add(), peer, known[peer])
             await write_message(stream, answer)
+
+    def _add_provider(self, peer: PeerId, request: Any, now: float) -> None:
+        for said in request.providerPeers:
+            if said.id == id_bytes(peer):
+                try:
+                    texts = [address_text(data) for data in said.addrs[:MAX_ADDRESSES]]
+                except Unreachable:
+                    continue
+                self._provided.add(
+                    request.key, peer, [text.removesuffix(f"/p2p/{format_peer(peer)}") for text in texts], now
+                )
 
     # Rendezvous
 
@@ -176,6 +197,14 @@ class Directory:
             response.cookie = (start + most).to_bytes(4, "big")
         response.status = OK
         return answer
+
+
+_ANSWERED = (KadMessage.PING, KadMessage.FIND_NODE, KadMessage.GET_PROVIDERS, KadMessage.GET_VALUE)
+
+
+def _name(entry: Any, peer: PeerId, addresses: Sequence[str]) -> None:
+    entry.id = id_bytes(peer)
+    entry.addrs.extend(address_bytes(text) for text in addresses[:MAX_ADDRESSES])
 
 
 def closest(key: bytes, peers: Sequence[PeerId]) -> list[PeerId]:

@@ -151,14 +151,14 @@ def narrows(inner: Quota | None, outer: Quota | None) -> bool:
 
 def check_issue(certificate: Certificate, issuer: Certificate) -> None:
     """Whether the holder of `issuer` may issue `certificate`. Raises Refused with what is wrong."""
+    if not ROLES[certificate.role] <= ROLES[issuer.role]:
+        raise _refused("wider-role", f"{issuer.role} issued {certificate.role}")
     if Right.INVITE not in ROLES[issuer.role] or issuer.depth == 0:
         raise _refused("may-not-issue", "only an admin below whom there is room may")
     if certificate.depth >= issuer.depth:
         raise _refused(
             "may-not-issue", f"below this issuer at most {issuer.depth - 1} further links may hang"
         )
-    if not ROLES[certificate.role] <= ROLES[issuer.role]:
-        raise _refused("wider-role", f"{issuer.role} issued {certificate.role}")
     if not narrows(certificate.quota, issuer.quota):
         raise _refused("wider-quota")
     if certificate.expires_us > issuer.expires_us:

@@ -7,13 +7,14 @@ Two protocols of their own, each one request and one reply in frames as on contr
 | `/coppermesh/membership/1/<id>` | each connection   | Card             | Card           |
 | `/coppermesh/admission/1/<id>`  | the door          | AdmissionRequest | AdmissionReply |
 
-and three more methods on control streams:
+and four more methods on control streams:
 
 | method    | who asks | request       | reply        |
 |-----------|----------|---------------|--------------|
 | `members` | both     | Nothing       | MembersReply |
 | `renew`   | member   | Nothing       | RenewReply   |
 | `rotate`  | both     | RotateRequest | Nothing      |
+| `usage`   | provider | UsageTotal    | UsageTotal   |
 """
 
 from typing import Annotated
@@ -79,6 +80,12 @@ class MembersReply(Message, frozen=True):
     chains: Annotated[list[Chain], Meta(max_length=MAX_KNOWN)]
     revocations: Annotated[list[RevocationNotice], Meta(max_length=MAX_KNOWN)]
     doors: Addresses
+
+
+class UsageTotal(Message, frozen=True):
+    """A Usage, signed by the provider in the request, by the requester in the reply."""
+
+    usage: SignedRecord
 
 
 class RenewReply(Message, frozen=True):

@@ -106,11 +106,14 @@ class Rotation(Record, frozen=True):
 
 
 class Usage(Record, frozen=True):
-    """What `provider` has receipts for: device time that `requester` used there in one hour."""
+    """What `provider` has receipts for: device time that `requester` used there in one hour.
+
+    The provider signs it, and the requester the same body where that can be.
+    """
 
     DOMAIN: ClassVar[str] = "coppermesh/usage/1"
     MAX_BYTES: ClassVar[int] = 256
-    AUTHORS: ClassVar[tuple[str, ...]] = ("provider",)
+    AUTHORS: ClassVar[tuple[str, ...]] = ("provider", "requester")
 
     version: Version
     mesh: Mesh
@@ -128,6 +131,14 @@ class RevocationNotice(msgspec.Struct, frozen=True, array_like=True, forbid_unkn
 
     revocation: SignedRecord
     chain: Chain
+
+
+class UsageNotice(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A Usage as it travels in gossip."""
+
+    by_provider: SignedRecord
+    by_requester: SignedRecord | None
+    """The same body, signed by the requester; nil where it has not signed (yet)."""
 
 
 class MembershipNotice(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

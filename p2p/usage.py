@@ -1,8 +1,13 @@
 """How much device time a member has used, over all providers: what a quota is held against (pure).
 
-A provider knows its own receipts to the microsecond, and of other providers what they last said in signed totals, one
-for each requester, kind of device and hour. Totals only rise, so the highest one heard counts, in whatever order they
-come. A quota of N over a span is used up when the hours that lie in the span by more than nothing sum up to N: a whole
+A provider knows its own receipts to the microsecond, and of other providers what they last said in totals, one for each
+requester, kind of device and hour. Totals only rise, so the highest one heard counts, in whatever order they come.
+
+A total is signed by its provider, and by the requester too where that agrees (`leased_time`). What only the provider
+says counts up to `UNSIGNED_US` for each provider, so that nobody's word starves a member. And a member that signs not
+what it uses gets no more than that from each provider, which knows what it has not signed: refusing pays nobody.
+
+A quota of N over a span is used up when the hours that lie in the span by more than nothing sum up to N: a whole
 hour counts until it has left the span, which errs on the owner's side by less than an hour of use.
 
 What runs right now is told by the caller and counts from its first microsecond. So a requester's overrun is bounded by
@@ -20,6 +25,8 @@ from coppermesh.p2p.membership_records import Quota, Usage
 HOUR_US = 3_600_000_000
 INTERVAL_US = 10_000_000
 """Totals that have changed are told this often: the accounting interval."""
+UNSIGNED_US = 2 * INTERVAL_US
+"""Device time that counts without the requester's signature, of one provider."""
 KEPT_HOURS = 31 * 24
 MAX_TOTALS = 65_536
 MAX_BY_PROVIDER = MAX_TOTALS // 4
@@ -42,6 +49,8 @@ class UsageBook:
         self._me = me
         self._totals: dict[_Place, int] = {}
         self._told: dict[_Place, int] = {}
+        self._signed: dict[_Place, int] = {}
+        """Of these, what the requester has signed; of own ones also what nobody asks it for any more."""
         self._heard: Counter[PeerId] = Counter()
         """Totals by other provider."""
 
@@ -50,8 +59,26 @@ class UsageBook:
         place = _Place(self._me, requester, kind, ended_us // HOUR_US)
         self._totals[place] = self._totals.get(place, 0) + device_us
 
-    def hear(self, usage: Usage, now_us: int) -> bool:
-        """A signed total of another provider. False where it is of no use, or made up."""
+    def excuse(self) -> None:
+        """Own totals so far need no signature for the requester to be served on: they are of an earlier run."""
+        self._signed |= {place: us for place, us in self._totals.items() if place.provider == self._me}
+
+    def signed(self, requester: PeerId, kind: str, hour: int, device_us: int) -> None:
+        """The requester has signed that total of ours."""
+        place = _Place(self._me, requester, kind, hour)
+        self._signed[place] = max(self._signed.get(place, 0), device_us)
+
+    def unsigned_us(self, requester: PeerId, running_us: int) -> int:
+        """Device time that `requester` has used here and not signed, `running_us` of it right now."""
+        own = [place for place in self._totals.keys() | self._signed.keys() if self._is_own(place, requester)]
+        known_us = sum(self._totals.get(place, 0) for place in own) + running_us
+        return max(0, known_us - sum(self._signed.get(place, 0) for place in own))
+
+    def _is_own(self, place: _Place, requester: PeerId) -> bool:
+        return place.provider == self._me and place.requester == requester
+
+    def hear(self, usage: Usage, now_us: int, *, signed: bool) -> bool:
+        """A total of another provider, `signed` by its requester too. False where it is of no use, or made up."""
         hour = now_us // HOUR_US
         if usage.provider == self._me or not hour - KEPT_HOURS <= usage.hour <= (now_us + SKEW_US) // HOUR_US:
             return False
@@ -63,16 +90,20 @@ class UsageBook:
                 return False
             self._heard[place.provider] += 1
         self._totals[place] = max(self._totals.get(place, 0), usage.device_us)
+        if signed:
+            self._signed[place] = max(self._signed.get(place, 0), usage.device_us)
         return True
 
     def used_us(self, requester: PeerId, quota: Quota, now_us: int) -> int:
         """Device time of `requester` that counts against `quota` now, without what runs."""
         first = (now_us - quota.period_us) // HOUR_US
-        return sum(
-            device_us
-            for place, device_us in self._totals.items()
-            if place.requester == requester and place.hour >= first and quota.kind in ("any", place.kind)
-        )
+        used_us, words = 0, Counter[PeerId]()
+        for place, device_us in self._totals.items():
+            if place.requester == requester and place.hour >= first and quota.kind in ("any", place.kind):
+                known_us = device_us if place.provider == self._me else self._signed.get(place, 0)
+                used_us += known_us
+                words[place.provider] += device_us - known_us
+        return used_us + sum(min(us, UNSIGNED_US) for us in words.values())
 
     def news(
         self, running: Mapping[tuple[PeerId, str], int], now_us: int
@@ -97,7 +128,7 @@ class UsageBook:
     def forget_old(self, now_us: int) -> None:
         """Drop what is in no quota's span any more."""
         oldest = now_us // HOUR_US - KEPT_HOURS
-        for table in (self._totals, self._told):
+        for table in (self._totals, self._told, self._signed):
             for place in [place for place in table if place.hour < oldest]:
                 del table[place]
         self._heard = Counter(place.provider for place in self._totals if place.provider != self._me)

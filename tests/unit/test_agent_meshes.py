@@ -336,3 +336,15 @@ def test_where_a_default_mesh_listens(tmp_path):
     nowhere = msgspec.structs.replace(state, listen="")
     assert default_config(config, {"listen": "line 3"}, nowhere).listen.endswith("/2")
     assert default_config(config, {}, nowhere).listen.endswith("/0")
+
+
+def test_a_private_default_mesh_dials_the_peers_it_was_told_to(tmp_path):
+    home = Home(tmp_path / "alice")
+    home.prepare()
+    state = create_private_mesh(home, "lab", "alice", "", "", now_us()).state
+    state = msgspec.structs.replace(state, addresses=["door's"])
+    config = Config(bootstrap=("told",))
+    assert default_config(config, {"bootstrap": "command line"}, state).bootstrap == ("told", "door's")
+    assert default_config(config, {"bootstrap": "line 2"}, state).bootstrap == ("told", "door's")
+    # Those that come with coppermesh for the open mesh are none of a lab's.
+    assert default_config(config, {}, state).bootstrap == ("door's",)

@@ -84,6 +84,11 @@ def test_every_refusal_by_name():
     assert refused([leaf_admin, last], member.peer) == "may-not-issue"
     assert refused([plain, last], member.peer) == "may-not-issue"
     assert refused(second(role="admin", depth=3), member.peer) == "may-not-issue"
+    # Nobody gives a right that it has not, whether it may issue or not.
+    for has, gives in (("member", "admin"), ("submit-only", "member"), ("provide-only", "submit-only")):
+        narrow = lab.certificate(ROOT, issuer.peer, role=has, depth=2)
+        wide = lab.certificate(issuer, member.peer, role=gives, depth=1 if gives == "admin" else 0)
+        assert refused([narrow, wide], member.peer) == "wider-role"
 
 
 def test_a_quota_is_never_wider_than_its_issuers():

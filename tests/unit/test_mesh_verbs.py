@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from blake3 import blake3
 
 from coppermesh.agent import mesh_verbs
 from coppermesh.agent.cli import main
@@ -12,13 +13,22 @@ from coppermesh.agent.clock import now_us
 from coppermesh.agent.home import Home
 from coppermesh.agent.ledger_files import open_database, open_for_reading
 from coppermesh.agent.ledger_scan import find_ledgers, owner_of, scan_ledger
-from coppermesh.agent.mesh_making import adopt_admission, check_name, create_private_mesh, open_private_mesh
+from coppermesh.agent.mesh_making import (
+    adopt_admission,
+    check_name,
+    check_new_name,
+    create_private_mesh,
+    open_private_mesh,
+)
 from coppermesh.agent.mesh_state import find_mesh, private_meshes
 from coppermesh.agent.private_mesh import PrivateMesh, Terms, joining_request
+from coppermesh.p2p.envelope import sign_record
 from coppermesh.p2p.errors import Refused
 from coppermesh.p2p.ids import format_peer
 from coppermesh.p2p.invitation import invitation_text, read_invitation
 from coppermesh.p2p.membership import DAY_US
+from coppermesh.p2p.membership_messages import RotateRequest
+from coppermesh.p2p.membership_records import Rotation
 from coppermesh.p2p.signing import PeerKey
 
 DOOR = "/ip4/192.0.2.1/tcp/4003"
@@ -45,8 +55,19 @@ def ask(capsys, *arguments: str) -> Any:
 def test_making_listing_and_leaving_need_no_agent(home, capsys):
     made = ask(capsys, "create", "lab", "--name", "alice")
     assert (made["role"], made["root_key_here"], made["trouble"]) == ("admin", True, "")
-    [row] = ask(capsys, "list")["meshes"]
-    assert (row["mesh"], row["served"], row["private"]) == ("lab", False, True)
+    row, opened = ask(capsys, "list")["meshes"]
+    assert (row["mesh"], row["served"], row["private"], row["default"]) == ("lab", False, True, False)
+    assert (opened["mesh"], opened["served"], opened["private"], opened["default"]) == (
+        "open",
+        False,
+        False,
+        True,
+    )
+    home.config_path.write_text('mesh = "lab"\n')
+    row, opened = ask(capsys, "list")["meshes"]
+    assert (row["default"], opened["default"]) == (True, False)
+    assert "in no open one" in opened["trouble"]
+    home.config_path.unlink()
     [member] = ask(capsys, "members")["members"]
     assert (member["name"], member["self"], member["issuer"]) == ("alice", True, None)
     assert "not served" in run(capsys, "list")[1]
@@ -100,6 +121,71 @@ def test_which_mesh_is_meant_must_be_clear(home, capsys):
     code, _, err = run(capsys, "leave", "--mesh", "third")
     assert code == 2
     assert "mesh list" in err
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--expires", "12"), ("--expires", "0d"), ("--quota", "20"), ("--quota", "20gpu/day")],
+)
+def test_what_is_no_span_or_quota_is_wrong_usage(home, capsys, option, value):
+    with pytest.raises(SystemExit) as ended:
+        main(["mesh", "invite", option, value])
+    assert ended.value.code == 2
+    assert f"{option}: want a" in capsys.readouterr().err
+
+
+def test_a_home_makes_no_two_meshes_of_one_name(home, capsys):
+    ask(capsys, "create", "lab")
+    with pytest.raises(Refused, match="in a mesh 'lab' already"):
+        check_new_name(home, "lab")
+    check_new_name(home, "lab2")
+
+
+def test_a_door_cannot_lie_about_the_swarm_key(home, alice):
+    """Its number, its maker, the key itself: a newcomer takes what was signed by somebody who may."""
+    home.prepare()
+    now = now_us()
+    invitation = read_invitation(alice.invite(Terms(expires_us=now + DAY_US), [DOOR], now))
+    key = PeerKey.load_or_create(home.key_path(alice.mesh))
+
+    def reply(**changes: Any) -> Any:
+        request = joining_request(key, alice.mesh, alice.key.peer, invitation.token, "bob", now_us())
+        return msgspec.structs.replace(alice.admit(key.peer, "x", request, [], [], now_us()), **changes)
+
+    def refused(said: Any) -> str:
+        with pytest.raises(Refused) as error:
+            adopt_admission(home, invitation, key, said, "", "", now_us())
+        assert private_meshes(home) == []
+        return error.value.code
+
+    assert refused(reply(epoch=1 << 40)) == "forged"
+    alice.rotate(now_us())
+    assert refused(reply(epoch=1 << 40)) == "forged"
+    assert refused(reply(swarm_key=bytes(32))) == "forged"
+    assert refused(reply(rotation=None)) == "forged"
+    # A plain member signs one, with the number that the door then says.
+    chain = reply().chain
+    fresh = bytes(range(32))
+    made = Rotation(1, alice.mesh, key.peer, 5, blake3(fresh).digest(), now_us())
+    bad = RotateRequest(sign_record(key, made), chain, fresh)
+    assert refused(reply(epoch=5, swarm_key=fresh, rotation=bad)) == "no-right"
+    far = Rotation(1, alice.mesh, alice.key.peer, 1 << 61, blake3(fresh).digest(), now_us())
+    bad = RotateRequest(sign_record(alice.key, far), alice.chain, fresh)
+    assert refused(reply(epoch=1 << 61, swarm_key=fresh, rotation=bad)) == "forged"
+    assert adopt_admission(home, invitation, key, reply(), "", "", now_us()).state.epoch == 1
+
+
+def test_a_revocation_that_was_cut_short_is_finished(alice):
+    other = PeerKey.generate()
+    now = now_us()
+    assert not alice.owes_rotation(now)
+    alice.revoke(other.peer, 0, now + 1)
+    assert alice.owes_rotation(now + 1)
+    alice.rotate(now + 2)
+    assert not alice.owes_rotation(now + 2)
+    alice.end_membership(PeerKey.generate().peer, 0, now + 3)
+    assert alice.state.epoch == 2
+    assert not alice.owes_rotation(now + 3)
 
 
 def test_what_is_no_invitation_is_said_before_anything_is_done(home, capsys):

@@ -26,10 +26,11 @@ from coppermesh.p2p.admission import KEPT_US, DoorPace
 from coppermesh.p2p.errors import MeshError, Refused
 from coppermesh.p2p.ids import PeerId, mesh_id
 from coppermesh.p2p.invitation import Invitation, invitation_text, read_invitation
+from coppermesh.p2p.leased_time import LeasedTime
 from coppermesh.p2p.membership import DAY_US, MAX_LIFE_US, SKEW_US, Right
 from coppermesh.p2p.membership_records import Quota, Usage
 from coppermesh.p2p.signing import PeerKey
-from coppermesh.p2p.usage import HOUR_US, INTERVAL_US, UsageBook
+from coppermesh.p2p.usage import HOUR_US, INTERVAL_US, UNSIGNED_US, UsageBook
 
 NOW = 1_800_000_000_000_000
 DOOR = "/ip4/192.0.2.1/tcp/4003/p2p/12D3KooWGjvsjRwpXqrBKnCr68JUBoNLZRQgARhm9yKYBmE7uEDi"
@@ -419,11 +420,11 @@ def test_totals_only_rise_and_own_ones_are_not_taken_from_others():
     book, hour = UsageBook(me), NOW // HOUR_US
     quota = Quota("any", HOUR_US, 2 * HOUR_US)
     book.add_own(bob, "cuda", NOW, 5)
-    assert book.hear(usage(other, bob, 7, hour), NOW)
-    assert book.hear(usage(other, bob, 6, hour), NOW)  # late, and of no effect
-    assert not book.hear(usage(me, bob, 900, hour), NOW)
-    assert not book.hear(usage(other, bob, 7, hour + 2), NOW)
-    assert not book.hear(usage(other, bob, 2000 * HOUR_US, hour), NOW)
+    assert book.hear(usage(other, bob, 7, hour), NOW, signed=True)
+    assert book.hear(usage(other, bob, 6, hour), NOW, signed=True)  # late, and of no effect
+    assert not book.hear(usage(me, bob, 900, hour), NOW, signed=True)
+    assert not book.hear(usage(other, bob, 7, hour + 2), NOW, signed=True)
+    assert not book.hear(usage(other, bob, 2000 * HOUR_US, hour), NOW, signed=True)
     assert book.used_us(bob, quota, NOW) == 12
     assert book.used_us(bob, Quota("cuda", 1, HOUR_US), NOW) == 5
     assert book.used_us(bob, quota, NOW + 4 * HOUR_US) == 0
@@ -475,7 +476,10 @@ def test_two_providers_together_overrun_a_quota_by_less_than_an_interval_each(st
                     for requester, kind, hour, device_us in desks[mine].usage.news(
                         desks[mine].running(), now[0]
                     ):
-                        desks[other].usage.hear(usage(peers[mine], requester, device_us, hour, kind), now[0])
+                        desks[other].usage.hear(
+                            usage(peers[mine], requester, device_us, hour, kind), now[0], signed=True
+                        )
+                        desks[mine].usage.signed(requester, kind, hour, device_us)
             for each in (0, 1):
                 started = running[each]
                 if started is not None and desks[each].against(bob, "cpu") is not None:
@@ -494,9 +498,73 @@ def test_one_provider_cannot_fill_the_book_of_totals(monkeypatch):
     monkeypatch.setattr("coppermesh.p2p.usage.MAX_BY_PROVIDER", 2)
     me, flooder, other = (PeerKey.generate().peer for _ in range(3))
     book, hour = UsageBook(me), NOW // HOUR_US
-    told = [book.hear(usage(flooder, PeerKey.generate().peer, 1, hour), NOW) for _ in range(5)]
+    told = [book.hear(usage(flooder, PeerKey.generate().peer, 1, hour), NOW, signed=True) for _ in range(5)]
     assert told == [True, True, False, False, False]
-    assert book.hear(usage(other, flooder, 1, hour), NOW)
+    assert book.hear(usage(other, flooder, 1, hour), NOW, signed=True)
     book.forget_old(NOW + 40 * DAY_US)
     later = NOW + 40 * DAY_US
-    assert book.hear(usage(flooder, other, 1, later // HOUR_US), later)
+    assert book.hear(usage(flooder, other, 1, later // HOUR_US), later, signed=True)
+
+
+def test_what_only_a_provider_says_starves_nobody():
+    me, liar, other, bob = (PeerKey.generate().peer for _ in range(4))
+    book, hour = UsageBook(me), NOW // HOUR_US
+    quota = Quota("any", HOUR_US, DAY_US)
+    for back in range(20):
+        assert book.hear(usage(liar, bob, 500 * HOUR_US, hour - back), NOW, signed=False)
+    assert book.used_us(bob, quota, NOW) == UNSIGNED_US
+    assert book.hear(usage(other, bob, 7, hour), NOW, signed=True)
+    assert book.hear(usage(other, bob, 7 + UNSIGNED_US + 1, hour), NOW, signed=False)
+    assert book.used_us(bob, quota, NOW) == 7 + 2 * UNSIGNED_US
+
+
+def test_a_member_that_signs_nothing_is_served_no_further():
+    me, bob = PeerKey.generate().peer, PeerKey.generate().peer
+    now = [NOW]
+    desk = QuotaDesk(UsageBook(me), lambda _peer: Quota("cpu", HOUR_US, DAY_US), lambda: now[0])
+    ran = [UNSIGNED_US - 1]
+    desk.running = lambda: {(bob, "cpu"): ran[0]}
+    assert desk.against(bob, "cpu") is None
+    ran[0] += 1
+    reason = desk.against(bob, "cpu")
+    assert reason is not None
+    assert "has not signed" in reason.sentence
+    desk.usage.signed(bob, "cpu", NOW // HOUR_US, UNSIGNED_US)
+    assert desk.against(bob, "cpu") is None
+    desk.running = dict
+    desk.usage.add_own(bob, "cpu", NOW, 2 * UNSIGNED_US)
+    assert desk.against(bob, "cpu") is not None
+    desk.usage.excuse()  # of an earlier run
+    assert desk.against(bob, "cpu") is None
+
+
+def test_a_member_signs_no_more_than_it_has_leased():
+    provider, other, bob = (PeerKey.generate().peer for _ in range(3))
+    leased, hour = LeasedTime(), NOW // HOUR_US
+    minute = 60_000_000
+
+    def signs(device_us: int, now: int, who: PeerId = provider, at: int = hour, kind: str = "cpu") -> bool:
+        return leased.sign(usage(who, bob, device_us, at, kind), now)
+
+    assert not signs(1, NOW)
+    leased.begun(b"one", provider, "cpu", NOW)
+    assert signs(minute, NOW + minute)
+    assert not signs(5 * minute, NOW + minute)
+    assert not signs(1, NOW + minute, other)
+    assert not signs(1, NOW + minute, kind="cuda")
+    # What was signed of one hour is not claimed for another once more.
+    assert not signs(minute, NOW + minute, at=hour - 1)
+    assert not signs(minute, NOW + minute, at=hour + 2)
+    leased.ended(b"one", NOW + 2 * minute)
+    leased.ended(b"one", NOW + 9 * minute)
+    assert signs(2 * minute, NOW + 60 * minute)
+    assert not signs(3 * minute, NOW + 60 * minute)
+    assert signs(2 * minute, NOW + 60 * minute)  # asked again, it signs the same again
+
+
+def test_a_restarted_member_signs_what_its_ledger_shows():
+    provider, bob, minute = PeerKey.generate().peer, PeerKey.generate().peer, 60_000_000
+    leased = LeasedTime()
+    leased.held_before(provider, "cpu", 10 * minute)
+    assert leased.sign(usage(provider, bob, 11 * minute, NOW // HOUR_US), NOW)
+    assert not leased.sign(usage(provider, bob, 12 * minute, NOW // HOUR_US), NOW)

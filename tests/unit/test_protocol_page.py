@@ -19,7 +19,7 @@ from coppermesh.p2p.blob_streams import BlobAnswer, BlobHeader
 from coppermesh.p2p.channel import Frame, Refusal
 from coppermesh.p2p.invitation import Invitation
 from coppermesh.p2p.membership import MEMBERSHIP_CODES, ROLES, Right
-from coppermesh.p2p.membership_records import Quota, RevocationNotice
+from coppermesh.p2p.membership_records import Quota, RevocationNotice, UsageNotice
 from coppermesh.p2p.messages import MAX_FRAME_BYTES, Message, Nothing
 from coppermesh.p2p.proof_files import (
     MAX_EVIDENCE_BYTES,
@@ -119,7 +119,7 @@ STRUCTURES: list[type[msgspec.Struct]] = [
         and kind is not Nothing
     ),
     *(SignedStatement, SignedPayout, EvidenceFile, PlaceFile, StatementFile),
-    *(Quota, RevocationNotice, Invitation),
+    *(Quota, RevocationNotice, UsageNotice, Invitation),
     *(SignedRecord, DeviceOffer, Frame, Refusal, ReceiptFile, BlobHeader, BlobAnswer),
 ]
 
@@ -149,7 +149,7 @@ def test_methods_are_those_of_the_messages_module() -> None:
         f"{messages.__doc__}\n{membership_messages.__doc__}",
         re.MULTILINE,
     )
-    assert len(documented) == 14
+    assert len(documented) == 15
     found = re.findall(
         r"^\| `([a-z]+)` +\| (\w+) +\| (\w+) +\| (\w+) +\|$", PAGE.replace(LEDGERS, ""), re.MULTILINE
     )

@@ -1013,6 +1013,10 @@ def chains() -> Iterator[Vector]:
         ("other-mesh", "wrong-mesh", "a link of another mesh", [first, link(LAB_ADMIN, bob, mesh=MESH)]),
         ("other-subject", "wrong-subject", "shown by another peer", [first, link(LAB_ADMIN, STRANGER)]),
         ("by-a-member", "may-not-issue", "issued by who is no admin", [link(LAB_ROOT, LAB_ADMIN), genuine]),
+        ("wider-role", "wider-role", "an admin by a plain member", [link(LAB_ROOT, LAB_ADMIN, depth=1), link(
+            LAB_ADMIN, bob, role="admin")]),
+        ("wider-submitter", "wider-role", "a provider by one that only submits", [link(
+            LAB_ROOT, LAB_ADMIN, role="submit-only", depth=1), link(LAB_ADMIN, bob, role="provide-only")]),
         ("too-deep", "may-not-issue", "as deep as its issuer", [first, link(LAB_ADMIN, bob, role="admin", depth=2)]),
         ("wider-quota", "wider-quota", "no quota below one with", [narrow, genuine]),
         ("wider-expiry", "wider-expiry", "outlives its issuer", [first, link(
