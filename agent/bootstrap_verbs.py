@@ -18,6 +18,7 @@ from coppermesh.agent.config import Config, ConfigError, environment, load_setti
 from coppermesh.agent.config_file import write_template
 from coppermesh.agent.home import Home
 from coppermesh.agent.log_pace import set_up_logging
+from coppermesh.agent.mesh_state import find_mesh, private_meshes
 from coppermesh.agent.verbs import EXIT_OK, Verbs, add_verb, home_of
 from coppermesh.p2p.errors import Unreachable
 from coppermesh.p2p.ids import format_peer, mesh_id
@@ -73,6 +74,11 @@ def _bootstrap(options: argparse.Namespace) -> int:
         write_template(home.config_path)
         loaded = load_settings(home.config_path, overrides)
         config, origins = loaded.config, loaded.origins
+        if find_mesh(private_meshes(home), config.mesh) is not None:
+            raise option_types.WrongOption(
+                f"--mesh: {config.mesh!r} is a private mesh, whose first peer has to be a member: set provide = false, "
+                "and serve_relay = true below [network], and run `coppermesh agent` in this home"
+            )
         if options.status_port is not None:
             config = replace(config, seed=replace(config.seed, status_port=options.status_port))
         seed = importlib.import_module("coppermesh.bootstrap.seed")

@@ -165,6 +165,8 @@ class AnnouncementBook:
         self._max_peers = max_peers
         self._max_judged = max_judged
         self._entries: dict[PeerId, _Entry] = {}
+        self._shorts: dict[bytes, _Entry] = {}
+        """Those of peers that are not lost, by the short id of their announcement."""
         self._judged: OrderedDict[bytes, Verdict] = OrderedDict()
         self._counts: Counter[Verdict] = Counter()
 
@@ -221,24 +223,16 @@ class AnnouncementBook:
 
     def known_ids(self, now_us: int, limit: int = MAX_PEERS) -> set[bytes]:
         """The short ids of what is alive here, the newest `limit`: what need not be handed to us again."""
-        return {opened.id[:SHORT_ID_BYTES] for opened in self._newest(now_us, frozenset(), limit)}
+        alive = {short for short, entry in self._shorts.items() if entry.expires_us > now_us}
+        if len(alive) <= limit:
+            return alive
+        return {opened.id[:SHORT_ID_BYTES] for opened in _newest(self.alive(now_us), limit)}
 
     def missing(self, known: AbstractSet[bytes], now_us: int, limit: int) -> list[Opened[Announcement]]:
         """The newest `limit` of what is alive here and not in `known`, newest first."""
-        return self._newest(now_us, known, limit)
-
-    def _newest(self, now_us: int, known: AbstractSet[bytes], limit: int) -> list[Opened[Announcement]]:
-        found = [
-            entry.opened
-            for entry in self._entries.values()
-            if entry.opened is not None
-            and entry.expires_us > now_us
-            and not entry.lost
-            and entry.opened.id[:SHORT_ID_BYTES] not in known
-        ]
-        if len(found) <= limit and limit >= MAX_PEERS:
-            return found
-        return heapq.nlargest(limit, found, key=lambda opened: opened.record.issued_us)
+        lacking = (self._shorts[short] for short in self._shorts.keys() - known)
+        found = [entry.opened for entry in lacking if entry.opened is not None and entry.expires_us > now_us]
+        return _newest(found, limit)
 
     def get(self, peer: PeerId) -> Opened[Announcement] | None:
         """The newest announcement of `peer`. It may have expired since `forget_expired` last ran."""
@@ -249,6 +243,7 @@ class AnnouncementBook:
         """The connection to `peer` ended: what it announced does not count until it answers or announces again."""
         entry = self._entries.get(peer)
         if entry is not None:
+            self._unlist(entry)
             entry.lost = True
 
     def forget_expired(self, now_us: int) -> list[PeerId]:
@@ -256,6 +251,7 @@ class AnnouncementBook:
         gone = []
         for peer, entry in list(self._entries.items()):
             if entry.opened is not None and entry.expires_us <= now_us:
+                self._unlist(entry)
                 entry.opened = None
                 gone.append(peer)
             if entry.keep_until_us <= now_us:
@@ -310,6 +306,7 @@ class AnnouncementBook:
         if held is not None and record.sequence <= held.sequence:
             if direct and record.sequence == held.sequence:
                 held.direct, held.lost = True, False
+                self._list(held)
             known = held.opened is not None and held.opened.id == opened.id
             return Verdict.REPLAYED if known else Verdict.STALE
         haste_us = 0
@@ -323,10 +320,19 @@ class AnnouncementBook:
         if held is not None:
             keep_until_us = max(keep_until_us, held.keep_until_us)
             direct = direct or (held.direct and not held.lost)
-        self._entries[opened.signer] = _Entry(
-            record.sequence, record.expires_us, keep_until_us, opened, direct, haste_us, now_us
-        )
+            self._unlist(held)
+        entry = _Entry(record.sequence, record.expires_us, keep_until_us, opened, direct, haste_us, now_us)
+        self._entries[opened.signer] = entry
+        self._list(entry)
         return Verdict.ACCEPTED
+
+    def _list(self, entry: "_Entry") -> None:
+        if entry.opened is not None:
+            self._shorts[entry.opened.id[:SHORT_ID_BYTES]] = entry
+
+    def _unlist(self, entry: "_Entry") -> None:
+        if entry.opened is not None:
+            self._shorts.pop(entry.opened.id[:SHORT_ID_BYTES], None)
 
     def _has_room(self, expires_us: int, now_us: int, direct: bool) -> bool:
         """Is there room for one more peer? Drops the entry nearest expiry where the newcomer goes before it."""
@@ -338,12 +344,18 @@ class AnnouncementBook:
         first = min(self._entries, key=self._rank)
         if self._rank(first) >= (direct, expires_us):
             return False
+        self._unlist(self._entries[first])
         del self._entries[first]
         return True
 
     def _rank(self, peer: PeerId) -> tuple[bool, int]:
         entry = self._entries[peer]
         return entry.direct and not entry.lost and entry.opened is not None, entry.expires_us
+
+
+def _newest(found: list[Opened[Announcement]], limit: int) -> list[Opened[Announcement]]:
+    """The newest first; of the same moment, in an order that is the same everywhere."""
+    return heapq.nlargest(limit, found, key=lambda opened: (opened.record.issued_us, opened.id))
 
 
 class UniformSource(Protocol):

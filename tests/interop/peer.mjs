@@ -2,7 +2,7 @@
 // What it knows of coppermesh is p2p/PROTOCOL.md: Signatures, Records, Announcements.
 import { verify, createPublicKey } from 'node:crypto'
 import { createInterface } from 'node:readline'
-import { decode } from '@msgpack/msgpack'
+import { decode, encode } from '@msgpack/msgpack'
 import { blake3 } from '@noble/hashes/blake3.js'
 import { multiaddr } from '@multiformats/multiaddr'
 
@@ -22,6 +22,7 @@ const { gossipsub } = await import('@libp2p/gossipsub')
 const { identify } = await import('@libp2p/identify')
 const { ping } = await import('@libp2p/ping')
 const { preSharedKey } = await import('@libp2p/pnet')
+const { byteStream } = await import('@libp2p/utils')
 
 const [topic, swarmKey] = process.argv.slice(2)
 const tell = what => process.stdout.write(JSON.stringify(what) + '\n')
@@ -59,6 +60,39 @@ function onMessage (data, author) {
   })
 }
 
+// PROTOCOL.md, The card: one stream, opened by the smaller id; four bytes of length and a MessagePack array each.
+const sendCard = (bytes, card) => {
+  const body = Buffer.from(encode(card))
+  const length = Buffer.alloc(4)
+  length.writeUInt32BE(body.length)
+  return bytes.write(Buffer.concat([length, body]))
+}
+const receiveCard = async bytes => {
+  const length = Buffer.from((await bytes.read({ bytes: 4 })).subarray()).readUInt32BE()
+  const [chain, code, sentence] = decode((await bytes.read({ bytes: length })).subarray())
+  return { links: chain.length, code, sentence }
+}
+// An Ed25519 peer id holds its key: the last 32 bytes of the multihash. Ids are compared as these.
+const keyOf = peer => Buffer.from(peer.toMultihash().bytes).subarray(-32)
+let chain = null
+let membership = null
+
+async function showCard (connection) {
+  const bytes = byteStream(await connection.newStream(membership))
+  await sendCard(bytes, [chain, 'ok', ''])
+  const theirs = await receiveCard(bytes)
+  await sendCard(bytes, [[], 'ok', ''])
+  tell({ card: theirs })
+}
+
+async function answerCard (stream) {
+  const bytes = byteStream(stream)
+  const theirs = await receiveCard(bytes)
+  await sendCard(bytes, [chain, 'ok', ''])
+  const last = await receiveCard(bytes)
+  tell({ card: last.code === 'ok' ? theirs : last })
+}
+
 const node = await createLibp2p({
   addresses: { listen: ['/ip4/127.0.0.1/tcp/0'] },
   transports: [tcp()],
@@ -86,6 +120,19 @@ for await (const line of createInterface({ input: process.stdin })) {
       const connection = await node.dial(multiaddr(command.dial), { signal: AbortSignal.timeout(15000) })
       const milliseconds = await node.services.ping.ping(multiaddr(command.dial))
       tell({ dialled: connection.remotePeer.toString(), security: connection.encryption, ping: milliseconds })
+    } else if (command.chain !== undefined) {
+      // Each link is body, signer and signature, as PROTOCOL.md has a SignedRecord.
+      chain = command.chain.map(link => decode(Buffer.from(link, 'base64')))
+      membership = command.membership
+      await node.handle(membership, stream => { answerCard(stream).catch(error => tell({ turned: error.message })) })
+      tell({ ready: true })
+    } else if (command.enter !== undefined) {
+      const connection = await node.dial(multiaddr(command.enter), { signal: AbortSignal.timeout(15000) })
+      connection.addEventListener('close', () => tell({ closed: true }))
+      if (Buffer.compare(keyOf(node.peerId), keyOf(connection.remotePeer)) < 0) {
+        showCard(connection).catch(error => tell({ turned: error.message }))
+      }
+      tell({ entering: true })
     } else if (command.publish !== undefined) {
       await node.services.pubsub.publish(topic, Buffer.from(command.publish, 'base64'))
       tell({ published: true })

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 import trio
@@ -10,6 +11,7 @@ from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
 from libp2p.discovery.rendezvous.client import RendezvousClient
 from libp2p.discovery.rendezvous.pb.rendezvous_pb2 import Message as RendezvousMessage
+from libp2p.kad_dht import provider_store
 from libp2p.kad_dht.pb.kademlia_pb2 import Message as KadMessage
 from libp2p.peer.peerinfo import info_from_p2p_addr
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_PROTOCOL_ID
@@ -34,6 +36,7 @@ from coppermesh.p2p.libp2p_directory import (
     kad_protocol,
 )
 from coppermesh.p2p.libp2p_transport import open_libp2p_transport
+from coppermesh.p2p.provider_records import LIFE_SECONDS, ProviderRecords
 from coppermesh.p2p.signing import PeerKey
 from coppermesh.p2p.transport import Transport
 
@@ -76,14 +79,97 @@ async def test_find_node_gives_the_twenty_closest_with_their_addresses() -> None
         assert (await read_message(stream, KadMessage)).type == KadMessage.PING
 
 
-@pytest.mark.parametrize("kind", [KadMessage.PUT_VALUE, KadMessage.ADD_PROVIDER, KadMessage.GET_PROVIDERS])
-async def test_nothing_is_stored_for_strangers(kind) -> None:
+async def test_values_are_refused_and_none_is_found() -> None:
     async with seed_and_asker() as (seed, asker):
         stream = await asker.open_stream(seed.peer, kad_protocol(MESH))
-        await write_message(stream, KadMessage(type=kind, key=b"x"))
+        await write_message(stream, KadMessage(type=KadMessage.GET_VALUE, key=b"/v/x"))
+        answer = await read_message(stream, KadMessage)
+        assert (answer.type, answer.record.value, len(answer.closerPeers)) == (
+            KadMessage.GET_VALUE,
+            b"",
+            CLOSEST,
+        )
+        put = KadMessage(type=KadMessage.PUT_VALUE, key=b"/v/x")
+        put.record.key, put.record.value = b"/v/x", b"a stranger's"
+        await write_message(stream, put)
         with pytest.raises(MeshError):
             await read_message(stream, KadMessage)
         assert asker.connected() == [seed.peer]
+
+
+def adding(key: bytes, *peers: PeerId) -> KadMessage:
+    message = KadMessage(type=KadMessage.ADD_PROVIDER, key=key)
+    for peer in peers:
+        entry = message.providerPeers.add()
+        entry.id = id_bytes(peer)
+        entry.addrs.append(address_bytes("/ip4/203.0.114.99/tcp/1"))
+    return message
+
+
+async def providers(asker: Transport, seed: Transport, key: bytes) -> list[tuple[bytes, list[bytes]]]:
+    stream = await asker.open_stream(seed.peer, kad_protocol(MESH))
+    await write_message(stream, KadMessage(type=KadMessage.GET_PROVIDERS, key=key))
+    answer = await read_message(stream, KadMessage)
+    await stream.aclose()
+    assert answer.key == key
+    assert len(answer.closerPeers) == CLOSEST
+    return [(entry.id, list(entry.addrs)) for entry in answer.providerPeers]
+
+
+async def test_a_peer_adds_itself_as_provider_and_nobody_else() -> None:
+    async with seed_and_asker() as (seed, asker):
+        stream = await asker.open_stream(seed.peer, kad_protocol(MESH))
+        await write_message(stream, adding(b"mine", asker.peer, MEMBERS[0]))
+        await write_message(stream, adding(b"theirs", MEMBERS[0]))
+        await write_message(stream, adding(b"k" * 81, asker.peer))
+        await write_message(stream, KadMessage(type=KadMessage.PING))
+        await read_message(stream, KadMessage)
+        mine = (id_bytes(asker.peer), [address_bytes("/ip4/203.0.114.99/tcp/1")])
+        assert await providers(asker, seed, b"mine") == [mine]
+        assert await providers(asker, seed, b"theirs") == []
+        assert await providers(asker, seed, b"k" * 81) == []
+
+
+async def test_the_librarys_own_dht_finds_and_adds_providers(monkeypatch) -> None:
+    """py-libp2p's, as it is but for the protocol's name, on a stock host."""
+    monkeypatch.setattr(provider_store, "PROTOCOL_ID", kad_protocol(MESH))
+    keys = create_new_key_pair()
+    noise = NoiseTransport(keys, noise_privkey=create_noise_key_pair().private_key)
+    listen = [Multiaddr("/ip4/127.0.0.1/tcp/0")]
+    host = new_host(key_pair=keys, sec_opt={NOISE_PROTOCOL_ID: noise}, listen_addrs=listen)
+    async with open_libp2p_transport(PeerKey.generate(), MESH) as seed, host.run(listen_addrs=listen):
+        Directory(seed, MESH, lambda: ANNOUNCED)
+        info = info_from_p2p_addr(Multiaddr(seed.addresses[0]))
+        with trio.fail_after(20):
+            await host.connect(info)
+            store = provider_store.ProviderStore(host)
+            assert await store._send_add_provider(info.peer_id, b"content")
+            ask = partial(store._get_providers_from_peer_with_closers, info.peer_id, b"content")
+            while not (found := (await ask())[0]):  # noqa: ASYNC110 - adding has no answer
+                await trio.sleep(0.05)
+            assert len((await ask())[1]) == CLOSEST
+        assert [one.peer_id for one in found] == [host.get_id()]
+        await host.close()
+
+
+def test_provider_records_are_bounded_and_expire(monkeypatch) -> None:
+    monkeypatch.setattr("coppermesh.p2p.provider_records.MAX_KEYS", 3)
+    monkeypatch.setattr("coppermesh.p2p.provider_records.MAX_RECORDS", 4)
+    records = ProviderRecords()
+    one, two, three = MEMBERS[:3]
+    assert [records.add(b"%d" % key, one, [], 0) for key in range(4)] == [True, True, True, False]
+    assert records.add(b"0", one, ["/ip4/203.0.114.1/tcp/1"], 1)  # repeated: not one more
+    assert len(records) == 3
+    assert records.of(b"0", 1) == {one: ("/ip4/203.0.114.1/tcp/1",)}
+    assert records.add(b"0", two, [], 2)
+    assert records.add(b"0", three, [], 3)
+    assert len(records) == 4
+    assert records.of(b"1", 3) == {}  # the oldest has made room
+    assert list(records.of(b"0", 3)) == [three, two, one]
+    assert list(records.of(b"0", LIFE_SECONDS + 1.5)) == [three, two]
+    assert not records.of(b"0", LIFE_SECONDS + 4)
+    assert len(records) == 0
+    assert not records.add(b"", one, [], 0)
 
 
 def registration(

@@ -134,6 +134,14 @@ def test_what_is_no_span_or_quota_is_wrong_usage(home, capsys, option, value):
     assert f"{option}: want a" in capsys.readouterr().err
 
 
+def test_a_seed_of_a_private_mesh_is_an_agent(home, capsys):
+    ask(capsys, "create", "lab")
+    assert main(["bootstrap", "--mesh", "lab", "--listen", "/ip4/127.0.0.1/tcp/0"]) == 2
+    said = capsys.readouterr().err
+    assert "serve_relay = true" in said
+    assert "coppermesh agent" in said
+
+
 def test_a_home_makes_no_two_meshes_of_one_name(home, capsys):
     ask(capsys, "create", "lab")
     with pytest.raises(Refused, match="in a mesh 'lab' already"):
