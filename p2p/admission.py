@@ -4,6 +4,7 @@ An issuer keeps of each invitation the hash of its token, so that its own files 
 it. A use is counted once for each subject: whoever asks again because the reply was lost gets the same certificate.
 """
 
+import ipaddress
 from typing import Annotated
 
 import msgspec
@@ -114,16 +115,38 @@ class Invitations:
 
 
 class DoorPace:
-    """How many requests a door answers: a bucket for each visitor and one for all."""
+    """How many requests a door answers: a bucket for each visitor, one for its neighbourhood, and one for all.
 
-    def __init__(self, *, each: int = 8, together: int = 120, window_us: int = 60_000_000) -> None:
-        self._each, self._together, self._window_us = each, together, window_us
-        self._times: list[tuple[int, str]] = []
+    One customer of a provider has a whole /64 of IPv6 addresses, and often a /48: those count as one visitor and as one
+    neighbourhood; of IPv4 one address and a /24. So whoever floods the door from one network shuts out that network.
+    """
+
+    def __init__(
+        self, *, each: int = 8, nearby: int = 32, together: int = 120, window_us: int = 60_000_000
+    ) -> None:
+        self._each, self._nearby, self._together, self._window_us = each, nearby, together, window_us
+        self._times: list[tuple[int, str, str]] = []
 
     def admit(self, visitor: str, now_us: int) -> None:
-        """Count a request of `visitor` (where it comes from). Raises Refused with `too-many`."""
+        """Count a request of `visitor` (where it comes from, `/ip4/HOST`). Raises Refused with `too-many`."""
+        who, near = networks_of(visitor)
         self._times = [one for one in self._times if one[0] > now_us - self._window_us]
-        own = sum(who == visitor for _, who in self._times)
-        if own >= self._each or len(self._times) >= self._together:
+        own = sum(one[1] == who for one in self._times)
+        neighbours = sum(one[2] == near for one in self._times)
+        if own >= self._each or neighbours >= self._nearby or len(self._times) >= self._together:
             raise refusal("too-many")
-        self._times.append((now_us, visitor))
+        self._times.append((now_us, who, near))
+
+
+def networks_of(place: str) -> tuple[str, str]:
+    """The two networks that a visitor at `/ip4/HOST` or `/ip6/HOST` belongs to; any other text stands for itself."""
+    host = place.rpartition("/")[2].partition("%")[0]
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return place, place
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    narrow, wide = (32, 24) if address.version == 4 else (64, 48)
+    own, near = (ipaddress.ip_network((address, bits), strict=False) for bits in (narrow, wide))
+    return str(own), str(near)

@@ -1,6 +1,7 @@
 """A private mesh's state, its door's decisions, quotas and invitations: no network."""
 
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -367,6 +368,30 @@ def test_the_doors_pace_forgets():
     pace.admit("b", 2)
     assert code_of(pace.admit, "c", 3) == "too-many"
     pace.admit("a", 11)
+
+
+def test_a_whole_network_counts_as_one_visitor_at_the_door():
+    pace = DoorPace(each=2, nearby=4, together=100, window_us=10)
+    for host in ("2001:db8:1:1::1", "2001:db8:1:1::2"):
+        pace.admit(f"/ip6/{host}", 0)
+    assert code_of(pace.admit, "/ip6/2001:db8:1:1:ffff::3", 0) == "too-many"
+    for host in ("2001:db8:1:2::1", "2001:db8:1:3::1"):
+        pace.admit(f"/ip6/{host}", 0)
+    # Another /64 of the same /48: its neighbours have had their share. A stranger has not.
+    assert code_of(pace.admit, "/ip6/2001:db8:1:4::1", 0) == "too-many"
+    pace.admit("/ip6/2001:db8:2:1::1", 0)
+    for host in ("198.51.100.1", "198.51.100.2", "198.51.100.3", "::ffff:198.51.100.4"):
+        pace.admit(f"/ip4/{host}", 0)
+    assert code_of(pace.admit, "/ip4/198.51.100.9", 0) == "too-many"
+    pace.admit("/ip4/203.0.113.1", 0)
+
+
+def test_a_flood_from_one_network_leaves_the_door_open_for_others():
+    pace = DoorPace()
+    for number in range(1000):
+        with suppress(Refused):
+            pace.admit(f"/ip6/2001:db8:1:{number:x}::1", number)
+    pace.admit("/ip6/2001:db8:ffff::1", 1000)
 
 
 # Terms and quotas
