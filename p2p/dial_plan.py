@@ -319,11 +319,26 @@ def may_be_dialled(text: str, peer: PeerId, own: Sequence[str]) -> bool:
         return False
     if address.peer != peer:
         return False
-    reach = _reach(address)
+    return _is_within_reach(_reach(address), own)
+
+
+def _is_within_reach(reach: str, own: Sequence[str]) -> bool:
     if reach in ("public", "never"):
         return reach == "public"
     mine = {_reach(parsed) for parsed in map(_parse_or_none, own) if parsed is not None and not parsed.relay}
     return "loopback" in mine or (reach == "private" and "private" in mine)
+
+
+def hosts_worth_dialling(target: Address, hosts: Sequence[str], own: Sequence[str]) -> list[str]:
+    """Of the `hosts` that a name turned out to stand for, those that may be dialled, given this agent's addresses.
+
+    Whoever owns a public name can point it into anybody's private network, so what it stands for is judged like an
+    announced address. A name that does not look public (`localhost`, `nas.lan`) is never learned from others: it was
+    configured here, and means what it says.
+    """
+    if _reach(target) != "public":
+        return list(hosts)
+    return [host for host in hosts if _is_within_reach(_reach_of_host(host), own)]
 
 
 def _parse_or_none(text: str) -> Address | None:
@@ -340,7 +355,11 @@ def _reach(address: Address) -> str:
         last = address.host.rsplit(".", 1)[-1].lower()
         looks_public = "." in address.host and last not in ("local", "localhost", "internal", "lan", "home")
         return "public" if looks_public and not last.isdecimal() else "never"
-    host = ipaddress.ip_address(address.host)
+    return _reach_of_host(address.host)
+
+
+def _reach_of_host(text: str) -> str:
+    host = ipaddress.ip_address(text)
     if isinstance(host, ipaddress.IPv6Address) and host.ipv4_mapped is not None:
         host = host.ipv4_mapped
     if host.is_loopback:

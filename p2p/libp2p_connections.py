@@ -14,14 +14,16 @@ nobody has anything under way.
 import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import trio
 
 from coppermesh.p2p.addresses import Address, format_host, is_loopback
+from coppermesh.p2p.dial_plan import hosts_worth_dialling
 from coppermesh.p2p.errors import MeshError, Refused, Unreachable
 from coppermesh.p2p.ids import PeerId, format_peer, short_peer
-from coppermesh.p2p.libp2p_tcp import open_tcp
+from coppermesh.p2p.libp2p_tcp import open_tcp, resolve
 from coppermesh.p2p.libp2p_upgrade import Identity, Secured, prove, upgrade
 from coppermesh.p2p.libp2p_yamux import BufferBudget, YamuxConnection
 from coppermesh.p2p.libp2p_yamux_stream import YamuxStream
@@ -66,6 +68,7 @@ class ConnectionTable:
         on_stream: Callable[[YamuxStream], None],
         on_event: Callable[[PeerUp | PeerDown], None],
         open_circuit: Callable[[Address], Awaitable[trio.SocketStream]],
+        own_addresses: Callable[[], Sequence[str]],
     ) -> None:
         self._identity = identity
         self.swarm_key = swarm_key
@@ -77,6 +80,7 @@ class ConnectionTable:
         self._on_stream = on_stream
         self._on_event = on_event
         self._open_circuit = open_circuit
+        self._own_addresses = own_addresses
         self.local_port = 0
         """The port this agent listens on, from which it dials as well; 0: any."""
         self._peers: dict[PeerId, list[Connection]] = {}
@@ -169,9 +173,24 @@ class ConnectionTable:
             except Refused as error:
                 raise Unreachable(f"{target}: {error.sentence}") from error
         try:
-            return await open_tcp(target.kind, target.host, target.port, self.local_port)
+            return await self._open_any(target)
         except OSError as error:
             raise Unreachable(f"{target}: {error.strerror or error}") from error
+
+    async def _open_any(self, target: Address) -> trio.SocketStream:
+        """Connect to the target's host, or to one of those that its name stands for. Raises OSError, Unreachable."""
+        if target.kind in ("ip4", "ip6"):
+            return await open_tcp(target.kind, target.host, target.port, self.local_port)
+        found = await resolve(target.kind, target.host, target.port)
+        hosts = hosts_worth_dialling(target, found, self._own_addresses())
+        if not hosts:
+            raise Unreachable(
+                f"{target}: {target.host} stands for hosts of a network that this agent is not in"
+            )
+        for host in hosts[:-1]:
+            with suppress(OSError):
+                return await open_tcp("ip6" if ":" in host else "ip4", host, target.port, self.local_port)
+        return await open_tcp("ip6" if ":" in hosts[-1] else "ip4", hosts[-1], target.port, self.local_port)
 
     async def probe(self, target: Address) -> Probe:
         """Reach the target, have it prove its key, and hang up: no connection comes of it, at either side.

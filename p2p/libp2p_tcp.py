@@ -19,6 +19,10 @@ CONNECT_SECONDS = 5.0
 NEAR_SECONDS = 2.0
 """Two, to an address of a private network: it is near, or in somebody else's network and leads nowhere."""
 
+RESOLVE_SECONDS = 5.0
+MAX_HOSTS = 4
+"""Of one name."""
+
 
 def share_port(listener: trio.SocketListener) -> None:
     """Let this process dial from the listener's port."""
@@ -26,18 +30,29 @@ def share_port(listener: trio.SocketListener) -> None:
 
 
 async def open_tcp(kind: str, host: str, port: int, local_port: int) -> trio.SocketStream:
-    """A TCP connection, from `local_port` where that is not 0 and can be. Raises OSError, also where nobody answers."""
+    """A TCP connection to the IP address `host`, from `local_port` where that is not 0 and can be. Raises OSError."""
     seconds = CONNECT_SECONDS if not is_private(host) else NEAR_SECONDS
     with trio.move_on_after(seconds):
         if local_port and kind in ("ip4", "ip6") and not is_loopback(host):
             stream = await _open_from(kind, host, port, local_port)
             if stream is not None:
                 return stream
-        try:
-            return await trio.open_tcp_stream(host, port)
-        except UnicodeError as error:
-            raise OSError(errno.EINVAL, f"{host!r} is no host name") from error
+        return await trio.open_tcp_stream(host, port)
     raise OSError(errno.ETIMEDOUT, f"no answer within {seconds:g} s")
+
+
+async def resolve(kind: str, name: str, port: int) -> list[str]:
+    """The hosts that a name (`dns`, `dns4` or `dns6`) stands for, at most `MAX_HOSTS`. Raises OSError: none."""
+    family = {"dns4": socket.AF_INET, "dns6": socket.AF_INET6}.get(kind, socket.AF_UNSPEC)
+    try:
+        with trio.fail_after(RESOLVE_SECONDS):
+            found = await trio.socket.getaddrinfo(name, port, family, socket.SOCK_STREAM)
+    except UnicodeError as error:
+        raise OSError(errno.EINVAL, f"{name!r} is no host name") from error
+    except trio.TooSlowError:
+        raise OSError(errno.ETIMEDOUT, f"no answer for {name!r} within {RESOLVE_SECONDS:g} s") from None
+    # Each once, in the resolver's order; one with a scope belongs to one interface of this machine.
+    return [host for host in dict.fromkeys(str(each[4][0]) for each in found) if "%" not in host][:MAX_HOSTS]
 
 
 async def _open_from(kind: str, host: str, port: int, local_port: int) -> trio.SocketStream | None:

@@ -137,6 +137,7 @@ class Libp2pTransport:
             on_stream=self._on_stream,
             on_event=lambda event: self._doorkeeper.on_event(event),
             open_circuit=lambda target: self._reach.open_circuit(target),
+            own_addresses=lambda: self.addresses,
         )
         self._doorkeeper = Doorkeeper(
             key.peer,
