@@ -102,7 +102,10 @@ class SeedNode:
                 if isinstance(event, ChannelUp):
                     self.met += 1
                     nursery.start_soon(self.announcer.fetch, event.peer)
-                elif self.relay is not None:
+                    continue
+                # Newcomers are told of it again once it is back: until then they would dial the dead.
+                self.book.lost(event.peer)
+                if self.relay is not None:
                     self.relay.peer_left(event.peer)
 
     async def tidy(self) -> None:
