@@ -25,7 +25,7 @@ from coppermesh.exec.errors import ExecError
 from coppermesh.exec.supervisor import InputBuffer, RunOutcome, Supervisor, Worker, WorkerLimits
 from coppermesh.exec.trace_digests import TraceDigests
 from coppermesh.p2p.blob_store import BlobMissing, BlobStore, Scope, StoreFull
-from coppermesh.p2p.blobs import LEAF_BYTES, digest_of, roots_digest
+from coppermesh.p2p.blobs import roots_digest
 from coppermesh.p2p.encoding import decode
 from coppermesh.p2p.envelope import Opened, open_record, sign_record
 from coppermesh.p2p.errors import MeshError, Refused, RemoteProtocolError
@@ -40,7 +40,6 @@ BLOBS_US = 60_000_000
 """How long the blobs of a task may take before its lease counts as idle to those who wait."""
 ISSUE_SECONDS = 60.0
 """Longest that hashing and storing outputs and committing a receipt may take."""
-HASH_IN_THREAD_BYTES = 4 * LEAF_BYTES
 NODES_IN_LOOP = 2000
 KeepDigests = Callable[[Opened[Receipt], RunOutcome, Sequence[bytes]], Awaitable[None]]
 """Takes a receipt that was just issued, its run with the digests, and the roots of its outputs."""
@@ -247,6 +246,7 @@ class LeaseServer:
         seconds = max(0.0, (self.lease.record.expires_us - self._now_us()) / 1e6)
         try:
             with trio.move_on_after(seconds), self._ending:
+                self._store.rings.lease_began(self.lease.id, self._scope)
                 await self._serve()
         except trio.Cancelled:
             self.stop("stopping", "the provider is stopping")
@@ -271,6 +271,7 @@ class LeaseServer:
 
     async def _close(self) -> None:
         self._over = True
+        self._store.rings.lease_ended(self.lease.id)
         for accepted in list(self._tasks.values()):
             self._forget(accepted)
         with trio.CancelScope(shield=True):
@@ -356,11 +357,7 @@ class LeaseServer:
         status, code = outcome.status, outcome.code
         try:
             for output in outcome.outputs:
-                if output.size >= HASH_IN_THREAD_BYTES:
-                    root = await trio.to_thread.run_sync(digest_of, output.view)
-                else:
-                    root = digest_of(output.view)
-                await self._store.put(self._scope, root, output.view)
+                root = await self._store.add(self._scope, output.view)
                 outputs.append((root, output.size))
         except StoreFull as error:
             _log.error("lease %s: outputs could not be kept: %s", self.lease.id.hex()[:8], error)

@@ -304,6 +304,7 @@ class Requester:
         self.leases[granted.lease.id] = HeldLease(granted)
         if self.leased is not None:
             self.leased.begun(granted.lease.id, granted.provider, lease.device_kind, self._now_us())
+        self._store.rings.lease_began(granted.lease.id, (self._scope[0], granted.provider))
         self._feed(
             LeaseUp(
                 granted.lease.id,
@@ -317,6 +318,8 @@ class Requester:
         )
 
     def _drop_lease(self, lease: bytes) -> HeldLease | None:
+        """Forget a lease, and the memory that transfers under it used."""
+        self._store.rings.lease_ended(lease)
         if self.leased is not None:
             self.leased.ended(lease, self._now_us())
         return self.leases.pop(lease, None)

@@ -200,6 +200,7 @@ class TaskDriver:
                     source.leaves,
                     source.fd,
                     size=source.size,
+                    rings=self._store.rings,
                 )
         return small
 

@@ -23,12 +23,14 @@ import trio
 
 from coppermesh.p2p.blob_files import BlobFiles, GrantLog, Scope, StoreFull, manifest_checked, read_exactly
 from coppermesh.p2p.blob_handles import BlobWriter, OpenBlob
+from coppermesh.p2p.blob_hashing import hash_leaves
 from coppermesh.p2p.blob_memory import MEMORY_BYTES, SMALL_BYTES, SmallBlobs
 from coppermesh.p2p.blob_partials import Partial, PartialBlobs
 from coppermesh.p2p.blob_table import BlobTable, Entry, charge_of
-from coppermesh.p2p.blobs import Buffer, as_bytes_view, blob_root, digest_of, leaf_count
+from coppermesh.p2p.blobs import Buffer, as_bytes_view, blob_root, leaf_count, leaf_digests
 from coppermesh.p2p.errors import MeshError, RemoteProtocolError
 from coppermesh.p2p.ids import Digest, PeerId
+from coppermesh.p2p.receive_rings import ReceiveRings
 
 __all__ = [
     "MEMORY_BYTES",
@@ -75,6 +77,8 @@ class BlobStore:
         self._files = files
         self._log = log
         self._table = table
+        self.rings = ReceiveRings()
+        """What transfers into and out of this store hold in memory."""
         self._memory = SmallBlobs()
         self._partials = PartialBlobs()
         self._damaged = 0
@@ -148,13 +152,11 @@ class BlobStore:
     # Adding
 
     async def add(self, scope: Scope, data: Buffer) -> Digest:
-        """Store bytes of our own and return their root. Raises StoreFull."""
+        """Store bytes of our own, hashed once and not to change meanwhile; their root. Raises StoreFull."""
         view = as_bytes_view(data)
-        if len(view) <= SMALL_BYTES:
-            root = digest_of(view)
-        else:
-            root = await trio.to_thread.run_sync(digest_of, view)
-        await self.put(scope, root, view)
+        leaves = leaf_digests(view) if len(view) <= SMALL_BYTES else await hash_leaves(view)
+        root = blob_root(len(view), leaves)
+        await self._put_many(scope, [(root, view)], {root: leaves})
         return root
 
     async def put(self, scope: Scope, root: Digest, data: Buffer) -> None:
@@ -166,6 +168,12 @@ class BlobStore:
 
     async def put_many(self, scope: Scope, blobs: Sequence[tuple[Digest, Buffer]]) -> None:
         """`put` for several with one visit to a thread: all of them or none."""
+        await self._put_many(scope, blobs, {})
+
+    async def _put_many(
+        self, scope: Scope, blobs: Sequence[tuple[Digest, Buffer]], hashed: dict[Digest, list[bytes]]
+    ) -> None:
+        """`hashed`: leaf digests of those that were hashed here just now; the others are checked."""
         wanted = {root: as_bytes_view(data) for root, data in blobs if not self._is_verified(scope, root)}
         if not wanted:
             return
@@ -173,7 +181,7 @@ class BlobStore:
         await self._reserve(scope, charge)
         paths = {root: self._files.next_incoming() for root in wanted}
         try:
-            manifests = await trio.to_thread.run_sync(self._write_checked, wanted, paths)
+            manifests = await trio.to_thread.run_sync(self._write_checked, wanted, paths, hashed)
         finally:
             self._table.release(scope, charge)
         self._publish(scope, [(root, len(wanted[root]), manifests[root], paths[root]) for root in wanted])
@@ -316,13 +324,13 @@ class BlobStore:
                 raise
 
     def _write_checked(
-        self, wanted: dict[Digest, memoryview], paths: dict[Digest, Path]
+        self, wanted: dict[Digest, memoryview], paths: dict[Digest, Path], hashed: dict[Digest, list[bytes]]
     ) -> dict[Digest, list[bytes]]:
         # Runs in a thread: touches only files that have no name in the store yet.
         manifests = {}
         try:
             for root, view in wanted.items():
-                leaves = manifest_checked(root, view)
+                leaves = hashed.get(root) or manifest_checked(root, view)
                 if leaves is None:
                     raise RemoteProtocolError(f"the bytes given for blob {root.hex()[:16]} do not hash to it")
                 self._files.write_new(paths[root], view)

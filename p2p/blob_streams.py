@@ -15,15 +15,15 @@ from coppermesh.p2p.blobs import DIGEST_BYTES, LEAF_BYTES, leaf_count, leaves_of
 from coppermesh.p2p.encoding import decode, encode
 from coppermesh.p2p.errors import LocalProtocolError, MeshError, RemoteProtocolError, Unreachable
 from coppermesh.p2p.framing import HEADER_BYTES, encode_frame
-from coppermesh.p2p.ids import Digest, PeerId, short_peer
+from coppermesh.p2p.ids import Digest, MeshId, PeerId, short_peer
+from coppermesh.p2p.receive_rings import RING_BYTES, RING_LEAVES, ReceiveRings
 from coppermesh.p2p.records import Count, Hash, Sentence
 from coppermesh.p2p.transport import Stream
 
 LEAF_SECONDS = 30.0
 MAX_HEADER_BYTES = 1024
-RING_LEAVES = 4
-"""What a transfer holds in memory while it receives; and twice READ_LEAVES while it sends from a file."""
-READ_LEAVES = 2
+READ_LEAVES = RING_LEAVES // 2
+"""What a transfer holds in memory: a ring while it receives, and two halves of one while it sends from a file."""
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -96,7 +96,9 @@ class FileSource:
 Source = MemorySource | FileSource
 
 
-async def send_manifest_and_leaves(stream: Stream, leaves: list[bytes], source: Source, first: int) -> None:
+async def send_manifest_and_leaves(
+    stream: Stream, mesh: MeshId, leaves: list[bytes], source: Source, first: int, rings: ReceiveRings
+) -> None:
     """The manifest, unless the receiver has it, and the leaves from `first` on."""
     if leaves and not first:
         with within(LEAF_SECONDS, stream.peer, "blob manifest"):
@@ -104,13 +106,15 @@ async def send_manifest_and_leaves(stream: Stream, leaves: list[bytes], source: 
     if isinstance(source, MemorySource):
         await _send_leaves(stream, source.view[first * LEAF_BYTES :], first)
     elif first < len(leaves):
-        await _send_file(stream, source, first)
+        size = min(RING_BYTES, 2 * min(source.size, READ_LEAVES * LEAF_BYTES))
+        with rings.borrow((mesh, stream.peer), size) as ring:
+            await _send_file(stream, source, first, ring)
 
 
-async def _send_file(stream: Stream, source: FileSource, first: int) -> None:
-    """Read the next leaves, in a thread, while those before are sent."""
-    step = min(source.size, READ_LEAVES * LEAF_BYTES)
-    buffers = [memoryview(bytearray(step)) for _ in range(2)]
+async def _send_file(stream: Stream, source: FileSource, first: int, ring: memoryview) -> None:
+    """Read the next leaves, in a thread, into one half of the ring while those in the other are sent."""
+    step = len(ring) // 2
+    buffers = [ring[:step], ring[step:]]
     # Without a buffer: handing a piece over means that the one before is sent and its memory is free again.
     full, to_send = trio.open_memory_channel[tuple[int, memoryview]](0)
 
@@ -148,7 +152,7 @@ async def receive_blob(
     Raises RemoteProtocolError at the first wrong one; nothing is kept then.
     """
     if kept is not None:
-        await _receive_leaves(stream, size, kept)
+        await _receive_leaves(stream, size, kept, store.rings, scope[0])
         kept.commit()
         return
     manifest = bytearray(DIGEST_BYTES * leaf_count(size))
@@ -156,7 +160,7 @@ async def receive_blob(
         await stream.receive_into(memoryview(manifest))
     leaves = [bytes(manifest[at : at + DIGEST_BYTES]) for at in range(0, len(manifest), DIGEST_BYTES)]
     with set_aside_if_cut(await store.begin(scope, root, size, leaves)) as writer:
-        await _receive_leaves(stream, size, writer)
+        await _receive_leaves(stream, size, writer, store.rings, scope[0])
         writer.commit()
 
 
@@ -171,14 +175,21 @@ def set_aside_if_cut(writer: BlobWriter) -> Iterator[BlobWriter]:
             raise
 
 
-async def _receive_leaves(stream: Stream, size: int, writer: BlobWriter) -> None:
+async def _receive_leaves(
+    stream: Stream, size: int, writer: BlobWriter, rings: ReceiveRings, mesh: MeshId
+) -> None:
+    slots = max(1, min(RING_LEAVES, leaf_count(size) - writer.done))
+    with rings.borrow((mesh, stream.peer), min(size, slots * LEAF_BYTES)) as ring:
+        await _receive_into_ring(stream, size, writer, ring)
+
+
+async def _receive_into_ring(stream: Stream, size: int, writer: BlobWriter, ring: memoryview) -> None:
     """Receive leaves into a ring while those before are checked and written, as many at once as there are.
 
     A thread is visited for all that have arrived meanwhile: on a busy machine the visit costs more than the work.
     """
     first, count = writer.done, leaf_count(size)
-    slots = max(1, min(RING_LEAVES, count - first))
-    ring = memoryview(bytearray(min(size, slots * LEAF_BYTES)))
+    slots = max(1, leaf_count(len(ring)))
     free, full = trio.Semaphore(slots), trio.Semaphore(0)
 
     async def receive() -> None:

@@ -45,6 +45,7 @@ from coppermesh.p2p.blobs import LEAF_BYTES, MAX_BLOB_BYTES, Buffer, as_bytes_vi
 from coppermesh.p2p.channel import clean_sentence
 from coppermesh.p2p.errors import LocalProtocolError, Refused, RemoteProtocolError, Unreachable
 from coppermesh.p2p.ids import Digest, MeshId, PeerId
+from coppermesh.p2p.receive_rings import ReceiveRings
 from coppermesh.p2p.transport import Stream, Transport
 
 QUEUE_SECONDS = 60.0
@@ -183,7 +184,9 @@ class BlobService:
             if blob.size != header.size or header.first > len(blob.leaves):
                 raise Refused("unknown-blob", f"that blob has {blob.size} bytes, not {header.size}")
             await send_frame(stream, BlobAnswer("go"))
-            await send_manifest_and_leaves(stream, blob.leaves, FileSource(blob.fd, blob.size), header.first)
+            source = FileSource(blob.fd, blob.size)
+            rings = self._store.rings
+            await send_manifest_and_leaves(stream, self._mesh, blob.leaves, source, header.first, rings)
         self.counts.got += 1
         self.counts.resumed += header.first > 0
         self.counts.bytes_out += max(0, header.size - header.first * LEAF_BYTES)
@@ -199,11 +202,13 @@ async def send_blob(
     *,
     size: int | None = None,
     patience_s: float = 0.0,
+    rings: ReceiveRings | None = None,
 ) -> None:
     """Put a blob into this agent's scope at `peer`; nothing is sent where it is there already.
 
     `leaves`: its leaf digests. `source`: its bytes, or a descriptor to read them from (then give `size`).
     `patience_s`: when the connection breaks, wait so long for another one and go on where it broke.
+    `rings`: the store's, so that reading from a descriptor uses memory again under a lease.
     Send a few at a time: `peer` serves `MAX_TRANSFERS_PER_PEER` at once. Raises Unreachable; Refused (`store-full`,
     `too-large`, `busy`, or what `peer`'s policy says); RemoteProtocolError; LocalProtocolError where `leaves`, `root`
     and `size` do not belong together.
@@ -216,12 +221,19 @@ async def send_blob(
         bytes_source = MemorySource(as_bytes_view(source))
     if len(leaves) != leaf_count(bytes_source.size) or blob_root(bytes_source.size, leaves) != root:
         raise LocalProtocolError(f"these leaf digests and this size are not of blob {root.hex()[:16]}")
-    attempt = partial(_send_once, transport, mesh, peer, root, leaves, bytes_source)
+    memory = ReceiveRings() if rings is None else rings
+    attempt = partial(_send_once, transport, mesh, peer, root, leaves, bytes_source, memory)
     await _with_patience(transport, peer, patience_s, attempt)
 
 
 async def _send_once(
-    transport: Transport, mesh: MeshId, peer: PeerId, root: Digest, leaves: list[bytes], bytes_source: Source
+    transport: Transport,
+    mesh: MeshId,
+    peer: PeerId,
+    root: Digest,
+    leaves: list[bytes],
+    bytes_source: Source,
+    rings: ReceiveRings,
 ) -> None:
     async with _opened(transport, mesh, peer, BlobHeader("put", root, bytes_source.size)) as (stream, answer):
         if answer.state == "have":
@@ -231,7 +243,7 @@ async def _send_once(
         if answer.first > len(leaves):
             raise RemoteProtocolError(f"it has {answer.first} of {len(leaves)} leaves")
         try:
-            await send_manifest_and_leaves(stream, leaves, bytes_source, answer.first)
+            await send_manifest_and_leaves(stream, mesh, leaves, bytes_source, answer.first, rings)
         except Unreachable:
             # It may have stopped taking bytes to say why: its disk is full.
             with suppress(Unreachable, RemoteProtocolError), within(_REASON_SECONDS, peer, "a reason"):

@@ -2,7 +2,7 @@
 
 import os
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,9 +13,9 @@ import trio
 import trio.testing
 
 from coppermesh.p2p import blob_streams, transfer
-from coppermesh.p2p.blob_store import BlobStore, StoreFull, open_blob_store
+from coppermesh.p2p.blob_store import BlobStore, BlobWriter, StoreFull, open_blob_store
 from coppermesh.p2p.blob_streams import BlobAnswer, BlobHeader, receive_frame, send_frame
-from coppermesh.p2p.blobs import LEAF_BYTES, digest_of, leaf_digests
+from coppermesh.p2p.blobs import LEAF_BYTES, Buffer, digest_of, leaf_digests, leaves_of
 from coppermesh.p2p.encoding import encode
 from coppermesh.p2p.errors import LocalProtocolError, Refused, RemoteProtocolError, Unreachable
 from coppermesh.p2p.framing import encode_frame
@@ -500,3 +500,166 @@ async def test_impossible_first_leaves_are_refused(tmp_path: Path) -> None:
     async with lying_server(tmp_path, lie) as (client, _):
         with pytest.raises(RemoteProtocolError, match="4 of 3"):
             await send_blob(client, MESH, SERVER.peer, root, leaf_digests(data), data)
+
+
+# Odd moments
+
+
+@pytest.mark.parametrize("size", [LEAF_BYTES, LEAF_BYTES + 1, 3 * LEAF_BYTES, 3 * LEAF_BYTES + 5])
+async def test_a_put_that_breaks_at_any_border_of_leaves_goes_on_there(tmp_path: Path, size: int) -> None:
+    data, root = blob_of(size)
+    whole = size // LEAF_BYTES
+    async with world(tmp_path) as both:
+        for done in range(1, whole + 1):
+            async with raw(both, BlobHeader("put", root, size)) as stream:
+                answer = await receive_frame(stream, BlobAnswer)
+                assert (answer.state, answer.first) == ("go", done - 1)
+                if done == 1:
+                    await stream.send_all(b"".join(leaf_digests(data)))
+                if done * LEAF_BYTES == size:
+                    break
+                await stream.send_all(data[(done - 1) * LEAF_BYTES : done * LEAF_BYTES])
+                await trio.testing.wait_all_tasks_blocked(0.01)
+            await leaves_here(both.server_store, done)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        await both.send(data)
+        assert await both.server_store.read((MESH, CLIENT.peer), root) == data
+        assert both.server_store.statistics().reserved_bytes == 0
+
+
+async def test_one_blob_sent_and_fetched_twice_at_once_is_there_once(tmp_path: Path) -> None:
+    data, root = blob_of(6 * LEAF_BYTES + 3)
+    async with world(tmp_path) as both:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(both.send, data)
+            nursery.start_soon(both.send, data)
+        statistics = both.server_store.statistics()
+        assert (statistics.blobs, statistics.reserved_bytes) == (1, 0)
+        assert statistics.used_bytes == -(-len(data) // 4096) * 4096
+        fetched: list[bytes] = []
+
+        async def fetch() -> None:
+            fetched.append(await both.fetch(root, len(data)))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fetch)
+            nursery.start_soon(fetch)
+        assert fetched == [data, data]
+        assert both.client_store.statistics().reserved_bytes == 0
+        assert list((tmp_path / "server" / "incoming").iterdir()) == []
+        assert list((tmp_path / "client" / "incoming").iterdir()) == []
+
+
+async def test_bytes_that_change_while_they_are_sent_keep_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, root = blob_of(16 * LEAF_BYTES)
+    changing = bytearray(data)
+    usual = BlobWriter.write_leaves
+    written: list[int] = []
+
+    async def change_then_write(self: BlobWriter, leaves: Buffer) -> None:
+        changing[-1] ^= not written
+        written.append(len(leaves))
+        await usual(self, leaves)
+
+    monkeypatch.setattr(BlobWriter, "write_leaves", change_then_write)
+    async with world(tmp_path) as both:
+        with pytest.raises(Unreachable):
+            await send_blob(both.client, MESH, SERVER.peer, root, leaf_digests(data), changing)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert len(written) > 1, "it was found before it happened"
+        statistics = both.server_store.statistics()
+        assert (statistics.blobs, statistics.partial, statistics.reserved_bytes) == (0, 0, 0)
+        assert both.service.counts.faults == 1
+        await both.send(data)
+        assert await both.server_store.read((MESH, CLIENT.peer), root) == data
+
+
+async def test_a_file_that_shrinks_while_it_is_sent_is_our_own_fault(tmp_path: Path) -> None:
+    data, root = blob_of(6 * LEAF_BYTES)
+    path = tmp_path / "source"
+    path.write_bytes(data[: 3 * LEAF_BYTES])
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        async with world(tmp_path) as both:
+            with pytest.raises(LocalProtocolError, match="cannot read"):
+                await send_blob(both.client, MESH, SERVER.peer, root, leaf_digests(data), fd, size=len(data))
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert both.server_store.statistics().blobs == 0
+    finally:
+        os.close(fd)
+
+
+async def test_a_slow_receiver_holds_the_sender_and_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, root = blob_of(24 * LEAF_BYTES)
+    gate = trio.Event()
+    usual = BlobWriter.write_leaves
+
+    async def slow(self: BlobWriter, leaves: Buffer) -> None:
+        await gate.wait()
+        await usual(self, leaves)
+
+    begun: list[int] = []
+
+    def counted(view: memoryview) -> Iterator[memoryview]:
+        for leaf in leaves_of(view):
+            begun.append(len(leaf))
+            yield leaf
+
+    monkeypatch.setattr(BlobWriter, "write_leaves", slow)
+    monkeypatch.setattr(blob_streams, "leaves_of", counted)
+    async with world(tmp_path) as both:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(both.send, data)
+            with trio.fail_after(10):
+                while len(begun) < 5:
+                    await trio.testing.wait_all_tasks_blocked(0.01)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            # Nothing is written yet: the ring and the stream's window of 4 MiB are full, and one leaf is being sent.
+            assert len(begun) <= 4 + 4 + 1
+            gate.set()
+        assert len(begun) == 24
+        assert await both.server_store.read((MESH, CLIENT.peer), root) == data
+
+
+async def test_a_put_cancelled_inside_a_leaf_goes_on_behind_the_last_whole_one(tmp_path: Path) -> None:
+    data, root = blob_of(16 * LEAF_BYTES)
+    network = MemoryNetwork(random.Random(1), window_bytes=LEAF_BYTES // 2)
+    async with (
+        network.transport(CLIENT) as client,
+        network.transport(SERVER) as server,
+        open_blob_store(tmp_path / "server", quota_bytes=QUOTA, owner=SERVER.peer) as store,
+    ):
+        service = BlobService(server, MESH, store)
+        await client.dial(server.addresses[0])
+        send = partial(send_blob, client, MESH, SERVER.peer, root, leaf_digests(data), data)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            with trio.fail_after(10):
+                while not store.statistics().reserved_bytes:
+                    await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+        with trio.fail_after(10):
+            while service._lines:
+                await trio.testing.wait_all_tasks_blocked(0.01)
+        await send()
+        assert await store.read((MESH, CLIENT.peer), root) == data
+        assert store.statistics().reserved_bytes == 0
+
+
+async def test_under_a_lease_memory_is_used_again_by_the_same_peer_only(tmp_path: Path) -> None:
+    async with world(tmp_path) as both:
+        rings = both.server_store.rings
+        rings.lease_began(b"client's", (MESH, CLIENT.peer))
+        rings.lease_began(b"stranger's", (MESH, STRANGER.peer))
+        for seed in range(3):
+            await both.send(blob_of(2 * LEAF_BYTES, seed)[0])
+        assert (rings.made, rings.reused) == (1, 2)
+        with rings.borrow((MESH, STRANGER.peer), LEAF_BYTES) as theirs:
+            assert bytes(theirs) == bytes(LEAF_BYTES)
+        rings.lease_ended(b"client's")
+        await both.send(blob_of(2 * LEAF_BYTES, 9)[0])
+        assert rings.made == 3
