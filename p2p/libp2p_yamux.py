@@ -63,6 +63,9 @@ LINGER_SECONDS = 1.0
 """How long reading goes on after sending failed."""
 
 
+TURNS_FOR_WOKEN = 6
+"""Records of bulk between which everybody gets a turn once a small message has woken somebody: request, handler and
+answer each need one."""
 MAX_WORK = 256
 """Records, and KiB of them with frames to look at, that are read before every other task had a turn."""
 _WORK_BYTES = 1024
@@ -130,6 +133,8 @@ class YamuxConnection:
         self._payload_stream: YamuxStream | None = None
         self._payload_left = 0
         self._partial_header = bytearray()
+        self._woken = False
+        """A task that waited for data of a stream was given some since this was last looked at."""
 
     # Life of the connection
 
@@ -234,7 +239,7 @@ class YamuxConnection:
     # Receiving
 
     async def _read_until_end(self) -> str:
-        reader, work = self._reader, 0
+        reader, work, turns = self._reader, 0, 0
         try:
             self._parse(memoryview(self._early))
             while True:
@@ -248,12 +253,17 @@ class YamuxConnection:
                 destination = self._direct_destination(size)
                 if destination is not None:
                     self._receive_directly(destination)
-                    if self._payload_stream is not None and self._payload_stream.is_filled:
-                        # Let the receiver name its next memory before more arrives, which would have to be copied.
+                    filled = self._payload_stream is not None and self._payload_stream.is_filled
+                    if filled or turns:
+                        # Let the receiver name its next memory before more arrives, which would have to be copied;
+                        # and whoever was sent a message between the bulk must not wait behind megabytes of it.
+                        turns = max(0, turns - 1)
                         await trio.lowlevel.checkpoint()
                 else:
                     self._parse(memoryview(reader.open()))
                     work += size // _WORK_BYTES
+                    if self._woken:
+                        self._woken, turns = False, TURNS_FOR_WOKEN
                 work += 1
                 if work >= MAX_WORK:
                     # Empty records and small frames are cheap to send: everybody else gets a turn meanwhile.
@@ -348,6 +358,10 @@ class YamuxConnection:
         if stream_id % 2 == self._peer_parity:
             return 0 < stream_id <= self._last_peer_id
         return 0 < stream_id < self._next_id
+
+    def has_woken(self) -> None:
+        """Somebody who waited for a message has one: the reader lets tasks run while bulk goes on."""
+        self._woken = True
 
     # Memory: called by streams
 

@@ -322,7 +322,9 @@ class YamuxStream:
             self.break_off("this agent has no memory left for unread data")
             return
         self._buffer += data
-        self._data_lot.unpark_all()
+        if self._data_lot:
+            self._connection.has_woken()
+            self._data_lot.unpark_all()
         self._count_down(len(data))
 
     def _count_down(self, count: int) -> None:

@@ -610,3 +610,81 @@ async def test_empty_records_do_not_keep_others_from_running() -> None:
         assert await connection._read_until_end() == "over"
         nursery.cancel_scope.cancel()
     assert turns >= 5
+
+
+class Script:
+    """A reader whose next record is always there already."""
+
+    def __init__(self, records: list[bytes]) -> None:
+        self._records = deque(records)
+
+    def next_size(self) -> int:
+        if not self._records:
+            raise RecordError("over")
+        return len(self._records[0])
+
+    def open(self) -> bytes:
+        return self._records.popleft()
+
+    def open_into(self, destination: memoryview) -> None:
+        destination[:] = self._records.popleft()
+
+
+async def test_a_message_between_bulk_is_answered_before_megabytes_of_it_are_read() -> None:
+    full = bytes(MAX_FRAME)
+    bulk_frame = [frame(DATA, 0, 1, MAX_FRAME), full]
+    script: Any = Script(bulk_frame * 4 + [data(3, b"question")] + bulk_frame * 40)
+    nothing: Any = None
+    accepted: list[YamuxStream] = []
+    connection = YamuxConnection(
+        PEER,
+        nothing,
+        script,
+        nothing,
+        initiator=False,
+        budget=BufferBudget(BUDGET),
+        on_stream=accepted.append,
+    )
+    connection._parse(memoryview(frame(WINDOW_UPDATE, SYN, 1, 0) + frame(WINDOW_UPDATE, SYN, 3, 0)))
+    bulk, small = accepted
+    bulk._receive_window = 1 << 30
+    arrived: list[int] = []
+
+    async def receive() -> None:
+        with suppress(Unreachable):
+            await bulk.receive_into(memoryview(bytearray(100 * MAX_FRAME)))
+
+    async def answer() -> None:
+        assert await small.receive_some() == b"question"
+        arrived.append(bulk._filled)
+        await trio.lowlevel.checkpoint()  # the handler's turn
+        await trio.lowlevel.checkpoint()  # the writer's
+        arrived.append(bulk._filled)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(receive)
+        nursery.start_soon(answer)
+        await trio.testing.wait_all_tasks_blocked()
+        assert await connection._read_until_end() == "over"
+        connection.close("over")
+    before = 4 * MAX_FRAME
+    assert arrived[0] - before <= 2 * MAX_FRAME
+    assert arrived[1] - before <= 5 * MAX_FRAME
+
+
+async def test_a_window_opened_byte_by_byte_gets_one_byte_frames_and_starves_nobody() -> None:
+    async with under_attack() as (victim, attacker):
+        stream = await victim.accept(attacker)
+        other = await victim.accept(attacker, 3)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stream.send_all, bytes(INITIAL_WINDOW) + b"abcdef")
+            got = 0
+            while got < INITIAL_WINDOW:
+                got += len((await attacker.next_frame())[3])  # type: ignore[arg-type]
+            for letter in b"abc":
+                await attacker.send(frame(WINDOW_UPDATE, 0, 1, 0))  # opens nothing
+                await attacker.send(frame(WINDOW_UPDATE, 0, 1, 1))
+                assert await attacker.next_frame() == (DATA, 0, 1, bytes([letter]))
+                await other.send_all(b"me too")
+                assert await attacker.next_frame() == (DATA, 0, 3, b"me too")
+            nursery.cancel_scope.cancel()
