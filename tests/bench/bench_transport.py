@@ -30,6 +30,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from coppermesh.p2p import libp2p_upgrade
+from coppermesh.p2p.blob_hashing import hash_leaves
 from coppermesh.p2p.blob_store import open_blob_store
 from coppermesh.p2p.blobs import DIGEST_BYTES, LEAF_BYTES, blob_root, leaf_count, leaf_digests
 from coppermesh.p2p.control import open_control_hub
@@ -273,7 +275,7 @@ async def latency(hub: Any, peer: PeerId, flowing: Any = None) -> float:
     over = trio.Event()
 
     async def flow() -> None:
-        await flowing
+        await flowing()
         over.set()
 
     async with trio.open_nursery() as nursery:
@@ -290,7 +292,7 @@ async def verified(transport: Any, peer: PeerId, content: memoryview) -> float:
     """MB/s, hashed here first, and each leaf verified in the other side's memory."""
     stream = await transport.open_stream(peer, HASHED)
     began = time.perf_counter()
-    leaves = await trio.to_thread.run_sync(leaf_digests, content)
+    leaves = await hash_leaves(content)
     await stream.send_all(len(content).to_bytes(8, "big") + b"".join(leaves))
     await stream.send_all(content)
     await receive_exactly(stream, 1)
@@ -304,7 +306,7 @@ async def blob(transport: Any, peer: PeerId, content: memoryview) -> float:
     """MB/s of a blob: hashed here, sent, verified per leaf and stored there."""
     content[:16] = os.urandom(16)
     began = time.perf_counter()
-    leaves = await trio.to_thread.run_sync(leaf_digests, content)
+    leaves = await hash_leaves(content)
     await send_blob(transport, MESH, peer, blob_root(len(content), leaves), leaves, content)
     return len(content) / (time.perf_counter() - began) / 1e6
 
@@ -477,7 +479,7 @@ async def one_round(
         )
     for name, (_, hub, peer, sink, _) in meshes.items():
         await figures.note("1 KiB control request, quiet, ms", name, latency(hub, peer))
-        flowing = latency(hub, peer, bulk(sink, content))
+        flowing = latency(hub, peer, partial(bulk, sink, content))
         await figures.note("1 KiB control request, while bulk flows, ms", name, flowing)
     for depth in DEPTHS:
         for name in COLUMNS:
