@@ -11,7 +11,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coppermesh.p2p import blob_partials
+from coppermesh.p2p import blob_partials, blob_store
 from coppermesh.p2p.blob_files import GrantLog, Scope, StoreFull
 from coppermesh.p2p.blob_partials import MAX_KEPT, MAX_KEPT_PER_SCOPE, Partial, PartialBlobs
 from coppermesh.p2p.blob_store import (
@@ -22,7 +22,7 @@ from coppermesh.p2p.blob_store import (
     open_blob_store,
 )
 from coppermesh.p2p.blob_table import BLOCK_BYTES, MAX_SCOPES_PER_BLOB, BlobTable, charge_of
-from coppermesh.p2p.blobs import LEAF_BYTES, digest_of, leaf_digests, leaves_of
+from coppermesh.p2p.blobs import LEAF_BYTES, Buffer, digest_of, leaf_digests, leaves_of
 from coppermesh.p2p.errors import LocalProtocolError, RemoteProtocolError
 from coppermesh.p2p.ids import Digest, MeshId, PeerId
 
@@ -57,6 +57,29 @@ async def test_what_is_put_is_read(tmp_path: Path, size: int) -> None:
             assert opened.leaves == leaf_digests(data)
         assert await store.add(HERS, data) == root
         assert store.statistics().blobs == 1
+
+
+@pytest.mark.parametrize("size", [0, 1, SMALL_BYTES, 6 * LEAF_BYTES])
+async def test_what_is_added_is_hashed_once_and_what_is_put_is_checked(
+    tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, data = blob(size)
+    checked: list[int] = []
+    usual = blob_store.manifest_checked
+
+    def counted(named: Digest, view: Buffer) -> list[bytes] | None:
+        checked.append(len(view))
+        return usual(named, view)
+
+    monkeypatch.setattr(blob_store, "manifest_checked", counted)
+    async with open_blob_store(tmp_path, quota_bytes=QUOTA) as store:
+        assert await store.add(HERS, data) == root
+        assert checked == ([] if size else [0])
+        assert await store.read(HERS, root) == data
+        with await store.open(HERS, root) as opened:
+            assert opened.leaves == leaf_digests(data)
+        await store.put(HIS, root, data)
+        assert checked[-1:] == [size]
 
 
 async def test_a_scope_sees_only_what_it_put_or_was_granted(tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
 """Blob names: every byte, the length and the order count, and no name can stand for something else."""
 
+import os
+
 import numpy as np
 import pytest
 from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coppermesh.p2p.blob_hashing import hash_leaves
 from coppermesh.p2p.blobs import (
     LEAF_BYTES,
     blob_root,
@@ -71,3 +74,14 @@ def test_a_manifest_that_does_not_fit_the_size_is_refused(size: int, leaves: lis
 def test_a_list_of_roots_takes_roots_only() -> None:
     with pytest.raises(ValueError, match="root"):
         roots_digest([bytes(32), b"short"])
+
+
+@pytest.mark.parametrize("leaves", [0, 1, 3, 7, 8, 9, 17, 20])
+@pytest.mark.parametrize("processors", [1, 2, 64])
+async def test_many_threads_make_the_same_manifest(
+    leaves: int, processors: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: processors)
+    pattern = bytes(range(251))
+    data = (pattern * (leaves * LEAF_BYTES // len(pattern) + 1))[: max(0, leaves * LEAF_BYTES - 5)]
+    assert await hash_leaves(data) == leaf_digests(data)
