@@ -2,6 +2,7 @@
 
 import socket
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -69,7 +70,7 @@ async def test_a_name_is_not_followed_into_a_network_that_this_agent_is_not_in()
     trio.socket.set_custom_hostname_resolver(Resolver("127.0.0.1"))
     async with open_libp2p_transport(KEY, MESH) as transport, trio.open_nursery() as nursery:
         assert isinstance(transport, Libp2pTransport)
-        (listener,) = await nursery.start(trio.serve_tcp, count, 0, host="127.0.0.1")
+        (listener,) = await nursery.start(partial(trio.serve_tcp, count, 0, host="127.0.0.1"))
         port = listener.socket.getsockname()[1]
         name = f"/dns4/router.example.org/tcp/{port}/p2p/{format_peer(OTHER.peer)}"
         transport._addresses = PUBLIC
