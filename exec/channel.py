@@ -1,4 +1,10 @@
-"""The agent's end of a SEQPACKET pair, under trio."""
+"""The agent's end of a SEQPACKET pair, under trio.
+
+Whoever is at the other end speaks when it is asked: each message from here may be answered by one. What it says
+otherwise is `unasked`. From the moment in which a question has left, an answer may lie here, long before the task that
+asked gets to read it: a busy machine runs the other end first. So what was asked is noted with the sending itself, and
+not with the waiting for the answer.
+"""
 
 import array
 import errno
@@ -20,15 +26,16 @@ class Channel:
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._sock = trio.socket.from_stdlib_socket(sock)
-        self.receiving = False
-        """Somebody waits for a message."""
+        self._sending = sock
+        self._asked = False
+        """Something was said to the other end, and nothing has been read since."""
         self._readable = select.poll()
         self._readable.register(sock, select.POLLIN)
 
     @property
     def unasked(self) -> bool:
-        """Whether something came, or the other end has closed, while nobody waits for a message."""
-        return not self.receiving and self._sock.fileno() >= 0 and bool(self._readable.poll(0))
+        """Whether something came, or the other end has closed, with nothing asked that is not answered."""
+        return not self._asked and self._sock.fileno() >= 0 and bool(self._readable.poll(0))
 
     async def send(self, data: bytes, descriptors: Sequence[int] = ()) -> None:
         """Send one message. Raises OSError where the other end has closed. A cancelled send sent nothing.
@@ -40,29 +47,38 @@ class Channel:
         )
         for _ in range(CROWDED_TRIES):
             try:
-                await self._sock.sendmsg([data], rights)
+                await self._send_once(data, rights)
             except OSError as error:
                 if error.errno != errno.ETOOMANYREFS:
                     raise
                 await trio.sleep(CROWDED_PAUSE_SECONDS)
             else:
                 return
-        await self._sock.sendmsg([data], rights)
+        await self._send_once(data, rights)
+
+    async def _send_once(self, data: bytes, rights: list[tuple[int, int, "array.array[int]"]]) -> None:
+        await trio.lowlevel.checkpoint()
+        while True:
+            try:
+                self._sending.sendmsg([data], rights)
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(self._sending)
+            else:
+                self._asked = True  # before any other task runs: the watchdog is one
+                return
 
     async def receive(self) -> tuple[bytes, list[int]]:
         """The next message and its descriptors (the caller's to close); `(b"", [])` at the end.
 
         Raises PipeError where either was cut off.
         """
-        self.receiving = True
         try:
             data, ancillary, flags, _ = await self._sock.recvmsg(
                 MAX_MESSAGE_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
             )
         except ConnectionResetError:  # it ended with something of ours unread
             return b"", []
-        finally:
-            self.receiving = False
+        self._asked = False
         return data, read_rights(ancillary, flags)
 
     def close(self) -> None:
