@@ -27,6 +27,8 @@ START_SECONDS = 30.0
 """Most a zygote may take to load everything."""
 FORK_SECONDS = 5.0
 """Most a fork may take, a zygote's restart before it included."""
+ABANDONED_SECONDS = 1.0
+"""Most that somebody who is cancelled waits for a fork that is under way to come and to end."""
 GONE_SECONDS = 10.0
 """After SIGKILL a process is gone within milliseconds, unless it is stuck in a driver."""
 FIRST_PAUSE = 0.05
@@ -89,6 +91,15 @@ class _Pending:
         self.reason = ""
         self.abandoned = False
 
+    async def abandon(self) -> None:
+        """Nobody wants it any more: it comes all the same, and is ended. Not cancelled from outside."""
+        self.abandoned = True
+        with trio.CancelScope(shield=True), trio.move_on_after(ABANDONED_SECONDS):
+            await self.answered.wait()
+            if self.child is not None:
+                self.child.kill()
+                await self.child.ended.wait()
+
 
 class _Session:
     """One zygote process, from its start to its end."""
@@ -143,7 +154,7 @@ class _Session:
             pending = self.pending.pop(message.serial, None)
             if pending is None or pending.abandoned:
                 child.kill()
-            else:
+            if pending is not None:
                 pending.child = child
                 pending.answered.set()
         elif isinstance(message, pipe.ForkFailed):
@@ -347,18 +358,20 @@ class Keeper:
     async def _fork_from(self, session: _Session, order: pipe.Fork, descriptors: list[int]) -> Child:
         self._serial += 1
         serial = self._serial
-        pending = session.pending[serial] = _Pending()
+        pending, sent = _Pending(), False
         try:
             async with session.sending:
+                session.pending[serial] = pending
                 await session.channel.send(pipe.encode(_with_serial(order, serial)), descriptors)
+                sent = True
             await pending.answered.wait()
         except (OSError, trio.ClosedResourceError) as error:
             session.pending.pop(serial, None)
             raise WorkerUnavailable("the process that makes workers has just ended") from error
         except trio.Cancelled:
-            pending.abandoned = True
-            if pending.child is not None:
-                pending.child.kill()
+            if sent:
+                await pending.abandon()
+            session.pending.pop(serial, None)
             raise
         if pending.child is None:
             raise WorkerUnavailable(f"no worker process could be made: {pending.reason}")

@@ -679,17 +679,27 @@ async def test_a_hundred_runs_with_crashes_and_timeouts_leave_nothing(scratch):
                 (await run_kernel(worker, source, 0.5)).close()
         zygote = supervisor.zygote_pid
         assert zygote is not None
-        before = _inventory(zygote)
+        before, held = _inventory(zygote), _links()
         for _ in range(5):
             async with supervisor.worker(LIMITS) as worker:
                 for number in range(20):
                     source = sources[number % len(sources)] if number < len(sources) else DOUBLE
                     outcome = await run_kernel(worker, source, 0.5)
                     outcome.close()
-        await becomes(lambda: _inventory(zygote) == before, 2.0, f"{_inventory(zygote)} is {before}")
+        await becomes(
+            lambda: _inventory(zygote) == before, 2.0, f"{_inventory(zygote)} is {before}: {_links()} {held}"
+        )
         assert left_in(scratch) == []
         assert supervisor.zygote_pid == zygote
     assert not state_of(zygote)
+
+
+def _links() -> list[str]:
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found.append(os.readlink(f"/proc/self/fd/{name}"))
+    return sorted(found)
 
 
 def _inventory(zygote: int) -> dict[str, object]:
@@ -702,6 +712,21 @@ def _inventory(zygote: int) -> dict[str, object]:
         "children": zombies,
         "mappings": maps.count("memfd:coppermesh"),
     }
+
+
+async def test_a_worker_that_nobody_waits_for_any_more_is_gone_when_the_waiting_ends(scratch):
+    async with supervised(scratch) as supervisor:
+        async with supervisor.worker(LIMITS):
+            pass
+        zygote = supervisor.zygote_pid
+        assert zygote is not None
+        before = _inventory(zygote)
+        for number in range(60):
+            with trio.move_on_after(number / 20_000):
+                async with supervisor.worker(LIMITS):
+                    pass
+            assert _inventory(zygote) == before
+            assert left_in(scratch) == []
 
 
 async def test_a_fork_takes_milliseconds(scratch):
