@@ -1281,6 +1281,26 @@ def compiler_signals(stage):
     return os.kill(stage.parent, 0) is None
 
 
+@act("signal another lease's worker from beside the compiler", role="builder")
+def compiler_signals_sibling(stage):
+    return os.kill(stage.sibling, 0) is None
+
+
+@act("signal a thread of another lease's worker from beside the compiler", role="builder")
+def compiler_signals_thread(stage):
+    return call("tkill", stage.sibling, 0) == 0
+
+
+@act("signal another lease's worker by a descriptor of it from beside the compiler", role="builder")
+def compiler_signals_by_descriptor(stage):
+    return call("pidfd_send_signal", os.pidfd_open(stage.sibling), 0, 0, 0) == 0
+
+
+@act("signal all processes from beside the compiler", role="builder")
+def compiler_signals_all(stage):
+    return os.kill(-1, 0) is None
+
+
 @act("read another worker's environment from beside the compiler", role="builder")
 def compiler_reads_environment(stage):
     return open(f"/proc/{stage.sibling}/environ", "rb").read()

@@ -1,10 +1,11 @@
 """A real zygote whose children run one hostile act instead of a job, confined as a worker or builder is.
 
-    python -I battery_zygote.py SOCKET PARENT confined|bare USER
+    python -I battery_zygote.py SOCKET PARENT confined|bare USER ABI
 
 `confined`: what happens up to the act is production code alone: `zygote.main`, its fork, `take_descriptors`, and the
 `confine` of `worker` or `builder`. `bare` is the control: the same process without `confine`, and with descriptors
 and environment left as they are. USER other than 0 makes it an ordinary user's zygote when it was started by root.
+ABI other than 0 is the edition of Landlock that is used, as on an older kernel.
 """
 
 import importlib.util
@@ -17,10 +18,12 @@ from pathlib import Path
 
 from coppermesh.exec import builder, linux, sockets, worker, zygote
 from coppermesh.exec.blackbox import BlackBox
-from coppermesh.exec.sandbox import apply
+from coppermesh.exec.sandbox import apply, landlock
 
 HERE = Path(__file__).parent
-MODE, USER = sys.argv[3], int(sys.argv[4])
+MODE, USER, ABI = sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
+if ABI:
+    landlock.abi = lambda: ABI
 
 
 def load(name):

@@ -191,8 +191,11 @@ def services(directory: Path) -> Iterator[Any]:
 
 
 @contextmanager
-def bench(mode: str, *, user: int = 0, outer: str = "none") -> Iterator[Bench]:
-    """A battery zygote: `mode` is confined or bare, `outer` its namespaces, `user` other than 0 an ordinary one."""
+def bench(mode: str, *, user: int = 0, outer: str = "none", abi: int = 0) -> Iterator[Bench]:
+    """A battery zygote: `mode` is confined or bare, `outer` its namespaces, `user` other than 0 an ordinary one.
+
+    `abi` other than 0: with no more of Landlock than that version has.
+    """
     as_root = os.geteuid() == 0
     works_as = user or (SANDBOX_ID if as_root and mode == "confined" else os.geteuid())
     directory = Path(tempfile.mkdtemp(prefix="coppermesh-bait-"))
@@ -242,6 +245,7 @@ def bench(mode: str, *, user: int = 0, outer: str = "none") -> Iterator[Bench]:
             parent,
             mode,
             str(user),
+            str(abi),
         ],
         env=environment,
         pass_fds=(theirs.fileno(), held),
@@ -340,6 +344,16 @@ def test_nothing_succeeds_in_namespaces_of_its_own(user):
         pytest.skip("this machine gives ordinary processes no namespaces")
     assert succeeded(results) == {}
     assert stopped_by_accident(results) == {}
+    assert hindered(results) == {}
+
+
+@needs_floor
+@pytest.mark.slow
+def test_nothing_succeeds_in_namespaces_with_the_oldest_landlock():
+    layers, results = outcomes("confined", outer="own", abi=1)
+    if "mountns" not in layers:
+        pytest.skip("this machine gives ordinary processes no namespaces")
+    assert succeeded(results) == {}
     assert hindered(results) == {}
 
 

@@ -112,6 +112,13 @@ def test_a_cpu_worker_signals_only_itself():
     assert call(filters.CPU_WORKER, "prlimit64", PID + 1) == EPERM
 
 
+def test_a_compiler_signals_nobody():
+    """The other leases' workers are of its user, and no filter knows its own programs' numbers."""
+    for name in ("kill", "tkill", "tgkill", "pidfd_send_signal", "rt_sigqueueinfo", "rt_tgsigqueueinfo"):
+        for whom in (PID, PID + 1, 1, 0, -1):
+            assert call(filters.COMPILER, name, whom) == EPERM
+
+
 def test_what_a_cpu_worker_holds_can_be_counted():
     for filter_ in (filters.CPU_WORKER, filters.COMPILER):
         assert call(filter_, "memfd_create", 0, 1) == EPERM
