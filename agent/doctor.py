@@ -47,6 +47,7 @@ def describe(seen: Sequence[Witnessed]) -> dict[str, object]:
                 "act": entry.act,
                 "why_not": entry.why,
                 "remedy": entry.remedy,
+                "lacks": entry.lacks,
             }
             for entry in seen
         ],
@@ -66,6 +67,8 @@ def tell(seen: Sequence[Witnessed]) -> list[str]:
         lines.append(f"{mark}  {entry.layer:<{width}}  keeps a job from {stops[entry.layer]}")
         if not entry.held:
             lines.append(f"{'':>{width + 13}}why: {entry.why}")
+        if entry.lacks:
+            lines.append(f"{'':>{width + 13}}but this kernel's does not deny: {entry.lacks}")
         if entry.remedy:
             lines.append(f"{'':>{width + 13}}to add it: {entry.remedy}")
     missing = sorted(FLOOR - {entry.layer for entry in seen if entry.held})

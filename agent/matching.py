@@ -97,7 +97,10 @@ def misfits(announcement: Announcement, device: DeviceOffer, requirement: Requir
         text = f"{device.device} is {device.name}, wanted is {requirement.model}"
         reasons.append(Refusal("model", text))
     if missing := sorted(requirement.features - set(device.features)):
-        hint = " (there is no C++ compiler)" if device.kind == "cpu" and "cuda-source" in missing else ""
+        hint = ""
+        if "cuda-source" in missing:
+            compiler = "there is no C++ compiler, or the machine" if device.kind == "cpu" else "the machine"
+            hint = f" ({compiler} is not x86-64)"
         reasons.append(Refusal("features", f"{device.device} does not take {', '.join(missing)}{hint}"))
     if unwitnessed := [layer for layer in requirement.isolation if layer not in announcement.isolation]:
         reasons.append(Refusal("isolation", f"has not witnessed isolation by {', '.join(unwitnessed)}"))

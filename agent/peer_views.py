@@ -78,11 +78,19 @@ def _trust(node: "Node", peer: PeerId) -> str:
 
 def _announced_facts(record: Announcement | None) -> dict[str, Any]:
     if record is None:
-        return {"address": None, "software": None, "paused": False, "expires_in_s": None, "devices": []}
+        return {
+            "address": None,
+            "software": None,
+            "paused": False,
+            "expires_in_s": None,
+            "isolation": [],
+            "devices": [],
+        }
     return {
         "address": record.addresses[0] if record.addresses else None,
         "software": record.software,
         "paused": record.paused,
         "expires_in_s": (record.expires_us - now_us()) / 1e6,
+        "isolation": record.isolation,
         "devices": [{"device": it.device, "kind": it.kind, "name": it.name} for it in record.devices],
     }

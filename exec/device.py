@@ -9,7 +9,8 @@ What a stand-in for NVML reports (`nvml`) is marked wherever it can be seen: its
 `simulated`, and its only feature is `simulated`, so that no program ever fits it.
 
 `features` says which programs the device takes: `array-programs`; `cuda-source` where kernels can be built, and with it
-the codes of what its runtime can do beyond plain kernels (`cuda_features`).
+the codes of what its runtime can do beyond plain kernels (`cuda_features`). A machine that is not x86-64 has the former
+alone, whoever asks: the sandbox has no system call filter there.
 A GPU whose runtime is not installed has none, and should not be announced.
 """
 
@@ -40,6 +41,8 @@ SIMULATED = "simulated"
 
 ARRAY_PROGRAMS = "array-programs"
 CUDA_SOURCE = "cuda-source"
+KERNEL_MACHINES = ("x86_64", "AMD64")
+"""Architectures that native code is taken on (`sandbox.seccomp`)."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def probe_cpu(compiler: str | None = None) -> DeviceInfo:
     from coppermesh.exec.cuda_toolchain import find_toolchain
 
     features = [ARRAY_PROGRAMS]
-    if find_toolchain(compiler) is not None:
+    if takes_kernels() and find_toolchain(compiler) is not None:
         features += [CUDA_SOURCE, *sorted(runtime_features(CPU))]
     return DeviceInfo(
         device="cpu",
@@ -99,6 +102,11 @@ def probe_cpu(compiler: str | None = None) -> DeviceInfo:
         features=tuple(features),
         cores=usable_cores(),
     )
+
+
+def takes_kernels() -> bool:
+    """Whether native code is taken on a machine like this one at all."""
+    return platform.machine() in KERNEL_MACHINES
 
 
 def probe_gpus() -> list[DeviceInfo]:
@@ -236,6 +244,8 @@ def _read_gpu(device: str, handle: Any, whole: Any, driver: str | None) -> Devic
 def _gpu_features() -> tuple[str, ...]:
     if find_spec("cupy") is None:
         return ()
+    if not takes_kernels():
+        return (ARRAY_PROGRAMS,)
     return (ARRAY_PROGRAMS, CUDA_SOURCE, *sorted(runtime_features(CUDA)))
 
 

@@ -16,7 +16,7 @@ Numbers are from `include/uapi/linux/landlock.h`; the three system calls have on
 
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -41,6 +41,14 @@ RUN = READ_FILE | EXECUTE
 CHANGE = READ | WRITE_FILE | REMOVE_DIR | REMOVE_FILE | MAKE_DIR | MAKE_REG | MAKE_SYM | REFER | TRUNCATE
 """Everything that a compiler does in its scratch directory; no device, socket or pipe is ever made."""
 DEVICE = READ_FILE | WRITE_FILE | IOCTL_DEV
+
+LATER: Mapping[int, tuple[str, str]] = {
+    3: ("truncating files", "6.2"),
+    4: ("TCP", "6.7"),
+    5: ("ioctl on device files", "6.10"),
+    6: ("signals to processes outside and abstract sockets", "6.12"),
+}
+"""What each ABI version began to deny, and the Linux that brought it."""
 
 _OF_A_FILE = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
 _FILE_RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 4: (1 << 15) - 1}
@@ -84,6 +92,12 @@ def handled(version: int) -> Handled:
         return Handled(0, 0, 0)
     files = _FILE_RIGHTS.get(version, _ALL_FILE_RIGHTS)
     return Handled(files, _TCP if version >= 4 else 0, _SCOPES if version >= 6 else 0)
+
+
+def not_denied(version: int) -> str:
+    """What a kernel of that ABI version does not deny and a newer one does, for people; empty where it is nothing."""
+    missing = [f"{what} (since Linux {linux})" for at, (what, linux) in LATER.items() if 1 <= version < at]
+    return ", ".join(missing)
 
 
 def restrict(rules: Iterable[Rule] = ()) -> int:

@@ -52,6 +52,8 @@ class Witnessed:
     """Where it did not hold: what was missing, for people."""
     remedy: str = ""
     """The command that would add the layer, or what to change; empty where nothing would."""
+    lacks: str = ""
+    """Where it held: what this kernel's edition of it does not cover, for people."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,8 @@ def _try(trial: Trial, bait: Bait) -> Witnessed:
         return Witnessed(trial.layer, False, trial.what, _no_seccomp())
     confined = _child(lambda: (trial.before(), trial.confine()), trial.act, bait)
     if confined == _STOPPED:
-        return Witnessed(trial.layer, True, trial.what)
+        lacks = landlock.not_denied(landlock.abi()) if trial.layer == "landlock" else ""
+        return Witnessed(trial.layer, True, trial.what, lacks=lacks)
     why = (
         "the act worked all the same"
         if confined == _SUCCEEDED

@@ -88,6 +88,10 @@ class Lab:
         allowed = allow(self.mesh.peer_of("requester"))
         return self.mesh.start([name], *allowed, *options, program=program)[0]
 
+    def allowing(self, name: str) -> list[str]:
+        """Options for a provider that runs the kernels of the agent called `name` whatever its sandbox."""
+        return list(allow(self.mesh.peer_of(name)))
+
     def client(self, name: str = "requester") -> Mesh:
         """A new client of that agent."""
         return connect(self.mesh.home(name).path)

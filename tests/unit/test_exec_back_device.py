@@ -30,6 +30,13 @@ def test_cuda_source_is_offered_only_with_a_compiler(tmp_path):
     assert "cuda-source" in device.probe_cpu(str(compiler)).features
 
 
+def test_another_processor_takes_array_programs_only(monkeypatch):
+    monkeypatch.setattr(device.platform, "machine", lambda: "aarch64")
+    assert device.probe_cpu().features == ("array-programs",)
+    monkeypatch.setattr(device, "find_spec", lambda name: name)
+    assert device._gpu_features() == ("array-programs",)
+
+
 def test_the_model_name_is_the_processors_own(tmp_path):
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text("processor\t: 0\nmodel name\t: Some\u00ae CPU @ 3 GHz\nflags : x\n")

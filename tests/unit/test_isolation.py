@@ -77,6 +77,9 @@ def test_the_doctor_tells_what_is_missing_why_and_how_to_add_it():
     assert "Without landlock" in text
     assert "taken here" in tell(HELD)[-1]
     assert "helper" in tell([])[0]
+    old = [Witnessed("landlock", True, "open", lacks="TCP (since Linux 6.7)"), HELD[2]]
+    assert "but this kernel's does not deny: TCP (since Linux 6.7)" in "\n".join(tell(old))
+    assert describe(old)["layers"][0]["lacks"] == "TCP (since Linux 6.7)"
     assert describe(HELD)["strangers_kernels"] is True
     assert describe(MISSING)["strangers_kernels"] is False
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from coppermesh.exec.sandbox import landlock
-from coppermesh.exec.sandbox.landlock import CHANGE, DEVICE, READ, RUN, TRUNCATE, handled
+from coppermesh.exec.sandbox.landlock import CHANGE, DEVICE, READ, RUN, TRUNCATE, handled, not_denied
 
 needs_landlock = pytest.mark.skipif(not landlock.abi(), reason="this kernel has no Landlock")
 
@@ -50,6 +50,15 @@ def test_an_unknown_newer_version_asks_for_what_is_known():
     assert handled(1).files & (CHANGE | READ | RUN | DEVICE) != CHANGE
     assert not handled(2).files & TRUNCATE
     assert handled(3).files & TRUNCATE
+
+
+def test_what_an_older_version_does_not_deny_is_told():
+    assert not_denied(6) == not_denied(99) == not_denied(0) == ""
+    assert not_denied(5) == "signals to processes outside and abstract sockets (since Linux 6.12)"
+    assert not_denied(1).startswith("truncating files (since Linux 6.2), TCP (since Linux 6.7), ")
+    for version in range(1, 8):
+        older, newer = handled(version), handled(6)
+        assert bool(not_denied(version)) == (older != newer and version < 6)
 
 
 @needs_landlock
