@@ -62,14 +62,24 @@ class DeviceWatch:
 
     def used(self) -> dict[int, int] | None:
         """Bytes of device memory by process id; None where NVML does not say."""
-        if not self._open:
-            return None
-        try:
-            found = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
-        except self._nvml.NVMLError:
+        found = self._listed() if self._open else None
+        if found is None:
             return None
         # NVML says that it does not know (WSL, old drivers) by an amount that the binding turns into None.
         return {int(each.pid): int(each.usedGpuMemory) for each in found if each.usedGpuMemory is not None}
+
+    def _listed(self) -> Any:
+        """The programs that compute there, by the newest call that the driver has."""
+        # A mismatch is what the binding says of a function that an older driver does not have; it is no NVMLError.
+        missing = (
+            self._nvml.NVMLError,
+            getattr(self._nvml, "NVMLLibraryMismatchError", AttributeError),
+            AttributeError,
+        )
+        for edition in ("", "_v2"):
+            with suppress(*missing):
+                return getattr(self._nvml, f"nvmlDeviceGetComputeRunningProcesses{edition}")(self._handle)
+        return None
 
     def close(self) -> None:
         """Give NVML back."""
