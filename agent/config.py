@@ -8,6 +8,7 @@ at: an unknown key or a wrong value raises ConfigError with the file, the line, 
 import difflib
 import os
 import re
+import stat
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -193,8 +194,15 @@ def default_peers(mesh: str, source: Traversable | None = None) -> tuple[str, ..
 
 def _read(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_CONFIG_BYTES + 1)
+        # Not to wait for whoever writes to a pipe of that name, which may be nobody.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise ConfigError(f"{path}: cannot be read: it is no ordinary file")
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                data = file.read(MAX_CONFIG_BYTES + 1)
+        finally:
+            os.close(descriptor)
     except FileNotFoundError:
         return ""
     except OSError as error:

@@ -212,6 +212,20 @@ def test_a_file_that_is_gone_changes_nothing(path):
     assert "is gone" in gone.sentence
 
 
+def test_a_file_that_would_never_end_is_refused_and_nobody_waits_for_it(path):
+    path.write_text("rate = 5")
+    file = ConfigFile(path, {})
+    file.load()
+    for make in (os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)):
+        path.unlink(missing_ok=True)
+        make(path)
+        wrong = file.load_again()
+        assert isinstance(wrong, Wrong)
+        assert "no ordinary file" in wrong.sentence
+        if path.is_dir():
+            path.rmdir()
+
+
 def test_a_change_between_reading_and_starting_is_seen(path):
     path.write_text("rate = 5")
     file = ConfigFile(path, {})
