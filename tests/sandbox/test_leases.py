@@ -5,6 +5,7 @@ so what it looks for is nowhere in it, and it finds a decoy of its own in each h
 the lease that planted them it finds most secrets, which shows that it would elsewhere.
 """
 
+import contextlib
 import ctypes
 import os
 import secrets
@@ -232,3 +233,47 @@ async def test_no_two_leases_share_a_built_kernel(tmp_path, monkeypatch):
                 pids.append(worker.pid)
             assert len(built) == lease + 1, "each lease builds it, once"
     assert len(set(pids)) == 2
+
+
+def sent_files(worker: Worker) -> set[tuple[int, int]]:
+    """The memory files that the worker's last inputs came in."""
+    assert worker._process is not None
+    return set(worker._process.sent)
+
+
+def input_files_here() -> int:
+    """How many the agent's side still has open or mapped."""
+    links = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            links.append(os.readlink(f"/proc/self/fd/{name}"))
+    return sum("memfd:coppermesh-input" in text for text in (*links, Path("/proc/self/maps").read_text()))
+
+
+async def negated(worker: Worker, value: float) -> set[tuple[int, int]]:
+    x = np.full(1 << 18, value, np.float32)
+    (answer,) = await run(worker, -xp.asarray(x))
+    assert (answer == -value).all()
+    return sent_files(worker)
+
+
+async def test_input_memory_is_used_again_within_a_lease_and_never_beyond(tmp_path):
+    before = input_files_here()
+    async with open_supervisor(probe_cpu(), scratch=tmp_path / "scratch") as supervisor:
+        async with supervisor.worker(LIMITS) as first:
+            mine = await negated(first, 1)
+            assert len(mine) == 1
+            assert await negated(first, 2) == mine, "the same pages, for the same lease"
+            async with supervisor.worker(LIMITS) as beside:
+                theirs = await negated(beside, 3)
+                assert not theirs & mine
+                assert await negated(first, 4) == mine
+                assert await negated(beside, 5) == theirs
+            assert first._process is not None
+            first._process.child.kill()
+            await first._process.child.gone()
+            assert await negated(first, 6) == mine, "a lease's next worker is the same requester's"
+        assert input_files_here() == before, "gone with the lease"
+        async with supervisor.worker(LIMITS) as second:
+            assert not await negated(second, 7) & (mine | theirs)
+    assert input_files_here() == before
