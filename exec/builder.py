@@ -60,7 +60,7 @@ def _build(kernel: Kernel, order: pipe.Fork, start: pipe.Start, log: int, librar
     cache = _BESIDE if order.prepares else here
     try:
         toolchain = Toolchain(start.compiler, start.family)
-        made = compile_kernel(kernel, toolchain, here, cache, _BESIDE / HEADERS, log)
+        made = compile_kernel(kernel, toolchain, here, cache, _BESIDE / HEADERS, log, apart=False)
         linux.fill_and_seal(library, made)
     except ExecError as error:
         limit = what_it_may_use(order.scratch_bytes) if error.code == "kernel-build-limit" else ""

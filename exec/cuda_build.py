@@ -95,11 +95,20 @@ def build_kernel(
 
 
 def compile_kernel(
-    kernel: Kernel, toolchain: Toolchain, directory: Path, cache: Path, headers: Path, log: int
+    kernel: Kernel,
+    toolchain: Toolchain,
+    directory: Path,
+    cache: Path,
+    headers: Path,
+    log: int,
+    *,
+    apart: bool = True,
 ) -> bytes:
     """Compile in `directory` and return the library.
 
     `cache` is where a compiler may keep parts of itself; `headers` holds what `SHIM` does; `log` is a `make_log`.
+    `apart`: the compiler gets a process group of its own; else it stays in the one that this process leads, which is
+    killed with all that is left in it when this process ends.
     Raises SourceRefused, KernelCompileError, or BuildFailed (`kernel-build-limit`, `compiler-missing`). Blocks for up
     to `BUILD_SECONDS`.
     """
@@ -125,11 +134,11 @@ def compile_kernel(
     command = toolchain.arguments(standard, headers, "module.cpp", "module.so", fibers=fibers)
     environment = toolchain.environment(str(cache))
     _write_module(directory, kernel, source, defines, loops=loops, fibers=fibers)
-    status, said = _run_compiler(command, environment, directory, log)
+    status, said = _run_compiler(command, environment, directory, log, apart)
     if loops and status not in (0, _TIMED_OUT):
         # As it was written: then the compiler's messages quote the user's lines and count their columns.
         _write_module(directory, kernel, kernel.source, defines, loops=(), fibers=False)
-        status, said = _run_compiler(command, environment, directory, log)
+        status, said = _run_compiler(command, environment, directory, log, apart)
     if status != 0:
         raise _explain(kernel.name, status, scrub(_INCLUDED_FROM.sub("", said), directory))
     try:
@@ -181,7 +190,7 @@ def _macros(options: tuple[str, ...]) -> dict[str, str]:
 
 
 def _run_compiler(
-    command: list[str], environment: dict[str, str], directory: Path, log: int
+    command: list[str], environment: dict[str, str], directory: Path, log: int, apart: bool
 ) -> tuple[int, str]:
     """Exit status and messages, at most `MAX_LOG_BYTES` of them. What it started ends with this process.
 
@@ -197,18 +206,16 @@ def _run_compiler(
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            process_group=0,
+            process_group=0 if apart else None,
         )
     except OSError as error:
         raise BuildFailed("compiler-missing", f"the compiler does not start: {error.strerror}") from error
-    with _group_dies_with_me(process.pid):
+    with _group_dies_with_me(process.pid if apart else os.getpgrp(), until_then=not apart):
         try:
             status = process.wait(BUILD_SECONDS)
         except subprocess.TimeoutExpired:
             status = _TIMED_OUT
-            with contextlib.suppress(
-                PermissionError
-            ):  # a confined builder may not: the zygote ends what it leaves
+            if apart:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
     return status, os.pread(log, MAX_LOG_BYTES, 0).rstrip(b"\0").decode(errors="replace")
@@ -262,12 +269,12 @@ def _last_part(word: re.Match[str]) -> str:
 
 
 @contextlib.contextmanager
-def _group_dies_with_me(group: int) -> Iterator[None]:
+def _group_dies_with_me(group: int, *, until_then: bool) -> Iterator[None]:
     """Within the block, the process group is killed as soon as this process ends, however it ends.
 
     A compiler driver starts compilers of its own, which no death signal reaches. A forked watcher waits on a pipe
-    whose other end only this process holds: when it closes without a word, the watcher kills the group and ends. In a
-    confined builder, which may not signal, the zygote does that.
+    whose other end only this process holds: when it closes without a word, the watcher kills the group and ends.
+    `until_then`: also after the block, as long as this process lives.
     """
     reading, writing = os.pipe()
     watcher = os.fork()
@@ -282,7 +289,8 @@ def _group_dies_with_me(group: int) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(BrokenPipeError):  # somebody ended it
-            os.write(writing, b"x")
-        os.close(writing)
-        os.waitpid(watcher, 0)
+        if not until_then:
+            with contextlib.suppress(BrokenPipeError):  # somebody ended it
+                os.write(writing, b"x")
+            os.close(writing)
+            os.waitpid(watcher, 0)

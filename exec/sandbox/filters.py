@@ -12,7 +12,18 @@ kernel's library from memory), `mmap` and `mprotect` with execution (that librar
 import errno
 from collections.abc import Iterable
 
-from coppermesh.exec.sandbox.seccomp import ALLOW, SELF, Action, Bits, Filter, In, NotIn, When, refuse
+from coppermesh.exec.sandbox.seccomp import (
+    ALLOW,
+    OWN_GROUP,
+    SELF,
+    Action,
+    Bits,
+    Filter,
+    In,
+    NotIn,
+    When,
+    refuse,
+)
 from coppermesh.exec.sandbox.syscall_numbers import NUMBERS
 
 _CLONE_NAMESPACES = 0x7E020080
@@ -47,13 +58,13 @@ _CHANGING_FILES = """mkdir mkdirat rmdir unlink unlinkat rename renameat renamea
 symlinkat link linkat chdir fchdir flock sendfile copy_file_range creat chmod fchmod fchmodat"""
 _READING_FILES = """open openat stat lstat statx newfstatat access faccessat faccessat2 readlink readlinkat
 getdents getdents64 getcwd statfs fstatfs"""
-_PROCESSES = """execve fork vfork wait4 waitid setpgid pipe pipe2 eventfd2
+_PROCESSES = """execve fork vfork wait4 waitid pipe pipe2 eventfd2
 epoll_create1 epoll_ctl epoll_wait epoll_pwait pidfd_open getitimer setitimer alarm sched_setaffinity"""
-"""Not `setsid`: by its session a builder's whole tree of processes is known, whatever it does.
+"""Not `setsid` and `setpgid`: by session and group a builder's whole tree of processes is known, whatever it does.
 
-No signals either, to itself included: other leases' workers and builders are of its user and in its process namespace,
-only Landlock from ABI 6 on would keep them from it, and no filter knows the numbers of processes that start later. An
-abort that may not signal itself ends by an illegal instruction.
+Signals to that group only: other leases' workers and builders are of its user and in its process namespace, Landlock
+would keep them from it from ABI 6 on only, and no filter knows the numbers of processes that start later. An abort
+that may not signal itself ends by an illegal instruction.
 """
 
 _NEVER = """ptrace process_vm_readv process_vm_writev process_madvise process_mrelease pidfd_open
@@ -182,6 +193,7 @@ COMPILER = Filter(
         "clone": When((Bits(0, _CLONE_NAMESPACES | _CLONE_UNTRACED),)),
         "clone3": _NO_STRUCT_FLAGS,
         "mmap": _COMMON_CHECKS["mmap"],
+        "kill": When((In(0, (OWN_GROUP,)),)),
         # Not another process's: the kernel asks only for the same user, and neither Landlock nor a scope is asked.
         "prlimit64": _CALLER_ONLY,
         "sched_setaffinity": _CALLER_ONLY,
@@ -192,7 +204,7 @@ COMPILER = Filter(
         "socketpair": refuse(errno.EACCES),
     },
 )
-"""Programs and files, no sockets, no signals."""
+"""Programs and files, no sockets, no signals to others than its builder's group."""
 
 _UNKNOWN = {name for filter_ in (CPU_WORKER, GPU_WORKER, COMPILER) for name in filter_.actions} - set(NUMBERS)
 if _UNKNOWN:

@@ -28,6 +28,8 @@ ALLOW = 0x7FFF0000
 KILL_PROCESS = 0x80000000
 SELF = -1
 """Among a condition's values: this process's own id, filled in when the filter is installed."""
+OWN_GROUP = -2
+"""The same for the process group that it leads, as `kill` names one: minus its id."""
 
 _X86_64 = 0xC000003E
 _X32 = 0x40000000
@@ -113,8 +115,9 @@ def install(filter_: Filter) -> None:
 
 def assemble(filter_: Filter, pid: int) -> bytes:
     """The filter's program for the process `pid`, in the kernel's form."""
+    own = {SELF: pid, OWN_GROUP: -pid}
     return b"".join(
-        struct.pack("HBBI", code, yes, no, (pid if operand == SELF else operand) & 0xFFFFFFFF)
+        struct.pack("HBBI", code, yes, no, own.get(operand, operand) & 0xFFFFFFFF)
         for code, yes, no, operand in _instructions(filter_)
     )
 

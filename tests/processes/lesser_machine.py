@@ -13,6 +13,7 @@ import runpy
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 from coppermesh.exec.sandbox import landlock, namespaces
 
@@ -22,12 +23,13 @@ AS_PYTHON = "--python"
 def lessen(less: str) -> None:
     """Before anything else is imported that asks."""
     namespaces.find_bubblewrap = lambda: None
+    lock: Any = landlock
     if less == "not-x86-64":
         platform.machine = lambda: "aarch64"
     elif less == "no-landlock":
-        landlock.abi = lambda: 0
+        lock.abi = lambda: 0
     elif less == "landlock-1":
-        landlock.abi = lambda: 1
+        lock.abi = lambda: 1
     else:
         raise SystemExit(f"lesser_machine: unknown {less!r}")
 

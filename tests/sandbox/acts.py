@@ -1301,6 +1301,18 @@ def compiler_signals_all(stage):
     return os.kill(-1, 0) is None
 
 
+@act("leave the builder's process group, to outlive it", role="builder")
+def compiler_leaves_group(stage):
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setpgid(0, 0)
+        except OSError:
+            os._exit(1)
+        os._exit(0)
+    return os.waitpid(child, 0)[1] == 0
+
+
 @act("read another worker's environment from beside the compiler", role="builder")
 def compiler_reads_environment(stage):
     return open(f"/proc/{stage.sibling}/environ", "rb").read()

@@ -15,6 +15,7 @@ import socket
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 from coppermesh.exec import builder, linux, sockets, worker, zygote
 from coppermesh.exec.blackbox import BlackBox
@@ -23,7 +24,8 @@ from coppermesh.exec.sandbox import apply, landlock
 HERE = Path(__file__).parent
 MODE, USER, ABI = sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
 if ABI:
-    landlock.abi = lambda: ABI
+    changed: Any = landlock
+    changed.abi = lambda: ABI
 
 
 def load(name):

@@ -112,11 +112,14 @@ def test_a_cpu_worker_signals_only_itself():
     assert call(filters.CPU_WORKER, "prlimit64", PID + 1) == EPERM
 
 
-def test_a_compiler_signals_nobody():
+def test_a_compiler_signals_only_its_builders_group_and_never_leaves_it():
     """The other leases' workers are of its user, and no filter knows its own programs' numbers."""
+    assert call(filters.COMPILER, "kill", -PID, 9) == ALLOW
     for name in ("kill", "tkill", "tgkill", "pidfd_send_signal", "rt_sigqueueinfo", "rt_tgsigqueueinfo"):
-        for whom in (PID, PID + 1, 1, 0, -1):
+        for whom in (PID, PID + 1, 1, 0, -1, -PID - 1, 1 - PID):
             assert call(filters.COMPILER, name, whom) == EPERM
+    for name in ("setsid", "setpgid"):
+        assert call(filters.COMPILER, name) == EPERM
 
 
 def test_what_a_cpu_worker_holds_can_be_counted():
