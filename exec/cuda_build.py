@@ -135,9 +135,10 @@ def compile_kernel(
     environment = toolchain.environment(str(cache))
     _write_module(directory, kernel, source, defines, loops=loops, fibers=fibers)
     status, said = _run_compiler(command, environment, directory, log, apart)
-    if loops and status not in (0, _TIMED_OUT):
-        # As it was written: then the compiler's messages quote the user's lines and count their columns.
-        _write_module(directory, kernel, kernel.source, defines, loops=(), fibers=False)
+    if (loops or fibers) and status not in (0, _TIMED_OUT):
+        # As it was written, or nearly: then the compiler's messages quote the user's lines and count their columns.
+        source = rewrite(kernel.source, place_arrays=False) if fibers else kernel.source
+        _write_module(directory, kernel, source, defines, loops=(), fibers=fibers)
         status, said = _run_compiler(command, environment, directory, log, apart)
     if status != 0:
         raise _explain(kernel.name, status, scrub(_INCLUDED_FROM.sub("", said), directory))

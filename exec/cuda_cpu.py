@@ -35,7 +35,7 @@ from coppermesh.exec.errors import KernelCompileError
 from coppermesh.exec.runtime import Dim3, KernelArgument, Launch
 from coppermesh.exec.threads import ThreadTeam
 
-SHIM_VERSION = 4
+SHIM_VERSION = 5
 """Grows with every change of `shim` that may change a result."""
 MAX_LOADED = 256
 """Libraries kept per worker; the one unused for longest goes first."""

@@ -88,7 +88,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature(
         "cuda-large-tiles", "groups of several warps", CUDA_ONLY,
         "run the job on a CUDA device, or use tiles of at most 32 threads",
-        words=_words("block_tile_memory thread_block_tile_memory"),
+        words=_words("block_tile_memory thread_block_tile_memory"),  # and tiles of a larger size: cuda_gate tells
     ),
     Feature(
         "cuda-half", "half precision", CUDA_ONLY,
@@ -179,6 +179,8 @@ _BY_HEADER = tuple((re.compile(feature.headers), feature) for feature in FEATURE
 
 GRID_SYNC = next(feature for feature in FEATURES if feature.code == "cuda-grid-sync")
 """Shown by what is done with a grid's group, not by a word: to ask it for a thread's rank is possible everywhere."""
+LARGE_TILES = next(feature for feature in FEATURES if feature.code == "cuda-large-tiles")
+"""Shown by a number too: `tiled_partition<64>`."""
 
 
 def feature_of_word(word: str, following: str = "") -> Feature | None:

@@ -10,9 +10,10 @@ Theory. The second purpose holds only if this reader and the compiler see the sa
 make them differ is refused rather than understood: trigraphs, raw strings, literals without an end, stray
 backslashes and non-ASCII text outside comments and literals. Line splices are undone first, as a compiler does (GCC
 and Clang allow blanks between the backslash and the line's end). Directives are an allow-list. An #include names one
-of the runtimes' own headers, literally. `#line` makes a compiler quote lines of the file it names, so it may name only
-the parts of generated elementwise kernels. What remains is a name put together by token pasting (`__has_##include`):
-where a source pastes tokens, no forbidden word may be spellable from its tokens.
+of the runtimes' own headers, literally, or stands where no compiler reads it (`cuda_skipped`). `#line` makes a compiler
+quote lines of the file it names, so it may name only the parts of generated elementwise kernels. What remains is a name
+put together by token pasting (`__has_##include`): where a source pastes tokens, no forbidden word may be spellable from
+its tokens.
 Attributes that change how a library is linked or loaded (`constructor`, `section`, `ifunc`, ...) are refused too; what
 comes out of the compiler is looked at once more in `library_check`. Whatever passes is native code, and only the
 worker process it runs in contains it.
@@ -20,11 +21,22 @@ worker process it runs in contains it.
 
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice, takewhile
 from pathlib import Path
+from types import MappingProxyType
 
-from coppermesh.exec.cuda_features import CPU, GRID_SYNC, Feature, feature_of_header, feature_of_word
+from coppermesh.exec import cuda_groups
+from coppermesh.exec.cuda_features import (
+    CPU,
+    GRID_SYNC,
+    LARGE_TILES,
+    Feature,
+    feature_of_header,
+    feature_of_word,
+)
+from coppermesh.exec.cuda_skipped import Skipped
 from coppermesh.exec.errors import ExecError
 
 SHIM = Path(__file__).with_name("shim")
@@ -44,9 +56,6 @@ HEADERS = frozenset(_OF_CUDA.split()) | {f"cuda/std/{name}" for name in _OF_LIBC
 
 _COMPLEX_NAMES = """complex real imag abs arg norm conj polar proj exp log log10 pow sqrt sin cos tan sinh cosh tanh
 asin acos atan asinh acosh atanh"""
-_MAX_QUALIFIERS = 12
-"""Tokens of `cooperative_groups::` and its like before a name."""
-_GRID_WAITS = frozenset({"sync", "barrier_arrive", "barrier_wait"})
 _OF_COMPLEX = frozenset(_COMPLEX_NAMES.split())
 """What cupy/complex.cuh has of thrust."""
 
@@ -234,8 +243,10 @@ def scan(texts: Sequence[str], options: Sequence[str] = ()) -> list[Finding]:
     found: dict[tuple[int, int, str], Finding] = {}
     read: list[Token] = []
     pasted: Finding | None = None
+    sizes = dict(re.findall(r"(?m)^-D(\w+)=(\d{1,6})$", "\n".join(options)))
+    may_skip = not any("undef" in SplicedText(source.replace("\r\n", "\n")).text for source in texts)
     for number, source in enumerate(texts):
-        faults, tokens, place = _scan_one(source)
+        faults, tokens, place = _scan_one(source, sizes, may_skip=may_skip)
         read += tokens
         for fault in faults:
             found.setdefault((number, fault.line, fault.what), replace(fault, text=number))
@@ -255,9 +266,12 @@ def scan(texts: Sequence[str], options: Sequence[str] = ()) -> list[Finding]:
 
 
 Place = Callable[[int], tuple[int, int]]
+_Scanned = tuple[list[Finding], list[Token], Place]
 
 
-def _scan_one(source: str) -> tuple[list[Finding], list[Token], Place]:
+def _scan_one(
+    source: str, sizes: Mapping[str, str] = MappingProxyType({}), *, may_skip: bool = False
+) -> _Scanned:
     text = SplicedText(source.replace("\r\n", "\n"))
     tokens: list[Token] = []
     try:
@@ -265,7 +279,16 @@ def _scan_one(source: str) -> tuple[list[Finding], list[Token], Place]:
         tokens.extend(_tokens(text))
     except Unreadable as error:
         return [error.finding], [], text.place
-    return [*_check_directives(text, tokens), *_check_words(text, tokens)], tokens, text.place
+    found = [*_check_directives(text, tokens, may_skip=may_skip), *_check_words(text, tokens)]
+    places = [token for token in tokens if token.kind != "newline"]
+    words = [token.text for token in places]
+    for position in cuda_groups.grid_waits(words):
+        what = f"{words[position]} ({GRID_SYNC.name})"
+        found.append(Finding(*text.place(places[position].start), what, GRID_SYNC))
+    for position, size in cuda_groups.large_tiles(words, sizes):
+        what = f"{words[position]}<{size}> ({LARGE_TILES.name})"
+        found.append(Finding(*text.place(places[position].start), what, LARGE_TILES))
+    return found, tokens, text.place
 
 
 def _check_characters(source: str) -> None:
@@ -312,15 +335,24 @@ def _strange(text: str, position: int) -> str:
     return f"the character U+{ord(character):04X} outside comments and literals"
 
 
-def _check_directives(text: SplicedText, tokens: Sequence[Token]) -> Iterator[Finding]:
-    """Every directive that is not allowed, and every #include that comes with a feature."""
-    at_start = True
+def _check_directives(text: SplicedText, tokens: Sequence[Token], *, may_skip: bool) -> Iterator[Finding]:
+    """Every directive that is not allowed, and every #include that comes with a feature.
+
+    With `may_skip`, includes in parts that no compiler reads do not count.
+    """
+    at_start, skipped = True, Skipped()
     for position, token in enumerate(tokens):
         if at_start and token.text in ("#", "%:"):
+            words = [other.text for other in takewhile(_on_the_line, islice(tokens, position + 1, None))]
+            skipped.read(words)
             found = _read_directive(text, tokens[position + 1 : position + 3], token)
-            if found is not None:
+            if found is not None and not (may_skip and skipped and words[:1] == ["include"]):
                 yield Finding(*text.place(token.start), *found)
         at_start = token.kind == "newline"
+
+
+def _on_the_line(token: Token) -> bool:
+    return token.kind != "newline"
 
 
 def _read_directive(
@@ -371,8 +403,6 @@ def _check_words(text: SplicedText, tokens: Sequence[Token]) -> Iterator[Finding
                 yield Finding(*text.place(token.start), f"{token.text} (a name of the build itself)")
         if what := _attribute_fault(tokens, position, attributes):
             yield Finding(*text.place(token.start), what)
-    for token in _grid_waits(tokens):
-        yield Finding(*text.place(token.start), f"{token.text} ({GRID_SYNC.name})", GRID_SYNC)
 
 
 def _std_is_there(tokens: Sequence[Token], position: int) -> bool:
@@ -384,45 +414,6 @@ def _std_is_there(tokens: Sequence[Token], position: int) -> bool:
         [":", ":", "forward"],
         [":", ":", "initializer_list"],
     )
-
-
-def _grid_waits(tokens: Sequence[Token]) -> Iterator[Token]:
-    """Where threads wait for the whole grid: `grid.sync()` and its like, `grid` being declared a group.
-
-    What this does not see (a group handed to a template) ends the launch when it runs, on every device.
-    """
-    words = [token.text for token in tokens if token.kind != "newline"]
-    if not {"this_grid", "grid_group"}.intersection(words):
-        return
-    names = _names_of_grids(words)
-    places = [token for token in tokens if token.kind != "newline"]
-    for position, word in enumerate(words):
-        if word in _GRID_WAITS and words[position + 1 : position + 2] == ["("]:
-            of_name = words[position - 1] == "." and words[position - 2] in names
-            of_call = words[max(0, position - 4) : position] == ["this_grid", "(", ")", "."]
-            argument = [inner for inner in words[position + 2 : position + 8] if inner not in (":", "(")]
-            handed_over = words[position - 1] != "." and (
-                argument[:1] != [] and (argument[0] in names or "this_grid" in argument)
-            )
-            if of_name or of_call or handed_over:
-                yield places[position]
-
-
-def _names_of_grids(words: Sequence[str]) -> set[str]:
-    """Variables that are a grid's group: `grid_group g`, `auto g = cg::this_grid()`."""
-    names = set()
-    for position, word in enumerate(words):
-        if word == "grid_group":
-            after = [other for other in words[position + 1 : position + 5] if other not in ("&", "const")]
-            names.update(after[:1])
-        elif word == "this_grid":
-            before = position - 1
-            furthest = max(1, position - _MAX_QUALIFIERS)  # or a chain of its own name would cost its square
-            while before > furthest and (words[before] == ":" or words[before + 1] == ":"):
-                before -= 1
-            if words[before] == "=" or words[before] in ("{", "("):
-                names.add(words[before - 1])
-    return names
 
 
 def _names_complex(tokens: Sequence[Token], position: int) -> bool:

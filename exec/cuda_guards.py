@@ -61,6 +61,8 @@ class Plan:
     outer: str = ""
     """The header of a loop round that loop, which is the same for all threads of a row, and its index."""
     outer_variable: str = ""
+    outer_parts: tuple[str, str, str] = ("", "", "")
+    """Where that loop begins, where it ends, and its stride."""
 
 
 @dataclass(frozen=True)

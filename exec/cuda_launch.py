@@ -14,7 +14,7 @@ from coppermesh.exec.errors import RunFailed
 MAX_SHARED_BYTES = 227 * 1024
 """Static and dynamic shared memory of one block: most that any device has."""
 
-_STACKS_AT = 3136 * 1024
+_STACKS_AT = 3456 * 1024
 _MANY_THREADS = 256
 """Blocks of up to this many threads get large stacks."""
 _LARGE_STACK, _SMALL_STACK = 260 * 1024, 68 * 1024

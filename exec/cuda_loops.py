@@ -41,7 +41,7 @@ _RELIED_ON = INTEGERS | frozenset(
         "coppermesh_row", "index_or", "turn", "whole", "Range", "range", "never", "only", "below", "at_least", "up_to",
         "beyond", "fits", "each", "UnknownLoop", "flat", "strided",
         "linear", "number", "blockwise", "kept", "apart", "independent", "stride", "phase", "lane", "LANES", "nested",
-        "outer", "outer_index", "outer_turn", "sum_below",
+        "outer_first", "outer_end", "outer_step", "outer_index", "outer_turn", "sum_below", "atomic",
         "thread_local",
         "decided", "is_int", "wide", "decltype", "value",
     }
@@ -279,6 +279,8 @@ class _Rewriter:
             )
         elif reading.kind:
             text += f"static constexpr bool {reading.kind} = true; "
+        if any(word.startswith("atomic") for word in self.words):
+            text += "static constexpr bool atomic = true; "
         if fits:
             text += f"static bool fits() {{ return {' && '.join(fits)}; }} "
         if plan.conditions:
@@ -300,10 +302,12 @@ class _Rewriter:
             outer, set_outer = plan.outer, ""
             if outer:
                 set_outer = f"::coppermesh::outer_index = (long long){plan.outer_variable},"
-                text += (
-                    f"static constexpr bool nested = true; static void outer({call}{between}{parameters}) "
-                    f"{{ {declarations} {outer} coppermesh_call(coppermesh_data, (long long){plan.outer_variable}); }} "
-                )
+                text += "static constexpr bool nested = true; "
+                for name, value in zip(("first", "end", "step"), plan.outer_parts, strict=True):
+                    text += (
+                        f"static long long outer_{name}({parameters}) "
+                        f"{{ {declarations} return (long long)({value}); }} "
+                    )
             text += (
                 f"static void each({call}{between}{parameters}) {{ {declarations} {outer} {plan.loop} {set_outer}"
                 f" coppermesh_call(coppermesh_data, (long long){plan.variable}); }} "

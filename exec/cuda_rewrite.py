@@ -10,18 +10,22 @@ Only for modules whose threads wait for each other (`uses_fibers`). What is chan
   `return coppermesh::leave();`, except as its last statement. A thread that ends after it without a barrier is not
   waited for, as on a GPU since Volta; one that comes to the kernel's end otherwise while others wait at a barrier
   has taken another way, and that is an error.
-- `__shared__ T x[16];` in a function becomes `typedef T t[16]; static unsigned int n; t& x = shared_array<t>(n, "x");`
-  (coppermesh_fibers.h): the array is where an index that leaves it is seen, through a pointer too. In lambdas that name
-  it the last part is said again. Other shared variables are thread-local, which `__shared__` means there.
+- `__shared__ T x[16];` becomes `typedef T t[16]; static unsigned int n; t& x = shared_array<t>(n, "x");`
+  (coppermesh_fibers.h): the array is where an index that leaves it is seen, through a pointer too. So do structures and
+  unions. In lambdas that name it the last part is said again, and where it stands at file scope, in every function that
+  names it. In a macro it becomes `T (&x)[16] = StaticShared{...};`, unless the macro stands at file scope somewhere.
+  Other shared variables are thread-local, which `__shared__` means there.
 - `__shared__ alignas(16) T x` becomes `alignas(16) __shared__ T x`.
 
 Theory. The tokens are the gate's own, so this sees what the compiler will see (`cuda_gate`). Every change puts
 well-formed tokens in the place of others and never adds or removes a line, so the compiler's messages have the user's
 lines. Macros are not expanded: in a `#define`, `return;` is changed wherever it will stand (which can hide a skipped
-barrier and breaks nothing), and `extern __shared__` is refused.
+barrier and breaks nothing), and `extern __shared__` is refused. What a macro's words name counts as named where the
+macro is. A source that does not compile with its arrays in places of their own is compiled with thread-local ones.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -43,6 +47,14 @@ _MAY_PRECEDE_INDEXED = frozenset(
 _BARRIERS = frozenset(
     {"__syncthreads", "__syncthreads_and", "__syncthreads_or", "__syncthreads_count", "sync"}
 )
+_STRUCTURES = frozenset({"struct", "union", "class"})
+_NUMBERS = frozenset(
+    {
+        "bool", "char", "short", "int", "long", "unsigned", "signed", "float", "double", "size_t", "volatile", "static",
+        "const", "__device__",
+    }
+)  # fmt: skip
+"""Types that are no larger than an element."""
 _MAX_CALLS_DEEP = 8
 """Functions that call functions that wait: followed so far."""
 MAX_BRACES_DEEP = 256
@@ -64,13 +76,16 @@ def rewrite(source: str, *, place_arrays: bool = True) -> str:
     Without `place_arrays` arrays in static shared memory are thread-local: then indices through pointers are not held.
     """
     text, tokens = spliced_tokens(source)
-    code, macros = _split(tokens)
+    code, directives = _split(tokens)
+    macros = [token for directive in directives for token in directive]
     for position, token in enumerate(macros):
         following = {other.text for other in macros[position + 1 : position + 4]}
         if token.text == "extern" and "__shared__" in following:
             raise _refused(text, token, "extern __shared__ in a macro")
-    edits = _returns(macros)
-    edits += _Reader(text, code, _macro_words(macros), place_arrays=place_arrays).read()
+    reader = _Reader(text, code, _macro_words(directives), place_arrays=place_arrays)
+    edits = [*_returns(macros), *reader.read()]
+    for directive in directives if place_arrays else ():
+        edits += _arrays_in_macro(directive, reader.outside)
     return text.restored(edits)
 
 
@@ -78,35 +93,81 @@ Edit = tuple[int, int, str]
 """Offsets in the spliced text, and what stands there instead."""
 
 
-def _refused(text: SplicedText, token: Token, what: str) -> SourceRefused:
+def _refused(text: SplicedText, token: Token, what: str, instead: str = "declare") -> SourceRefused:
     line = text.place(token.start)[0]
-    return SourceRefused(
-        f"line {line}: {what} is not possible on a CPU device; declare it as extern __shared__ T x[]"
-    )
+    advice = {
+        "declare": "is not possible on a CPU device; declare it as extern __shared__ T x[]",
+        "assign": "is not possible: let a thread assign it, and wait with __syncthreads()",
+    }
+    return SourceRefused(f"line {line}: {what} {advice[instead]}")
 
 
-def _split(tokens: Sequence[Token]) -> tuple[list[Token], list[Token]]:
-    """Tokens of the code, and those of directives."""
+def _split(tokens: Sequence[Token]) -> tuple[list[Token], list[list[Token]]]:
+    """Tokens of the code, and those of each directive."""
     code: list[Token] = []
-    macros: list[Token] = []
+    directives: list[list[Token]] = []
     at_start, directive = True, False
     for token in tokens:
         if token.kind == "newline":
             directive = False
+        elif at_start and token.text in ("#", "%:"):
+            directive = True
+            directives.append([token])
         else:
-            directive = directive or (at_start and token.text in ("#", "%:"))
-            (macros if directive else code).append(token)
+            (directives[-1] if directive else code).append(token)
         at_start = token.kind == "newline"
-    return code, macros
+    return code, directives
 
 
-def _macro_words(tokens: Sequence[Token]) -> list[tuple[str, frozenset[str]]]:
+def _macro_words(directives: Sequence[Sequence[Token]]) -> list[tuple[str, frozenset[str]]]:
     """Each macro's name, and the words that it may stand for."""
-    starts = [at for at, token in enumerate(tokens) if token.text == "define"]
     return [
-        (tokens[start + 1].text, frozenset(token.text for token in tokens[start + 2 : end]))
-        for start, end in pairwise([*starts, len(tokens)])
-        if start + 1 < end
+        (directive[2].text, frozenset(token.text for token in directive[3:]))
+        for directive in directives
+        if len(directive) > 2 and directive[1].text == "define"
+    ]
+
+
+def _arrays_in_macro(directive: Sequence[Token], outside: AbstractSet[str]) -> list[Edit]:
+    """Changes of `#define M __shared__ T x[16]`, in a function that the macro is part of or that it makes."""
+    words = [token.text for token in directive]
+    if words[1:2] != ["define"] or len(words) < 4:
+        return []
+    called = words[3] == "(" and directive[2].end == directive[3].start
+    parameters = words[3 : words.index(")")] if called and ")" in words else []
+    edits: list[Edit] = []
+    depth = 0
+    for position, word in enumerate(words):
+        depth += (word == "{") - (word == "}")
+        if word == "__shared__" and (depth > 0 or words[2] not in outside):
+            edits += _array_in_macro(directive, words, position, parameters)
+    return edits
+
+
+def _array_in_macro(
+    directive: Sequence[Token], words: list[str], shared: int, parameters: Sequence[str]
+) -> list[Edit]:
+    """The same of the one array that is declared behind `__shared__`; nothing where it is anything else."""
+    end = next((at for at in range(shared, len(words)) if words[at] in (";", "=", "{", "}")), len(words))
+    dimensions = [
+        at for at in range(shared + 2, end) if words[at] == "[" and directive[at - 1].kind == "word"
+    ]
+    whole = end == len(words) or words[end] == ";"
+    if not whole or words[end - 1] != "]" or not dimensions or "," in words[dimensions[0] : end]:
+        return []
+    if words[shared - 1] in ("static", "extern"):
+        return []
+    name = directive[dimensions[0] - 1]
+    told = f"#{name.text}" if name.text in parameters else f'"{name.text}"'
+    counter = "[]() -> unsigned int& { static unsigned int number; return number; }()"
+    return [
+        _without(directive[shared]),
+        (name.start, name.end, f"(&{name.text})"),
+        (
+            directive[end - 1].end,
+            directive[end - 1].end,
+            f" = ::coppermesh::StaticShared{{{counter}, {told}}}",
+        ),
     ]
 
 
@@ -149,6 +210,8 @@ class _Reader:
     edits: list[Edit] = field(default_factory=list)
     arrays: dict[str, str] = field(default_factory=dict)
     """Dynamic shared memory declared at file scope: the declaration of each name within a function."""
+    everywhere: dict[str, str] = field(default_factory=dict)
+    """The same of arrays in static shared memory."""
     local: dict[str, str] = field(default_factory=dict)
     """The same, of what the function at hand has declared."""
     placed: dict[str, str] = field(default_factory=dict)
@@ -159,6 +222,8 @@ class _Reader:
     in_declaration_of_kernel: bool = False
     statement: int = 0
     """Where the statement or declaration began."""
+    outside: set[str] = field(default_factory=set)
+    """Words that stand outside of every function."""
     declared_until: int = 0
     """Up to here it is known that no declaration of shared memory begins."""
 
@@ -214,6 +279,8 @@ class _Reader:
             self._return(position)
         elif token in ("extern", "__shared__"):
             return self._shared(position)
+        elif not self._in_function():
+            self.outside.add(token)
         elif token in self.arrays or token in self.local:
             self._check_index(position)
         return position + 1
@@ -234,12 +301,13 @@ class _Reader:
                 self.braces.append("function")
             else:
                 self.braces.append("waits" if self._waits(position) else "lambda")
-                self._bring_arrays(position, start, {**self.arrays, **self.local, **self.placed})
+                outer = {**self.arrays, **self.everywhere, **self.local, **self.placed}
+                self._bring_arrays(position, start, outer)
         elif self._at(position - 1) in _BEFORE_BODY:
             other = "waits" if self._waits(position) else "function"
             self.braces.append("kernel" if self.in_declaration_of_kernel else other)
             self.in_declaration_of_kernel = False
-            self._bring_arrays(position, self.statement, self.arrays)
+            self._bring_arrays(position, self.statement, {**self.arrays, **self.everywhere})
         else:
             self.braces.append("scope")
         self.statement = position + 1
@@ -260,11 +328,20 @@ class _Reader:
         """Whether threads may wait at a barrier in the body that opens at `position`."""
         return any(token.text in self.waiting for token in self._body(position))
 
+    def _named_in(self, position: int) -> set[str]:
+        """Words of the body that opens at `position`, and of the macros that it names."""
+        used = {token.text for token in self._body(position)}
+        waiting = [(name, words) for name, words in self.macros if words]
+        while more := [words for name, words in waiting if name in used]:
+            waiting = [(name, words) for name, words in waiting if name not in used]
+            used.update(*more)
+        return used
+
     def _bring_arrays(self, position: int, start: int, arrays: Mapping[str, str]) -> None:
         """Declare dynamic shared memory in the body that opens at `position`, of what begins at `start`."""
         if not arrays:
             return
-        used = {token.text for token in self._body(position)}
+        used = self._named_in(position)
         parameters = {token.text for token in self.code[start:position]}
         wanted = [line for name, line in arrays.items() if name in used and name not in parameters]
         at = self.code[position].end
@@ -304,12 +381,20 @@ class _Reader:
         while self._at(end) not in ("", ";", "{", "}"):
             end += 1
         words = {token.text for token in self.code[position:end]}
+        if "__shared__" in words and "extern" not in words and self._is_initialised(position, end):
+            raise _refused(
+                self.text, self.code[position], "a __shared__ variable with an initial value", "assign"
+            )
+        if "__shared__" in words and self._at(end) == "{" and not words.isdisjoint(_STRUCTURES):
+            end = self.partners.get(end, end)  # its members
+            while self._at(end) not in ("", ";", "{"):
+                end += 1
         if "__shared__" not in words or self._at(end) != ";":
             self.declared_until = end
             return position + 1
         if "extern" in words:
             self._dynamic(self.code[position:end], self.code[end])
-        elif self.place_arrays and self._in_function() and (names := self._array_names(position, end)):
+        elif self.place_arrays and (names := self._array_names(position, end)):
             self._place(position, end, names)
         elif "alignas" in words:
             self._align_first(self.code[position:end])
@@ -331,7 +416,17 @@ class _Reader:
                 names.append(place)
                 arrays += after == "["
             depth += opens - (token.text in ("]", ")", "}", ">"))
-        return names if arrays and depth == 0 else []
+        kind = {token.text for token in self.code[position + 1 : names[0]]} if names else set()
+        return names if depth == 0 and (arrays or not kind <= _NUMBERS) else []
+
+    def _is_initialised(self, position: int, end: int) -> bool:
+        """`__shared__ int x = 0;`, which CUDA does not take either."""
+        depth = 0
+        for token in self.code[position:end]:
+            depth += (token.text in ("[", "(", "{", "<")) - (token.text in ("]", ")", "}", ">"))
+            if token.text == "=" and depth == 0:
+                return True
+        return False
 
     def _place(self, position: int, end: int, names: Sequence[int]) -> None:
         """Put arrays where their bounds are held."""
@@ -349,8 +444,13 @@ class _Reader:
         for place in names:
             name = self.code[place].text
             kind, number = f"coppermesh_t_{name}", f"coppermesh_n_{name}"
-            self.placed[name] = f'{kind}& {name} = ::coppermesh::shared_array<{kind}>({number}, "{name}")'
-            text += f" static unsigned int {number}; {self.placed[name]};"
+            reference = f'{kind}& {name} = ::coppermesh::shared_array<{kind}>({number}, "{name}")'
+            text += f" static unsigned int {number};"
+            if self._in_function():
+                self.placed[name] = reference
+                text += f" {reference};"
+            else:
+                self.everywhere[name] = reference
         self.edits.append((self.code[end].end, self.code[end].end, text))
 
     def _align_first(self, declaration: Sequence[Token]) -> None:

@@ -78,7 +78,8 @@ class StrideReader(BodyReader):
         even_start = name > begin and self._word(name + 1) == "=" and self._is_even(name + 2, after)
         tested = self.words[test[0] : test[0] + 2] == [variable, "<"] and self._is_even(test[0] + 2, test[1])
         ends = self._loop_end(self._closing(inner + 1) + 1)
-        if not even_start or not tested or self._stride(*step, variable) is None or "const" in kind:
+        stride = self._stride(*step, variable)
+        if not even_start or not tested or stride is None or "const" in kind:
             return False
         if ends is None or any(word not in ("}", "return", ";") for word in self.words[ends : self.end]):
             return False
@@ -91,6 +92,9 @@ class StrideReader(BodyReader):
             return False
         self.plan.outer = f"for ({self._text(opening + 1, closing)})"
         self.plan.outer_variable = variable
+        self.plan.outer_parts = (
+            f"({kind})({self._text(name + 2, after)})", self._text(test[0] + 2, test[1]), stride
+        )  # fmt: skip
         first, last = self.code[opening - 1].start, self.code[closing].end
         text = f"if (const {kind} {variable} = ::coppermesh::outer_turn(); true){self._newlines(first, last)}"
         self.plan.edits.append((first, last, text))

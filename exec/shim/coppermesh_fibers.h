@@ -7,16 +7,20 @@
 //
 // `__shared__` variables are thread-local variables, so each operating-system thread has one set, used by the block that
 // it runs. They are set to zero before every block, by copying the library's own image of them. Arrays that a function
-// declares are in the arena instead (`shared_array`, which cuda_rewrite.py puts there), each at the end of pages of its
-// own with a page without access on either side: an index that leaves one is seen, through whatever pointer it came.
+// declares are in the arena instead (`shared_array`, which cuda_rewrite.py puts there), in pages of their own with a page
+// without access on either side: an index that leaves one is seen, through whatever pointer it came. In every second
+// block an array stands at the beginning of its pages, in the others at the end: what goes beyond is seen at once in
+// these, what goes before in those. The bytes beside it hold a pattern, and the block's end shows who wrote there.
 //
 // The arena. Each operating-system thread of a launch gets one piece of memory (from cuda_launch.py, which keeps it):
 //     0        the state below, and a stack for signal handlers at 128 KiB
 //     192 KiB  nothing: no access, up to the page in which dynamic shared memory begins
 //     256 KiB  dynamic shared memory, at the end: it ends at 512 KiB, or up to 15 bytes before
 //     512 KiB  nothing: no access
-//     576 KiB  static shared arrays, with pages without access between them
-//     3136 KiB the stacks, `Launch::stack_bytes` apart, the lowest page of each without access
+//     576 KiB  dynamic shared memory of every second block, from here on
+//     832 KiB  nothing: no access
+//     896 KiB  static shared arrays, with pages without access between them
+//     3456 KiB the stacks, `Launch::stack_bytes` apart, the lowest page of each without access
 //
 // Warps. Lanes that call a warp function meet in a group: same function, same mask, as PTX asks for. The last to come
 // computes everybody's result. Lanes that have left the kernel, or that the block does not have, are not waited for.
@@ -40,7 +44,7 @@ static constexpr size_t PAGE = 4096, KIB = 1024;
 static constexpr size_t SIGNAL_STACK_AT = 128 * KIB, SIGNAL_STACK_BYTES = 64 * KIB;
 static constexpr size_t GUARD_BYTES = 64 * KIB;
 static constexpr size_t SHARED_AT = 256 * KIB, SHARED_END = 512 * KIB;
-static constexpr size_t ARRAYS_AT = 576 * KIB, STACKS_AT = 3136 * KIB;
+static constexpr size_t OTHER_SHARED_AT = 576 * KIB, ARRAYS_AT = 896 * KIB, STACKS_AT = 3456 * KIB;
 static constexpr unsigned int MAX_SHARED_ARRAYS = 256;
 static constexpr size_t MAX_SHARED_BYTES = 227 * KIB;
 static constexpr unsigned int CANARY_BYTES = 64;
@@ -71,8 +75,8 @@ struct Warp {
     unsigned long long value[32];    // what a lane brought; then its result
 };
 
-// An array in static shared memory. `name` is a text of the library that runs.
-struct SharedArray { unsigned char* at; size_t bytes; const char* name; };
+// An array in static shared memory: where it is in a block of either side. `name` is a text of the library that runs.
+struct SharedArray { unsigned char* at[2]; size_t bytes; const char* name; };
 
 struct Block {
     Launch* launch;
@@ -95,6 +99,8 @@ struct Block {
     unsigned short free_stack[MAX_THREADS];
     void* stack_pointer[MAX_THREADS];
     Warp warp[32];
+    unsigned int side;               // 1 in every second block: memory begins behind a page without access
+    unsigned char* dynamic;          // its dynamic shared memory
     unsigned int arrays;             // those placed in this launch
     bool arrays_closed;              // no access to what has no array
     size_t arrays_used, arrays_bytes;
@@ -472,50 +478,53 @@ static __attribute__((noinline)) void clear_static_shared(const Locals& locals) 
     blockIdx = index, blockDim = block, gridDim = grid;
 }
 
-static inline unsigned char* dynamic_shared(const Block* block) {
-    return block->arena + SHARED_END - ((block->launch->shared_bytes + 15) & ~15u);
+static inline unsigned char* dynamic_shared(const Block* block, unsigned int side) {
+    return block->arena + (side ? OTHER_SHARED_AT : SHARED_END - ((block->launch->shared_bytes + 15) & ~15u));
+}
+
+// How many bytes of pattern there are before and behind `bytes` bytes at `at`: no more than their pages have.
+struct Beside { unsigned int before, after; };
+static inline Beside beside(const unsigned char* at, size_t bytes, unsigned int most) {
+    const unsigned int before = (unsigned int)((size_t)at & (PAGE - 1));
+    const unsigned int after = -(unsigned int)(size_t)(at + bytes) & (PAGE - 1);
+    return {before < most ? before : most, after < most ? after : most};
+}
+
+// Fill what is beside memory, up to the ends of its pages.
+static inline void fill_beside(unsigned char* at, size_t bytes, unsigned int most) {
+    const Beside fill = beside(at, bytes, most);
+    __builtin_memset(at - fill.before, CANARY, fill.before);
+    __builtin_memset(at + bytes, CANARY, fill.after);
+}
+
+// Whether somebody wrote there: then `changed` is the offset of the byte that is furthest away.
+static inline bool changed_beside(const unsigned char* at, size_t bytes, long long* changed) {
+    const Beside fill = beside(at, bytes, CANARY_BYTES);
+    bool any = false;
+    for (unsigned int i = 1; i <= fill.before; i++)
+        if (*(at - i) != CANARY) any = true, *changed = -(long long)i;
+    for (unsigned int i = 0; i < fill.after; i++)
+        if (at[bytes + i] != CANARY) any = true, *changed = (long long)(bytes + i);
+    return any;
 }
 
 static inline void clear_dynamic_shared(const Block* block) {
-    unsigned char* begin = dynamic_shared(block);
-    const unsigned int bytes = block->launch->shared_bytes;
-    __builtin_memset(begin - CANARY_BYTES, CANARY, CANARY_BYTES);
-    __builtin_memset(begin, 0, bytes);
-    __builtin_memset(begin + bytes, CANARY, (-bytes) & 15);
+    __builtin_memset(block->dynamic, 0, block->launch->shared_bytes);
+    fill_beside(block->dynamic, block->launch->shared_bytes, PAGE);
 }
 
 static void check_dynamic_shared(const Block* block) {
-    const unsigned char* begin = dynamic_shared(block);
-    const unsigned int bytes = block->launch->shared_bytes;
     long long changed = 0;
-    for (unsigned int i = 1; i <= CANARY_BYTES; i++)
-        if (*(begin - i) != CANARY) changed = -(long long)i;
-    for (unsigned int i = bytes; i & 15; i++)
-        if (begin[i] != CANARY) changed = i;
-    if (changed && claim(SHARED_CANARY, 0))
-        block->launch->fault.number = changed, block->launch->fault.limit = bytes;
-    if (changed) abandon();
+    if (__builtin_expect(!changed_beside(block->dynamic, block->launch->shared_bytes, &changed), 1)) return;
+    if (claim(SHARED_CANARY, 0))
+        block->launch->fault.number = changed, block->launch->fault.limit = block->launch->shared_bytes;
+    abandon();
 }
 
 // --- static shared arrays
 
 static size_t static_shared_bytes();
 static unsigned int arrays_of_module;
-
-static void fill_beside(const SharedArray& array, bool check, long long* changed) {
-    const unsigned int after = -(unsigned int)(size_t)(array.at + array.bytes) & (PAGE - 1);
-    const size_t room = (size_t)array.at & (PAGE - 1);
-    const unsigned int before = room < CANARY_BYTES ? (unsigned int)room : CANARY_BYTES;
-    if (!check) {
-        __builtin_memset(array.at - before, CANARY, before);
-        __builtin_memset(array.at + array.bytes, CANARY, after);
-        return;
-    }
-    for (unsigned int i = 1; i <= before; i++)
-        if (*(array.at - i) != CANARY) *changed = -(long long)i;
-    for (unsigned int i = 0; i < after; i++)
-        if (array.at[array.bytes + i] != CANARY) *changed = (long long)array.bytes + i;
-}
 
 [[noreturn]] static __attribute__((noinline, cold)) void too_much_shared(size_t bytes) {
     if (claim(SHARED_LIMIT, 0)) {
@@ -525,24 +534,33 @@ static void fill_beside(const SharedArray& array, bool check, long long* changed
     abandon();
 }
 
-// The first thread of a launch to come to an array's declaration gives it its place.
+// Pages for an array, with one without access before and behind them; null where there is no room. `side` is whose.
+static unsigned char* array_pages(Block* block, size_t bytes, size_t align, unsigned int side) {
+    const size_t pages = (bytes + PAGE - 1) & ~(PAGE - 1);
+    unsigned char *const begin = block->arena + ARRAYS_AT + block->arrays_used + PAGE, *const end = begin + pages;
+    if (end + PAGE > block->arena + STACKS_AT) return nullptr;
+    if (mprotect(begin, pages, 3)) fail_with(NO_STACK, 0, "", "");
+    block->arrays_used += PAGE + pages;
+    unsigned char* const at = side ? begin : (unsigned char*)((size_t)(end - bytes) & ~(align - 1));
+    __builtin_memset(at, 0, bytes);
+    fill_beside(at, bytes, PAGE);
+    return at;
+}
+
+// The first thread of a launch to come to an array's declaration gives it its places.
 static __attribute__((noinline, cold)) unsigned char* place_array(
     Block* block, unsigned int number, size_t bytes, size_t align, const char* name) {
     block->arrays_bytes += bytes;
-    const size_t all = block->arrays_bytes + static_shared_bytes(), pages = (bytes + PAGE - 1) & ~(PAGE - 1);
+    const size_t all = block->arrays_bytes + static_shared_bytes();
     if (number >= MAX_SHARED_ARRAYS || all < bytes || all + running.shared_bytes > MAX_SHARED_BYTES || align > PAGE)
         too_much_shared(all);
-    unsigned char* const begin = block->arena + ARRAYS_AT + block->arrays_used;
-    unsigned char* const end = begin + PAGE + pages;
-    if (end + PAGE > block->arena + STACKS_AT) too_much_shared(all);
-    if (mprotect(begin + PAGE, pages, 3)) fail_with(NO_STACK, 0, "", "");
-    block->arrays_used += PAGE + pages;
+    unsigned char* const first = array_pages(block, bytes, align, 0);
+    if (!first) too_much_shared(all);
+    unsigned char* const second = array_pages(block, bytes, align, 1);
     SharedArray& array = block->array[number];
-    array = SharedArray{(unsigned char*)((size_t)(end - bytes) & ~(align - 1)), bytes, name};
+    array = SharedArray{{first, second ? second : first}, bytes, name};
     block->array_number[block->arrays++] = (unsigned short)number;
-    __builtin_memset(array.at, 0, bytes);
-    fill_beside(array, false, nullptr);
-    return array.at;
+    return array.at[block->side];
 }
 
 static __attribute__((noinline, cold, unused)) unsigned int new_array(unsigned int* number) {
@@ -555,7 +573,7 @@ template <class T> COPPERMESH_INLINE T& shared_array(unsigned int& number, const
     Block* block = running.block;
     unsigned int n = __atomic_load_n(&number, __ATOMIC_RELAXED);
     if (__builtin_expect(n == 0, 0)) n = new_array(&number);
-    unsigned char* at = n < MAX_SHARED_ARRAYS ? block->array[n].at : nullptr;
+    unsigned char* at = n < MAX_SHARED_ARRAYS ? block->array[n].at[block->side] : nullptr;
     if (__builtin_expect(at == nullptr, 0))
         at = place_array(block, n, sizeof(T), alignof(T) < 16 ? 16 : alignof(T), name);
     return *(T*)at;
@@ -564,7 +582,7 @@ template <class T> COPPERMESH_INLINE T& shared_array(unsigned int& number, const
 static void clear_arrays(Block* block) {
     for (unsigned int i = 0; i < block->arrays; i++) {
         const SharedArray& array = block->array[block->array_number[i]];
-        __builtin_memset(array.at, 0, array.bytes);
+        __builtin_memset(array.at[block->side], 0, array.bytes);
     }
 }
 
@@ -582,8 +600,8 @@ static void check_arrays(Block* block) {
     for (unsigned int i = 0; i < block->arrays; i++) {
         const SharedArray& array = block->array[block->array_number[i]];
         long long changed = 0;
-        fill_beside(array, true, &changed);
-        if (__builtin_expect(changed != 0, 0)) beside_array(array, changed, true);
+        if (__builtin_expect(changed_beside(array.at[block->side], array.bytes, &changed), 0))
+            beside_array(array, changed, true);
     }
 }
 
@@ -601,17 +619,24 @@ static bool forget_arrays(Block* block) {
     size_t least = ~(size_t)0;
     for (unsigned int i = 0; i < block->arrays; i++) {
         const SharedArray& array = block->array[block->array_number[i]];
-        const size_t begin = (size_t)array.at, end = begin + array.bytes;
+        const size_t begin = (size_t)array.at[block->side], end = begin + array.bytes;
         const size_t far = address < begin ? begin - address : address - end + 1;
         if (far < least) least = far, nearest = &array;
     }
-    if (nearest) beside_array(*nearest, (long long)(address - (size_t)nearest->at), false);
+    if (nearest) beside_array(*nearest, (long long)(address - (size_t)nearest->at[block->side]), false);
     fail_with(OUT_OF_BOUNDS, 0, "", "");
 }
 
 // What `extern __shared__ T x[];` becomes is `T (&x)[] = coppermesh::DynamicShared();`.
 struct DynamicShared {
-    template <class T> operator T&() const { return *(T*)dynamic_shared(running.block); }
+    template <class T> operator T&() const { return *(T*)running.block->dynamic; }
+};
+
+// What `__shared__ T x[n]` in a macro becomes is `T (&x)[n] = coppermesh::StaticShared{number, "x"}`.
+struct StaticShared {
+    unsigned int& number;
+    const char* name;
+    template <class T> COPPERMESH_METHOD operator T&() const { return shared_array<T>(number, name); }
 };
 
 // `x[i]` of such an array becomes `x[coppermesh::within(x, (i))]`, and `&x[i]` has at_most instead: the address just
@@ -659,10 +684,10 @@ static void on_signal(int number, void* information, void*) {
     if (block) {
         const size_t offset = address - (size_t)block->arena, stacks = offset - STACKS_AT;
         const size_t bytes = block->launch->stack_bytes;
-        if (offset >= SHARED_AT - GUARD_BYTES && offset < SHARED_END + GUARD_BYTES) {
+        if (offset >= SHARED_AT - GUARD_BYTES && offset < ARRAYS_AT) {
             if (claim(SHARED_OVERFLOW, 0)) {
                 set_index(block, block->current, block->launch->fault.thread);
-                block->launch->fault.number = (long long)(address - (size_t)dynamic_shared(block));
+                block->launch->fault.number = (long long)(address - (size_t)block->dynamic);
                 block->launch->fault.limit = block->launch->shared_bytes;
             }
             abandon();
@@ -723,6 +748,7 @@ static void run_blocks(void* data) {
         for (unsigned long long b = first; b < end; b++) {
             if (__atomic_load_n(&launch.stop, __ATOMIC_RELAXED)) return;
             clear_static_shared(locals);
+            block->side = b & 1, block->dynamic = dynamic_shared(block, block->side);
             clear_dynamic_shared(block);
             clear_arrays(block);
             blockIdx = uint3{(unsigned int)(b % gx), (unsigned int)(b / gx % gy), (unsigned int)(b / gx / gy)};
@@ -734,11 +760,15 @@ static void run_blocks(void* data) {
     }
 }
 
-// Dynamic shared memory: access from the page in which it begins to its end, and no further. Gives false on failure.
+// Dynamic shared memory of either side: access to its pages, and no further. Gives false on failure.
 static bool guard_dynamic_shared(const Block* block) {
-    unsigned char *before = block->arena + SHARED_AT - GUARD_BYTES, *after = block->arena + SHARED_END;
-    unsigned char* begin = (unsigned char*)((size_t)(dynamic_shared(block) - CANARY_BYTES) & ~(PAGE - 1));
-    return !mprotect(before, begin - before, 0) && !mprotect(begin, after - begin, 3) && !mprotect(after, GUARD_BYTES, 0);
+    unsigned char *const before = block->arena + SHARED_AT - GUARD_BYTES, *const end = block->arena + SHARED_END;
+    unsigned char* const begin = (unsigned char*)((size_t)dynamic_shared(block, 0) & ~(PAGE - 1));
+    unsigned char* const other = dynamic_shared(block, 1);
+    const size_t bytes = (block->launch->shared_bytes + PAGE - 1) & ~(PAGE - 1);
+    return !mprotect(before, begin - before, 0) && !mprotect(begin, end - begin, 3) &&
+           !mprotect(end, other - end, 0) && !mprotect(other, bytes, 3) &&
+           !mprotect(other + bytes, block->arena + ARRAYS_AT - other - bytes, 0);
 }
 
 static __attribute__((noinline)) void run_with_fibers(

@@ -106,14 +106,17 @@ struct UnknownLoop {
     static constexpr bool kept = false;         // it is three pieces, see `phase`
     static constexpr bool apart = false;        // of it, the first and last piece use other indices
     static constexpr bool independent = false;
-    static constexpr bool nested = false;       // its loop is in another one, in `outer`, which is the same for a row
+    static constexpr bool nested = false;       // its loop is in another one, which is the same for all threads of a row
+    static constexpr bool atomic = false;       // there are atomic functions in the source
     static constexpr bool guarded = false;
     static bool fits() { return true; }         // the launch is one for which `index` is right
     template <class... A> static long long number(int, const A&...) { return 0; }
     template <class... A> static long long stride(const A&...) { return 0; }
     template <class... A> static Range range(const A&...) { return Range(); }
     template <class... A> static void each(void (*)(void*, long long), void*, const A&...) {}
-    template <class... A> static void outer(void (*)(void*, long long), void*, const A&...) {}
+    template <class... A> static long long outer_first(const A&...) { return 0; }
+    template <class... A> static long long outer_end(const A&...) { return 0; }
+    template <class... A> static long long outer_step(const A&...) { return 0; }
 };
 template <auto kernel> struct loop_of : UnknownLoop {};
 
@@ -163,29 +166,43 @@ template <auto kernel, class... A> struct entry<kernel, void (*)(A...)> {
     static void invoke(void* const* arguments) { invoke(arguments, Indices()); }
 
     // The threads of `rows` rows from `row` on with indices from `first` on. Rows count on from one block to the next in
-    // y, beginning with the block that is set: memory is passed in its order. Not inlined: a function of its own keeps
-    // the loop's registers free. The masks change nothing (`run_row` sees to that); they tell the compiler that the index
-    // cannot wrap round, without which it would not vectorise. What the kernel reads is set in the loop, so that the
-    // compiler sees there what it is; it moves the stores out. `PHASE` is that of a kernel with kept variables, or WHOLE.
-    template <int PHASE>
+    // y, beginning with the block that is set: memory is passed in its order. With `BLOCKS` they are blocks in x. Not
+    // inlined: a function of its own keeps the loop's registers free. The masks change nothing (`run_rows` sees to that);
+    // they tell the compiler that the index cannot wrap round, without which it would not vectorise. What the kernel
+    // reads is set in the loop, so that the compiler sees there what it is; it moves the stores out, but not past atomic
+    // functions: there they are made once. `PHASE` is that of a kernel with kept variables, or WHOLE.
+    template <int PHASE, bool BLOCKS = false>
     static __attribute__((noinline)) void run_flat(
         unsigned int first, unsigned int count, unsigned int row, unsigned int rows, typename plain<A>::type... a) {
         first &= LARGE_INDEX - 1, count &= 2 * STRIDED_ROW - 1;
         const uint3 block = blockIdx, thread = threadIdx, length = blockDim, blocks = gridDim;
-        for (const unsigned int end = row + rows; row < end; row++) {
-            const unsigned int block_y = block.y + row / length.y, thread_y = row % length.y;
-            for (unsigned int x = 0; x < count; x++) {
+        unsigned int block_y = BLOCKS ? block.y : block.y + row / length.y;
+        unsigned int thread_y = BLOCKS ? thread.y : row % length.y, block_x = block.x;
+        for (; rows; rows--) {
+            if constexpr (Loop::atomic && PHASE != TURN) {
                 flat = whole = true, phase = PHASE;
-                if constexpr (PHASE != WHOLE) lane = x;
-                index = first + x;
-                blockIdx.x = block.x, blockIdx.y = block_y, blockIdx.z = block.z;
-                threadIdx.y = thread_y, threadIdx.z = thread.z;
-                blockDim.x = length.x, blockDim.y = length.y, blockDim.z = length.z;
-                gridDim.x = blocks.x, gridDim.y = blocks.y, gridDim.z = blocks.z;
-                kernel(a...);
+                blockIdx.x = block_x, blockIdx.y = block_y, threadIdx.y = thread_y;
+                for (unsigned int x = 0; x < count; x++) {
+                    if constexpr (PHASE != WHOLE) lane = x;
+                    index = first + x;
+                    kernel(a...);
+                }
+            } else {
+                for (unsigned int x = 0; x < count; x++) {
+                    flat = whole = true, phase = PHASE;
+                    if constexpr (PHASE != WHOLE) lane = x;
+                    index = first + x;
+                    blockIdx.x = block_x, blockIdx.y = block_y, blockIdx.z = block.z;
+                    threadIdx.y = thread_y, threadIdx.z = thread.z;
+                    blockDim.x = length.x, blockDim.y = length.y, blockDim.z = length.z;
+                    gridDim.x = blocks.x, gridDim.y = blocks.y, gridDim.z = blocks.z;
+                    kernel(a...);
+                }
             }
+            if constexpr (BLOCKS) block_x++;
+            else if (++thread_y == length.y) thread_y = 0, block_y++;
         }
-        blockIdx.y = block.y;
+        blockIdx.x = block.x, blockIdx.y = block.y;
     }
     // All threads of `count` blocks from `bx` on, block by block, with all indices of their own.
     template <bool WITHIN>
@@ -307,67 +324,110 @@ template <auto kernel, class... A> struct entry<kernel, void (*)(A...)> {
             }
         }
     }
-    // A row of a kernel whose loop is in another one, for one turn of that.
-    struct Row {
-        long long begin, end, all, limit;
-        void* arguments[sizeof...(A) + 1];
+    // Rows of a kernel whose loop is in another one: all rows' first turns of that, then all second ones, so that memory
+    // is passed in its order. Every thread's own turns stay in theirs. Gives false where a row is of another kind.
+    template <int KIND>
+    static bool run_nested(long long begin, long long end, long long all, unsigned int rows, typename plain<A>::type... a) {
+        const unsigned int by = blockIdx.y, ny = blockDim.y;
+        bool fit = Loop::fits(), more = true;
+        for (unsigned int row = 0; row < rows && fit; row++) {
+            blockIdx.y = by + row / ny, threadIdx.y = row % ny;
+            const Range range = Loop::range(a...);
+            const long long last = Loop::outer_end(a...), step = Loop::outer_step(a...);
+            fit = range.end + all <= (long long)LARGE_INDEX && range.first <= 0 && Loop::stride(a...) == all &&
+                  Loop::outer_first(a...) >= 0 && last >= 0 && step > 0 && last + step <= (long long)LARGE_INDEX;
+        }
+        for (long long turn = 0; fit && more; turn++) {
+            more = false;
+            for (unsigned int row = 0; row < rows; row++) {
+                blockIdx.y = by + row / ny, threadIdx.y = row % ny;
+                const long long at = Loop::outer_first(a...) + turn * Loop::outer_step(a...);
+                if (at >= Loop::outer_end(a...)) continue;
+                more = true, outer_index = at;
+                run_turns<KIND>(begin, end, all, Loop::range(a...).end, a...);
+            }
+        }
+        blockIdx.y = by;
+        return fit;
+    }
+    // The part of a row that a check leaves.
+    struct Part {
+        long long least, most, first, last;  // who does anything, and for whom all checks hold
+        Part(const Range& range, long long begin, long long end) {
+            least = range.least < begin ? begin : range.least > end ? end : range.least;
+            most = range.most < least ? least : range.most > end ? end : range.most;
+            first = range.first < begin ? begin : range.first > end ? end : range.first;
+            last = range.end < first ? first : range.end > end ? end : range.end;
+        }
+        bool operator==(const Part& o) const {
+            return least == o.least && most == o.most && first == o.first && last == o.last;
+        }
     };
-    template <int KIND, int... I> static void turns_of_row(Row& row, indices<I...>) {
-        run_turns<KIND>(row.begin, row.end, row.all, row.limit, *(typename plain<A>::type*)row.arguments[I]...);
-    }
-    template <int KIND> static void turns_of_row(void* data, long long at) {
-        outer_index = at;
-        turns_of_row<KIND>(*(Row*)data, Indices());
-    }
     // The threads from `begin` to `end` of each of `rows` rows of `all` threads, the first in the block that is set.
     template <int KIND>
     static void run_rows(long long begin, long long end, long long all, unsigned int rows, typename plain<A>::type... a) {
         const unsigned int by = blockIdx.y, ny = blockDim.y;
+        if constexpr (Loop::nested)
+            if (run_nested<KIND>(begin, end, all, rows, a...)) return;
         for (unsigned int row = 0; row < rows;) {
             blockIdx.y = by + row / ny, threadIdx.y = row % ny;
             const Range range = Loop::range(a...);
             if constexpr (Loop::strided) {
                 const bool fits = range.end + all <= (long long)LARGE_INDEX && range.first <= 0 && Loop::fits();
                 row++;
-                if (!fits || Loop::stride(a...) != all) {
-                    run_each<KIND>(begin, end, a...);
-                } else if constexpr (Loop::nested) {
-                    Row own = {begin, end, all, range.end, {(void*)&a...}};
-                    Loop::outer(&turns_of_row<KIND>, &own, a...);
-                } else {
-                    run_turns<KIND>(begin, end, all, range.end, a...);
-                }
+                if (Loop::nested || !fits || Loop::stride(a...) != all) run_each<KIND>(begin, end, a...);
+                else run_turns<KIND>(begin, end, all, range.end, a...);
                 continue;
             }
-            const long long least = range.least < begin ? begin : range.least > end ? end : range.least;
-            const long long most = range.most < least ? least : range.most > end ? end : range.most;
-            const long long first = range.first < begin ? begin : range.first > end ? end : range.first;
-            const long long last = range.end < first ? first : range.end > end ? end : range.end;
+            const Part part(range, begin, end);
             const bool fits = end <= (long long)LARGE_INDEX && Loop::fits();
             const unsigned int from = row++;
             if (!fits) {
                 run_each<KIND>(begin, end, a...);
                 continue;
             }
-            if (first >= last) {
-                run_each<KIND>(least, most, a...);
+            if (part.first >= part.last) {
+                run_each<KIND>(part.least, part.most, a...);
                 continue;
             }
-            const bool all_pass = first == least && last == most;  // nobody beside them does anything
-            if (least < first) run_each<KIND>(least, first, a...);
-            if (last < most) run_each<KIND>(last, most, a...);
+            const bool all_pass = part.first == part.least && part.last == part.most;  // nobody else does anything
+            if (part.least < part.first) run_each<KIND>(part.least, part.first, a...);
+            if (part.last < part.most) run_each<KIND>(part.last, part.most, a...);
             // The same of the rows that follow, in one piece.
             for (; all_pass && row < rows; row++) {
                 blockIdx.y = by + row / ny, threadIdx.y = row % ny;
-                const Range next = Loop::range(a...);
-                if (next.first != range.first || next.end != range.end || next.least != range.least ||
-                    next.most != range.most)
-                    break;
+                if (!(Part(Loop::range(a...), begin, end) == part)) break;
             }
             blockIdx.y = by;
-            run_flat<WHOLE>((unsigned int)first, (unsigned int)(last - first), from, row - from, a...);
+            run_flat<WHOLE>((unsigned int)part.first, (unsigned int)(part.last - part.first), from, row - from, a...);
         }
         blockIdx.y = by;
+    }
+    // A blockwise kernel's blocks from `at` on, as many as do the same, up to `end`; gives how many.
+    static unsigned int run_alike(unsigned int at, unsigned int end, typename plain<A>::type... a) {
+        const unsigned int nx = blockDim.x;
+        if constexpr (!Loop::kept && !Loop::nested) {
+            if (blockDim.y * blockDim.z == 1 && Loop::fits()) {
+                threadIdx.y = threadIdx.z = 0;
+                unsigned int to = at;
+                long long turns = 0;
+                for (; to < end; to++) {
+                    blockIdx.x = to;
+                    const Range range = Loop::range(a...);
+                    if (range.first > 0 || range.end > (long long)STRIDED_ROW || Loop::stride(a...) != nx) break;
+                    if (to > at && (range.end != turns || (to - at) * turns > (long long)STRIDED_ROW)) break;
+                    turns = range.end;
+                }
+                blockIdx.x = at;
+                if (to > at && turns > 0) run_flat<WHOLE, true>(0, (unsigned int)turns, 0, to - at, a...);
+                if (to > at) return to - at;
+            }
+        }
+        for (unsigned int z = 0; z < blockDim.z; z++) {
+            blockIdx.x = at, threadIdx.z = z;
+            run_rows<IN_BLOCK>(0, nx, nx, blockDim.y, a...);
+        }
+        return 1;
     }
     // Whether a linear kernel's numbers are the threads' own in this launch.
     static bool is_linear(const Launch& launch, typename plain<A>::type... a) {
@@ -423,11 +483,7 @@ template <auto kernel, class... A> struct entry<kernel, void (*)(A...)> {
                 run_rows<ALONG_X>(begin, end, gx * (long long)nx, block_rows * ny, a...);
             }
         } else if constexpr (Loop::blockwise) {
-            for (unsigned int at = bx; at < bx + columns; at++)
-                for (unsigned int z = 0; z < nz; z++) {
-                    blockIdx.x = at, threadIdx.z = z;
-                    run_rows<IN_BLOCK>(0, nx, nx, ny, a...);
-                }
+            for (unsigned int at = bx; at < bx + columns;) at += run_alike(at, bx + columns, a...);
         } else {
             run_row_of_blocks(bx, columns, a...);
         }
@@ -446,7 +502,8 @@ template <auto kernel, class... A> struct entry<kernel, void (*)(A...)> {
             if ((linear || (Loop::flat && launch.blocks * threads == (unsigned long long)gx * nx)) &&
                 run_independent(launch, launch.blocks * threads, *(typename plain<A>::type*)arguments[I]...))
                 return;
-        constexpr bool long_rows = Loop::strided && !Loop::blockwise, whole_rows = Loop::flat && !Loop::strided;
+        constexpr bool long_rows = Loop::strided && !Loop::blockwise;
+        constexpr bool whole_rows = Loop::flat && (!Loop::strided || Loop::nested);
         const unsigned long long row = linear ? launch.blocks : gx;
         const unsigned long long most = ((long_rows ? STRIDED_ROW : ROW_THREADS) - 1) / threads + 1;
         // A strided kernel's turns are as long as they can be: one part for each processor core.

@@ -7,8 +7,10 @@ the launch, and what makes the arguments. A native body takes its part of the wo
 threads add floating-point numbers in any order, and None where each thread leaves a sum of its own.
 """
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -692,3 +694,18 @@ kernel(
     "RANGE(n, 65536) y[i] = a * x[i] + y[i];",
     lambda rng: [rng.random(N // 2), rng.random(N // 2), np.float64(1e-9), np.int64(N // 2)], grid=(N // 512,),
 )  # fmt: skip
+
+# --- and those that somebody writes who has not read how this runtime works
+
+
+def _more() -> None:
+    path = Path(__file__).with_name("barrier_free_more.py")
+    spec = importlib.util.spec_from_file_location("barrier_free_more", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.add(kernel, image, floats)
+
+
+_more()

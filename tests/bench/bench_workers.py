@@ -2,8 +2,8 @@
 """What running programs in workers costs: `python tests/bench/bench_workers.py [--json]`.
 
 Medians (and least) of: a fresh worker, from asking to having it; one round trip of a 1 KiB program on a running worker,
-beside the same run in this process; a kernel compiled, and run warm; 64 MiB in and out; the zygote's start. Takes about
-20 s.
+beside the same run in this process; a kernel compiled, and run warm; the lease's next worker, which has its first
+kernel from the agent and not from a compiler; 64 MiB in and out; the zygote's start. Takes about 20 s.
 """
 
 import argparse
@@ -73,6 +73,22 @@ async def measure_forks(supervisor: Supervisor) -> tuple[float, float]:
     return statistics.median(times), min(times)
 
 
+async def measure_next_workers(worker: Worker, program: bytes, data: bytes) -> Figures:
+    """The worker's process ends; the next one starts and runs a kernel that the one before had compiled."""
+    starts, runs = [], []
+    for _ in range(30):
+        await worker._discard()  # as after a crash
+        began = time.perf_counter()
+        await worker.start()
+        started = time.perf_counter()
+        await run(worker, program, data)
+        starts.append(1e3 * (started - began))
+        runs.append(1e3 * (time.perf_counter() - started))
+    both = [start + one for start, one in zip(starts, runs, strict=True)]
+    named = {"the next worker, started": starts, "its first run, kernel kept": runs, "both together": both}
+    return {name: (statistics.median(times), min(times)) for name, times in named.items()}
+
+
 async def measure_here(program: bytes, data: bytes) -> tuple[float, float]:
     """The control: the same program in this process, checked once as a worker would."""
     checked, runtime = check_program(decode_program(program)), NumpyRuntime()
@@ -107,6 +123,7 @@ async def measure_all(scratch: Path) -> Figures:
                 15, lambda: run(worker, kernel_program(next(numbers)), four)
             )
             figures["kernel, warm"] = await measure(300, lambda: run(worker, kernel_program(1), four))
+            figures |= await measure_next_workers(worker, kernel_program(1), four)
             figures["64 MiB in, negated, out"] = await measure(7, lambda: run(worker, negate, big))
     return figures
 

@@ -104,6 +104,41 @@ def test_refusals_name_the_thing_and_the_line(source, line, word):
     assert word in caught.value.sentence
 
 
+HOST = "#include <stdio.h>\n"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        f"#ifndef __CUDACC_RTC__\n{HOST}#endif",
+        f"%:ifndef __CUDACC_RTC__ // the host\n{HOST}#endif",
+        f"#ifdef __CUDACC_RTC__\n#else\n{HOST}#endif",
+        f"#ifdef __CUDACC_RTC__\n#elif 1\n{HOST}#else\n{HOST}#endif",
+        f"#if !defined(__CUDACC_RTC__)\n#if 1\n{HOST}#else\n{HOST}#endif\n{HOST}#endif",
+    ],
+)
+def test_a_hosts_headers_may_stand_where_no_compiler_reads_them(source):
+    check_cpu_source(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        f"#ifndef __CUDACC_RTC__\n#else\n{HOST}#endif",
+        f"#ifdef __CUDACC_RTC__\n{HOST}#endif",
+        f"#ifndef __CUDACC_RTC__\n#endif\n{HOST}",
+        f"#ifndef __CUDACC_RTC__\n#if 0\n#else\n#endif\n#elif 1\n{HOST}#endif",
+        f"#un\\\ndef __CUDACC_RTC__\n#ifndef __CUDACC_RTC__\n{HOST}#endif",
+        f"#if !defined(__CUDACC_RTC__) || 1\n{HOST}#endif",
+        f"/*\n#ifndef __CUDACC_RTC__\n*/\n{HOST}/*\n#endif\n*/",
+        f"#else\n{HOST}",
+    ],
+)
+def test_they_are_refused_everywhere_else(source):
+    with pytest.raises(SourceRefused, match=r"#include <stdio\.h>"):
+        check_cpu_source(source)
+
+
 def test_several_findings_are_listed_with_their_lines():
     with pytest.raises(SourceRefused) as caught:
         check_cpu_source("__managed__ int a;\n__half b;\n")
@@ -164,6 +199,8 @@ FRAGMENTS = st.sampled_from(
         "'", '"', "\\", "??=", "??/\n", 'R"(', ')"', "#define P(a,b) a##b\n", "P(", ",", ")", "__has_", "line 1 ",
         "#if 0\n", "#endif\n", "#else\n", "pragma GCC dependency ", "_Prag", "ma", "_Pragma(", "int x;", "1", "u8", "R",
         "\f", "\v", "\t", "\r\n", "define H ", "H", "import ", "embed ", "#include <cuda.h>\n",
+        "#ifndef __CUDACC_RTC__\n", "#ifdef __CUDACC_RTC__\n", "#if !defined(__CUDACC_RTC__)\n", "#elif 1\n",
+        "#include <SECRET>\n", "#undef __CUDACC_RTC__\n", "__CUDACC_RTC__",
     ]
 )  # fmt: skip
 

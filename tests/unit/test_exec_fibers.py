@@ -689,6 +689,96 @@ def test_indices_that_leave_a_shared_array_through_a_pointer_are_trapped(run, bo
     assert re.search(words, run.trap(kernel(body, THROUGH), (1,), (64,), np.zeros(64, i4)))
 
 
+GET_NEXT = "s[t] = t; __syncthreads(); out[t] = get(&s[0], t + 1);"
+
+
+@pytest.mark.parametrize(
+    ("before", "body", "words"),
+    {
+        "file scope": ("__shared__ int s[64];", GET_NEXT, "beyond the shared array s: byte 256 of 256"),
+        "file scope, static, by a macro": (
+            "static __shared__ int s[64];\n#define AT(i) s[i]",
+            "AT(t) = t; __syncthreads(); out[t] = get(&AT(0), t + 1);", "beyond the shared array s: byte 256 of 256",
+        ),
+        "file scope, in a function": (
+            "__shared__ int s[64]; __device__ void fill(int t) { s[t] = t; }",
+            "fill(t); __syncthreads(); out[t] = get(s, t + 1);", "beyond the shared array s: byte 256 of 256",
+        ),
+        "a macro": ("#define DECLARE __shared__ int s[64];", f"DECLARE {GET_NEXT}", "beyond the shared array s: byte 256"),
+        "a macro's parameter": (
+            "#define SHARED(T, name, n) __shared__ T name[n]", f"SHARED(int, s, 64); {GET_NEXT}",
+            "beyond the shared array s: byte 256 of 256",
+        ),
+        "all of the body a macro": (
+            f"#define BODY {{ __shared__ int s[64]; {GET_NEXT} }}", "BODY", "beyond the shared array s: byte 256 of 256",
+        ),
+        "a structure": (
+            "struct Tile { int a[64]; int b[32]; };",
+            "__shared__ Tile s; s.a[t] = t; __syncthreads(); out[t] = get(s.a, t + 33);",
+            "beyond the shared array s: byte 384 of 384",
+        ),
+        "a union without a name": (
+            "", "__shared__ union { int a[64]; float f; } s; s.a[t] = t; __syncthreads(); out[t] = get(s.a, t + 1);",
+            "beyond the shared array s: byte 256 of 256",
+        ),
+        "read before it": ("", "__shared__ int s[64]; s[t] = t; __syncthreads(); out[t] = get(s, t - 1);",
+                           "block (1,0,0) went before the shared array s: byte -4 of 256"),
+        "read before it, file scope": ("__shared__ int s[1000];", "s[t] = t; __syncthreads(); out[t] = get(s, t - 1);",
+                                       "block (1,0,0) went before the shared array s: byte -4 of 4000"),
+        "read before dynamic memory": (
+            "", "extern __shared__ int s[]; s[t] = t; __syncthreads(); if (blockIdx.x) out[t] = get(s, t - 1);",
+            "block (1,0,0) went before its dynamic shared memory: byte -4 of 256",
+        ),
+        "written beyond dynamic memory": (
+            "", "extern __shared__ int s[]; s[t] = t; __syncthreads(); if (blockIdx.x) put(s, t + 1, 5);",
+            "block (1,0,0) wrote 1 bytes beyond its dynamic shared memory of 256 bytes",
+        ),
+    }.values(),
+)  # fmt: skip
+def test_shared_memory_however_it_is_declared_is_held_through_pointers(run, before, body, words):
+    sentence = run.trap(kernel(body, f"{THROUGH}\n{before}"), (2,), (64,), np.zeros(128, i4), shared=256)
+    assert words in sentence
+
+
+@pytest.mark.parametrize(
+    ("before", "body"),
+    [
+        ("__shared__ int s[64];", "s[t] = t; __syncthreads(); out[g] = s[63 - t];"),
+        ("namespace ns { __shared__ int s[64]; }", "ns::s[t] = t; __syncthreads(); out[g] = ns::s[63 - t];"),
+        ("__shared__ int s[64];", "int s[4] = {63, 62, 61, 60}; __syncthreads(); out[g] = s[0] - t;"),
+        (
+            "#define DECLARE __shared__ int s[64];\nDECLARE",
+            "s[t] = t; __syncthreads(); out[g] = s[63 - t];",
+        ),
+        (
+            "#define AT(i) s[i]\nextern __shared__ int s[];",
+            "AT(t) = t; __syncthreads(); out[g] = AT(63 - t);",
+        ),
+        (
+            "template <class T> __device__ T turned(T* x, int t) { __shared__ T s[64]; s[t] = t; __syncthreads(); return s[63 - t]; }",
+            "out[g] = turned(out, t) + (int)turned((float*)out, t) - 63 + t;",
+        ),
+    ],
+)
+def test_shared_memory_at_file_scope_and_in_macros_is_right(run, before, body):
+    out = np.zeros(192, i4)
+    for _ in range(2):
+        run(kernel(body, before), (3,), (64,), out, shared=256)
+        assert out.tolist() == 3 * list(range(63, -1, -1))
+
+
+def test_an_initial_value_of_shared_memory_is_refused_by_its_line():
+    for declaration in (
+        "__shared__ int s = 0;",
+        "__shared__ float s[4] = {1};",
+        "static __shared__ int s[2] = {};",
+    ):
+        with pytest.raises(
+            SourceRefused, match=r"line 2: a __shared__ variable with an initial value is not possible"
+        ):
+            rewrite(f'extern "C" __global__ void k() {{\n{declaration} }}')
+
+
 @pytest.mark.parametrize(
     "body",
     [

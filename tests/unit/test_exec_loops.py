@@ -95,6 +95,18 @@ CASES = {
     "grid of two and more": f"for (int r = {Y}; r < m; r += gridDim.y * blockDim.y) {{ for (int c = {X}; c < n; c += blockDim.x * gridDim.x) HIT(r * 64 + c); HIT(r); }}",
     "grid of two, counted": f"for (int r = 0; r < m; r++) for (int c = {X}; c < n; c += blockDim.x * gridDim.x) HIT(r * 64 + c);",
     "grid of two, stepped": f"for (int r = 0; r < m; r += 3) for (int c = {X}; c < n; c += blockDim.x * gridDim.x) HIT(c + r * 2);",
+    "grid of two, after its own turns": f"for (int r = {Y}; r < m; r += blockDim.y * gridDim.y) for (int c = {X}; c < n && c < 64; c += blockDim.x * gridDim.x) {{ int before = r - (int)(blockDim.y * gridDim.y); b[r * 64 + c] = before < 0 ? 1.0f : b[before * 64 + c] + 1.0f; }}",
+    "grid of two, own turns by number": f"for (int r = {Y}; r < m; r += blockDim.y * gridDim.y) for (int c = {X}; c < n; c += blockDim.x * gridDim.x) {{ int before = r - (int)(blockDim.y * gridDim.y); if (c < 64) b[r * 64 + c] = before < 0 ? 1.0f : b[before * 64 + c] + 1.0f; }}",
+    "grid of two, rows of blocks": f"for (int r = blockIdx.y; r < m; r += gridDim.y) for (int c = {X}; c < n; c += blockDim.x * gridDim.x) HIT(r * 64 + c);",
+    "grid of two, unsigned": f"for (unsigned r = {Y} + 1; r < m; r += blockDim.y * gridDim.y) for (int c = {X}; c < n; c += blockDim.x * gridDim.x) HIT(r * 64 + c);",
+    "grid of two, counted at once": f"for (int r = {Y}; r < m; r += blockDim.y * gridDim.y) for (int c = {X}; c < n; c += blockDim.x * gridDim.x) if (c < 4096) atomicAdd(&o[r * 64 + c], 1);",
+    "image, counted at once": f"int x = {X}, y = {Y}; if (x >= n || y >= m || x >= 4096) return; atomicAdd(&o[y * 64 + x], gridDim.x + 3 * blockIdx.y + 5 * threadIdx.y + blockDim.x);",
+    "counted at once": f"int i = {X}; if (i < n && i < 32768) {{ atomicAdd(&o[i], 1); b[i] = atomicMax(&o[i], gridDim.x); }}",
+    "sum, added at once": f"int s = 1; for (int i = {X}; i < n; i += blockDim.x * gridDim.x) {{ s += i & 7; if (a[i] > 0.25f) atomicAdd(&o[i & 1023], s); }} atomicAdd(&o[2000], s);",
+    "rows of blocks, each another": "int row = blockIdx.x; for (int c = threadIdx.x; c < n - row && c < 64; c += blockDim.x) HIT(row * 64 + c);",
+    "rows of blocks, shorter": "int row = blockIdx.x; for (int c = threadIdx.x; c < m - row; c += blockDim.x) HIT(row * 64 + c);",
+    "rows of blocks, own turns": "int row = blockIdx.x, w = blockDim.x; for (int c = threadIdx.x; c < m; c += blockDim.x) { b[row * 64 + c] = c < w ? 2.0f : b[row * 64 + c - w] + 1.0f; HIT(c + 64 * blockIdx.x); }",
+    "rows of blocks, counted at once": "int row = blockIdx.x; for (int c = threadIdx.x; c < m; c += blockDim.x) atomicAdd(&o[row * 64 + c], 1 + blockIdx.x);",
     "offset by rows": f"int x = {X}, y = {Y}; int at = x + y * blockDim.x * gridDim.x; if (at < n) HIT(at);",
     "offset by rows, used": f"int x = {X}, y = {Y}; int at = x + y * blockDim.x * gridDim.x; if (at >= n || at >= 8192) return; b[at] = a[at + 1] + b[at]; HIT(at);",
     "offset by rows, unsigned": f"int x = {X}, y = {Y}; unsigned at = x + y * blockDim.x * gridDim.x; if (at < n) HIT(at);",
@@ -205,6 +217,7 @@ def test_most_cases_are_changed_at_all():
 
     assert {name for name, body in CASES.items() if not changed(body)} == {
         "launch, tid too",
+        "rows of blocks, each another",
         "rows of blocks, sum",
     }
 

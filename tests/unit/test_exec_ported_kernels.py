@@ -8,11 +8,14 @@ import pytest
 import coppermesh as cm
 from coppermesh.exec.cuda_build import build_kernel
 from coppermesh.exec.cuda_cpu import CudaCpu
+from coppermesh.exec.cuda_features import runtime_features
 from coppermesh.exec.cuda_gate import SourceRefused, check_cpu_source
+from coppermesh.exec.cuda_needs import kernel_needs
 from coppermesh.exec.cuda_toolchain import find_toolchain
 from coppermesh.exec.errors import RunFailed
 from coppermesh.exec.evaluate import evaluate
 from coppermesh.exec.numpy_runtime import NumpyRuntime
+from coppermesh.exec.program import KernelSource
 
 toolchain = find_toolchain(os.environ.get("COPPERMESH_TEST_COMPILER"))
 pytestmark = pytest.mark.skipif(toolchain is None, reason="needs a C++ compiler")
@@ -209,3 +212,38 @@ def test_groups_of_several_warps_are_named():
         SourceRefused, match=r"line 1: block_tile_memory \(groups of several warps\) .* CPU device"
     ):
         check_cpu_source("__shared__ cooperative_groups::block_tile_memory<128> scratch;")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "auto tile = cg::tiled_partition<64>(block);",
+        "#define TILE 128\ncg::thread_block_tile<TILE> tile = f();",
+        "constexpr unsigned int TILE = 64u; auto tile = cooperative_groups::tiled_partition<TILE>(block);",
+        "auto tile = cg::tiled_partition<OPTION>(block);",
+    ],
+)
+def test_tiles_of_several_warps_are_refused_on_both_sides(text):
+    source = f'{text}\nextern "C" __global__ void k(float* x) {{ }}'
+    with pytest.raises(SourceRefused, match=r"\(groups of several warps\) is not possible on a CPU device"):
+        check_cpu_source(source, ("-DOPTION=256",))
+    needs = list(kernel_needs([KernelSource("raw", "k", ("-DOPTION=256",), (source,))]))
+    assert "cuda-large-tiles" in [need.code for need in needs]
+    assert "cuda-large-tiles" not in runtime_features("cpu")
+
+
+def test_tiles_of_a_warp_are_no_feature_of_their_own():
+    check_cpu_source(
+        "constexpr int N = 16; auto a = cg::tiled_partition<N>(b), c = cg::tiled_partition<32>(b);"
+    )
+
+
+def test_half_precision_is_refused_and_never_announced_for_a_cpu():
+    for line in ("#include <cuda_fp16.h>", "__half h;", "float f = __half2float(x[0]);"):
+        source = f'{line}\nextern "C" __global__ void k(float* x) {{ }}'
+        with pytest.raises(SourceRefused, match="half precision"):
+            check_cpu_source(source)
+        assert [need.code for need in kernel_needs([KernelSource("raw", "k", (), (source,))])] == [
+            "cuda-half"
+        ]
+    assert "cuda-half" not in runtime_features("cpu")
