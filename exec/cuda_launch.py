@@ -215,6 +215,10 @@ def _exited_lane(fault: Fault) -> str:
     return f"reads lane {fault.number} in a shuffle, which {why}"
 
 
+def _outside_group(fault: Fault) -> str:
+    return f"reads rank {fault.number} in a shuffle of a group of {fault.mask.bit_count()} threads"
+
+
 def _bad_width(fault: Fault) -> str:
     return f"gives a shuffle the width {fault.number}, which is no power of two from 1 to 32"
 
@@ -251,4 +255,5 @@ _WORDS = {
     15: _shared_index,
     _ARRAY_OVERFLOW: _array_overflow,
     _ARRAY_CANARY: _array_canary,
+    19: _outside_group,
 }

@@ -260,7 +260,7 @@ def generate_source(kernel: KernelSource, loop: ResolvedLoop, scalars: Sequence[
         else:
             arguments.append(f"{element} *_raw_{parameter.name}")
             bindings.append(f"{element} &{parameter.name} = _raw_{parameter.name}[i];")
-    arguments += ["const long long *_loop_shape", "long long _n"]
+    arguments += ["const ptrdiff_t *_loop_shape", "long long _n"]
     if not any(parameter.name == "n" for parameter in (*inputs, *outputs)):
         prologue.append("const long long n = _n; (void)n;")
     return "\n".join(
@@ -295,7 +295,7 @@ def generate_source(kernel: KernelSource, loop: ResolvedLoop, scalars: Sequence[
 def raw_argument(parameter: ElementwiseParameter, element: str) -> tuple[list[str], str]:
     """How a raw parameter is declared, and how the array that the user's code sees is made of it."""
     name = parameter.name
-    declared = [f"{element} *_raw_{name}", f"const long long *_shape_{name}", f"long long _size_{name}"]
+    declared = [f"{element} *_raw_{name}", f"const ptrdiff_t *_shape_{name}", f"long long _size_{name}"]
     return declared, f"_coppermesh_raw<{element}> {name}{{_raw_{name}, _shape_{name}, _size_{name}}};"
 
 
@@ -319,24 +319,24 @@ def prelude(
 
 _HELPERS = """
 template <typename E> struct _coppermesh_raw {
-  E *data; const long long *lengths; long long count;
+  E *data; const ptrdiff_t *lengths; long long count;
   __device__ E &operator[](long long k) const { return data[k]; }
   template <typename I, int N> __device__ E &operator[](const I (&at)[N]) const {
     long long k = 0;
     for (int d = 0; d < N; d++) k = k * lengths[d] + (long long)at[d];
     return data[k];
   }
-  __device__ long long size() const { return count; }
-  __device__ const long long *shape() const { return lengths; }
+  __device__ ptrdiff_t size() const { return count; }
+  __device__ const ptrdiff_t *shape() const { return lengths; }
 };
-struct _coppermesh_range { long long count; __device__ long long size() const { return count; } };
+struct _coppermesh_range { long long count; __device__ ptrdiff_t size() const { return count; } };
 template <int N> struct _coppermesh_index {
-  long long count; const long long *lengths; long long at; long long place[N];
-  __device__ _coppermesh_index(long long n, const long long *shape) : count(n), lengths(shape), at(0) {}
+  long long count; const ptrdiff_t *lengths; long long at; ptrdiff_t place[N];
+  __device__ _coppermesh_index(long long n, const ptrdiff_t *shape) : count(n), lengths(shape), at(0) {}
   static const int ndim = N;
-  __device__ long long size() const { return count; }
-  __device__ const long long *shape() const { return lengths; }
-  __device__ const long long *get() {
+  __device__ ptrdiff_t size() const { return count; }
+  __device__ const ptrdiff_t *shape() const { return lengths; }
+  __device__ const ptrdiff_t *get() {
     long long left = at;
     for (int d = N; d-- > 0; left /= lengths[d]) place[d] = left % lengths[d];
     return place;

@@ -29,7 +29,7 @@ class ElementwiseKernel:
     """
 
     @pointing_at_caller
-    def __init__(
+    def __init__(  # noqa: PLR0917 - CuPy's order of arguments
         self,
         in_params: str,
         out_params: str,
@@ -39,6 +39,7 @@ class ElementwiseKernel:
         preamble: str = "",
         no_return: bool = False,
         return_tuple: bool = False,
+        doc: str = "",
         *,
         loop_prep: str = "",
         after_loop: str = "",
@@ -57,6 +58,7 @@ class ElementwiseKernel:
         self.reduce_dims = reduce_dims
         self.no_return = no_return
         self.return_tuple = return_tuple
+        self.__doc__ = doc or type(self).__doc__
         self._source = KernelSource("elementwise", name, tuple(options), texts)
         kernel_rules.check_kernel(self._source)
         self.in_params, self.out_params = elementwise.parse_kernel(self._source)

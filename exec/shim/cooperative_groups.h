@@ -135,7 +135,8 @@ public:
     COPPERMESH_METHOD coalesced_group(unsigned int mask, unsigned int rank = 0, unsigned int groups = 1)
         : coppermesh_lanes_group(mask, coppermesh_groups::ranks(mask), rank, groups) {}
     template <class T> COPPERMESH_METHOD T shfl(T value, int rank, COPPERMESH_LINE) const {
-        return this->read(value, coppermesh_groups::lane_of(lanes, (unsigned int)rank % count), line);
+        if (__builtin_expect((unsigned int)rank >= count, 0)) coppermesh::outside_group(lanes, rank, line);
+        return this->read(value, coppermesh_groups::lane_of(lanes, (unsigned int)rank), line);
     }
     template <class T> COPPERMESH_METHOD T shfl_up(T value, int delta, COPPERMESH_LINE) const {
         const int rank = (int)thread_rank() - delta;

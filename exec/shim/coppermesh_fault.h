@@ -27,6 +27,7 @@ enum FaultKind : unsigned int {
     SHARED_LIMIT,
     ARRAY_OVERFLOW,
     ARRAY_CANARY,
+    OUTSIDE_GROUP,
 };
 
 struct Fault {

@@ -40,6 +40,16 @@ COPPERMESH_INLINE void yield() {
 
 COPPERMESH_INLINE unsigned int lane_id() { return running.block->current & 31; }
 
+// A group's member that it does not have is asked for.
+[[noreturn]] static __attribute__((noinline, cold, unused)) void outside_group(
+    unsigned int mask, int rank, unsigned int line) {
+    Block* block = running.block;
+    const unsigned int w = block->current >> 5, lane = block->current & 31;
+    block->warp[w].line[lane] = line;
+    fail_lane(block, w, lane, OUTSIDE_GROUP, mask, rank);
+    __builtin_unreachable();
+}
+
 // --- values as 8 bytes, and larger ones in pieces
 
 template <class T> struct as_bits {

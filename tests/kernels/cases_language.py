@@ -158,6 +158,31 @@ def device_state(inputs):
     return [np.sort(inputs["x"]), 64]
 
 
+def record_portable(cm, xp, rng):
+    inputs = {"weights": rng.random(5000), "bins": rng.integers(0, 13, 5000).astype(i4)}
+    sums = xp.zeros(13)
+    arguments = (xp.asarray(inputs["weights"]), xp.asarray(inputs["bins"]), sums, i4(5000))
+    kernel(cm, "portable_source", "bin_weights")((5,), (64,), arguments)
+    return inputs, [sums]
+
+
+def portable(inputs):
+    return [np.bincount(inputs["bins"], inputs["weights"], 13)]
+
+
+def record_macro_scan(cm, xp, rng):
+    inputs = {"x": rng.integers(0, 9, (3, 256)).astype(f4)}
+    out, totals = xp.zeros((3, 256), dtype=f4), xp.zeros(3, dtype=f4)
+    arguments = (xp.asarray(inputs["x"]), out, totals, i4(256))
+    kernel(cm, "macro_scan", "exclusive_scan")((3,), (128,), arguments, shared_mem=4 * (256 + 16))
+    return inputs, [out, totals]
+
+
+def macro_scan(inputs):
+    x = inputs["x"]
+    return [np.cumsum(x, 1) - x, x.sum(1)]
+
+
 CASES = [
     ("templates", ("templates", "variadics", "lambdas", "if constexpr"), record_templates, templates,
      (1e-12, 1e-12, "contraction")),
@@ -168,5 +193,8 @@ CASES = [
     ("structures", ("structures", "union", "bit fields"), record_structures, structures, EXACT),
     ("bool_mask", ("bool", "short", "narrow scalars"), record_mask, mask, EXACT),
     ("libcudacxx", ("cuda/std headers",), record_library, library, (1e-7, 0.0, "one root")),
+    ("portable_source", ("host headers", "__CUDA_ARCH__", "atomicCAS"), record_portable, portable,
+     (1e-12, 0.0, "sums in any order")),
+    ("macro_scan", ("__shared__ at file scope", "macros", "extern __shared__"), record_macro_scan, macro_scan, EXACT),
     ("virtual_shapes", ("virtual functions", "recursion"), record_shapes, shapes, (1e-6, 0.0, "one product")),
 ]  # fmt: skip

@@ -107,6 +107,18 @@ def preamble_function() -> Pairs:
 
 
 @tutorial
+def place_by_get() -> Pairs:
+    kernel = cm.ElementwiseKernel(
+        "T x", "T y", "const ptrdiff_t* p = _ind.get(); y = x + 10 * p[0] + p[_ind.ndim - 1]", "place", doc="x + 10 row + column",
+        reduce_dims=False,
+    )  # fmt: skip
+    x = numbers(3, 4)
+    rows, columns = np.mgrid[0:3, 0:4]
+    assert kernel.__doc__ == "x + 10 row + column"
+    return [(kernel(xp.asarray(x)), (x + 10 * rows + columns).astype(f4))]
+
+
+@tutorial
 def index_of_two_dimensions() -> Pairs:
     kernel = cm.ElementwiseKernel(
         "raw T a",

@@ -625,6 +625,15 @@ def test_traps(run, body, words):
         assert word in sentence, sentence
 
 
+def test_a_rank_that_a_group_does_not_have_is_told(run):
+    body = "if (lane < 4) { auto g = cooperative_groups::coalesced_threads(); out[t] = g.shfl(t, t + 1); }"
+    sentence = run.trap(kernel(body, "#include <cooperative_groups.h>\n"), (1,), (32,), np.zeros(64, i4))
+    assert (
+        "line 5: thread (3,0,0) of block (0,0,0) reads rank 4 in a shuffle of a group of 4 threads"
+        in sentence
+    )
+
+
 def test_a_groups_barrier_is_not_the_blocks_on_the_same_line(run):
     body = "if (t < 4) cooperative_groups::this_thread_block().sync(); else __syncthreads();"
     sentence = run.trap(kernel(body, "#include <cooperative_groups.h>\n"), (1,), (48,), np.zeros(64, i4))
@@ -731,7 +740,7 @@ GET_NEXT = "s[t] = t; __syncthreads(); out[t] = get(&s[0], t + 1);"
         ),
         "written beyond dynamic memory": (
             "", "extern __shared__ int s[]; s[t] = t; __syncthreads(); if (blockIdx.x) put(s, t + 1, 5);",
-            "block (1,0,0) wrote 1 bytes beyond its dynamic shared memory of 256 bytes",
+            "block (1,0,0) wrote 4 bytes beyond its dynamic shared memory of 256 bytes",
         ),
     }.values(),
 )  # fmt: skip
