@@ -8,9 +8,9 @@ from coppermesh.agent.mesh_making import open_private_mesh
 from coppermesh.agent.mesh_state import MeshState, find_mesh, private_meshes
 from coppermesh.agent.mesh_terms import quota_text
 from coppermesh.agent.private_mesh import PrivateMesh
+from coppermesh.p2p.certificates import Member
 from coppermesh.p2p.errors import MeshError, Refused
 from coppermesh.p2p.ids import PeerId, format_peer, mesh_id, parse_peer, short_peer
-from coppermesh.p2p.membership import Member
 
 
 def mesh_facts(state: MeshState, home: Home, now_us: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from coppermesh.agent.home import Home
 from coppermesh.agent.mesh_facts import mesh_facts
 from coppermesh.agent.mesh_making import adopt_admission, check_name
 from coppermesh.agent.mesh_state import root_key_path, state_path
-from coppermesh.agent.private_mesh import joining_request
+from coppermesh.agent.mesh_words import joining_request
 from coppermesh.p2p.admission_door import ask_at_door
 from coppermesh.p2p.errors import MeshError, Refused, Unreachable
 from coppermesh.p2p.ids import PeerId

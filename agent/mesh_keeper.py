@@ -18,11 +18,11 @@ from coppermesh.agent.quota_desk import QuotaDesk
 from coppermesh.agent.usage_totals import UsageTotals
 from coppermesh.p2p.addresses import parse_address
 from coppermesh.p2p.admission_door import ask_at_door, keep_door
+from coppermesh.p2p.certificates import Right, subject_of
 from coppermesh.p2p.control import ControlHub, Handler
 from coppermesh.p2p.encoding import decode, encode
 from coppermesh.p2p.errors import MeshError, Refused, RemoteProtocolError
 from coppermesh.p2p.ids import PeerId, short_peer
-from coppermesh.p2p.membership import Right, subject_of
 from coppermesh.p2p.membership_gate import MembershipGate, members_topic, revocations_topic, usage_topic
 from coppermesh.p2p.membership_messages import (
     AdmissionReply,

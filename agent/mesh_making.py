@@ -14,12 +14,14 @@ from coppermesh.agent.mesh_state import (
     save_state,
     state_path,
 )
-from coppermesh.agent.private_mesh import PrivateMesh, first_certificate, usable
+from coppermesh.agent.mesh_words import first_certificate, usable
+from coppermesh.agent.private_mesh import PrivateMesh
 from coppermesh.agent.rotations import check_rotation
+from coppermesh.p2p.certificates import private_mesh_id, subject_of
 from coppermesh.p2p.errors import MeshError, Refused
 from coppermesh.p2p.ids import MeshId, PeerId
 from coppermesh.p2p.invitation import Invitation
-from coppermesh.p2p.membership import MembershipBook, private_mesh_id, subject_of
+from coppermesh.p2p.membership import MembershipBook
 from coppermesh.p2p.membership_messages import MAX_ADDRESSES, AdmissionReply
 from coppermesh.p2p.signing import PeerKey
 

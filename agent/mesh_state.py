@@ -15,10 +15,10 @@ from msgspec import Meta
 from coppermesh.agent.config import DEFAULT_MESH
 from coppermesh.agent.home import Home
 from coppermesh.p2p.admission import Issued
+from coppermesh.p2p.certificates import private_mesh_id
 from coppermesh.p2p.encoding import decode, encode
 from coppermesh.p2p.errors import MeshError, RemoteProtocolError
 from coppermesh.p2p.ids import MeshId, PeerId, mesh_id
-from coppermesh.p2p.membership import private_mesh_id
 from coppermesh.p2p.membership_messages import RotateRequest
 from coppermesh.p2p.membership_records import Chain, RevocationNotice, SwarmKey
 from coppermesh.p2p.records import Count, Key, Label, Micros, Version

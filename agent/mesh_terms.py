@@ -6,8 +6,8 @@ from typing import Any
 
 from coppermesh.agent.private_mesh import Terms
 from coppermesh.p2p.admission import MAX_USES
+from coppermesh.p2p.certificates import DAY_US, MAX_LIFE_US, ROLES
 from coppermesh.p2p.errors import Refused
-from coppermesh.p2p.membership import DAY_US, MAX_LIFE_US, ROLES
 from coppermesh.p2p.membership_records import Quota
 
 HOUR_US = 3_600_000_000

@@ -52,6 +52,7 @@ from coppermesh.agent.task_driver import KnownBlobs, TaskDriver
 from coppermesh.p2p.announcements import AnnouncementBook
 from coppermesh.p2p.announcer import Announcer
 from coppermesh.p2p.blob_store import BlobStore, open_blob_store
+from coppermesh.p2p.certificates import Right
 from coppermesh.p2p.control import ChannelUp, ControlHub, Handler, open_control_hub
 from coppermesh.p2p.dial_back import DialBack
 from coppermesh.p2p.discovery import DialPlan, Kind, run_discovery
@@ -59,7 +60,6 @@ from coppermesh.p2p.errors import MeshError, Refused, Unreachable
 from coppermesh.p2p.ids import Digest, MeshId, PeerId, mesh_id, short_peer
 from coppermesh.p2p.libp2p_relay import RelayServer
 from coppermesh.p2p.mdns import Mdns
-from coppermesh.p2p.membership import Right
 from coppermesh.p2p.messages import (
     AnnouncementReply,
     AnnouncementRequest,

@@ -31,11 +31,11 @@ from coppermesh.agent.screens import counted
 from coppermesh.agent.sharing import Obstacle
 from coppermesh.agent.software import SOFTWARE
 from coppermesh.p2p.addresses import parse_address
+from coppermesh.p2p.certificates import Right
 from coppermesh.p2p.encoding import decode
 from coppermesh.p2p.envelope import open_record
 from coppermesh.p2p.errors import Refused
 from coppermesh.p2p.ids import PeerId, format_peer
-from coppermesh.p2p.membership import Right
 from coppermesh.p2p.records import Announcement
 
 if TYPE_CHECKING:

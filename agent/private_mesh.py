@@ -21,22 +21,15 @@ from coppermesh.agent.mesh_state import (
     forget_state,
     save_state,
 )
-from coppermesh.agent.rotations import check_rotation, outranks, read_rotation
-from coppermesh.p2p.addresses import parse_address
-from coppermesh.p2p.admission import DoorPace, Invitations, Issued, Use, refusal, token_hash
+from coppermesh.agent.mesh_words import first_certificate, joining_request, read_joining, usable
+from coppermesh.agent.rotations import check_rotation, read_rotation, replaces, trouble_with
+from coppermesh.p2p.admission import DoorPace, Invitations, Issued, Use, token_hash
+from coppermesh.p2p.certificates import DAY_US, MAX_LIFE_US, Member, Right, check_issue
 from coppermesh.p2p.envelope import open_record, sign_record
-from coppermesh.p2p.errors import Refused, RemoteProtocolError, Unreachable
+from coppermesh.p2p.errors import Refused
 from coppermesh.p2p.ids import MeshId, PeerId
 from coppermesh.p2p.invitation import MAX_DOORS, Invitation, invitation_text
-from coppermesh.p2p.membership import (
-    DAY_US,
-    MAX_LIFE_US,
-    SKEW_US,
-    Member,
-    MembershipBook,
-    Right,
-    check_issue,
-)
+from coppermesh.p2p.membership import MembershipBook
 from coppermesh.p2p.membership_messages import (
     MAX_ADDRESSES,
     MAX_KNOWN,
@@ -46,9 +39,7 @@ from coppermesh.p2p.membership_messages import (
     RotateRequest,
 )
 from coppermesh.p2p.membership_records import (
-    MAX_DEPTH,
     Certificate,
-    Joining,
     Quota,
     Revocation,
     RevocationNotice,
@@ -263,7 +254,7 @@ class PrivateMesh:
     ) -> AdmissionReply:
         """What the door answers. The use of an invitation is on disk before this returns. Raises Refused."""
         self._pace.admit(place, now_us)
-        joining = self._joining_of(visitor, request, now_us)
+        joining = read_joining(request, visitor, self.mesh, self.key.peer, now_us)
         if self.book.is_revoked(visitor):
             raise Refused("revoked", "this peer was revoked")
         if joining.token is None:
@@ -281,17 +272,6 @@ class PrivateMesh:
             list(doors[:MAX_ADDRESSES]),
             self.book.revocations(now_us)[:MAX_KNOWN],
         )
-
-    def _joining_of(self, visitor: PeerId, request: AdmissionRequest, now_us: int) -> Joining:
-        try:
-            joining = open_record(Joining, request.joining, signer=visitor).record
-        except RemoteProtocolError as error:
-            raise Refused("forged", f"the request is not signed by who asks: {error}") from error
-        if joining.mesh != self.mesh or joining.issuer != self.key.peer:
-            raise refusal("not-for-us")
-        if abs(joining.issued_us - now_us) > SKEW_US:
-            raise refusal("clock")
-        return joining
 
     def _use_up(self, token: bytes, visitor: PeerId, name: str, now_us: int) -> list[SignedRecord]:
         found = self.invitations.look(token, visitor, now_us)
@@ -378,24 +358,18 @@ class PrivateMesh:
         return True
 
     def _is_newer(self, rotation: Rotation, now_us: int) -> bool:
-        current = self._state.rotation
-        if current is not None and self._trouble_with(current, now_us) in ("revoked", "issuer-revoked"):
-            # Its signer may have given it any number and a small hash: what came later counts.
-            return rotation.issued_us > open_record(Rotation, current.rotation).record.issued_us
-        return outranks(rotation, self._state.epoch, blake3(self._state.swarm_key).digest())
-
-    def _trouble_with(self, request: RotateRequest, now_us: int) -> str | None:
-        """The code with which others refuse a rotation's signer now, if they do."""
-        try:
-            self.book.check(request.chain, PeerId(request.rotation.signer), now_us)
-        except Refused as error:
-            return error.code
-        return None
+        return replaces(
+            rotation, self.book, self._state.rotation, self._state.epoch, self._state.swarm_key, now_us
+        )
 
     def _rotation_to_show(self, now_us: int) -> RotateRequest | None:
         """The last rotation; signed by this agent where others would not take its signer's word any more."""
         last = self._state.rotation
-        if last is None or self._trouble_with(last, now_us) is None or not self.may(Right.REVOKE, now_us):
+        if (
+            last is None
+            or trouble_with(self.book, last, now_us) is None
+            or not self.may(Right.REVOKE, now_us)
+        ):
             return last
         key, epoch = self._state.swarm_key, self._state.epoch
         rotation = Rotation(1, self.mesh, self.key.peer, epoch, blake3(key).digest(), now_us)
@@ -453,38 +427,3 @@ class PrivateMesh:
     def forget(self) -> None:
         """The home has left: keys and state go, the ledger stays."""
         forget_state(self.home, self.mesh)
-
-
-def joining_request(
-    key: PeerKey,
-    mesh: MeshId,
-    issuer: PeerId,
-    token: bytes | None,
-    name: str,
-    now_us: int,
-    chain: Sequence[SignedRecord] = (),
-) -> AdmissionRequest:
-    """A signed request for a door."""
-    joining = Joining(1, mesh, key.peer, issuer, token, name, now_us)
-    return AdmissionRequest(sign_record(key, joining), list(chain))
-
-
-def first_certificate(
-    root: PeerKey, mesh: MeshId, subject: PeerId, serial: int, name: str, now_us: int
-) -> SignedRecord:
-    """The root key's own certificate for the mesh's maker."""
-    expires_us = now_us + MAX_LIFE_US
-    certificate = Certificate(
-        1, mesh, root.peer, subject, serial, "admin", None, MAX_DEPTH, name, now_us, expires_us
-    )
-    return sign_record(root, certificate)
-
-
-def usable(addresses: Sequence[str]) -> list[str]:
-    """Those that are addresses, each once: others say them, and at the next start each is dialled."""
-    kept = []
-    for address in dict.fromkeys(addresses):
-        with suppress(Unreachable):
-            parse_address(address)
-            kept.append(address)
-    return kept

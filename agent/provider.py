@@ -493,12 +493,12 @@ class Provider:
     def _over_quota(self, peer: PeerId, kind: str) -> DeclineReason | None:
         return None if self._quotas is None else self._quotas.against(peer, kind)
 
-    def _running_us(self) -> dict[tuple[PeerId, str], int]:
+    def _running_us(self) -> dict[tuple[PeerId, str], list[int]]:
         now_us = self._now_us()
-        running: dict[tuple[PeerId, str], int] = {}
+        running: dict[tuple[PeerId, str], list[int]] = {}
         for server in self.leases.values():
             who = (server.requester, server.lease.record.device_kind)
-            running[who] = running.get(who, 0) + server.running_us(now_us)
+            running.setdefault(who, []).append(server.running_us(now_us))
         return running
 
     def _server_of(self, peer: PeerId, body: bytes) -> LeaseServer:

@@ -8,8 +8,8 @@ from coppermesh.p2p.membership_records import Quota
 from coppermesh.p2p.records import Receipt
 from coppermesh.p2p.usage import HOUR_US, INTERVAL_US, UNSIGNED_US, UsageBook
 
-Running = Callable[[], dict[tuple[PeerId, str], int]]
-"""Device time of the tasks that run now, in microseconds, by requester and kind of device."""
+Running = Callable[[], dict[tuple[PeerId, str], list[int]]]
+"""Device time of each task that runs now, in microseconds, by requester and kind of device."""
 
 
 class QuotaDesk:
@@ -39,8 +39,8 @@ class QuotaDesk:
         if quota is None or quota.kind not in ("any", kind):
             return None
         running_us = sum(
-            device_us
-            for (who, running_kind), device_us in self.running().items()
+            sum(tasks)
+            for (who, running_kind), tasks in self.running().items()
             if who == requester and quota.kind in ("any", running_kind)
         )
         used_us = self.usage.used_us(requester, quota, self._now_us()) + running_us
@@ -55,7 +55,7 @@ class QuotaDesk:
 
     def _unsigned(self, requester: PeerId) -> DeclineReason | None:
         """A member with a quota signs what it has used, or others would not know of it."""
-        running_us = sum(device_us for (who, _), device_us in self.running().items() if who == requester)
+        running_us = sum(sum(tasks) for (who, _), tasks in self.running().items() if who == requester)
         unsigned_us = self.usage.unsigned_us(requester, running_us)
         if unsigned_us < UNSIGNED_US:
             return None

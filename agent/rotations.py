@@ -2,10 +2,11 @@
 
 from blake3 import blake3
 
+from coppermesh.p2p.certificates import SKEW_US, Right
 from coppermesh.p2p.envelope import open_record
 from coppermesh.p2p.errors import Refused, RemoteProtocolError
 from coppermesh.p2p.ids import MeshId, PeerId
-from coppermesh.p2p.membership import SKEW_US, MembershipBook, Right
+from coppermesh.p2p.membership import MembershipBook
 from coppermesh.p2p.membership_messages import RotateRequest
 from coppermesh.p2p.membership_records import Rotation
 
@@ -38,3 +39,27 @@ def check_rotation(book: MembershipBook, mesh: MeshId, request: RotateRequest, n
 def outranks(rotation: Rotation, epoch: int, key_hash: bytes) -> bool:
     """Whether it goes before the key of that number and hash: the higher number, of equals the smaller hash."""
     return rotation.epoch > epoch or (rotation.epoch == epoch and rotation.key_hash < key_hash)
+
+
+def trouble_with(book: MembershipBook, request: RotateRequest, now_us: int) -> str | None:
+    """The code with which others refuse a rotation's signer now, if they do."""
+    try:
+        book.check(request.chain, PeerId(request.rotation.signer), now_us)
+    except Refused as error:
+        return error.code
+    return None
+
+
+def replaces(
+    rotation: Rotation,
+    book: MembershipBook,
+    current: RotateRequest | None,
+    epoch: int,
+    swarm_key: bytes,
+    now_us: int,
+) -> bool:
+    """Whether it goes before the key that is in use, of that number, which `current` made."""
+    if current is not None and trouble_with(book, current, now_us) in ("revoked", "issuer-revoked"):
+        # Its signer may have given it any number and a small hash: what came later counts.
+        return rotation.issued_us > open_record(Rotation, current.rotation).record.issued_us
+    return outranks(rotation, epoch, blake3(swarm_key).digest())

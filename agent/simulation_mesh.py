@@ -432,14 +432,16 @@ class MeshSimulation:
             size += len(asked.said_bytes)
             if asking.book.take(asked.said, now_us, source=asked.peer) is Verdict.ACCEPTED:
                 self._learn(asking, asked.said)
+        news = 0
         for opened in missing:
             size += len(opened.signed.body) + 100
             if opened.signer != asking.peer:
                 body = Examined(opened.id[:16], opened, None)
                 if asking.book.take(body, now_us) is Verdict.ACCEPTED:
+                    news += 1
                     self._learn(asking, body)
         self.network.direct(asking.index, size)
-        if ExchangePacer.is_full(len(missing)):
+        if news and ExchangePacer.is_full(len(missing)):
             self.heap.after(MORE_SECONDS, self._exchange_more, asking, life)
 
     def _exchange_more(self, peer: SimPeer, life: int) -> None:

@@ -14,9 +14,9 @@ from coppermesh.agent.simulation_mesh import (
     MESH,
     MeshSimulation,
     Scenario,
-    SimPeer,
 )
 from coppermesh.agent.simulation_orders import OrderSimulation
+from coppermesh.p2p.ids import PeerId
 from coppermesh.p2p.shards import topic_of
 
 if TYPE_CHECKING:
@@ -39,20 +39,25 @@ class Views:
     def look(self) -> float:
         """The share of stale entries now; adds to the totals."""
         mesh, now = self._mesh, self._mesh.heap.now
-        announcers: dict[str, list[SimPeer]] = {}
+        announcers: dict[str, list[tuple[PeerId, int]]] = {}
         for peer in mesh.peers:
             if peer.up and not peer.liar and peer.said is not None and now - peer.said_since > GRACE_SECONDS:
-                announcers.setdefault(topic_of(MESH, peer.shards.leaf), []).append(peer)
+                settled = now - peer.content_since > GRACE_SECONDS
+                told = peer.peer, peer.content_sequence if settled else 0
+                announcers.setdefault(topic_of(MESH, peer.shards.leaf), []).append(told)
         away = [peer.peer for peer in mesh.peers if not peer.up and now - peer.since > GONE_SECONDS]
         expected = missing = outdated = gone = 0
         for viewer in mesh.peers:
             if viewer.up and not viewer.liar and now - viewer.since > GRACE_SECONDS:
+                get, me = viewer.book.get, viewer.peer
                 for topic in mesh.network.topics_of(viewer.index):
-                    for peer in announcers.get(topic, ()):
-                        held = viewer.book.get(peer.peer) if peer is not viewer else peer.said
+                    for author, sequence in announcers.get(topic, ()):
+                        held = get(author)
                         expected += 1
-                        missing += held is None
-                        outdated += held is not None and peer is not viewer and self._is_old(viewer, peer)
+                        if held is None:
+                            missing += author != me
+                        elif held.record.sequence < sequence:
+                            outdated += author != me
                 gone += sum(viewer.book.holds(peer, mesh.heap.now_us) for peer in away)
         self.expected += expected
         self.missing += missing
@@ -63,11 +68,6 @@ class Views:
         if self.converged_s is None and expected and share <= CONVERGED:
             self.converged_s = max(0.0, now - mesh.scenario.start_seconds)
         return share
-
-    def _is_old(self, viewer: SimPeer, peer: SimPeer) -> bool:
-        held = viewer.book.get(peer.peer)
-        old = held is not None and held.record.sequence < peer.content_sequence
-        return old and self._mesh.heap.now - peer.content_since > GRACE_SECONDS
 
     @property
     def stale_share(self) -> float:

@@ -166,7 +166,7 @@ class AnnouncementBook:
         self._max_judged = max_judged
         self._entries: dict[PeerId, _Entry] = {}
         self._shorts: dict[bytes, _Entry] = {}
-        """Those of peers that are not lost, by the short id of their announcement."""
+        """By the short id of the announcement, where there is one."""
         self._judged: OrderedDict[bytes, Verdict] = OrderedDict()
         self._counts: Counter[Verdict] = Counter()
 
@@ -222,16 +222,21 @@ class AnnouncementBook:
         return alive and entry is not None and not entry.lost
 
     def known_ids(self, now_us: int, limit: int = MAX_PEERS) -> set[bytes]:
-        """The short ids of what is alive here, the newest `limit`: what need not be handed to us again."""
-        alive = {short for short, entry in self._shorts.items() if entry.expires_us > now_us}
-        if len(alive) <= limit:
-            return alive
+        """The short ids of what need not be handed to us again: all that is held, lost peers' too; where that is more
+        than `limit`, the newest that are alive.
+        """
+        if len(self._shorts) <= limit:
+            return set(self._shorts)
         return {opened.id[:SHORT_ID_BYTES] for opened in _newest(self.alive(now_us), limit)}
 
     def missing(self, known: AbstractSet[bytes], now_us: int, limit: int) -> list[Opened[Announcement]]:
         """The newest `limit` of what is alive here and not in `known`, newest first."""
         lacking = (self._shorts[short] for short in self._shorts.keys() - known)
-        found = [entry.opened for entry in lacking if entry.opened is not None and entry.expires_us > now_us]
+        found = [
+            entry.opened
+            for entry in lacking
+            if entry.opened is not None and entry.expires_us > now_us and not entry.lost
+        ]
         return _newest(found, limit)
 
     def get(self, peer: PeerId) -> Opened[Announcement] | None:
@@ -243,7 +248,6 @@ class AnnouncementBook:
         """The connection to `peer` ended: what it announced does not count until it answers or announces again."""
         entry = self._entries.get(peer)
         if entry is not None:
-            self._unlist(entry)
             entry.lost = True
 
     def forget_expired(self, now_us: int) -> list[PeerId]:
@@ -306,7 +310,6 @@ class AnnouncementBook:
         if held is not None and record.sequence <= held.sequence:
             if direct and record.sequence == held.sequence:
                 held.direct, held.lost = True, False
-                self._list(held)
             known = held.opened is not None and held.opened.id == opened.id
             return Verdict.REPLAYED if known else Verdict.STALE
         haste_us = 0
@@ -322,13 +325,8 @@ class AnnouncementBook:
             direct = direct or (held.direct and not held.lost)
             self._unlist(held)
         entry = _Entry(record.sequence, record.expires_us, keep_until_us, opened, direct, haste_us, now_us)
-        self._entries[opened.signer] = entry
-        self._list(entry)
+        self._entries[opened.signer] = self._shorts[opened.id[:SHORT_ID_BYTES]] = entry
         return Verdict.ACCEPTED
-
-    def _list(self, entry: "_Entry") -> None:
-        if entry.opened is not None:
-            self._shorts[entry.opened.id[:SHORT_ID_BYTES]] = entry
 
     def _unlist(self, entry: "_Entry") -> None:
         if entry.opened is not None:

@@ -13,10 +13,10 @@ import msgspec
 from blake3 import blake3
 from msgspec import Meta
 
+from coppermesh.p2p.certificates import private_mesh_id
 from coppermesh.p2p.encoding import decode, encode
 from coppermesh.p2p.errors import MeshError, RemoteProtocolError
 from coppermesh.p2p.ids import MeshId, PeerId, format_peer
-from coppermesh.p2p.membership import private_mesh_id
 from coppermesh.p2p.membership_records import Token
 from coppermesh.p2p.records import Key, Label, Micros, Version
 

@@ -11,8 +11,8 @@ in full, and `FORGIVEN_US` for each provider stand for tasks that were ended wit
 
 from collections import Counter
 
+from coppermesh.p2p.certificates import SKEW_US
 from coppermesh.p2p.ids import PeerId
-from coppermesh.p2p.membership import SKEW_US
 from coppermesh.p2p.membership_records import Usage
 from coppermesh.p2p.usage import HOUR_US, INTERVAL_US, KEPT_HOURS
 

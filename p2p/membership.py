@@ -1,15 +1,9 @@
-"""What a chain of certificates is worth in a private mesh, and who was revoked (pure).
+"""Who is a member of a private mesh: chains that were shown, and who was revoked (pure).
 
-Theory of operation. A private mesh is its root key: the mesh id is a hash of that key and the name, so whoever knows
-the id knows the only key that may begin a chain. A chain is a list of certificates: the first issued by the root key,
-each further one by the subject of the one before, the last about the peer that shows it. A link never gives more than
-its issuer has: role, quota, depth and expiry only narrow, so that the first certificate bounds everything below it.
-Certificates last `MAX_LIFE_US` at most and are renewed, so a key that is lost without anybody noticing is worth nothing
-a month later.
-
-Revocations. An admin revokes anybody who is not above it in its own chain, the root key anybody, and every member
-itself (that is leaving). A revoked peer is no member whatever it shows. What it had issued counts up to the serial
-that the revocation names. A revoked admin may still have signed revocations: they count only if no revocation by a
+Theory of operation. What a chain is worth by itself is what `certificates` says. An admin revokes anybody who is not
+above it in its own chain, the root key anybody, and every member itself (that is leaving). A revoked peer is no member
+whatever it shows. What it had issued counts up to the serial that the revocation names.
+A revoked admin may still have signed revocations: they count only if no revocation by a
 signer *nearer the root* (with a shorter chain) names that admin, so the outcome depends on what is known and not on
 the order in which it arrived. Between equals both count: each mistrusts the other, and the root key decides. The same
 holds for whom a revoked admin made an admin: a certificate that does not count any more gives no right to revoke.
@@ -25,144 +19,18 @@ Nothing here reads a clock; times are microseconds since the epoch. Safe to use 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
-from blake3 import blake3
-
+from coppermesh.p2p.certificates import DAY_US, MAX_LIFE_US, SKEW_US, Member, Right, refusal, walk
 from coppermesh.p2p.envelope import Opened, open_record
 from coppermesh.p2p.errors import Refused, RemoteProtocolError
 from coppermesh.p2p.ids import MeshId, PeerId, short_peer
-from coppermesh.p2p.membership_records import (
-    MAX_CHAIN,
-    Certificate,
-    Quota,
-    Revocation,
-    RevocationNotice,
-)
+from coppermesh.p2p.membership_records import Certificate, Revocation, RevocationNotice
 from coppermesh.p2p.records import SignedRecord
 
-DAY_US = 86_400_000_000
-MAX_LIFE_US = 30 * DAY_US
-SKEW_US = 120_000_000
-"""How far another clock may be ahead."""
 MAX_REVOCATIONS = 1024
 MAX_BY_SIGNER = 256
 """Revocations of one signer but the root key."""
 MAX_MEMBERS = 4096
-
-
-class Right(StrEnum):
-    """What a member may do."""
-
-    SUBMIT = "submit"
-    PROVIDE = "provide"
-    INVITE = "invite"
-    REVOKE = "revoke"
-
-
-ROLES: dict[str, frozenset[Right]] = {
-    "admin": frozenset(Right),
-    "member": frozenset({Right.SUBMIT, Right.PROVIDE}),
-    "submit-only": frozenset({Right.SUBMIT}),
-    "provide-only": frozenset({Right.PROVIDE}),
-}
-"""Rights by role."""
-
-MEMBERSHIP_CODES = {
-    "no-certificate": "it showed no certificate",
-    "chain-too-long": "there are more links between it and the root key than are allowed",
-    "wrong-root": "the first link is not signed by the root key of this mesh",
-    "wrong-mesh": "a link is for another mesh",
-    "broken-link": "a link is not signed by the subject of the link before it",
-    "forged": "a link's signature is not valid, or the link is malformed",
-    "wrong-subject": "the last link is about another peer than the one that shows it",
-    "may-not-issue": "a link was issued by somebody who may not issue it",
-    "wider-role": "a link gives a role that its issuer does not have",
-    "wider-quota": "a link gives a larger quota than its issuer has",
-    "wider-expiry": "a link outlives its issuer's own certificate",
-    "too-long": "a certificate is made out for more than 30 days",
-    "not-yet-valid": "a certificate is not valid yet: one of the clocks is wrong",
-    "expired": "a certificate has expired",
-    "revoked": "it was revoked",
-    "issuer-revoked": "who issued its certificate was revoked, and this certificate does not count any more",
-    "no-right": "its role does not allow this",
-}
-"""Every code with which a membership is refused."""
-
-
-def private_mesh_id(root: PeerId, name: str) -> MeshId:
-    """The id of the private mesh `name` (1 to 64 printable ASCII characters) with the root key `root`."""
-    if not (0 < len(name) <= 64 and name.isascii() and name.isprintable()):
-        raise ValueError(f"mesh name {name!r}: want 1 to 64 printable ASCII characters")
-    context = "coppermesh 2026 private mesh id v1"
-    return MeshId(blake3(root + name.encode(), derive_key_context=context).digest(16))
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """A peer with a valid chain. `links` is opened, the root's first."""
-
-    peer: PeerId
-    links: tuple[Opened[Certificate], ...]
-
-    @property
-    def certificate(self) -> Certificate:
-        """Its own, the last link."""
-        return self.links[-1].record
-
-    @property
-    def chain(self) -> list[SignedRecord]:
-        """As it travels."""
-        return [link.signed for link in self.links]
-
-    @property
-    def expires_us(self) -> int:
-        """When the chain stops to hold."""
-        return min(link.record.expires_us for link in self.links)
-
-    def may(self, right: Right) -> bool:
-        """Whether its role gives the right."""
-        return right in ROLES[self.certificate.role]
-
-    def is_below(self, peer: PeerId) -> bool:
-        """Whether `peer` is one of its issuers."""
-        return any(link.record.subject == peer for link in self.links[:-1])
-
-
-def subject_of(chain: Sequence[SignedRecord]) -> PeerId:
-    """Whom a chain claims to be about; nothing is proven by it. Raises Refused where it is empty or malformed."""
-    if not chain:
-        raise _refused("no-certificate")
-    try:
-        return PeerId(open_record(Certificate, chain[-1]).record.subject)
-    except RemoteProtocolError as error:
-        raise _refused("forged", str(error)) from error
-
-
-def narrows(inner: Quota | None, outer: Quota | None) -> bool:
-    """Whether whoever has `outer` may give `inner`: never more at once, nor more over time, nor of another kind."""
-    if outer is None:
-        return True
-    if inner is None or inner.kind not in ("any", outer.kind):
-        return False
-    slower = inner.device_us * outer.period_us <= outer.device_us * inner.period_us
-    return slower and inner.device_us <= outer.device_us
-
-
-def check_issue(certificate: Certificate, issuer: Certificate) -> None:
-    """Whether the holder of `issuer` may issue `certificate`. Raises Refused with what is wrong."""
-    if not ROLES[certificate.role] <= ROLES[issuer.role]:
-        raise _refused("wider-role", f"{issuer.role} issued {certificate.role}")
-    if Right.INVITE not in ROLES[issuer.role] or issuer.depth == 0:
-        raise _refused("may-not-issue", "only an admin below whom there is room may")
-    if certificate.depth >= issuer.depth:
-        raise _refused(
-            "may-not-issue", f"below this issuer at most {issuer.depth - 1} further links may hang"
-        )
-    if not narrows(certificate.quota, issuer.quota):
-        raise _refused("wider-quota")
-    if certificate.expires_us > issuer.expires_us:
-        raise _refused("wider-expiry")
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,49 +81,14 @@ class MembershipBook:
 
     def check(self, chain: Sequence[SignedRecord], peer: PeerId, now_us: int) -> Member:
         """The membership that `chain` gives `peer`. Raises Refused with a code of `MEMBERSHIP_CODES`."""
-        member = self._walk(chain, peer, now_us)
+        member = walk(chain, self._root, self._mesh, peer, now_us)
         if peer in self._revoked:
-            raise _refused("revoked")
+            raise refusal("revoked")
         for link in member.links:
             last = self._revoked.get(PeerId(link.record.issuer))
             if last is not None and link.record.serial > last:
-                raise _refused("issuer-revoked")
+                raise refusal("issuer-revoked")
         return member
-
-    def _walk(self, chain: Sequence[SignedRecord], peer: PeerId, now_us: int) -> Member:
-        """The same without looking at revocations."""
-        if not chain:
-            raise _refused("no-certificate")
-        if len(chain) > MAX_CHAIN:
-            raise _refused("chain-too-long", f"{len(chain)} links, at most {MAX_CHAIN}")
-        links: list[Opened[Certificate]] = []
-        for number, signed in enumerate(chain):
-            if number == 0 and signed.signer != self._root:
-                raise _refused("wrong-root")
-            if number and signed.signer != links[-1].record.subject:
-                raise _refused("broken-link", f"link {number + 1} of {len(chain)}")
-            links.append(self._open(signed, now_us))
-            if number:
-                check_issue(links[-1].record, links[-2].record)
-        if links[-1].record.subject != peer:
-            raise _refused("wrong-subject", f"it is about {short_peer(PeerId(links[-1].record.subject))}")
-        return Member(peer, tuple(links))
-
-    def _open(self, signed: SignedRecord, now_us: int) -> Opened[Certificate]:
-        try:
-            link = open_record(Certificate, signed)
-        except RemoteProtocolError as error:
-            raise _refused("forged", str(error)) from error
-        certificate = link.record
-        if certificate.mesh != self._mesh:
-            raise _refused("wrong-mesh")
-        if not 0 < certificate.expires_us - certificate.not_before_us <= MAX_LIFE_US:
-            raise _refused("too-long")
-        if certificate.not_before_us > now_us + SKEW_US:
-            raise _refused("not-yet-valid")
-        if certificate.expires_us <= now_us:
-            raise _refused("expired", f"link of {short_peer(PeerId(certificate.subject))}")
-        return link
 
     def learn(
         self, chain: Sequence[SignedRecord], peer: PeerId, now_us: int, *, hearsay: bool = False
@@ -289,9 +122,9 @@ class MembershipBook:
         """The member, if it has the right. Raises Refused."""
         member = self.member(peer, now_us)
         if member is None:
-            raise _refused("no-certificate", f"{short_peer(peer)} is no member here")
+            raise refusal("no-certificate", f"{short_peer(peer)} is no member here")
         if not member.may(right):
-            raise _refused("no-right", f"{member.certificate.role} may not {right}")
+            raise refusal("no-right", f"{member.certificate.role} may not {right}")
         return member
 
     def highest_serial(self, issuer: PeerId) -> int:
@@ -317,20 +150,20 @@ class MembershipBook:
         try:
             opened = open_record(Revocation, notice.revocation)
         except RemoteProtocolError as error:
-            raise _refused("forged", str(error)) from error
+            raise refusal("forged", str(error)) from error
         revocation = opened.record
         place = opened.signer, PeerId(revocation.subject)
         known = self._notices.get(place)
         if known is not None and known.opened.id == opened.id:
             return False
         if revocation.mesh != self._mesh:
-            raise _refused("wrong-mesh")
+            raise refusal("wrong-mesh")
         if not 0 < revocation.expires_us - revocation.issued_us <= MAX_LIFE_US + DAY_US:
-            raise _refused("too-long", "a revocation lasts at most 31 days")
+            raise refusal("too-long", "a revocation lasts at most 31 days")
         if revocation.issued_us > now_us + SKEW_US:
-            raise _refused("not-yet-valid")
+            raise refusal("not-yet-valid")
         if revocation.expires_us <= now_us:
-            raise _refused("expired")
+            raise refusal("expired")
         links = self._links_of(opened, notice.chain)
         issuers = tuple((PeerId(link.record.issuer), link.record.serial) for link in links)
         held = _Held(opened, notice, len(links), issuers)
@@ -366,15 +199,15 @@ class MembershipBook:
         """
         revocation = opened.record
         if revocation.subject == self._root:
-            raise _refused("no-right", "nobody revokes the root key")
+            raise refusal("no-right", "nobody revokes the root key")
         if opened.signer == self._root:
             return ()
-        member = self._walk(chain, opened.signer, revocation.issued_us)
+        member = walk(chain, self._root, self._mesh, opened.signer, revocation.issued_us)
         if revocation.subject != opened.signer:
             if not member.may(Right.REVOKE):
-                raise _refused("no-right", f"{member.certificate.role} may revoke itself only")
+                raise refusal("no-right", f"{member.certificate.role} may revoke itself only")
             if member.is_below(PeerId(revocation.subject)):
-                raise _refused("no-right", "nobody revokes who is above in its own chain")
+                raise refusal("no-right", "nobody revokes who is above in its own chain")
         return member.links
 
     def forget_expired(self, now_us: int) -> None:
@@ -410,7 +243,3 @@ class MembershipBook:
         return member.peer not in self._revoked and all(
             link.serial <= self._revoked.get(PeerId(link.issuer), link.serial) for link in issuers
         )
-
-
-def _refused(code: str, detail: str = "") -> Refused:
-    return Refused(code, MEMBERSHIP_CODES[code] + (f" ({detail})" if detail else ""))

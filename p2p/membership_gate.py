@@ -6,10 +6,11 @@ other for a peer before both have looked.
 
 from collections.abc import Callable, Sequence
 
+from coppermesh.p2p.certificates import Right
 from coppermesh.p2p.errors import Refused
 from coppermesh.p2p.frame_io import receive_frame, send_frame
 from coppermesh.p2p.ids import MeshId, PeerId
-from coppermesh.p2p.membership import MembershipBook, Right
+from coppermesh.p2p.membership import MembershipBook
 from coppermesh.p2p.membership_messages import MAX_CARD_BYTES, Card
 from coppermesh.p2p.records import SignedRecord
 from coppermesh.p2p.transport import Stream

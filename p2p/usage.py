@@ -15,11 +15,11 @@ what others use between two of their totals (`INTERVAL_US`), for each provider.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from coppermesh.p2p.certificates import SKEW_US
 from coppermesh.p2p.ids import PeerId
-from coppermesh.p2p.membership import SKEW_US
 from coppermesh.p2p.membership_records import Quota, Usage
 
 HOUR_US = 3_600_000_000
@@ -55,9 +55,10 @@ class UsageBook:
         """Totals by other provider."""
 
     def add_own(self, requester: PeerId, kind: str, ended_us: int, device_us: int) -> None:
-        """A receipt of this provider's. All of it counts for the hour in which it ended."""
-        place = _Place(self._me, requester, kind, ended_us // HOUR_US)
-        self._totals[place] = self._totals.get(place, 0) + device_us
+        """A receipt of this provider's."""
+        for hour, part_us in _by_hour(ended_us, device_us):
+            place = _Place(self._me, requester, kind, hour)
+            self._totals[place] = self._totals.get(place, 0) + part_us
 
     def excuse(self) -> None:
         """Own totals so far need no signature for the requester to be served on: they are of an earlier run."""
@@ -106,17 +107,18 @@ class UsageBook:
         return used_us + sum(min(us, UNSIGNED_US) for us in words.values())
 
     def news(
-        self, running: Mapping[tuple[PeerId, str], int], now_us: int
+        self, running: Mapping[tuple[PeerId, str], Sequence[int]], now_us: int
     ) -> list[tuple[PeerId, str, int, int]]:
         """Own totals that have risen since the last call: (requester, kind, hour, device time).
 
-        `running`: what runs now, by requester and kind; it counts for this hour, and is in the receipt afterwards.
+        `running`: how long each task has run that runs now, by requester and kind. It is in a receipt afterwards, which
+        counts for the same hours.
         """
-        hour = now_us // HOUR_US
         totals = {place: us for place, us in self._totals.items() if place.provider == self._me}
-        for (requester, kind), device_us in running.items():
-            place = _Place(self._me, requester, kind, hour)
-            totals[place] = totals.get(place, 0) + device_us
+        for (requester, kind), tasks in running.items():
+            for hour, part_us in (part for device_us in tasks for part in _by_hour(now_us, device_us)):
+                place = _Place(self._me, requester, kind, hour)
+                totals[place] = totals.get(place, 0) + part_us
         risen = {place: us for place, us in totals.items() if us > self._told.get(place, 0)}
         self._told |= risen
         return [(place.requester, place.kind, place.hour, us) for place, us in risen.items()]
@@ -132,3 +134,12 @@ class UsageBook:
             for place in [place for place in table if place.hour < oldest]:
                 del table[place]
         self._heard = Counter(place.provider for place in self._totals if place.provider != self._me)
+
+
+def _by_hour(ended_us: int, device_us: int) -> Iterator[tuple[int, int]]:
+    """Device time up to a moment, by the hours in which it passed: what ran over a full hour counts once."""
+    while device_us > 0:
+        hour = (ended_us - 1) // HOUR_US
+        part_us = min(device_us, ended_us - hour * HOUR_US)
+        yield hour, part_us
+        ended_us, device_us = ended_us - part_us, device_us - part_us

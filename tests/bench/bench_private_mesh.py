@@ -20,10 +20,11 @@ import trio
 
 from coppermesh.agent.home import Home
 from coppermesh.agent.local_link import LocalLink, socket_alive
+from coppermesh.p2p.certificates import DAY_US, private_mesh_id
 from coppermesh.p2p.envelope import has_valid_signature, sign_record
 from coppermesh.p2p.ids import MeshId, PeerId
 from coppermesh.p2p.libp2p_transport import open_libp2p_transport
-from coppermesh.p2p.membership import DAY_US, MembershipBook, private_mesh_id
+from coppermesh.p2p.membership import MembershipBook
 from coppermesh.p2p.membership_records import Certificate
 from coppermesh.p2p.records import SignedRecord
 from coppermesh.p2p.signing import PeerKey

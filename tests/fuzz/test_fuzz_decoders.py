@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from coppermesh.agent.traces import check_chain, open_recorded
 from coppermesh.p2p.announcements import AnnouncementBook, Verdict
 from coppermesh.p2p.blob_streams import BlobAnswer, BlobHeader
+from coppermesh.p2p.certificates import MEMBERSHIP_CODES
 from coppermesh.p2p.channel import Frame
 from coppermesh.p2p.encoding import decode, encode
 from coppermesh.p2p.envelope import from_bytes, open_record, open_verified, to_bytes
@@ -33,7 +34,7 @@ from coppermesh.p2p.errors import IdentityError, MeshError, Refused, RemoteProto
 from coppermesh.p2p.framing import FrameDecoder
 from coppermesh.p2p.ids import format_peer, mesh_id, parse_peer
 from coppermesh.p2p.invitation import Invitation, invitation_text, read_invitation
-from coppermesh.p2p.membership import MEMBERSHIP_CODES, MembershipBook
+from coppermesh.p2p.membership import MembershipBook
 from coppermesh.p2p.membership_messages import MAX_CARD_BYTES
 from coppermesh.p2p.membership_records import MembershipNotice, RevocationNotice
 from coppermesh.p2p.messages import MAX_FRAME_BYTES, ChallengeReply, Message

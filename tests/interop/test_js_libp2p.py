@@ -18,13 +18,14 @@ from typing import Any
 import pytest
 import trio
 
+from coppermesh.p2p.certificates import DAY_US, private_mesh_id
 from coppermesh.p2p.encoding import encode
 from coppermesh.p2p.envelope import sign_record
 from coppermesh.p2p.ids import MeshId, PeerId, format_peer, mesh_id, parse_peer
 from coppermesh.p2p.libp2p_host import PING
 from coppermesh.p2p.libp2p_pnet import swarm_key_text, topic_tag
 from coppermesh.p2p.libp2p_transport import open_libp2p_transport
-from coppermesh.p2p.membership import DAY_US, MembershipBook, private_mesh_id
+from coppermesh.p2p.membership import MembershipBook
 from coppermesh.p2p.membership_gate import MembershipGate, membership_protocol
 from coppermesh.p2p.membership_records import Certificate
 from coppermesh.p2p.records import Announcement, SignedRecord

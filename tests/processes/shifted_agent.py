@@ -17,7 +17,7 @@ from coppermesh.agent import clock, software
 
 def main() -> None:
     seconds, name = float(sys.argv[1]), sys.argv[2]
-    clock.time = SimpleNamespace(time_ns=lambda: time.time_ns() + int(seconds * 1e9))  # type: ignore[assignment]
+    clock.time = SimpleNamespace(time_ns=lambda: time.time_ns() + int(seconds * 1e9))  # type: ignore[attr-defined]
     if name != "-":
         software.SOFTWARE = name
     words = sys.argv[3:]
@@ -43,7 +43,7 @@ def account(honesty: str) -> None:
             ]
             return [(who, kind, hour, 3600 * us) for who, kind, hour, us in told] + made_up
 
-        usage.UsageBook.news = lies  # type: ignore[method-assign]
+        usage.UsageBook.news = lies  # type: ignore[method-assign, assignment]
 
 
 if __name__ == "__main__":

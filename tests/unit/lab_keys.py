@@ -3,9 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from coppermesh.p2p.certificates import DAY_US, private_mesh_id
 from coppermesh.p2p.envelope import sign_record
 from coppermesh.p2p.ids import MeshId, PeerId
-from coppermesh.p2p.membership import DAY_US, MembershipBook, private_mesh_id
+from coppermesh.p2p.membership import MembershipBook
 from coppermesh.p2p.membership_records import Certificate, Revocation, RevocationNotice
 from coppermesh.p2p.records import SignedRecord
 from coppermesh.p2p.signing import PeerKey

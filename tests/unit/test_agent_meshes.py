@@ -26,10 +26,10 @@ from coppermesh.agent.mesh_views import MeshViews
 from coppermesh.agent.node import Node, Parts, open_node
 from coppermesh.agent.private_mesh import Terms
 from coppermesh.p2p import announcements
+from coppermesh.p2p.certificates import DAY_US
 from coppermesh.p2p.encoding import encode
 from coppermesh.p2p.errors import Refused
 from coppermesh.p2p.invitation import read_invitation
-from coppermesh.p2p.membership import DAY_US
 from coppermesh.p2p.memory_transport import MemoryNetwork
 from coppermesh.p2p.signing import PeerKey
 

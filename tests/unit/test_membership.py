@@ -10,18 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coppermesh.p2p.certificates import DAY_US, MAX_LIFE_US, ROLES, SKEW_US, Right, narrows, private_mesh_id
 from coppermesh.p2p.envelope import open_record
 from coppermesh.p2p.errors import Refused
-from coppermesh.p2p.membership import (
-    DAY_US,
-    MAX_LIFE_US,
-    ROLES,
-    SKEW_US,
-    MembershipBook,
-    Right,
-    narrows,
-    private_mesh_id,
-)
+from coppermesh.p2p.membership import MembershipBook
 from coppermesh.p2p.membership_records import Certificate, Quota, Revocation
 from coppermesh.p2p.records import SignedRecord
 

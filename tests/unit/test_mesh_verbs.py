@@ -21,12 +21,13 @@ from coppermesh.agent.mesh_making import (
     open_private_mesh,
 )
 from coppermesh.agent.mesh_state import find_mesh, private_meshes
-from coppermesh.agent.private_mesh import PrivateMesh, Terms, joining_request
+from coppermesh.agent.mesh_words import joining_request
+from coppermesh.agent.private_mesh import PrivateMesh, Terms
+from coppermesh.p2p.certificates import DAY_US
 from coppermesh.p2p.envelope import sign_record
 from coppermesh.p2p.errors import Refused
 from coppermesh.p2p.ids import format_peer
 from coppermesh.p2p.invitation import invitation_text, read_invitation
-from coppermesh.p2p.membership import DAY_US
 from coppermesh.p2p.membership_messages import RotateRequest
 from coppermesh.p2p.membership_records import Rotation
 from coppermesh.p2p.signing import PeerKey

@@ -21,14 +21,15 @@ from coppermesh.agent.mesh_state import (
     state_path,
 )
 from coppermesh.agent.mesh_terms import parse_quota, parse_span, quota_text, terms_from
-from coppermesh.agent.private_mesh import PrivateMesh, Terms, joining_request
+from coppermesh.agent.mesh_words import joining_request
+from coppermesh.agent.private_mesh import PrivateMesh, Terms
 from coppermesh.agent.quota_desk import QuotaDesk
 from coppermesh.p2p.admission import KEPT_US, DoorPace
+from coppermesh.p2p.certificates import DAY_US, MAX_LIFE_US, SKEW_US, Right
 from coppermesh.p2p.errors import MeshError, Refused
 from coppermesh.p2p.ids import PeerId, mesh_id
 from coppermesh.p2p.invitation import Invitation, invitation_text, read_invitation
 from coppermesh.p2p.leased_time import LeasedTime
-from coppermesh.p2p.membership import DAY_US, MAX_LIFE_US, SKEW_US, Right
 from coppermesh.p2p.membership_records import Quota, Usage
 from coppermesh.p2p.signing import PeerKey
 from coppermesh.p2p.usage import HOUR_US, INTERVAL_US, UNSIGNED_US, UsageBook
@@ -459,15 +460,28 @@ def test_totals_only_rise_and_own_ones_are_not_taken_from_others():
 
 def test_news_are_told_once_and_repeated_for_newcomers():
     me, bob = PeerKey.generate().peer, PeerKey.generate().peer
-    book, hour = UsageBook(me), NOW // HOUR_US
+    book, hour = UsageBook(me), NOW // HOUR_US - 1  # up to NOW, with which an hour begins
     book.add_own(bob, "cpu", NOW, 5)
     assert book.news({}, NOW) == [(bob, "cpu", hour, 5)]
     assert book.news({}, NOW) == []
-    assert book.news({(bob, "cpu"): 3}, NOW) == [(bob, "cpu", hour, 8)]
+    assert book.news({(bob, "cpu"): [3]}, NOW) == [(bob, "cpu", hour, 8)]
     book.add_own(bob, "cpu", NOW, 3)
     assert book.news({}, NOW) == []
     book.repeat()
     assert book.news({}, NOW) == [(bob, "cpu", hour, 8)]
+
+
+def test_what_runs_over_a_full_hour_counts_once():
+    me, bob, minute = PeerKey.generate().peer, PeerKey.generate().peer, 60_000_000
+    book, hour = UsageBook(me), NOW // HOUR_US
+    began = NOW - 5 * minute
+    assert book.news({(bob, "cpu"): [4 * minute]}, began + 4 * minute) == [(bob, "cpu", hour - 1, 4 * minute)]
+    later = NOW + 2 * minute
+    told = book.news({(bob, "cpu"): [later - began]}, later)
+    assert sorted(told) == [(bob, "cpu", hour - 1, 5 * minute), (bob, "cpu", hour, 2 * minute)]
+    book.add_own(bob, "cpu", NOW + 3 * minute, 8 * minute)
+    assert book.news({}, NOW + 3 * minute) == [(bob, "cpu", hour, 3 * minute)]
+    assert book.used_us(bob, Quota("cpu", 1, DAY_US), NOW + 3 * minute) == 8 * minute
 
 
 @given(
@@ -484,7 +498,7 @@ def test_two_providers_together_overrun_a_quota_by_less_than_an_interval_each(st
 
     def since(at: int) -> dict:
         started = running[at]
-        return {} if started is None else {(bob, "cpu"): now[0] - started}
+        return {} if started is None else {(bob, "cpu"): [now[0] - started]}
 
     for at, desk in enumerate(desks):
         desk.running = lambda at=at: since(at)
@@ -548,7 +562,7 @@ def test_a_member_that_signs_nothing_is_served_no_further():
     now = [NOW]
     desk = QuotaDesk(UsageBook(me), lambda _peer: Quota("cpu", HOUR_US, DAY_US), lambda: now[0])
     ran = [UNSIGNED_US - 1]
-    desk.running = lambda: {(bob, "cpu"): ran[0]}
+    desk.running = lambda: {(bob, "cpu"): [ran[0]]}
     assert desk.against(bob, "cpu") is None
     ran[0] += 1
     reason = desk.against(bob, "cpu")
@@ -569,7 +583,7 @@ def test_a_member_signs_no_more_than_it_has_leased():
     minute = 60_000_000
 
     def signs(device_us: int, now: int, who: PeerId = provider, at: int = hour, kind: str = "cpu") -> bool:
-        return leased.sign(usage(who, bob, device_us, at, kind), now)
+        return bool(leased.sign(usage(who, bob, device_us, at, kind), now))
 
     assert not signs(1, NOW)
     leased.begun(b"one", provider, "cpu", NOW)

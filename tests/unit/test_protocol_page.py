@@ -16,9 +16,9 @@ from coppermesh.agent.policy import DECLINE_CODES
 from coppermesh.p2p import ledger_messages, membership_messages, messages
 from coppermesh.p2p.announcements import MAX_ANNOUNCEMENT_BYTES, Verdict
 from coppermesh.p2p.blob_streams import BlobAnswer, BlobHeader
+from coppermesh.p2p.certificates import MEMBERSHIP_CODES, ROLES, Right
 from coppermesh.p2p.channel import Frame, Refusal
 from coppermesh.p2p.invitation import Invitation
-from coppermesh.p2p.membership import MEMBERSHIP_CODES, ROLES, Right
 from coppermesh.p2p.membership_records import Quota, RevocationNotice, UsageNotice
 from coppermesh.p2p.messages import MAX_FRAME_BYTES, Message, Nothing
 from coppermesh.p2p.proof_files import (

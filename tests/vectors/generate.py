@@ -20,6 +20,7 @@ from nacl.signing import SigningKey
 
 from coppermesh.exec.trace_digests import TraceDigests
 from coppermesh.p2p.blobs import digest_of
+from coppermesh.p2p.certificates import private_mesh_id
 from coppermesh.p2p.encoding import encode
 from coppermesh.p2p.envelope import record_id, sign_record, to_bytes
 from coppermesh.p2p.framing import encode_frame
@@ -27,7 +28,6 @@ from coppermesh.p2p.ids import MeshId, PeerId, format_peer, mesh_id
 from coppermesh.p2p.invitation import Invitation, invitation_text
 from coppermesh.p2p.libp2p_pnet import XSalsa20
 from coppermesh.p2p.mdns_records import make_text
-from coppermesh.p2p.membership import private_mesh_id
 from coppermesh.p2p.membership_records import Certificate, Joining, Quota, Revocation, Rotation, Usage
 from coppermesh.p2p.merkle import leaf_hash, merkle_root
 from coppermesh.p2p.messages import (
