@@ -1,6 +1,9 @@
 """Tasks that run at several providers: which results agree, and what is taken.
 
-Copies of one determinism class must have the same bytes; across classes `exec/tolerance.compare` decides. What more
+Copies of one determinism class must have the same bytes; across classes `exec/tolerance.compare` decides, with the
+task's own inputs: each element is held to what went into it, for which the program runs a few times here. Where that is
+too much (`MAX_RERUN_FLOPS`, `MAX_RERUN_BYTES`), and behind kernels and loops, the bound is that of the program alone,
+under which small elements of an array with large ones may be anything; the receipt says which it was. What more
 than half of the copies agree on is the result, and who gave another is named. Where no such majority is, nothing is
 taken: the job fails and names each side. Every copy whose receipt holds is paid: which of two is wrong, a comparison
 does not say; `coppermesh challenge` finds that out.
@@ -17,6 +20,11 @@ from coppermesh.exec.tolerance import compare
 from coppermesh.p2p.ids import PeerId, short_peer
 from coppermesh.p2p.messages import BlobInfo
 
+MAX_RERUN_FLOPS = 2e10
+"""Programs of up to so many operations are run here for a comparison: some seconds of one core."""
+MAX_RERUN_BYTES = 256 * 1024 * 1024
+"""And of up to so much memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class Copy:
@@ -27,6 +35,8 @@ class Copy:
     outputs: tuple[BlobInfo, ...]
     receipt: Mapping[str, Any]
     """What a script sees of its receipt."""
+    failed: str = ""
+    """The code with which it failed by the job's own doing, as its provider says; empty: it gave a result."""
 
     @property
     def roots(self) -> list[bytes]:
@@ -61,7 +71,8 @@ class Agreement:
     def taken(self) -> Copy | None:
         """The copy whose result is taken: of more than half; None where no party is so large."""
         largest = self.parties[0]
-        return largest[0] if 2 * len(largest) > sum(map(len, self.parties)) else None
+        most = 2 * len(largest) > sum(map(len, self.parties)) and not largest[0].failed
+        return largest[0] if most else None
 
     @property
     def disagreement(self) -> str:
@@ -91,16 +102,31 @@ async def judge(copies: Sequence[Copy], tolerable: Callable[[Copy, Copy], Awaita
 
 
 async def _agree(a: Copy, b: Copy, tolerable: Callable[[Copy, Copy], Awaitable[bool]]) -> bool:
+    if a.failed or b.failed:
+        return bool(a.failed) == bool(b.failed)
     if a.roots == b.roots:
         return True
     return a.determinism != b.determinism and await tolerable(a, b)
 
 
+def can_rerun(flops: float, peak_bytes: int) -> bool:
+    """Whether a program is run here, for comparisons element by element."""
+    return flops <= MAX_RERUN_FLOPS and peak_bytes <= MAX_RERUN_BYTES
+
+
 def within_tolerance(
-    program: bytes, specs: Sequence[ArraySpec], a: Sequence[bytes], b: Sequence[bytes]
+    program: bytes,
+    specs: Sequence[ArraySpec],
+    a: Sequence[bytes],
+    b: Sequence[bytes],
+    inputs: tuple[Sequence[ArraySpec], Sequence[bytes]] | None = None,
 ) -> bool:
-    """Whether two results of a program, as bytes, agree as far as arithmetic allows. Takes its time."""
-    return bool(compare(_arrays(specs, a), _arrays(specs, b), program))
+    """Whether two results of a program, as bytes, agree as far as arithmetic allows. Takes its time.
+
+    `inputs`, shapes and bytes, have each element held to what went into it.
+    """
+    given = None if inputs is None else _arrays(*inputs)
+    return bool(compare(_arrays(specs, a), _arrays(specs, b), program, given))
 
 
 def _arrays(specs: Sequence[ArraySpec], data: Sequence[bytes]) -> tuple[np.ndarray[Any, Any], ...]:
@@ -111,4 +137,6 @@ def _arrays(specs: Sequence[ArraySpec], data: Sequence[bytes]) -> tuple[np.ndarr
 
 
 def _digest(copy: Copy) -> str:
+    if copy.failed:
+        return f"a failure ({copy.failed})"
     return copy.outputs[0].root.hex()[:12] if copy.outputs else "nothing"

@@ -129,6 +129,10 @@ def parse_tariff_window(text: str) -> TariffWindow:
     return TariffWindow(parse_window(found[1]), int(found[2]))
 
 
+MODEL = "model"
+"""The meter named in a receipt whose energy nothing measured: its time at `modelled_mw`."""
+
+
 def modelled_mw(kind: str, cores: int | None) -> int:
     """What load adds to a device that no meter measures; an assumption, and shown as one."""
     return GPU_MILLIWATTS if kind == "cuda" else CPU_MILLIWATTS_PER_CORE * (cores or 1)

@@ -20,6 +20,8 @@ from coppermesh.p2p.records import Lease, Receipt
 
 MAX_REMEMBERED = 4096
 """Histories of requesters that are kept in memory; the oldest goes first and is read again when it orders."""
+PAUSE_US = 1_000_000
+"""A task that waits for longer pauses its lease: its requester is told."""
 FRESH_US = 10_000_000
 """For so long a history is not read again."""
 History = Callable[[PeerId, str], Awaitable[Dealings]]
@@ -95,6 +97,15 @@ class CreditDesk:
             else ""
         )
 
+    def why_late(self, requester: PeerId, unit: str) -> str:
+        """Why its leases are not prolonged: an answer is overdue. Empty where none is."""
+        account = self._accounts.get((requester, unit))
+        if account is None or not any(
+            owed.due_us <= self._now_us() for owed in account.exposure.unpaid.values()
+        ):
+            return ""
+        return account.exposure.overdue_sentence
+
     def open_lease(self, lease: Opened[Lease]) -> None:
         """A lease begins: its requester's credit is that of all its leases together."""
         record = lease.record
@@ -112,12 +123,18 @@ class CreditDesk:
             account.leases.pop(lease.id, None)
             self._forget_if_empty(key, account)
 
-    async def admit(self, lease: Opened[Lease], task: Digest) -> None:
-        """Wait until the task may start. Raises Refused (`unpaid`) where the requester is to be left."""
+    async def admit(
+        self, lease: Opened[Lease], task: Digest, paused: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """Wait until the task may start. Raises Refused (`unpaid`) where the requester is to be left.
+
+        `paused` is told of a wait that takes longer than `PAUSE_US`, with a sentence for the requester.
+        """
         record = lease.record
         requester, unit = PeerId(record.requester), record.unit
         cost = amount_for(record.rate, record.wall_limit_us)
         account = self._account(requester, unit)
+        pause_us = self._now_us() + PAUSE_US
         while True:
             credit = self._credit(requester, unit, account.leases)
             verdict = account.exposure.ask(task, cost, credit, self._now_us())
@@ -125,7 +142,11 @@ class CreditDesk:
                 return
             if isinstance(verdict, Leave):
                 raise Refused("unpaid", verdict.sentence)
-            with trio.move_on_after(max(0.0, (verdict.until_us - self._now_us()) / 1e6)):
+            now_us = self._now_us()
+            if account.exposure.unpaid and now_us >= pause_us:
+                paused(account.exposure.waiting_sentence)
+                pause_us = verdict.until_us + PAUSE_US
+            with trio.move_on_after(max(0.0, (min(verdict.until_us, pause_us) - now_us) / 1e6)):
                 await account.answered.wait()
 
     def billed(self, task: Digest, receipt: Opened[Receipt], output_bytes: int) -> None:

@@ -7,14 +7,14 @@ from functools import partial
 import trio
 
 from coppermesh.agent.attempts import TaskOutcome
-from coppermesh.agent.copies import Copy, judge, within_tolerance
+from coppermesh.agent.copies import Copy, can_rerun, judge, within_tolerance
 from coppermesh.agent.held_leases import HeldLease
 from coppermesh.agent.jobs import JobState, JobTable, ProgramFacts
-from coppermesh.agent.local_messages import Blob
+from coppermesh.agent.local_messages import Blob, TaskSpec
 from coppermesh.agent.screens import money
 from coppermesh.p2p.blob_store import BlobStore, Scope
 from coppermesh.p2p.errors import MeshError
-from coppermesh.p2p.ids import Digest
+from coppermesh.p2p.ids import Digest, PeerId, format_peer
 from coppermesh.p2p.messages import BlobInfo
 
 _log = logging.getLogger(__name__)
@@ -46,11 +46,21 @@ class Deliveries:
             await self._hand_over(job, index, outcome.outputs, receipt)
             return
         job.pinned.extend(blob.root for blob in outcome.outputs)
+        copy = Copy(held.provider, outcome.determinism, outcome.outputs, receipt)
+        await self._add_copy(job, index, copy)
+
+    async def count_failed(self, job: JobState, index: int, provider: PeerId, code: str) -> None:
+        """A copy whose provider says that it failed by its own doing counts as one with another result."""
+        facts = {"status": "job-failed", "code": code, "provider": format_peer(provider)}
+        await self._add_copy(job, index, Copy(provider, "", (), facts, failed=code))
+
+    async def _add_copy(self, job: JobState, index: int, copy: Copy) -> None:
         task = job.task_of(index)
-        copies = job.compared.add(task, Copy(held.provider, outcome.determinism, outcome.outputs, receipt))
+        copies = job.compared.add(task, copy)
         if copies is None or job.ended_us is not None:
             return
-        found = await judge(copies, partial(self._tolerable, job.spec(task).program, job.facts(task)))
+        elementwise = can_rerun(job.facts(task).flops, job.facts(task).peak_bytes)
+        found = await judge(copies, partial(self._tolerable, job.spec(task), job.facts(task), elementwise))
         if found.disagreement:
             self._tell(job, "disagree", f"{len(copies)} copies", found.disagreement, index)
         if found.taken is None:
@@ -61,30 +71,33 @@ class Deliveries:
         facts = {
             **found.taken.receipt,
             "copies": [copy.receipt for copy in copies],
-            "agreement": "bitwise" if found.bitwise else "tolerance",
+            "agreement": "bitwise" if found.bitwise else "elementwise" if elementwise else "tolerance",
             "disagreement": found.disagreement,
         }
         for blob in found.taken.outputs:  # `_hand_over` keeps or releases a pin of its own
             self._store.pin(Digest(blob.root))
         await self._hand_over(job, task, found.taken.outputs, facts)
 
-    async def _tolerable(self, program: bytes, facts: ProgramFacts, a: Copy, b: Copy) -> bool:
+    async def _tolerable(
+        self, spec: TaskSpec, facts: ProgramFacts, elementwise: bool, a: Copy, b: Copy
+    ) -> bool:
         """Compare two results across determinism classes. What cannot be read here agrees with nothing."""
         try:
-            code = await self._store.read(self._scope, Digest(program))
-            sides = [
-                [await self._store.read(self._scope, Digest(blob.root)) for blob in copy.outputs]
-                for copy in (a, b)
-            ]
+            code = await self._store.read(self._scope, Digest(spec.program))
+            sides = [await self._read_all(copy.outputs) for copy in (a, b)]
+            inputs = (facts.inputs, await self._read_all(spec.inputs)) if elementwise else None
         except (MeshError, OSError) as error:
             _log.error("results cannot be compared: %s", error)
             return False
         first, second = sides
         try:
-            return await trio.to_thread.run_sync(within_tolerance, code, facts.outputs, first, second)
+            return await trio.to_thread.run_sync(within_tolerance, code, facts.outputs, first, second, inputs)
         except Exception as error:  # noqa: BLE001 - whatever a provider's bytes bring about, the agent goes on
             _log.error("results cannot be compared", exc_info=error)
             return False
+
+    async def _read_all(self, blobs: Sequence[BlobInfo]) -> list[bytes]:
+        return [await self._store.read(self._scope, Digest(blob.root)) for blob in blobs]
 
     async def _hand_over(
         self, job: JobState, task: int, outputs: Sequence[BlobInfo], receipt: Mapping[str, object]

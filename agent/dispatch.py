@@ -22,14 +22,19 @@ when every task that runs costs the most it can.
 import heapq
 
 from coppermesh.agent.dispatch_board import BLAMELESS_CODES, Board, remember
+from coppermesh.agent.dispatch_doubts import Doubts
 from coppermesh.agent.dispatch_events import (
+    CopyCounted,
     Event,
+    ExtensionRefused,
     Instruction,
     JobCancelled,
     JobFailed,
     JobFinished,
     JobSubmitted,
+    LeaseExtended,
     LeaseLost,
+    LeasePaused,
     LeaseUp,
     NegotiationEnded,
     ProvidersChanged,
@@ -50,6 +55,8 @@ LEASE_OVER_CODES = frozenset({"unknown-lease", "lease-ended", "lease-expired"})
 """Refusals of a task that mean the whole lease is over: the provider was started again, or its clock is ahead."""
 OF_THE_LINE = frozenset({"unreachable", "no-result", "protocol", "cancelled", "superseded", "requester"})
 """Failures that say nothing about the task."""
+SURELY_ALIKE = frozenset({"internal-error", "runtime-fault"})
+"""Faults of the runtime: the same program meets them again wherever the same software runs."""
 
 
 class Dispatcher:
@@ -60,6 +67,7 @@ class Dispatcher:
         self._board = Board(now_us, limits or DispatchLimits())
         self._limits = self._board.limits
         self._placing = Placing(self._board, near)
+        self._doubts = Doubts(self._board)
         self._ignored = 0
         self._wakeup_us: int | None = None
 
@@ -113,6 +121,10 @@ class Dispatcher:
                 return self._negotiation_ended(event)
             case TaskRefused() | TaskDone() | TaskFailed():
                 return self._task_ended(event)
+            case CopyCounted():
+                return self._copy_counted(event)
+            case LeaseExtended() | ExtensionRefused() | LeasePaused():
+                return self._lease_changed(event)
             case ProvidersChanged():
                 for group in self._board.groups.values():
                     group.nudge(self._limits)
@@ -197,6 +209,7 @@ class Dispatcher:
             self._give_up_hopeless(group)
         if event.left is not None and not event.granted:
             self._give_up_alike(group, event.left)
+            self._doubts.nobody_else(group, event.left)
         return [group, *(self._make_room(group) if missing and group.jobs else [])]
 
     def _give_up_hopeless(self, group: Group) -> None:
@@ -218,7 +231,11 @@ class Dispatcher:
         for job in list(group.jobs.values()):
             for index in job.retries():
                 for code, peers in job.trouble(index).alike.items():
-                    tried = len(peers) > 1 or peers <= job.barred(self._limits.max_strikes)
+                    tried = (
+                        len(peers) > 1
+                        or code in SURELY_ALIKE
+                        or peers <= job.barred(self._limits.max_strikes)
+                    )
                     if left <= peers and tried and job.id in group.jobs:
                         self._fail_alike(job, index, code)
 
@@ -258,8 +275,10 @@ class Dispatcher:
         if isinstance(event, TaskDone):
             self._finish_task(group, job, event.index, found[0])
         elif isinstance(event, TaskFailed) and event.fault == "job":
+            self._doubts.claimed(job, event, found[0])
+        elif isinstance(event, TaskFailed) and event.fault == "requester":
             job.end(event.index, event.lease)
-            board.fail_job(job, event.code, event.sentence, f"task {event.index} failed by the job's fault")
+            board.fail_job(job, event.code, event.sentence, f"task {event.index} cannot go on", event.index)
         elif isinstance(event, TaskRefused) and event.code in LEASE_OVER_CODES:
             board.retry(job, event.index, event.lease, event.code, event.sentence, blame=False)
             board.lose(board.leases[event.lease], event.code, event.sentence, blame=False)
@@ -302,6 +321,7 @@ class Dispatcher:
             if by is not None and other.began < by.began:  # what was begun later was done sooner
                 self._board.blame(job, index, other)
             self._board.drop_attempt(job, index, other, f"task {index} was done by another attempt first")
+        self._doubts.done(job, index, by)
         group.finish(job, index)
         if by is not None:
             job.praise(by.provider)
@@ -313,6 +333,28 @@ class Dispatcher:
                     job.id, "its task is done" if job.tasks == 1 else f"all {job.tasks} tasks are done"
                 )
             )
+
+    def _lease_changed(self, event: LeaseExtended | ExtensionRefused | LeasePaused) -> list[Group]:
+        lease = self._board.leases.get(event.lease)
+        if lease is None:
+            return self._ignore()
+        match event:
+            case LeaseExtended():
+                lease.extending = False
+                lease.expires_us = max(lease.expires_us, event.expires_us)
+            case ExtensionRefused():
+                lease.extending, lease.final = False, True
+            case LeasePaused():
+                lease.paused = event.paused
+        return [self._board.groups[lease.requirement]]
+
+    def _copy_counted(self, event: CopyCounted) -> list[Group]:
+        job = self._board.jobs.get(event.job)
+        if job is None or event.index not in job.voting:
+            return self._ignore()
+        group = self._board.groups[job.requirement]
+        self._doubts.counted(job, event.index)
+        return [group]
 
     # Time.
 
@@ -337,6 +379,7 @@ class Dispatcher:
         for group in self._board.groups.values():
             if group.negotiating_until_us is not None and group.negotiating_until_us <= self._board.now_us:
                 group.end_negotiation(0, self._board.now_us, self._limits)
+        self._doubts.pass_time()
         for peer in [
             peer for peer, until_us in self._board.put_back.items() if until_us <= self._board.now_us
         ]:
@@ -347,6 +390,7 @@ class Dispatcher:
             heapq.heappop(self._board.deadlines)
         times = [self._board.deadlines[0][0]] if self._board.deadlines else []
         times.extend(self._board.put_back.values())
+        times.extend(self._doubts.wakeups())
         for group in self._board.groups.values():
             if group.negotiating_until_us is not None:
                 times.append(group.negotiating_until_us)
@@ -360,6 +404,8 @@ class Dispatcher:
             times.extend(lease.stopping.values())
             if lease.outstanding:
                 times.append(lease.expires_us + limits.lost_after_us)
+                if lease.may_extend and lease.extend_us(limits) > self._board.now_us:
+                    times.append(lease.extend_us(limits))
             elif not lease.stopping:
                 latest_start_us = lease.expires_us - lease.requirement.wall_limit_us - limits.expiry_margin_us
                 times.append(min(lease.idle_since_us + limits.idle_us, latest_start_us + 1))

@@ -79,10 +79,10 @@ class Board:
         del self.jobs[job.id]
         remember(self.ended_jobs, job.id)
 
-    def fail_job(self, job: Job, code: str, sentence: str, cause: str) -> None:
-        """The job is over without its result."""
+    def fail_job(self, job: Job, code: str, sentence: str, cause: str, index: int | None = None) -> None:
+        """The job is over without its result; by the doing of its task `index`, where it is one's."""
         self.end_job(job, cause)
-        self.out.append(JobFailed(job.id, code, sentence, cause))
+        self.out.append(JobFailed(job.id, code, sentence, cause, index))
 
     def start(self, job: Job, index: int, lease: Lease, why: str = "") -> None:
         """Run a task under a lease; `why` where that follows from something else than room for it."""
@@ -175,7 +175,12 @@ class Board:
 
     def is_usable(self, lease: Lease) -> bool:
         """May be given tasks now, if it has room."""
-        return not lease.is_spent and lease.provider not in self.put_back and not self.is_ending(lease)
+        return (
+            not lease.is_spent
+            and not lease.paused
+            and lease.provider not in self.put_back
+            and not self.is_ending(lease)
+        )
 
 
 def remember(ended: OrderedDict[K, None], key: K) -> None:

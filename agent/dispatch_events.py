@@ -11,7 +11,8 @@ from coppermesh.agent.matching import Requirement
 from coppermesh.agent.pricing import MAX_MONEY
 from coppermesh.p2p.ids import PeerId
 
-Fault = Literal["job", "provider"]
+Fault = Literal["job", "provider", "requester"]
+"""`requester`: this agent itself cannot go on."""
 
 
 def too_few_providers(copies: int, heard: int) -> str:
@@ -110,7 +111,7 @@ class TaskDone:
 
 @dataclass(frozen=True, slots=True)
 class TaskFailed:
-    """The task ended without a result: by the job's own fault (same everywhere) or by the provider's.
+    """The task ended without a result: by the job's own fault, as its provider says, by the provider's, or by ours.
 
     Also reported for a task that was cancelled, once the provider answered or the shell gave up on it: until then it
     takes a place of the lease's depth.
@@ -124,6 +125,39 @@ class TaskFailed:
     sentence: str
     amount: int = 0
     """What it cost nevertheless: work that failed by the job's fault is billed."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseExtended:
+    """Both sides signed a later end of the lease."""
+
+    lease: bytes
+    expires_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExtensionRefused:
+    """The lease ends when it would have; the dispatcher does not ask again."""
+
+    lease: bytes
+    code: str
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class LeasePaused:
+    """The provider starts no further task under the lease, or goes on."""
+
+    lease: bytes
+    paused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CopyCounted:
+    """A `CopyFailed` was compared with the other copies of its task."""
+
+    job: bytes
+    index: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +175,10 @@ Event = (
     | TaskRefused
     | TaskDone
     | TaskFailed
+    | CopyCounted
+    | LeaseExtended
+    | ExtensionRefused
+    | LeasePaused
     | Tick
 )
 
@@ -201,6 +239,14 @@ class WantLeases:
 
 
 @dataclass(frozen=True, slots=True)
+class ExtendLease:
+    """Ask the provider for a later end, and report `LeaseExtended` or `ExtensionRefused`."""
+
+    lease: bytes
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
 class ReleaseLease:
     """End a lease. The dispatcher has forgotten it; no event about it is needed."""
 
@@ -226,6 +272,32 @@ class JobFailed:
     code: str
     sentence: str
     cause: str
+    index: int | None = None
+    """The task whose own doing it is, where it is one's."""
 
 
-Instruction = StartTask | CancelTask | Supersede | WantLeases | ReleaseLease | JobFinished | JobFailed
+@dataclass(frozen=True, slots=True)
+class CopyFailed:
+    """One copy of a task failed by the job's own doing, as its provider alone says, and nobody else can be asked.
+
+    It counts as one copy with another result. Report `CopyCounted` when it was compared with the others.
+    """
+
+    job: bytes
+    index: int
+    provider: PeerId
+    code: str
+    cause: str
+
+
+Instruction = (
+    StartTask
+    | CancelTask
+    | Supersede
+    | WantLeases
+    | ExtendLease
+    | ReleaseLease
+    | JobFinished
+    | JobFailed
+    | CopyFailed
+)

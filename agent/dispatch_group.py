@@ -145,6 +145,13 @@ class Group:
         job.requeue(index)
         self.waiting += 1
 
+    def set_aside(self, job: Job, index: int) -> None:
+        """A waiting copy is not run any more; `finish` follows."""
+        job.set_aside(index)
+        self.waiting -= 1
+        if not job.waiting:
+            self.ready.remove(job)
+
     @property
     def typical_us(self) -> int | None:
         """What a task takes at the middle one of the leases; None before any is done."""

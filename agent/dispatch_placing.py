@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from coppermesh.agent.dispatch_board import Board, short
-from coppermesh.agent.dispatch_events import Supersede, WantLeases
+from coppermesh.agent.dispatch_events import ExtendLease, Supersede, WantLeases
 from coppermesh.agent.dispatch_group import Group, Near
 from coppermesh.agent.dispatch_state import LEAST_SERVICE_US, MAX_SCAN, SECOND, Job, Lease
 from coppermesh.agent.pricing import format_money
@@ -37,6 +37,7 @@ class Placing:
         """Do everything that the group's state calls for."""
         self._drop_leases(group)
         self._place_tasks(group)
+        self._extend(group)
         self._steal(group)
         self._copy_stragglers(group)
         self._fail_the_broke(group)
@@ -78,6 +79,16 @@ class Placing:
                 usable.remove(lease)
             else:
                 board.start(*found, lease)
+
+    def _extend(self, group: Group) -> None:
+        """Leases that work outlasts are asked to end later, in time: a new one would need a new worker."""
+        board = self._board
+        for lease in group.leases.values():
+            due = lease.may_extend and board.now_us >= lease.extend_us(board.limits)
+            if due and lease.provider not in board.put_back:
+                lease.extending = True
+                left_s = max(0, lease.expires_us - board.now_us) // SECOND
+                board.out.append(ExtendLease(lease.id, f"it ends in {left_s} s and has work"))
 
     # Evening out.
 

@@ -53,12 +53,16 @@ class DispatchLimits:
     """Wait before asking again when leases were released to make room: their slots need a moment to come free."""
     expiry_margin_us: int = 2 * SECOND
     """A task is started only if it could use all its time and still end so long before the lease does."""
+    extend_ahead_us: int = 15 * SECOND
+    """So long before the last task could start under a lease that work needs, it is asked to be extended."""
     lost_after_us: int = 5 * SECOND
     """How long after its expiry a lease with tasks outstanding is given up."""
     stop_us: int = 5 * SECOND
     """How long a cancelled task takes up room if nobody says that it ended."""
     max_alike: int = 3
     """Different providers at which one task may fail in the same way before its job does."""
+    confirm_us: int = 30 * SECOND
+    """How long a task that failed by its own doing, as one provider says, waits for another provider's word."""
     move_gain_us: int = SECOND // 20
     """A task that waits behind another is moved to an idle lease only where it starts so much sooner."""
     least_straggle_us: int = SECOND
@@ -123,6 +127,26 @@ class Trouble:
     """Leases that it was taken from unrun, to be run sooner elsewhere."""
 
 
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A provider's word that a task failed by the job's own doing."""
+
+    attempt: Attempt
+    code: str
+    sentence: str
+
+
+@dataclass(slots=True)
+class Doubt:
+    """Claims about one task, which another provider has to confirm."""
+
+    until_us: int
+    """Until when another provider is waited for."""
+    claims: dict[PeerId, Claim] = field(default_factory=dict)
+    waiting: set[int] = field(default_factory=set)
+    """What is to be run again elsewhere: the task, or copies of it."""
+
+
 @dataclass(slots=True)
 class Strikes:
     """Failures in a row of one provider for one job."""
@@ -153,6 +177,10 @@ class Job:
         self.seconds: dict[int, Attempt] = {}
         """Second copies of tasks that are in `running` too and take long there."""
         self.troubles: dict[int, Trouble] = {}
+        self.doubts: dict[int, Doubt] = {}
+        """By task (where each runs several times: by the task that they are copies of)."""
+        self.voting: set[int] = set()
+        """Copies that count as failed: the comparison with the others is under way."""
         self.last_reason = ""
         self.done = 0
         self._is_done = bytearray(submitted.tasks)
@@ -286,6 +314,19 @@ class Job:
                 return attempt
         return None
 
+    def base(self, index: int) -> int:
+        """The task that `index` is, or is a copy of."""
+        return index % (self.tasks // self.copies)
+
+    def owners(self, index: int) -> set[PeerId]:
+        """Who has a copy of the task that `index` is one of."""
+        return set(self._owners.get(self.base(index), ())) if self.copies > 1 else set()
+
+    def set_aside(self, index: int) -> None:
+        """A waiting copy is not run any more; `finish` follows."""
+        self._retries.remove(index)
+        self.voting.add(index)
+
     def requeue(self, index: int) -> None:
         """Put a task that was running at the front."""
         self._retries.appendleft(index)
@@ -297,7 +338,9 @@ class Job:
     def finish(self, index: int) -> None:
         """Mark a task done, wherever it was."""
         self.seconds.pop(index, None)
-        if self.running.pop(index, None) is None:
+        if index in self.voting:
+            self.voting.discard(index)
+        elif self.running.pop(index, None) is None:
             self._retries.remove(index)
         self._is_done[index] = 1
         self.done += 1
@@ -359,6 +402,12 @@ class Lease:
         """The most that one task can cost."""
         self.service_us: int | None = None
         """What one task takes there, as measured over the last few; None before the first."""
+        self.paused = False
+        """Its provider starts no further task for now."""
+        self.extending = False
+        """An extension is asked for."""
+        self.final = False
+        """An extension was refused: it ends when it would have."""
         self._depth = up.depth
         self._last_end_us = now_us
 
@@ -375,6 +424,17 @@ class Lease:
     def is_ending(self, now_us: int, margin_us: int) -> bool:
         """A task started now might not end before the lease does."""
         return now_us + self.requirement.wall_limit_us + margin_us > self.expires_us
+
+    def extend_us(self, limits: DispatchLimits) -> int:
+        """When an extension is due, where there is work for it still."""
+        last_start_us = self.expires_us - self.requirement.wall_limit_us - limits.expiry_margin_us
+        return last_start_us - limits.extend_ahead_us
+
+    @property
+    def may_extend(self) -> bool:
+        """It was of use, has work, and an extension was neither asked for nor refused."""
+        useful = self.service_us is not None and not self.is_spent and bool(self.outstanding)
+        return useful and not self.extending and not self.final
 
     @property
     def room(self) -> int:

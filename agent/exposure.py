@@ -13,7 +13,9 @@ not fit waits for an answer; after `GRACE_US` without one the lease is left. Wha
 
 What is disputed was worked for and is not paid, so it stays at stake: else a requester that disputes everything would
 have all its work for nothing, one interval after the other. Accepted receipts make up for it, amount for amount, and it
-is forgiven `FORGIVEN_US` after the last dispute: an honest requester disputes what it had from somebody else by then.
+fades evenly within `FORGIVEN_US` of the last dispute: an honest requester, which disputes what it had from somebody
+else by then, is not shut out for the whole of it, and one that disputes everything gets no more than one interval's
+work for nothing in each such span.
 
 After a restart the unanswered receipts are counted again from the ledger. One that is never answered stays counted.
 """
@@ -78,9 +80,11 @@ class Exposure:
     waiting_since_us: int | None = None
     """Since when a task does not fit and nothing was answered."""
     disputed: int = 0
-    """What was disputed of late and not made up for."""
+    """What was disputed of late, not made up for and not faded."""
     disputed_us: int = 0
-    """When the last of it was."""
+    """Since when it fades."""
+    fading: int = 0
+    """So much of it fades in `FORGIVEN_US`."""
 
     @property
     def stake(self) -> int:
@@ -114,10 +118,17 @@ class Exposure:
         return Leave(self.overdue_sentence) if now_us >= due_us else Wait(due_us)
 
     @property
+    def waiting_sentence(self) -> str:
+        """What a requester is told whose lease pauses."""
+        count = len(self.unpaid)
+        receipts = "1 receipt waits" if count == 1 else f"{count} receipts wait"
+        return f"{receipts} for your countersignature: no further task starts before"
+
+    @property
     def overdue_sentence(self) -> str:
         """What a requester is told that has not answered, or has disputed too much."""
         if not self.unpaid and self.disputed:
-            return "as much work as you may leave unpaid was disputed by you: order again in ten minutes"
+            return "as much work as you may leave unpaid was disputed by you: order again in some minutes"
         count = len(self.unpaid)
         receipts = "1 receipt waits" if count == 1 else f"{count} receipts wait"
         span = f"longer than fetching and {GRACE_US // SECOND} s"
@@ -152,10 +163,14 @@ class Exposure:
         if accepted:
             self.disputed = max(0, self.disputed - owed.amount)
         else:
-            self.disputed, self.disputed_us = self.disputed + owed.amount, now_us
+            self.forgive(now_us)
+            self.disputed += owed.amount
+            self.disputed_us, self.fading = now_us, self.disputed
 
     def forgive(self, now_us: int) -> None:
-        """Disputes that are long ago count no more. A clock set back begins the time anew."""
+        """Let disputes fade up to now. A clock set back begins the time anew."""
         self.disputed_us = min(self.disputed_us, now_us)
-        if now_us - self.disputed_us >= FORGIVEN_US:
-            self.disputed = 0
+        faded = self.fading * (now_us - self.disputed_us) // FORGIVEN_US
+        if faded:  # else the time that has passed counts the next time
+            self.disputed = max(0, self.disputed - faded)
+            self.disputed_us += faded * FORGIVEN_US // self.fading

@@ -13,8 +13,10 @@ import trio
 from coppermesh.agent.attempts import Outstanding
 from coppermesh.agent.lease_signing import GrantedLease
 from coppermesh.agent.receipts import LaneHead
+from coppermesh.p2p.envelope import Opened
 from coppermesh.p2p.errors import Refused
 from coppermesh.p2p.ids import Digest, PeerId, format_peer
+from coppermesh.p2p.lease_records import Extension
 from coppermesh.p2p.records import Lease
 
 TURN_SECONDS = 10.0
@@ -61,6 +63,18 @@ class HeldLease:
     next_number: int = 0
     outstanding: dict[int, Outstanding] = field(default_factory=dict)
     lost: bool = False
+    until_us: int = 0
+    """When it ends, extensions included."""
+    extensions: int = 0
+    unanswered: Opened[Extension] | None = None
+    """An extension that was offered and not answered yet."""
+
+    def __post_init__(self) -> None:
+        self.until_us = self.granted.lease.record.expires_us
+
+    def extended(self, extension: Extension) -> None:
+        """Both sides signed it."""
+        self.until_us, self.extensions, self.unanswered = extension.expires_us, extension.number, None
 
     @property
     def id(self) -> Digest:

@@ -31,6 +31,7 @@ MAX_REFUSALS = 256
 MAX_WAITING_TOLD = 16
 """How often a job's client is told why it waits."""
 MAX_CODE = 40
+MAX_DETAILS = 16
 MAX_PLACES = 8
 """Places in the user's kernels told with one refusal."""
 INLINE_TASK_BYTES = 64 * 1024
@@ -96,13 +97,22 @@ class JobState:
     noted: dict[PeerId | None, str] = field(default_factory=dict)
     """The last note in its story of each provider passed over, not to write the same again."""
     detail: str = ""
-    """What a failed task printed: a compiler's log or the like."""
+    """What the task that ended the job printed: a compiler's log or the like."""
+    details: dict[int, str] = field(default_factory=dict)
+    """What tasks printed that failed by their own doing, as their providers say; the last `MAX_DETAILS` of them."""
     failed_task: int | None = None
     """The task that ended the job by its own doing."""
     _changed: trio.Event = field(default_factory=trio.Event)
 
     def __post_init__(self) -> None:
         self.compared = CopyTable(self.copies)
+
+    def keep_detail(self, index: int, detail: str) -> None:
+        """What a task printed that failed."""
+        self.details.pop(index, None)
+        self.details[index] = detail
+        if len(self.details) > MAX_DETAILS:
+            del self.details[next(iter(self.details))]
 
     def task_of(self, index: int) -> int:
         """The number of the task that the dispatcher's task `index` is a copy of."""

@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack
 
 import trio
 
+from coppermesh.agent.costs import MODEL, modelled_mw
 from coppermesh.agent.leases import SpentNumbers, check_pay, check_task
 from coppermesh.agent.ledger import LeaseEnded, ReceiptIssued, TaskTaken
 from coppermesh.agent.ledger_store import LedgerStore
@@ -30,7 +31,8 @@ from coppermesh.p2p.encoding import decode
 from coppermesh.p2p.envelope import Opened, open_record, sign_record
 from coppermesh.p2p.errors import MeshError, Refused, RemoteProtocolError
 from coppermesh.p2p.ids import Digest, MeshId, PeerId
-from coppermesh.p2p.messages import TaskReply, TaskRequest
+from coppermesh.p2p.lease_records import Extension
+from coppermesh.p2p.messages import ExtendReply, TaskReply, TaskRequest
 from coppermesh.p2p.records import ZERO_HASH, Lease, Receipt, Task
 from coppermesh.p2p.signing import PeerKey
 
@@ -93,6 +95,18 @@ class LeaseServer:
         self._kernels = kernels
         self._keep_digests = keep_digests
         self._issued = issued
+        self.tell_paused: Callable[[str], None] = lambda _: None
+        """Told of a pause with its sentence, and of its end with none."""
+        self.paused = False
+        """No further task starts for now: receipts wait for the requester's countersignature."""
+        self.until_us = lease.record.expires_us
+        """When it ends, extensions included."""
+        self.extensions = 0
+        self.last_extension: ExtendReply | None = None
+        self.last_extension_id: Digest | None = None
+        self.extending = trio.Lock()
+        """Held while an extension is being committed: the same one sent twice is one."""
+        self._life = trio.CancelScope()
         self._running_since_us: int | None = None
         self._now_us = now_us
         self._scope: Scope = (mesh, self.requester)
@@ -144,6 +158,20 @@ class LeaseServer:
             self.end_code, self.end_sentence = code, sentence
             self._ending.cancel()
 
+    @property
+    def is_over(self) -> bool:
+        """It has ended, or is about to: nothing prolongs it."""
+        return self._over or self._ending.cancel_called or self._life.cancel_called
+
+    def extend(self, extension: Opened[Extension], reply: ExtendReply) -> None:
+        """Both sides signed a later end."""
+        self.until_us, self.extensions = extension.record.expires_us, extension.record.number
+        self.last_extension_id, self.last_extension = extension.id, reply
+        self._set_end()
+
+    def _set_end(self) -> None:
+        self._life.deadline = trio.current_time() + max(0.0, (self.until_us - self._now_us()) / 1e6)
+
     def drain(self, reason: Obstacle | None) -> None:
         """The owner wants the device back: take no more tasks and end when none is left. None: go on."""
         self._draining = reason
@@ -168,7 +196,7 @@ class LeaseServer:
             return TaskReply("accepted", [], "ok", "")
         if self._draining is not None:
             raise Refused(self._draining.code, self._draining.sentence)
-        check_task(self.lease.record, task.record, self._spent, now_us)
+        check_task(self.lease.record, task.record, self._spent, now_us, self.until_us)
         check_pay(self.lease.record, task.record, self._head.cumulative)
         self._check_declared(task.record, request)
         try:
@@ -243,9 +271,9 @@ class LeaseServer:
 
     async def run(self) -> None:
         """Serve until the lease expires or is stopped; its worker is gone afterwards. Raises only Cancelled."""
-        seconds = max(0.0, (self.lease.record.expires_us - self._now_us()) / 1e6)
+        self._set_end()
         try:
-            with trio.move_on_after(seconds), self._ending:
+            with self._life, self._ending:
                 self._store.rings.lease_began(self.lease.id, self._scope)
                 await self._serve()
         except trio.Cancelled:
@@ -300,11 +328,18 @@ class LeaseServer:
         try:
             # Again: what was queued before it has been billed since it was taken.
             check_pay(self.lease.record, accepted.task.record, self._head.cumulative)
-            await self._credit.admit(self.lease, accepted.task.id)
+            await self._credit.admit(self.lease, accepted.task.id, self._pause)
         except Refused as refusal:
             self.stop(refusal.code, refusal.sentence)
             return False
+        if self.paused:
+            self.paused = False
+            self.tell_paused("")
         return True
+
+    def _pause(self, sentence: str) -> None:
+        self.paused = True
+        self.tell_paused(sentence)
 
     async def _run_and_bill(self, worker: Worker, accepted: _Accepted) -> None:
         self._running_since_us = self._now_us()
@@ -363,6 +398,7 @@ class LeaseServer:
             _log.error("lease %s: outputs could not be kept: %s", self.lease.id.hex()[:8], error)
             status, code, outputs = "provider-failed", "store-full", []
         device_us = device_time(self._device.kind, outcome.wall_us, outcome.device_us)
+        energy_mj, meter = energy_of(self._device, outcome)
         facts = RunFacts(
             status=status,
             code=code,
@@ -371,9 +407,9 @@ class LeaseServer:
             ended_us=outcome.started_us + outcome.wall_us,
             billed_us=outcome.wall_us if device_us is None else device_us,
             device_name=self._device.name,
-            meter=outcome.meter,
+            meter=meter,
             device_us=device_us,
-            energy_mj=outcome.energy_mj,
+            energy_mj=energy_mj,
             device_uuid=self._device.uuid,
             determinism=outcome.determinism,
             trace=await _root_of(outcome.digests, task) if status == "ok" else ZERO_HASH,
@@ -406,6 +442,13 @@ def device_time(kind: str, wall_us: int, told_us: int | None) -> int | None:
     A processor has no device time: native code in its worker could tell any, and run for nothing.
     """
     return None if kind != "cuda" or told_us is None else min(told_us, wall_us)
+
+
+def energy_of(device: DeviceInfo, outcome: RunOutcome) -> tuple[int | None, str]:
+    """Millijoules of a run and the meter that says so: `model` where none measures, which is an assumption."""
+    if outcome.energy_mj is not None or not outcome.wall_us:
+        return outcome.energy_mj, outcome.meter
+    return modelled_mw(device.kind, device.cores) * outcome.wall_us // 1_000_000, MODEL
 
 
 async def _root_of(digests: TraceDigests | None, task: Task) -> bytes:

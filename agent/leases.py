@@ -162,8 +162,12 @@ def lease_id(lease: Lease) -> Digest:
     return record_id(encode(lease))
 
 
-def check_task(lease: Lease, task: Task, spent: SpentNumbers, now_us: int) -> None:
+def check_task(
+    lease: Lease, task: Task, spent: SpentNumbers, now_us: int, until_us: int | None = None
+) -> None:
     """May this task run under this lease now? Does not spend its number: do that once the task is committed.
+
+    `until_us`: when the lease ends, where it was extended.
 
     Raises RemoteProtocolError where it belongs to another lease, mesh or requester, and Refused where it is too late
     (`lease-expired`, `expired`), from a wrong clock (`clock`) or its number was used (`spent`).
@@ -172,10 +176,9 @@ def check_task(lease: Lease, task: Task, spent: SpentNumbers, now_us: int) -> No
     _require(task.lease == lease_id(lease), "the task names another lease")
     _require(task.requester == lease.requester, "the task comes from another requester than the lease")
     _require(task.max_amount <= lease.budget, "the task's maximum is above the lease's budget")
-    if now_us >= lease.expires_us:
-        raise Refused(
-            "lease-expired", f"the lease expired {_seconds(now_us - lease.expires_us)} ago: order again"
-        )
+    end_us = lease.expires_us if until_us is None else until_us
+    if now_us >= end_us:
+        raise Refused("lease-expired", f"the lease expired {_seconds(now_us - end_us)} ago: order again")
     _check_times("task", task.issued_us, task.expires_us, now_us)
     if task.number in spent:
         raise Refused("spent", f"task number {task.number} was already used under this lease")

@@ -12,6 +12,7 @@ from coppermesh.agent.story import StoryLine
 from coppermesh.p2p.envelope import Opened
 from coppermesh.p2p.errors import MeshError
 from coppermesh.p2p.ids import Digest, PeerId
+from coppermesh.p2p.lease_records import Extension
 from coppermesh.p2p.records import Countersignature, Lease, Receipt, SignedRecord, Task
 
 Role = Literal["requester", "provider"]
@@ -115,6 +116,14 @@ class LeaseEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class LeaseExtended:
+    """Either side: a later end of a lease, signed by both. The provider commits it before its signature leaves."""
+
+    requester_signature: SignedRecord
+    provider_signature: SignedRecord
+
+
+@dataclass(frozen=True, slots=True)
 class EvidenceFound:
     """Signed records that together show what a peer did."""
 
@@ -136,6 +145,7 @@ Entry = (
     | ReceiptSettled
     | CountersignatureReceived
     | LeaseEnded
+    | LeaseExtended
     | EvidenceFound
     | StoryLine
     | SettlingEntry
@@ -180,6 +190,14 @@ class NewAgreement:
 
 
 @dataclass(frozen=True, slots=True)
+class NewExtension:
+    """To write: a lease's later end."""
+
+    extension: Opened[Extension]
+    agreed: SignedRecord
+
+
+@dataclass(frozen=True, slots=True)
 class NewTask:
     """To write: a task."""
 
@@ -204,6 +222,7 @@ class NewCountersignature:
 Change = (
     NewLease
     | NewAgreement
+    | NewExtension
     | NewTask
     | TaskSuperseded
     | NewReceipt
@@ -234,6 +253,10 @@ class Book(Protocol):
 
     def agreement(self, lease_id: Digest) -> SignedRecord | None:
         """The provider's signature of a lease."""
+        ...
+
+    def extensions(self, lease_id: Digest) -> list[Opened[Extension]]:
+        """The extensions of a lease, in order, as the requester signed them."""
         ...
 
     def lease_end(self, lease_id: Digest) -> str | None:

@@ -14,8 +14,11 @@ the one that comes first in the ledger is the one that is named.
 
 import os
 import sqlite3
+import sys
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -23,11 +26,13 @@ from typing import TypeVar
 from coppermesh.agent.audit_settling import SettlingAudit
 from coppermesh.agent.ledger import LedgerError
 from coppermesh.agent.ledger_book import reopen
+from coppermesh.agent.ledger_rules import check_next_extension
 from coppermesh.agent.ledger_scan import owner_of, scan_ledger
 from coppermesh.agent.receipts import LaneHead, amount_due, check_countersignature
 from coppermesh.p2p.envelope import Opened, from_bytes, has_valid_signature, record_id
 from coppermesh.p2p.errors import RemoteProtocolError
 from coppermesh.p2p.ids import Digest, PeerId
+from coppermesh.p2p.lease_records import Extension
 from coppermesh.p2p.records import (
     Bid,
     Countersignature,
@@ -44,6 +49,7 @@ R = TypeVar("R", bound=Record)
 BATCH = 256
 """Signatures checked by one thread at a time."""
 MAX_BATCHES_WAITING = 16
+SWITCH_SECONDS = 0.0002
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,17 +110,27 @@ class _Books:
     """Tasks with an accepted receipt."""
 
 
+_Check = tuple[str, Digest, type[Record], SignedRecord, Digest | None]
+
+
 class SignatureChecks:
     """Checks signatures in threads, in the order in which they were given."""
 
     def __init__(self, pool: ThreadPoolExecutor) -> None:
         self._pool = pool
-        self._batch: list[tuple[str, Digest, type[Record], SignedRecord]] = []
+        self._batch: list[_Check] = []
         self._waiting: deque[Future[Fault | None]] = deque()
 
-    def add(self, table: str, name: Digest, kind: type[Record], signed: SignedRecord) -> None:
-        """Queue one. Raises AuditFault where an earlier one does not hold."""
-        self._batch.append((table, name, kind, signed))
+    def add(
+        self,
+        table: str,
+        name: Digest,
+        kind: type[Record],
+        signed: SignedRecord,
+        digest: Digest | None = None,
+    ) -> None:
+        """Queue one; `digest` is its record id, where that is known. Raises AuditFault where an earlier one is bad."""
+        self._batch.append((table, name, kind, signed, digest))
         if len(self._batch) >= BATCH:
             self._submit()
 
@@ -136,10 +152,10 @@ class SignatureChecks:
             raise AuditFault(fault)
 
 
-def _first_bad(batch: list[tuple[str, Digest, type[Record], SignedRecord]]) -> Fault | None:
-    for table, name, kind, signed in batch:
+def _first_bad(batch: list[_Check]) -> Fault | None:
+    for table, name, kind, signed, digest in batch:
         try:
-            valid = has_valid_signature(kind, signed)
+            valid = has_valid_signature(kind, signed, digest)
         except RemoteProtocolError as error:
             return Fault(table, name.hex(), str(error))
         if not valid:
@@ -152,7 +168,11 @@ def audit_ledger(path: Path, threads: int | None = None) -> AuditReport:
 
     Raises LedgerError where the file cannot be read as a ledger at all; what does not hold is in `fault`.
     """
-    with scan_ledger(path) as database, ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+    with (
+        _quick_turns(),
+        scan_ledger(path) as database,
+        ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool,
+    ):
         report = AuditReport(owner_of(database))
         checks = SignatureChecks(pool)
         try:
@@ -166,6 +186,17 @@ def audit_ledger(path: Path, threads: int | None = None) -> AuditReport:
         except AuditFault as error:
             report.fault = error.fault
         return report
+
+
+@contextmanager
+def _quick_turns() -> Iterator[None]:
+    """A thread that comes back from libsodium waits for the interpreter at most so long, not for 5 ms each time."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_SECONDS)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 def _check_file(database: sqlite3.Connection) -> None:
@@ -187,6 +218,7 @@ class _Audit:
     def run(self) -> None:
         """Everything, in the order in which things depend on each other."""
         self._leases()
+        self._extensions()
         self._tasks()
         self._receipts()
         self._leftovers()
@@ -198,7 +230,7 @@ class _Audit:
             opened = reopen(kind, data)
         except RemoteProtocolError as error:
             raise AuditFault(Fault(table, name.hex(), str(error))) from error
-        self._checks.add(table, opened.id, kind, opened.signed)
+        self._checks.add(table, opened.id, kind, opened.signed, opened.id)
         self._report.count(table)
         return opened
 
@@ -235,6 +267,35 @@ class _Audit:
         self._report.count("agreement")
         _require(record_id(agreed.body) == name, "agreement", name, "it is over another lease")
         _require(agreed.signer == lease.provider, "agreement", name, "not signed by the lease's provider")
+
+    def _extensions(self) -> None:
+        query = "SELECT lease, number, expires_us, signed, agreement FROM extension ORDER BY lease, number"
+        before: list[Extension] = []
+        for name, number, expires_us, signed, agreement in self._database.execute(query):
+            extension = self._open("extension", name, Extension, signed)
+            record, agreed = extension.record, _parse("extension", name, agreement)
+            self._checks.add("extension", Digest(name), Extension, agreed)
+            columns = (record.lease, record.number, record.expires_us)
+            _require(columns == (name, number, expires_us), "extension", name, "its columns differ from it")
+            _require(
+                agreed.body == extension.signed.body, "extension", name, "its two sides signed different ends"
+            )
+            signers = (extension.signer, agreed.signer)
+            _require(
+                signers == (record.requester, record.provider),
+                "extension",
+                name,
+                "signed by others than its sides",
+            )
+            under = self._books.by_lease.get(name)
+            _require(under is not None, "extension", name, "its lease is not there")
+            assert under is not None
+            before = [one for one in before if one.lease == name]
+            try:
+                check_next_extension(under.lease, before, record)
+            except LedgerError as error:
+                raise AuditFault(Fault("extension", name.hex(), str(error))) from error
+            before.append(record)
 
     def _tasks(self) -> None:
         query = "SELECT id, lease, number, job, task_index, signed FROM task ORDER BY n"

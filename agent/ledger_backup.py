@@ -16,8 +16,9 @@ the old name, so that a crash leaves either the old ledger or the new one.
 """
 
 import os
+import shutil
 import sqlite3
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -168,15 +169,37 @@ def _set_aside(ledger: Path, now_us: int) -> Path | None:
     kept = ledger.with_name(f"{ledger.name}.replaced-{stamp}")
     while kept.exists():  # a clock that stands still
         kept = kept.with_name(f"{kept.name}+")
-    # Closing the last connection writes the log back; a ledger too damaged for that is set aside with its log.
-    with suppress(sqlite3.Error), closing(sqlite3.connect(ledger, isolation_level=None)) as database:
-        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    # What is in the log must be in the ledger before the log goes: whenever the machine stops, the ledger is whole.
+    written_back = _write_back(ledger)
     os.link(ledger, kept)
     for suffix in ("-wal", "-shm"):
         beside = ledger.with_name(ledger.name + suffix)
-        if beside.exists():
-            beside.rename(kept.with_name(kept.name + suffix))
+        if not beside.exists():
+            continue
+        if not written_back:
+            copy = kept.with_name(kept.name + suffix)
+            shutil.copyfile(beside, copy)
+            copy.chmod(FILE_MODE)
+            _sync(copy)
+        beside.unlink()
     return kept
+
+
+def _write_back(ledger: Path) -> bool:
+    """Move all of the log into the ledger. False for one that is too damaged: it cannot be opened in any case.
+
+    Raises BackupFailed while somebody reads it, sqlite3.Error where the disk fails.
+    """
+    try:
+        with closing(sqlite3.connect(ledger, isolation_level=None)) as database:
+            (busy, *_) = database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    except sqlite3.DatabaseError as error:
+        if not (getattr(error, "sqlite_errorname", "") or "").startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
+            raise
+        return False
+    if busy:
+        raise BackupFailed(f"{ledger} is being read: end `coppermesh ledger` and exports, then try again")
+    return True
 
 
 def _put_in_place(part: Path, target: Path) -> None:

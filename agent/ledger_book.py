@@ -19,6 +19,7 @@ from coppermesh.agent.ledger import (
     LedgerError,
     NewAgreement,
     NewCountersignature,
+    NewExtension,
     NewLease,
     NewReceipt,
     NewTask,
@@ -33,6 +34,7 @@ from coppermesh.agent.story import StoryLine
 from coppermesh.p2p.envelope import Opened, from_bytes, open_verified, record_id, to_bytes
 from coppermesh.p2p.errors import MeshError
 from coppermesh.p2p.ids import Digest, PeerId
+from coppermesh.p2p.lease_records import Extension
 from coppermesh.p2p.records import Countersignature, Lease, Receipt, Record, SignedRecord, Task
 
 MAX_LEASES_KEPT = 256
@@ -155,6 +157,13 @@ class LedgerBook:
         row = self._one("SELECT signed FROM agreement WHERE lease=?", lease_id)
         return from_bytes(row[0]) if row is not None else None
 
+    def extensions(self, lease_id: Digest) -> list[Opened[Extension]]:
+        """The extensions of a lease, in order, as the requester signed them."""
+        rows = self._database.execute(
+            "SELECT signed FROM extension WHERE lease=? ORDER BY number", (lease_id,)
+        )
+        return [reopen(Extension, row[0]) for row in rows]
+
     def lease_end(self, lease_id: Digest) -> str | None:
         """The code under which a lease ended."""
         row = self._one("SELECT code FROM lease_end WHERE lease=?", lease_id)
@@ -266,6 +275,10 @@ class LedgerBook:
                 self._write_lease(change)
             case NewAgreement():
                 self._insert("agreement", change.lease_id, to_bytes(change.signed))
+            case NewExtension(extension, agreed):
+                record = extension.record
+                signed = (to_bytes(extension.signed), to_bytes(agreed))
+                self._insert("extension", record.lease, record.number, record.expires_us, *signed)
             case NewTask():
                 self._write_task(change.task)
             case TaskSuperseded():

@@ -14,6 +14,7 @@ from coppermesh.agent.ledger_compare import LaneAnswers
 from coppermesh.agent.ledger_store import LedgerStore
 from coppermesh.agent.local_api import Method
 from coppermesh.agent.local_messages import JsonBody, LocalMessage
+from coppermesh.agent.payout_addresses import address_problem
 from coppermesh.agent.payouts import MAX_LIFE_US, NO_ACCOUNT, check_payout
 from coppermesh.agent.reputation import Dealings, score
 from coppermesh.agent.settlement import LedgerSettlement
@@ -213,6 +214,8 @@ class LedgerDesk:
         days = arguments.get("days", 365)
         if not isinstance(days, int) or not 0 < days * 86_400_000_000 <= MAX_LIFE_US:
             raise Refused("bad-argument", f"days: want a number from 1 to {MAX_LIFE_US // 86_400_000_000}")
+        if scheme != NO_ACCOUNT and (problem := address_problem(scheme, _text(arguments, "address"))):
+            raise Refused("bad-argument", problem)
         known = await self._ledger.look(lambda tables: tables.newest_payout(self._key.peer))
         sequence = 0 if known is None else decode_payout(known).sequence + 1
         now_us = self._now_us()

@@ -22,6 +22,9 @@ store keeps it although the entry itself is not written. Signatures are checked 
 opened the record) and again by an audit, not here.
 """
 
+from collections.abc import Sequence
+
+from coppermesh.agent.lease_extension import check_length
 from coppermesh.agent.ledger import (
     MAX_CODE,
     Book,
@@ -31,10 +34,12 @@ from coppermesh.agent.ledger import (
     EvidenceFound,
     LeaseAgreed,
     LeaseEnded,
+    LeaseExtended,
     LeaseOffered,
     LedgerConflict,
     NewAgreement,
     NewCountersignature,
+    NewExtension,
     NewLease,
     NewReceipt,
     NewTask,
@@ -51,8 +56,9 @@ from coppermesh.agent.receipts import REFUSALS, LaneHead, check_countersignature
 from coppermesh.agent.settling_rules import judge_settling
 from coppermesh.agent.story import StoryLine
 from coppermesh.p2p.envelope import Opened, open_verified
-from coppermesh.p2p.errors import RemoteProtocolError
+from coppermesh.p2p.errors import Refused, RemoteProtocolError
 from coppermesh.p2p.ids import Digest, PeerId
+from coppermesh.p2p.lease_records import Extension
 from coppermesh.p2p.records import Countersignature, Lease, Receipt, SignedRecord, Task
 
 
@@ -78,6 +84,8 @@ def judge(entry: Entry, book: Book) -> Change | None:
         case LeaseEnded():
             _known_lease(entry.lease_id, book)
             return None if book.lease_end(entry.lease_id) is not None else entry
+        case LeaseExtended():
+            return _judge_extension(entry, book)
         case EvidenceFound() | StoryLine():
             return entry
         case _:
@@ -116,6 +124,42 @@ def _judge_new_lease(
     if holder is not None:
         raise LedgerConflict("lane-taken", "the lane belongs to another lease: choose a fresh random one")
     return NewLease(stored, agreed)
+
+
+def _judge_extension(entry: LeaseExtended, book: Book) -> NewExtension | None:
+    offered = open_verified(Extension, entry.requester_signature)
+    agreed = open_verified(Extension, entry.provider_signature)
+    record = offered.record
+    signers = (offered.signer, agreed.signer)
+    if offered.id != agreed.id or signers != (record.requester, record.provider):
+        raise LedgerConflict("wrong-signature", "an extension needs both sides' signatures on the same bytes")
+    lease = _known_lease(Digest(record.lease), book)
+    before = book.extensions(lease.opened.id)
+    if any(known.id == offered.id for known in before):
+        return None
+    ended = book.lease_end(lease.opened.id)
+    if ended is not None:
+        raise LedgerConflict("lease-ended", f"the lease has ended ({ended}): nothing prolongs it")
+    if book.agreement(lease.opened.id) is None:
+        raise LedgerConflict("not-agreed", "the provider has not signed the lease")
+    check_next_extension(lease.opened.record, [known.record for known in before], record)
+    return NewExtension(offered, entry.provider_signature)
+
+
+def check_next_extension(lease: Lease, before: Sequence[Extension], extension: Extension) -> None:
+    """Does it follow on those before? Raises LedgerConflict."""
+    until_us = before[-1].expires_us if before else lease.expires_us
+    parties = (extension.mesh, extension.requester, extension.provider)
+    if parties != (lease.mesh, lease.requester, lease.provider):
+        raise LedgerConflict("wrong-lease", "the extension names other peers than its lease")
+    if extension.number != len(before) + 1 or extension.expires_us <= until_us:
+        raise LedgerConflict(
+            "extension-order", f"extension {extension.number} of a lease that has {len(before)}"
+        )
+    try:
+        check_length(lease, extension)
+    except Refused as refusal:
+        raise LedgerConflict(refusal.code, refusal.sentence) from refusal
 
 
 def _judge_task(signed: SignedRecord, role: Role, book: Book) -> NewTask | None:

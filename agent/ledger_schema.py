@@ -120,9 +120,17 @@ CREATE TABLE score(
   PRIMARY KEY (rater, subject)) STRICT, WITHOUT ROWID;
 """
 """Statements, what they cover, and how they are settled. `score` holds the newest opinions and may change."""
+_STEP_4 = """
+CREATE TABLE extension(
+  lease BLOB NOT NULL REFERENCES lease(id), number INTEGER NOT NULL CHECK (number >= 1),
+  expires_us INTEGER NOT NULL, signed BLOB NOT NULL, agreement BLOB NOT NULL,
+  PRIMARY KEY (lease, number)) STRICT, WITHOUT ROWID;
+"""
+"""Later ends of leases, signed by the requester (`signed`) and the provider (`agreement`)."""
 _STEPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (_STEP_2, ("transfer", "sealed")),
     (_STEP_3, ("draft", "statement", "covered", "voucher", "payment", "payout")),
+    (_STEP_4, ("extension",)),
 )
 """From version 1 on: what leads to the next version, and which new tables only grow."""
 SCHEMA_VERSION = 1 + len(_STEPS)

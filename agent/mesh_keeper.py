@@ -472,6 +472,8 @@ class MeshKeeper:
 _NEEDED = {
     "order": Right.SUBMIT,
     "lease": Right.SUBMIT,
+    "extend": Right.SUBMIT,
+    "pause": Right.PROVIDE,
     "task": Right.SUBMIT,
     "challenge": Right.SUBMIT,
     "result": Right.PROVIDE,

@@ -27,6 +27,7 @@ from coppermesh.agent.job_intake import JobIntake
 from coppermesh.agent.jobs import JobState
 from coppermesh.agent.last_port import keep_port, with_last_port
 from coppermesh.agent.lease_broker import Knowledge, LeaseBroker
+from coppermesh.agent.lease_extending import LeaseExtender
 from coppermesh.agent.ledger import LeaseEnded, StoredLease
 from coppermesh.agent.ledger_desk import LedgerDesk
 from coppermesh.agent.ledger_store import LedgerStore, open_ledger
@@ -66,11 +67,13 @@ from coppermesh.p2p.messages import (
     CancelRequest,
     ChallengeRequest,
     DialBackRequest,
+    ExtendRequest,
     LeaseRequest,
     Message,
     Nothing,
     OrderAbandoned,
     OrderRequest,
+    PauseRequest,
     ResultRequest,
     TaskRequest,
 )
@@ -116,6 +119,8 @@ class Node:
         self.transport = transport
         self.book = AnnouncementBook(mesh)
         self.connected_since: dict[PeerId, int] = {}
+        self.wrong_clocks: dict[PeerId, str] = {}
+        """Of those connected: whose clock is too far from this machine's, in words."""
         self.plan = DialPlan(key.peer, random.Random())
         self.plan.out_of_reach = self._nobody_there
         self.mdns = Mdns(
@@ -163,6 +168,7 @@ class Node:
         handlers: dict[str, Handler] = {
             "announcement": (AnnouncementRequest, self._on_announcement),
             "cancel": (CancelRequest, self._on_cancel),
+            "pause": (PauseRequest, self._on_pause),
             "result": (ResultRequest, self._on_result),
             "dialback": (DialBackRequest, self.dial_back.answer),
             "ping": (Nothing, self._on_ping),
@@ -172,6 +178,7 @@ class Node:
             handlers["order"] = (OrderRequest, partial(self._ask_provider, "on_order"))
             handlers["abandon"] = (OrderAbandoned, partial(self._ask_provider, "on_abandon"))
             handlers["lease"] = (LeaseRequest, partial(self._ask_provider, "on_lease"))
+            handlers["extend"] = (ExtendRequest, partial(self._ask_provider, "on_extend"))
             handlers["task"] = (TaskRequest, partial(self._ask_provider, "on_task"))
             handlers["challenge"] = (ChallengeRequest, partial(self._ask_provider, "on_challenge"))
         if self.keeper is not None:
@@ -194,6 +201,10 @@ class Node:
         self.machine.touch()
         return await self.intake.handle(peer, request)
 
+    async def _on_pause(self, peer: PeerId, request: PauseRequest) -> Nothing:
+        self.requester.lease_paused(peer, request)
+        return Nothing()
+
     async def _on_cancel(self, peer: PeerId, request: CancelRequest) -> Nothing:
         self.requester.lease_cancelled(peer, request)
         if self.provider is not None:
@@ -208,7 +219,7 @@ class Node:
             async for event in self.hub.events():
                 if isinstance(event, ChannelUp):
                     self.connected_since[event.peer] = now_us()
-                    _check_clock(event)
+                    self._note_clock(event)
                     nursery.start_soon(self.announcer.fetch, event.peer)
                     if self.keeper is not None:
                         nursery.start_soon(self.keeper.channel_up, event.peer)
@@ -217,6 +228,7 @@ class Node:
                     self.requester.providers_changed()
                 else:
                     self.connected_since.pop(event.peer, None)
+                    self.wrong_clocks.pop(event.peer, None)
                     self.reach.left(event.peer)
                     if self.relay is not None:
                         self.relay.peer_left(event.peer)
@@ -224,6 +236,17 @@ class Node:
                     if self.provider is not None:
                         self.provider.peer_lost(event.peer)
                     nursery.start_soon(self.requester.peer_lost, event.peer, event.reason)
+
+    def _note_clock(self, event: ChannelUp) -> None:
+        """Name a clock that is too far off, here, in the log, and to whose jobs wait; the other side does the same."""
+        ahead_s = (event.hello.time_us - now_us()) / 1e6
+        self.wrong_clocks.pop(event.peer, None)
+        if abs(ahead_s) * 1e6 <= SKEW_WORTH_SAYING_US:
+            return
+        direction = "ahead of" if ahead_s > 0 else "behind"
+        said = f"the clock of {short_peer(event.peer)} is {abs(ahead_s):.0f} s {direction} ours"
+        self.wrong_clocks[event.peer] = said
+        _log.warning("%s: set both by NTP, or its orders and announcements will not count", said)
 
     async def tidy(self) -> None:
         """Let go of what has expired, so that neither memory nor what we announce holds on to it."""
@@ -517,6 +540,7 @@ def _open_requester(node: Node) -> None:
         jobs,
         broker,
         driver,
+        LeaseExtender(node.key, node.hub, node.ledger, now_us=now_us),
         speeds=speeds,
         heard=lambda: _describe_heard(node),
         now_us=now_us,
@@ -545,18 +569,6 @@ def _seek(node: Node, peers: list[PeerId]) -> None:
         node.announcer.want_more()
 
 
-def _check_clock(event: ChannelUp) -> None:
-    ahead_s = (event.hello.time_us - now_us()) / 1e6
-    if abs(ahead_s) * 1e6 > SKEW_WORTH_SAYING_US:
-        direction = "ahead of" if ahead_s > 0 else "behind"
-        _log.warning(
-            "the clock of %s is %.0f s %s ours: set both by NTP, or its orders and announcements will not count",
-            short_peer(event.peer),
-            abs(ahead_s),
-            direction,
-        )
-
-
 async def _reputation(credit: CreditDesk, peer: PeerId, unit: str) -> int:
     """What a provider's history with this agent is worth, 0 to 1000."""
     try:
@@ -583,6 +595,9 @@ def _describe_heard(node: Node) -> str:
         f"on mesh {node.config.mesh!r}"
     )
     own = "" if node.provider is None or not node.provider.offers else OWN_DEVICE
+    if node.wrong_clocks:
+        said = "; ".join(list(node.wrong_clocks.values())[:MAX_BOOTSTRAP_SHOWN])
+        text += f"; {said}: set the clocks by NTP"
     if connected or announced:
         return text + own
     if not node.config.bootstrap:

@@ -5,6 +5,7 @@ account has an Ed25519 key (a Solana wallet, another coppermesh key kept apart),
 proves that whoever bound it can use it; for any other account the address is the peer's word alone, and said to be so.
 """
 
+from coppermesh.agent.payout_addresses import address_problem
 from coppermesh.p2p.envelope import open_record
 from coppermesh.p2p.errors import RemoteProtocolError
 from coppermesh.p2p.ids import PeerId
@@ -48,6 +49,8 @@ def why_not(record: Payout, now_us: int) -> str:
     """Why nothing should be paid there now; empty where it may."""
     if record.scheme == NO_ACCOUNT:
         return "the peer has taken its payout account back"
+    if problem := address_problem(record.scheme, record.address):
+        return f"the peer bound what cannot be paid to: {problem}"
     if now_us >= record.expires_us:
         return "the payout account has expired: ask the peer for a new one"
     if record.issued_us > now_us + CLOCK_SKEW_US:

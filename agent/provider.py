@@ -11,19 +11,31 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import trio
 
 from coppermesh.agent.challenge_server import ChallengeServer
 from coppermesh.agent.device_speeds import DeviceSpeeds
 from coppermesh.agent.exposure import interval_cost
+from coppermesh.agent.lease_extension import check_extension
 from coppermesh.agent.lease_server import LeaseServer
 from coppermesh.agent.leases import check_lease
-from coppermesh.agent.ledger import LeaseAgreed
+from coppermesh.agent.ledger import LeaseAgreed, LeaseExtended
 from coppermesh.agent.ledger_store import LedgerStore
 from coppermesh.agent.lending import Lending
 from coppermesh.agent.negotiation import Move, Negotiation, Role
-from coppermesh.agent.policy import DECLINE_CODES, BidTerms, DeclineReason, DeviceState, ProviderState, decide
+from coppermesh.agent.policies.flood import too_many_orders
+from coppermesh.agent.policy import (
+    DECLINE_CODES,
+    BidTerms,
+    DeclineReason,
+    DeviceState,
+    Limits,
+    ProviderState,
+    decide,
+)
+from coppermesh.agent.pricing import format_rate
 from coppermesh.agent.provider_group import ProviderGroup
 from coppermesh.agent.quota_desk import QuotaDesk
 from coppermesh.agent.result_outbox import ResultOutbox
@@ -36,16 +48,20 @@ from coppermesh.p2p.control import ControlHub
 from coppermesh.p2p.envelope import Opened, open_record, sign_record
 from coppermesh.p2p.errors import MeshError, Refused
 from coppermesh.p2p.ids import Digest, MeshId, PeerId, short_peer
+from coppermesh.p2p.lease_records import Extension
 from coppermesh.p2p.messages import (
     CancelRequest,
     ChallengeReply,
     ChallengeRequest,
+    ExtendReply,
+    ExtendRequest,
     LeaseReply,
     LeaseRequest,
     Nothing,
     OrderAbandoned,
     OrderReply,
     OrderRequest,
+    PauseRequest,
     TaskReply,
     TaskRequest,
 )
@@ -301,7 +317,10 @@ class Provider:
             return OrderReply(known.bid.signed, None)
         self._outbox.require_settled(peer)
         now_us = self._now_us()
-        terms = await self._terms_for(order, peer, now_us)
+        recent = self._count_order(peer, now_us)
+        if recent >= Limits().max_orders_per_window:  # before the ledger is read for it
+            return self._decline(order, too_many_orders(Limits()), now_us)
+        terms = await self._terms_for(order, peer, now_us, recent)
         if order.id in self._talks:  # sent twice, both waited
             return OrderReply(self._talks[order.id].bid.signed, None)
         if isinstance(terms, DeclineReason):
@@ -321,10 +340,12 @@ class Provider:
             self._talks.popitem(last=False)
         return OrderReply(talk.bid.signed, None)
 
-    async def _terms_for(self, order: Opened[Order], peer: PeerId, now_us: int) -> BidTerms | DeclineReason:
+    async def _terms_for(
+        self, order: Opened[Order], peer: PeerId, now_us: int, recent: int
+    ) -> BidTerms | DeclineReason:
         """Terms with a slot reserved for them, or why there are none. Later meshes give way before it says busy."""
         await self._credit.look_up(peer, order.record.unit)
-        state = self._state_for(peer, order.record, now_us)
+        state = self._state_for(peer, order.record, now_us, recent)
         state = replace(state, disk_full=self._store.is_disk_full())
         terms = decide(order.record, peer, state, now_us)
         if isinstance(terms, DeclineReason) and terms.code == "busy":
@@ -395,6 +416,71 @@ class Provider:
         server.drain(self.lending.against(server.requester, server.lease.record.device, self._now_us()))
         if server.requester not in self._hub().peers():
             server.stop("unreachable", "the requester's connection was lost", told=True)
+
+    async def on_extend(self, peer: PeerId, request: ExtendRequest) -> ExtendReply:
+        """Sign a later end of a lease, or say why not. Raises Refused, RemoteProtocolError."""
+        extension = open_record(Extension, request.extension, signer=peer)
+        server = self._server_named(peer, Digest(extension.record.lease))
+        async with server.extending:
+            if server.last_extension is not None and server.last_extension_id == extension.id:
+                return server.last_extension
+            return await self._extend(server, extension)
+
+    async def _extend(self, server: LeaseServer, extension: Opened[Extension]) -> ExtendReply:
+        now_us = self._now_us()
+        lease = server.lease
+        check_extension(lease.record, server.extensions, server.until_us, extension.record, now_us)
+        if reason := self._against_extension(server, now_us):
+            return ExtendReply(None, self._signed_decline(Digest(lease.record.order), reason, now_us))
+        signed = sign_record(self._key, extension.record)
+        try:
+            with trio.CancelScope(shield=True):
+                await self._ledger.commit(LeaseExtended(extension.signed, signed))
+        except MeshError as error:
+            raise Refused("provider-ledger", f"the provider cannot record the extension: {error}") from error
+        if server.is_over:  # meanwhile: its end was recorded behind this, and stands
+            raise Refused("lease-ended", f"the lease has ended ({server.end_code}): order again")
+        reply = ExtendReply(signed, None)
+        server.extend(extension, reply)
+        self.reservations.extend(lease.id, server.until_us)
+        return reply
+
+    def _against_extension(self, server: LeaseServer, now_us: int) -> DeclineReason | None:
+        """Why a lease ends when it would have. Nobody has a right to more time."""
+        record, peer = server.lease.record, server.requester
+        obstacle = self.lending.against(peer, record.device, now_us)
+        if obstacle is not None:
+            return DeclineReason(obstacle.code, obstacle.sentence)
+        if over := self._over_quota(peer, record.device_kind):
+            return over
+        if self._store.is_disk_full():
+            return DeclineReason("disk-full", "this provider has no room on its disk: ask another")
+        if unpaid := self._credit.why_late(peer, record.unit):
+            return DeclineReason("unpaid", unpaid)
+        device = self._devices[record.device]
+        price = max(device.offer.rate, self._group.floors.get(record.device, 0))
+        if record.rate < price:
+            price_text = format_rate(price, record.unit)
+            return DeclineReason("rate", f"the device costs {price_text} by now: order again")
+        waiting = [
+            other for other, at_us in self._waiting.items() if other != peer and at_us > now_us - WAITING_US
+        ]
+        if waiting and not self.reservations.free(record.device):
+            return DeclineReason("busy", "others wait for this slot: it is their turn")
+        return None
+
+    def _tell_paused(self, server: LeaseServer, sentence: str) -> None:
+        """Tell the requester that its lease pauses (or, without a sentence, goes on)."""
+        if self._nursery is not None:
+            text = sentence or "what waited was answered"
+            request = PauseRequest(server.lease.id, bool(sentence), "unpaid", text)
+            self._nursery.start_soon(self._send_paused, server.requester, request)
+
+    async def _send_paused(self, peer: PeerId, request: PauseRequest) -> None:
+        try:
+            await self._hub().request(peer, "pause", request, Nothing, deadline_s=TELL_SECONDS)
+        except MeshError as error:
+            _log.debug("telling %s of a pause: %s", short_peer(peer), error)
 
     async def on_task(self, peer: PeerId, request: TaskRequest) -> TaskReply:
         """Take a task, ask for its blobs, or refuse it."""
@@ -502,17 +588,22 @@ class Provider:
         return running
 
     def _server_of(self, peer: PeerId, body: bytes) -> LeaseServer:
-        lease = LeaseServer.lease_named_in(body)
+        return self._server_named(peer, LeaseServer.lease_named_in(body))
+
+    def _server_named(self, peer: PeerId, lease: Digest) -> LeaseServer:
         server = self.leases.get(lease)
         if server is None or server.requester != peer:
             raise Refused("unknown-lease", "no such lease with you here (any more): order again")
         return server
 
-    def _state_for(self, peer: PeerId, order: Order, now_us: int) -> ProviderState:
-        self.reservations.expire(now_us)
+    def _count_order(self, peer: PeerId, now_us: int) -> int:
+        """How many orders of `peer` came in the window before this one."""
         times = [at_us for at_us in self._order_times.get(peer, []) if at_us > now_us - ORDER_WINDOW_US]
-        recent = len(times)
         self._order_times[peer] = [*times[-200:], now_us]
+        return len(times)
+
+    def _state_for(self, peer: PeerId, order: Order, now_us: int, recent: int) -> ProviderState:
+        self.reservations.expire(now_us)
         rate = max((device.offer.rate for device in self._devices.values()), default=0)
         standing = self._credit.reputation(peer, order.unit, interval_cost(rate, order.wall_limit_us))
         return ProviderState(
@@ -608,6 +699,7 @@ class Provider:
             issued=None if self._quotas is None else self._quotas.issued,
             now_us=self._now_us,
         )
+        server.tell_paused = partial(self._tell_paused, server)
         self.leases[lease.id] = server
         self._credit.open_lease(lease)
         _log.info(

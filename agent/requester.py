@@ -20,14 +20,20 @@ from coppermesh.agent.deliveries import Deliveries
 from coppermesh.agent.dispatch import Dispatcher
 from coppermesh.agent.dispatch_events import (
     CancelTask,
+    CopyCounted,
+    CopyFailed,
     Event,
+    ExtendLease,
+    ExtensionRefused,
     Fault,
     Instruction,
     JobCancelled,
     JobFailed,
     JobFinished,
     JobSubmitted,
+    LeaseExtended,
     LeaseLost,
+    LeasePaused,
     LeaseUp,
     NegotiationEnded,
     ProvidersChanged,
@@ -47,6 +53,7 @@ from coppermesh.agent.histogram import histogram
 from coppermesh.agent.job_intake import JobIntake
 from coppermesh.agent.jobs import JobState, JobTable
 from coppermesh.agent.lease_broker import LeaseBroker, Negotiated
+from coppermesh.agent.lease_extending import LeaseExtender
 from coppermesh.agent.lease_signing import GrantedLease
 from coppermesh.agent.ledger import MAX_CODE, LeaseEnded, TaskSuperseded
 from coppermesh.agent.ledger_store import LedgerStore
@@ -60,10 +67,10 @@ from coppermesh.agent.task_driver import TaskDriver
 from coppermesh.exec.program import ArraySpec
 from coppermesh.p2p.blob_store import BlobStore, Scope
 from coppermesh.p2p.control import ControlHub
-from coppermesh.p2p.errors import MeshError
+from coppermesh.p2p.errors import MeshError, Refused
 from coppermesh.p2p.ids import PeerId, short_peer
 from coppermesh.p2p.leased_time import LeasedTime
-from coppermesh.p2p.messages import CancelRequest, Nothing
+from coppermesh.p2p.messages import CancelRequest, Nothing, PauseRequest
 
 CANCEL_SECONDS = 5.0
 SILENT_US = 3_000_000
@@ -93,6 +100,7 @@ class Requester:
         intake: JobIntake,
         broker: LeaseBroker,
         driver: TaskDriver,
+        extender: LeaseExtender,
         *,
         speeds: OwnSpeeds,
         heard: Callable[[], str],
@@ -106,6 +114,7 @@ class Requester:
         self._intake = intake
         self._broker = broker
         self._driver = driver
+        self._extender = extender
         self._speeds = speeds
         self._heard = heard
         self._now_us = now_us
@@ -195,6 +204,16 @@ class Requester:
             outcome = TaskOutcome("provider", request.code, request.sentence)
             self._nursery.start_soon(attempt.give_up, "cancelled", outcome)
 
+    def lease_paused(self, peer: PeerId, request: PauseRequest) -> None:
+        """The provider pauses a lease, or goes on with it."""
+        held = self.leases.get(request.lease)
+        if held is None or held.provider != peer:
+            return
+        kind, word = ("paused", "pauses") if request.paused else ("resumed", "goes on with")
+        text = f"the provider {word} the lease: {request.code}: {request.sentence}"
+        self._tell_all(held, kind, text)
+        self._feed(LeasePaused(request.lease, request.paused))
+
     def tidy(self) -> None:
         """Forget jobs that ended long ago, and let go of their outputs. Call now and then."""
         for job in self.jobs.forget_old(self._now_us()):
@@ -247,15 +266,21 @@ class Requester:
                 self._nursery.start_soon(self._release, instruction)
             case _Forget():
                 self._drop_lease(instruction.lease)
-            case JobFinished():
-                self._end_job(self.jobs.find(instruction.job), "", "", instruction.cause)
-            case JobFailed():
-                sentence = instruction.sentence
-                if instruction.code == "no-provider":
-                    sentence = f"{sentence}; {self._heard_for(instruction.job)}"
-                elif instruction.code == "deadline":
-                    sentence += self._refused_for(instruction.job)
-                self._end_job(self.jobs.find(instruction.job), instruction.code, sentence, instruction.cause)
+            case JobFinished() | JobFailed():
+                self._carry_out_end(instruction)
+
+    def _carry_out_end(self, instruction: JobFinished | JobFailed) -> None:
+        job = self.jobs.find(instruction.job)
+        if isinstance(instruction, JobFinished):
+            self._end_job(job, "", "", instruction.cause)
+            return
+        self._note_failed_task(instruction)
+        sentence = instruction.sentence
+        if instruction.code == "no-provider":
+            sentence = f"{sentence}; {self._heard_for(instruction.job)}"
+        elif instruction.code == "deadline":
+            sentence += self._refused_for(instruction.job)
+        self._end_job(job, instruction.code, sentence, instruction.cause)
 
     async def _negotiate(self, want: WantLeases) -> None:
         lease_requirement = want.requirement.for_lease()
@@ -380,8 +405,10 @@ class Requester:
             self._feed(TaskRefused(start.job, start.index, start.lease, outcome.code, outcome.sentence))
             return
         if outcome.fault == "job":
-            job.detail, job.failed_task = outcome.detail, job.task_of(start.index)
-        fault: Fault = "job" if outcome.fault == "job" else "provider"
+            job.keep_detail(start.index, outcome.detail)
+        fault: Fault = "provider"
+        if outcome.fault == "job":
+            fault = "requester" if outcome.receipt_id is None else "job"
         self._feed(
             TaskFailed(
                 start.job,
@@ -393,6 +420,20 @@ class Requester:
                 amount=outcome.amount,
             )
         )
+
+    async def _count_failed_copy(self, instruction: CopyFailed) -> None:
+        job = self.jobs.find(instruction.job)
+        if job is not None:
+            await self._deliveries.count_failed(
+                job, instruction.index, instruction.provider, instruction.code
+            )
+            self._feed(CopyCounted(instruction.job, instruction.index))
+
+    def _note_failed_task(self, failed: JobFailed) -> None:
+        job = self.jobs.find(failed.job)
+        if job is not None and failed.index is not None:
+            job.failed_task = job.task_of(failed.index)
+            job.detail = job.details.get(failed.index, "")
 
     def _differ(self, job: JobState, task: int, sentence: str) -> None:
         """Copies of a task differ and none can be taken: the job is over."""
@@ -444,6 +485,28 @@ class Requester:
         except MeshError as error:
             _log.debug("cancelling a task at %s: %s", short_peer(held.provider), error)
 
+    async def _extend(self, instruction: ExtendLease) -> None:
+        held = self.leases.get(instruction.lease)
+        if held is None or held.lost:
+            return
+        before_us = held.until_us
+        try:
+            until_us = await self._extender.extend(held)
+        except MeshError as error:
+            code = error.code if isinstance(error, Refused) else "unreachable"
+            self._tell_all(held, "unextended", f"it ends when it would have: {error}")
+            self._feed(ExtensionRefused(held.id, code, str(error)))
+            return
+        self._tell_all(held, "extended", f"by {(until_us - before_us) / 1e6:.0f} s, signed by both")
+        self._feed(LeaseExtended(held.id, until_us))
+
+    def _tell_all(self, held: HeldLease, kind: str, text: str) -> None:
+        """A line in the story of every job that has tasks under the lease."""
+        for job in {attempt.job for attempt in held.outstanding.values()}:
+            known = self.jobs.find(job)
+            if known is not None:
+                self._tell(known, kind, f"lease {held.id.hex()[:8]}", text, None, held.provider)
+
     async def _release(self, instruction: ReleaseLease) -> None:
         held = self._drop_lease(instruction.lease)
         if held is None:
@@ -465,17 +528,7 @@ class Requester:
         for attempt in held.outstanding.values():
             if attempt.outcome is None:
                 attempt.given_up = attempt.given_up or "superseded"
-        for job in {attempt.job for attempt in held.outstanding.values()}:
-            known = self.jobs.find(job)
-            if known is not None:
-                self._tell(
-                    known,
-                    "lease-ended",
-                    f"lease {held.id.hex()[:8]}",
-                    f"{code}: {sentence}",
-                    None,
-                    held.provider,
-                )
+        self._tell_all(held, "lease-ended", f"{code}: {sentence}")
         self._feed(LeaseLost(held.id, code, sentence))
         # Behind the instructions that this has led to, which still look its attempts up.
         self._instructions_in.send_nowait(_Forget(held.id))

@@ -6,7 +6,7 @@ stays taken with nobody using it (a "ghost allocation") cannot exist for longer 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from coppermesh.p2p.ids import Digest, PeerId
@@ -77,6 +77,14 @@ class Reservations:
             return False
         del self._bids[order]
         self._leases[lease] = Hold(HoldKind.LEASE, lease, held.device, held.requester, expires_us)
+        return True
+
+    def extend(self, lease: Digest, expires_us: int) -> bool:
+        """Hold a lease's slot for longer. False where it is not held (any more); never for less long."""
+        held = self._leases.get(lease)
+        if held is None:
+            return False
+        self._leases[lease] = replace(held, expires_us=max(held.expires_us, expires_us))
         return True
 
     def release_bid(self, order: Digest) -> bool:

@@ -93,7 +93,7 @@ def _add_payout(verbs: Verbs) -> None:
     bind.add_argument(
         "scheme",
         type=option_types.code,
-        help="kind of account: solana, ed25519, evm, iban ...; none takes it back",
+        help="solana, ed25519, evm, bitcoin or iban, each checked; other-NAME for any other; none takes it back",
     )
     bind.add_argument("address", nargs="?", help="with --key it may be left out")
     bind.add_argument(

@@ -292,7 +292,10 @@ class MarketSimulation:
             case events.JobFailed(_, code):
                 if requester.pays:
                     self.counts.failed[code] = self.counts.failed.get(code, 0) + 1
-            case events.Supersede():
+            case events.ExtendLease(lease):  # providers here never extend: leases are negotiated anew
+                refused = events.ExtensionRefused(lease, "busy", "others wait")
+                self._soon(self._tell, requester, refused)
+            case events.Supersede() | events.CopyFailed():
                 pass
 
     def _negotiate(self, requester: SimRequester, want: events.WantLeases) -> None:

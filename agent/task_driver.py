@@ -137,7 +137,7 @@ class TaskDriver:
             inputs=[blob.root for blob in spec.inputs],
             max_amount=min(amount_for(held.record.rate, wall_us), held.record.budget),
             issued_us=now_us,
-            expires_us=min(held.record.expires_us, now_us + 10 * wall_us + int(GRACE_SECONDS * 1e6)),
+            expires_us=min(held.until_us, now_us + 10 * wall_us + int(GRACE_SECONDS * 1e6)),
         )
         opened = open_record(Task, sign_record(self._key, task), signer=self._key.peer)
         return Outstanding(job.job, index, opened, TaskRun(Role.REQUESTER, now_us), now_us)

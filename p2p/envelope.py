@@ -15,7 +15,7 @@ from coppermesh.p2p.encoding import decode, encode
 from coppermesh.p2p.errors import LocalProtocolError, RemoteProtocolError
 from coppermesh.p2p.ids import Digest, PeerId, short_peer
 from coppermesh.p2p.records import MAX_BODY_BYTES, Record, SignedRecord
-from coppermesh.p2p.signing import PeerKey, verify
+from coppermesh.p2p.signing import PeerKey, verify, verify_digest
 
 SIGNED_OVERHEAD = 104
 """Most that `SignedRecord` adds to a body: array header 1, body header 3, signer 2 + 32, signature 2 + 64."""
@@ -71,14 +71,17 @@ def open_record(kind: type[R], signed: SignedRecord, *, signer: PeerId | None = 
     return open_verified(kind, signed)
 
 
-def has_valid_signature(kind: type[Record], signed: SignedRecord) -> bool:
+def has_valid_signature(kind: type[Record], signed: SignedRecord, digest: Digest | None = None) -> bool:
     """The first half of `open_record`, for callers that tell a forgery from a mistake.
 
-    Raises RemoteProtocolError where the body is too long.
+    `digest`: the record id of this very body, where the caller has it. Raises RemoteProtocolError where the body is
+    too long.
     """
     if len(signed.body) > kind.MAX_BYTES:
         size = len(signed.body)
         raise RemoteProtocolError(f"{kind.__name__}: {size} bytes, at most {kind.MAX_BYTES} allowed")
+    if digest is not None:
+        return verify_digest(PeerId(signed.signer), kind.DOMAIN, digest, signed.signature)
     return verify(PeerId(signed.signer), kind.DOMAIN, signed.body, signed.signature)
 
 
@@ -108,4 +111,31 @@ def from_bytes(data: bytes, *, max_bytes: int = MAX_SIGNED_BYTES) -> SignedRecor
 
     Raises RemoteProtocolError.
     """
-    return decode(SignedRecord, data, max_bytes=max_bytes)
+    return _split(data, max_bytes) or decode(SignedRecord, data, max_bytes=max_bytes)
+
+
+_SIGNER, _SIGNATURE = b"\xc4\x20", b"\xc4\x40"
+_TAIL_BYTES = len(_SIGNER) + 32 + len(_SIGNATURE) + 64
+
+
+def _split(data: bytes, max_bytes: int) -> SignedRecord | None:
+    """Cut at the fixed places of the one canonical encoding; None for anything else, for `decode` to say why.
+
+    A ledger's audit does this 400,000 times for 100,000 receipts, and the general decoder takes ten times as long.
+    """
+    if len(data) > max_bytes or data[:1] != b"\x93":
+        return None
+    if data[1:2] == b"\xc4":
+        begin, size = 3, data[2] if len(data) > 2 else 0
+    elif data[1:2] == b"\xc5" and len(data) > 4:
+        begin, size = 4, int.from_bytes(data[2:4], "big")
+        if size < 256:
+            return None
+    else:
+        return None
+    at = begin + size
+    if size > MAX_BODY_BYTES or len(data) != at + _TAIL_BYTES:
+        return None
+    if data[at : at + 2] != _SIGNER or data[at + 34 : at + 36] != _SIGNATURE:
+        return None
+    return SignedRecord(data[begin:at], data[at + 2 : at + 34], data[at + 36 :])

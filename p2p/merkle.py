@@ -5,7 +5,7 @@ splits at the largest power of two below n, so nothing is ever repeated to fill 
 such roots are what other logs, chains and auditors already check.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
 
 HASH_BYTES = 32
@@ -45,6 +45,20 @@ def inclusion_path(leaves: Sequence[bytes], index: int) -> list[bytes]:
             path.append(level[beside])
         level, index = _parents(level), index >> 1
     return path
+
+
+def inclusion_paths(leaves: Sequence[bytes]) -> Iterator[list[bytes]]:
+    """`inclusion_path` of every leaf in turn; the tree is built once."""
+    levels = [list(leaves)]
+    while len(levels[-1]) > 1:
+        levels.append(_parents(levels[-1]))
+    for leaf in range(len(leaves)):
+        path, index = [], leaf
+        for level in levels[:-1]:
+            if index ^ 1 < len(level):
+                path.append(level[index ^ 1])
+            index >>= 1
+        yield path
 
 
 def root_from_path(leaf: bytes, index: int, size: int, path: Sequence[bytes]) -> bytes | None:

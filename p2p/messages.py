@@ -9,6 +9,8 @@ Records inside are `SignedRecord`s: this layer checks shapes and sizes, `envelop
 | `announcement` | both      | AnnouncementRequest | AnnouncementReply |
 | `order`        | requester | OrderRequest     | OrderReply        |
 | `lease`        | requester | LeaseRequest     | LeaseReply        |
+| `extend`       | requester | ExtendRequest    | ExtendReply       |
+| `pause`        | provider  | PauseRequest     | Nothing           |
 | `task`         | requester | TaskRequest      | TaskReply         |
 | `result`       | provider  | ResultRequest    | ResultReply       |
 | `challenge`    | requester | ChallengeRequest | ChallengeReply    |
@@ -104,6 +106,31 @@ class LeaseReply(Message, frozen=True):
 
     lease: SignedRecord | None
     decline: SignedRecord | None
+
+
+class ExtendRequest(Message, frozen=True):
+    """A later end of a lease, signed by the requester."""
+
+    extension: SignedRecord
+
+
+class ExtendReply(Message, frozen=True):
+    """The same extension body signed by the provider, or a decline: then the lease ends when it would have."""
+
+    extension: SignedRecord | None
+    decline: SignedRecord | None
+
+
+class PauseRequest(Message, frozen=True):
+    """The provider starts no further task under the lease for now, or (`paused` false) goes on.
+
+    What was sent stays where it is, and the lease ends when it would have.
+    """
+
+    lease: Hash
+    paused: bool
+    code: Code
+    sentence: Sentence
 
 
 class InlineBlob(Message, frozen=True):

@@ -127,7 +127,12 @@ class PeerKey:
 
 def verify(peer: PeerId, domain: str, body: bytes, signature: bytes) -> bool:
     """Did `peer` sign `body` under `domain`? Never raises for anything a peer can send."""
-    message = _signed_bytes(domain, body)
+    return verify_digest(peer, domain, blake3(body).digest(), signature)
+
+
+def verify_digest(peer: PeerId, domain: str, digest: bytes, signature: bytes) -> bool:
+    """`verify` for a caller that has computed the BLAKE3 of the body itself, from the very bytes it judges."""
+    message = _signed_digest(domain, digest)
     if len(signature) != SIGNATURE_BYTES or not is_usable_key(peer):
         return False
     try:
@@ -145,10 +150,13 @@ def is_usable_key(peer: PeerId) -> bool:
 
 
 def _signed_bytes(domain: str, body: bytes) -> bytes:
+    return _signed_digest(domain, blake3(body).digest())
+
+
+def _signed_digest(domain: str, digest: bytes) -> bytes:
     """RFC 0002's layout. All three lengths are below 128, where a varint is the one byte itself."""
     if not (domain.startswith(_DOMAIN_ROOT) and domain.isascii() and len(domain) <= _MAX_DOMAIN):
         raise LocalProtocolError(f"{domain!r} is not a signature domain of this protocol")
-    digest = blake3(body).digest()
     name = domain.encode("ascii")
     return b"".join(
         (

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from coppermesh.agent import credit_desk, result_outbox
+from coppermesh.agent.costs import modelled_mw
 from coppermesh.agent.exposure import (
     FORGIVEN_US,
     GRACE_US,
@@ -20,7 +21,7 @@ from coppermesh.agent.exposure import (
     Wait,
     interval_cost,
 )
-from coppermesh.agent.lease_server import device_time
+from coppermesh.agent.lease_server import device_time, energy_of
 from coppermesh.agent.ledger import TaskTaken
 from coppermesh.agent.ledger_store import open_ledger
 from coppermesh.agent.receipts import LaneHead
@@ -136,6 +137,26 @@ def test_who_disputes_everything_gets_one_interval_for_nothing_and_is_left():
     assert exposure.ask(b"task", WALL_US // 6, CREDIT, later_us) == Go()
 
 
+def test_disputes_fade_so_that_an_honest_requester_is_not_shut_out_for_all_of_it():
+    exposure = Exposure()
+    exposure.billed(b"1", b"r1", WALL_US, 0, 0)
+    exposure.answered(b"r1", accepted=False, now_us=0)
+    assert exposure.used_up(WALL_US, CREDIT, 0)
+    assert exposure.used_up(WALL_US, CREDIT, FORGIVEN_US // 2)
+    assert not exposure.used_up(WALL_US // 2, CREDIT, FORGIVEN_US // 2), "half of it counts no more"
+    assert not exposure.used_up(WALL_US, CREDIT, FORGIVEN_US)
+    assert exposure.empty
+
+
+@pytest.mark.parametrize("step_us", [1, 999_983, 60_000_000])
+def test_they_fade_alike_however_often_one_looks(step_us: int):
+    exposure = Exposure(disputed=600, disputed_us=0, fading=600)
+    for now_us in range(0, 300 * step_us, step_us):
+        exposure.forgive(now_us)
+        left = max(0, 600 - 600 * now_us // FORGIVEN_US)
+        assert left - 1 <= exposure.disputed <= left + 1
+
+
 def test_accepted_work_makes_up_for_disputes():
     exposure = Exposure()
     for number in range(100):
@@ -160,6 +181,15 @@ def test_a_worker_on_a_processor_does_not_say_what_is_billed():
     assert device_time("cuda", 5_000_000, 4_000_000) == 4_000_000
     assert device_time("cuda", 5_000_000, 1 << 60) == 5_000_000
     assert device_time("cuda", 5_000_000, None) is None
+
+
+def test_the_energy_of_a_run_is_the_meters_else_a_models_and_marked_as_such():
+    device = SimpleNamespace(kind="cpu", cores=4)
+    metered = SimpleNamespace(energy_mj=7, meter="rapl", wall_us=1_000_000)
+    assert energy_of(device, metered) == (7, "rapl")
+    bare = SimpleNamespace(energy_mj=None, meter="none", wall_us=2_000_000)
+    assert energy_of(device, bare) == (2 * modelled_mw("cpu", 4), "model")
+    assert energy_of(device, SimpleNamespace(energy_mj=None, meter="none", wall_us=0)) == (None, "none")
 
 
 class History:

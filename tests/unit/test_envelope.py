@@ -3,8 +3,10 @@ import dataclasses
 import msgspec
 import pytest
 from blake3 import blake3
+from hypothesis import given
+from hypothesis import strategies as st
 
-from coppermesh.p2p.encoding import encode
+from coppermesh.p2p.encoding import decode, encode
 from coppermesh.p2p.envelope import (
     MAX_SIGNED_BYTES,
     authors,
@@ -131,3 +133,24 @@ def test_an_opened_record_cannot_be_changed() -> None:
         opened.id = record_id(b"")  # type: ignore[misc]
     with pytest.raises(AttributeError):
         opened.record.code = "other"  # type: ignore[misc]
+
+
+@given(
+    st.one_of(st.integers(0, 70), st.integers(250, 260), st.integers(8185, 8200)),
+    st.lists(st.tuples(st.integers(0, 9000), st.integers(0, 255)), max_size=2),
+    st.integers(-3, 3),
+)
+def test_the_quick_cut_and_the_general_decoder_agree_on_any_bytes(size, changes, cut):
+    data = bytearray(b"\x93")
+    data += (b"\xc4" + bytes([size])) if size < 256 else b"\xc5" + size.to_bytes(2, "big")
+    data += bytes(size) + b"\xc4\x20" + bytes(32) + b"\xc4\x40" + bytes(64)
+    for place, value in changes:
+        data[place % len(data)] = value
+    sent = bytes(data) + bytes(cut) if cut > 0 else bytes(data[: len(data) + cut])
+    try:
+        expected = decode(SignedRecord, sent, max_bytes=MAX_SIGNED_BYTES)
+    except RemoteProtocolError:
+        with pytest.raises(RemoteProtocolError):
+            from_bytes(sent)
+    else:
+        assert from_bytes(sent) == expected

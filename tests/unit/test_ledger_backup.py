@@ -1,10 +1,13 @@
 """A backup is whole and checked; a restored ledger signs nothing on its old lanes, so its owner stays honest."""
 
 import json
+import os
 import shutil
 import sqlite3
 import stat
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +18,7 @@ from coppermesh.agent.ledger import CountersignatureReceived, LedgerConflict, Ta
 from coppermesh.agent.ledger_audit import audit_ledger
 from coppermesh.agent.ledger_backup import BackupFailed, back_up, restore
 from coppermesh.agent.ledger_book import LedgerBook
-from coppermesh.agent.ledger_files import open_database
+from coppermesh.agent.ledger_files import open_database, open_for_reading
 from coppermesh.agent.ledger_reader import LedgerReader
 from coppermesh.agent.ledger_store import read_ledger
 from coppermesh.agent.receipts import LaneHead
@@ -183,6 +186,48 @@ def test_a_crash_on_the_way_leaves_the_old_ledger(parties, tmp_path, monkeypatch
     assert seller.book.head(deal.lease.record.lane).sequence_next == 1
     assert not seller.book.sealed(deal.lease.record.lane)
     assert audit_ledger(seller.path).fault is None
+
+
+@pytest.mark.parametrize("step", ["link", "replace"])
+def test_wherever_the_machine_stops_what_was_committed_is_in_the_ledger(parties, tmp_path, monkeypatch, step):
+    """Also what was only in its log yet: the log goes when it is empty."""
+    seller, buyer = parties
+    deal = make_deal(1)
+    agree(deal, seller, buyer)
+    back_up(seller.path, tmp_path / "copy.sqlite")
+    trade(deal, 0, seller, buyer)
+    log = seller.path.with_name(seller.path.name + "-wal")
+    left = log.read_bytes(), seller.path.read_bytes()
+    seller.book.close()
+    seller.path.write_bytes(left[1])
+    log.write_bytes(left[0])  # as after a kill
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os if step == "link" else Path, step, stop)
+        with pytest.raises(KeyboardInterrupt):
+            restore(tmp_path / "copy.sqlite", seller.path, MESH, SELLER, START_US)
+    with read_ledger(seller.path) as reader:
+        assert len(reader.receipts()) == 1
+    seller.open()
+
+
+def test_a_ledger_that_somebody_reads_is_not_replaced(parties, tmp_path):
+    seller, buyer = parties
+    deal = make_deal(1)
+    agree(deal, seller, buyer)
+    back_up(seller.path, tmp_path / "copy.sqlite")
+    with closing(open_for_reading(seller.path)) as reading:
+        reading.execute("BEGIN")
+        reading.execute("SELECT count(*) FROM receipt").fetchone()
+        trade(deal, 0, seller, buyer)
+        seller.book.close()
+        with pytest.raises(BackupFailed, match="is being read"):
+            restore(tmp_path / "copy.sqlite", seller.path, MESH, SELLER, START_US)
+    seller.open()
+    assert seller.book.head(deal.lease.record.lane).sequence_next == 1
 
 
 def test_a_restore_over_a_damaged_or_missing_ledger_works(parties, tmp_path):

@@ -702,18 +702,27 @@ async def test_a_payout_account_is_bound_asked_for_replaced_and_taken_back(tmp_p
         with pytest.raises(Refused, match="bound no payout"):
             await call(trade.buyer, "payout-ask", peer=format_peer(SELLER.peer))
         asked = await call(
-            trade.seller, "payout-bind", scheme="solana", address="So1", key=wallet.peer.hex(), days=30
+            trade.seller,
+            "payout-bind",
+            scheme="ed25519",
+            address=wallet.peer.hex(),
+            key=wallet.peer.hex(),
+            days=30,
         )
         signature = wallet.sign("coppermesh/payout/1", bytes.fromhex(asked["sign"]))
         with pytest.raises(Refused):
             await call(trade.seller, "payout-bind", signature=bytes(64).hex())
         made = await call(trade.seller, "payout-bind", signature=signature.hex())
-        assert (made["proven"], made["usable"], made["address"]) == (True, True, "So1")
+        assert (made["proven"], made["usable"], made["address"]) == (True, True, wallet.peer.hex())
         seen = await call(trade.buyer, "payout-ask", peer=format_peer(SELLER.peer))
         assert seen == made
-        second = await call(trade.seller, "payout-bind", scheme="iban", address="DE00", days=1)
+        second = await call(
+            trade.seller, "payout-bind", scheme="iban", address="DE89370400440532013000", days=1
+        )
         assert (second["sequence"], second["proven"]) == (1, False)
-        assert (await call(trade.buyer, "payout-ask", peer=format_peer(SELLER.peer)))["address"] == "DE00"
+        assert (await call(trade.buyer, "payout-ask", peer=format_peer(SELLER.peer)))[
+            "address"
+        ] == "DE89370400440532013000"
         trade.buyer.ahead_us = 2 * DAY_US
         late = await call(trade.buyer, "payout-ask", peer=format_peer(SELLER.peer))
         assert not late["usable"]
@@ -727,9 +736,10 @@ async def test_a_payout_account_is_bound_asked_for_replaced_and_taken_back(tmp_p
     [
         {"scheme": "solana", "address": "x", "key": SELLER.peer.hex()},
         {"scheme": "iban", "address": ""},
-        {"scheme": "iban", "address": "x", "days": 0},
-        {"scheme": "iban", "address": "x", "days": 500},
-        {"scheme": "iban", "address": "x", "key": "zz"},
+        {"scheme": "iban", "address": "DE00"},
+        {"scheme": "other-x", "address": "x", "days": 0},
+        {"scheme": "other-x", "address": "x", "days": 500},
+        {"scheme": "other-x", "address": "x", "key": "zz"},
         {"scheme": "none", "address": None, "key": rehearsal_key(77).peer.hex()},
     ],
 )

@@ -283,14 +283,28 @@ class TestFailures:
         assert "fault-0" in failed.sentence
         assert "fault-4" in failed.sentence
 
-    def test_the_jobs_own_fault_fails_it_at_once_and_stops_the_rest(self, desk: Desk) -> None:
+    def test_the_jobs_own_fault_fails_it_when_nobody_else_can_be_asked_and_stops_the_rest(
+        self, desk: Desk
+    ) -> None:
         desk.submit(3)
-        desk.lease(b"L", depth=3)
+        desk.lease(b"L", A, depth=4)
         desk.ended(granted=1)
-        out = desk.tell(TaskFailed(b"job", 1, b"L", "job", "compile-error", "line 3: expected ;"))
+        out = desk.tell(TaskFailed(b"job", 1, b"L", "job", "compile-error", "line 3: expected ;"), after_s=1)
+        assert not only(JobFailed, out)
+        (want,) = only(WantLeases, out)
+        assert A in want.exclude
+        out = desk.tell(NegotiationEnded(NEED, 0, 1, 0, left=frozenset({A})))
         assert [one.index for one in only(CancelTask, out)] == [0, 2]
         (failed,) = only(JobFailed, out)
-        assert (failed.code, failed.sentence) == ("compile-error", "line 3: expected ;")
+        assert (failed.code, failed.sentence, failed.index) == ("compile-error", "line 3: expected ;", 1)
+
+    def test_this_agents_own_trouble_fails_the_job_at_once(self, desk: Desk) -> None:
+        desk.submit(1)
+        desk.lease(b"L", A)
+        (failed,) = only(
+            JobFailed, desk.tell(TaskFailed(b"job", 0, b"L", "requester", "requester", "the disk is full"))
+        )
+        assert failed.code == "requester"
 
     def test_a_refusal_goes_elsewhere(self, desk: Desk) -> None:
         desk.submit(1)

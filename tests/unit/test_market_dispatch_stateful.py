@@ -14,14 +14,20 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from coppermesh.agent.dispatch import BLAMELESS_CODES, LEASE_OVER_CODES, Dispatcher
 from coppermesh.agent.dispatch_events import (
     CancelTask,
+    CopyCounted,
+    CopyFailed,
     Event,
+    ExtendLease,
+    ExtensionRefused,
     Fault,
     Instruction,
     JobCancelled,
     JobFailed,
     JobFinished,
     JobSubmitted,
+    LeaseExtended,
     LeaseLost,
+    LeasePaused,
     LeaseUp,
     NegotiationEnded,
     ProvidersChanged,
@@ -74,6 +80,9 @@ class ModelLease:
     spent: int = 0
     running: set[tuple[bytes, int]] = field(default_factory=set)
     stopping: dict[tuple[bytes, int], int] = field(default_factory=dict)
+    paused: bool = False
+    extending: bool = False
+    final: bool = False
 
 
 @dataclass
@@ -90,6 +99,9 @@ class ModelJob:
     failed_at: dict[tuple[int, PeerId], int] = field(default_factory=dict)
     begun: dict[tuple[int, bytes], int] = field(default_factory=dict)
     strikes: dict[PeerId, tuple[int, int]] = field(default_factory=dict)
+    claims: dict[int, set[PeerId]] = field(default_factory=lambda: defaultdict(set))
+    """Who said of a task that it failed by its own doing."""
+    voting: set[int] = field(default_factory=set)
 
     def leases_of(self, index: int) -> list[bytes]:
         """Under which leases a task runs."""
@@ -160,10 +172,41 @@ class World(RuleBasedStateMachine):
             self._give_up([(job, index, lease) for job, index in gone.running], gone.provider, blame=blame)
         self.tell(LeaseLost(lease, code, "said the test"))
 
-    @rule(need=st.sampled_from(NEEDS), granted=st.integers(0, 2))
-    def end_negotiation(self, need: Requirement, granted: int) -> None:
+    @rule(
+        need=st.sampled_from(NEEDS),
+        granted=st.integers(0, 2),
+        left=st.one_of(st.none(), st.frozensets(st.sampled_from(PEERS))),
+    )
+    def end_negotiation(self, need: Requirement, granted: int, left: frozenset[PeerId] | None = None) -> None:
         self.negotiating.pop(need.for_lease(), None)
-        self.tell(NegotiationEnded(need, granted, 3, 3 - granted))
+        self.tell(NegotiationEnded(need, granted, 3, 3 - granted, left=left))
+
+    @rule(lease=leases, paused=st.booleans())
+    def pause_lease(self, lease: bytes, paused: bool) -> None:
+        if lease in self.leases:
+            self.leases[lease].paused = paused
+        self.tell(LeasePaused(lease, paused))
+
+    @rule(lease=leases, seconds=st.integers(0, 100), agreed=st.booleans())
+    def answer_extension(self, lease: bytes, seconds: int, agreed: bool) -> None:
+        """Mostly to what was asked for; also late, and about nothing."""
+        held = self.leases.get(lease)
+        expires_us = self.now_us + seconds * SECOND
+        if held is not None:
+            held.extending = False
+            held.final = held.final or not agreed
+            if agreed:
+                held.expires_us = max(held.expires_us, expires_us)
+        self.tell(LeaseExtended(lease, expires_us) if agreed else ExtensionRefused(lease, "busy", "no"))
+
+    @precondition(lambda self: any(job.voting for job in self.jobs.values()))
+    @rule(pick=picks)
+    def count_copy(self, pick: int) -> None:
+        voting = [(job, index) for job, known in sorted(self.jobs.items()) for index in sorted(known.voting)]
+        job_id, index = voting[pick % len(voting)]
+        self.jobs[job_id].voting.remove(index)
+        self.jobs[job_id].done.add(index)
+        self.tell(CopyCounted(job_id, index))
 
     @precondition(lambda self: any(job.running for job in self.jobs.values()))
     @rule(pick=picks, amount=st.integers(0, 100))
@@ -245,7 +288,7 @@ class World(RuleBasedStateMachine):
             index
             for job in self.jobs.values()
             for index in range(job.tasks)
-            if index not in job.done and not job.leases_of(index)
+            if index not in job.done | job.voting and not job.leases_of(index)
         ]
         assert counts.tasks_waiting == len(waiting)
 
@@ -263,6 +306,8 @@ class World(RuleBasedStateMachine):
                 for index, lease in sorted(job.running):
                     if job_id in self.jobs and (index, lease) in self.jobs[job_id].running:
                         self._done(job_id, index, lease, 1)
+            while any(job.voting for job in self.jobs.values()):
+                self.count_copy(0)
             for need in list(self.negotiating):
                 self.grant(b"friendly%d" % number, PeerId(number.to_bytes(32, "big")), need, 2, 200, 5)
                 self.end_negotiation(need, 1)
@@ -307,8 +352,24 @@ class World(RuleBasedStateMachine):
             case JobFinished(job):
                 assert len(self.jobs[job].done) == self.jobs[job].tasks
                 self._end(job)
-            case JobFailed(job):
+            case JobFailed(job, cause=cause):
+                if "fault" in cause:
+                    assert self.jobs[job].copies == 1 or max(map(len, self.jobs[job].claims.values())) > 1, (
+                        "one word ended a job whose tasks run twice"
+                    )
                 self._end(job)
+            case ExtendLease(lease):
+                asked = self.leases[lease]
+                assert not asked.extending, "one extension at a time"
+                assert not asked.final, "asked again after a refusal"
+                assert asked.running, "prolonged for nothing"
+                asked.extending = True
+            case CopyFailed(job, index, provider):
+                known = self.jobs[job]
+                assert known.copies > 1
+                assert not known.leases_of(index), "it counts as failed while it runs"
+                assert provider in known.claims[index % (known.tasks // known.copies)]
+                known.voting.add(index)
 
     def _start(self, start: StartTask) -> None:
         job, lease = self.jobs[start.job], self.leases[start.lease]
@@ -332,6 +393,7 @@ class World(RuleBasedStateMachine):
                     "both copies of a task at one provider"
                 )
         assert lease.need == job.need
+        assert not lease.paused, "a task for a lease that pauses"
         assert len(lease.running) + len(lease.stopping) < lease.depth, "more tasks than the lease's depth"
         cost = amount_for(RATE, job.need.wall_limit_us)
         taken = len(lease.running) + len(lease.stopping) + 1
@@ -394,7 +456,7 @@ class World(RuleBasedStateMachine):
             for job, known in sorted(self.jobs.items())
             for index in range(known.tasks)
             for lease in known.failed_on[index] + known.moved[index]
-            if index not in known.done
+            if index not in known.done | known.voting
         ]
 
     def _free(self, job: bytes, index: int, lease: bytes, amount: int) -> bool:
@@ -428,13 +490,22 @@ class World(RuleBasedStateMachine):
                 if job.begun[index, slow] < job.begun[index, lease]:
                     self._blame(job, index, slow, self.leases[slow].provider, self.count)
             job.strikes.pop(held.provider, None)
-        elif job is not None and index not in job.done and lease in job.failed_on[index] + job.moved[index]:
+        elif (
+            job is not None
+            and index not in job.done | job.voting
+            and lease in job.failed_on[index] + job.moved[index]
+        ):
             job.done.add(index)
         self.tell(TaskDone(job_id, index, lease, amount))
 
     def _failed(self, job_id: bytes, index: int, lease: bytes, fault: Fault, amount: int) -> None:
-        if self._free(job_id, index, lease, amount) and fault == "provider":
-            self._give_up([(job_id, index, lease)], self.leases[lease].provider, blame=True)
+        if self._free(job_id, index, lease, amount):
+            job, provider = self.jobs[job_id], self.leases[lease].provider
+            claims = job.claims[index % (job.tasks // job.copies)]
+            if fault == "job":
+                claims.add(provider)
+            if fault == "provider" or len(claims) < 2:
+                self._give_up([(job_id, index, lease)], provider, blame=fault == "provider")
         self.tell(TaskFailed(job_id, index, lease, fault, "crashed", "said the test", amount))
 
     def _give_up(self, attempts: list[tuple[bytes, int, bytes]], provider: PeerId, *, blame: bool) -> None:

@@ -10,6 +10,8 @@ import pytest
 from coppermesh.agent.dispatch import Dispatcher
 from coppermesh.agent.dispatch_events import (
     CancelTask,
+    CopyCounted,
+    CopyFailed,
     Event,
     Instruction,
     JobFailed,
@@ -299,3 +301,67 @@ def test_a_tick_too_many_changes_nothing(desk: Desk) -> None:
     measured(desk)
     desk.submit(4)
     assert desk.tell(Tick()) == []
+
+
+def test_one_provider_cannot_end_a_job_by_claiming_that_its_task_is_at_fault(desk: Desk) -> None:
+    desk.submit()
+    desk.lease(b"L", A)
+    assert not only(JobFailed, desk.tell(TaskFailed(b"job", 0, b"L", "job", "kernel-compile", "line 1")))
+    assert starts(desk.lease(b"M", B)) == [(0, b"M")]
+    out = desk.tell(TaskDone(b"job", 0, b"M", 1))
+    assert only(JobFinished, out)
+    desk.submit(job=b"next")
+    desk.tell(TaskDone(b"next", 0, b"M", 1))
+    assert not [start for start in only(StartTask, desk.log) if (start.job, start.lease) == (b"next", b"L")]
+
+
+def test_two_providers_that_claim_the_same_are_believed_and_both_are_quoted(desk: Desk) -> None:
+    desk.submit()
+    desk.lease(b"L", A)
+    desk.lease(b"M", B)
+    desk.tell(TaskFailed(b"job", 0, b"L", "job", "kernel-compile", "line 1: expected ;"))
+    (failed,) = only(JobFailed, desk.tell(TaskFailed(b"job", 0, b"M", "job", "crashed", "it died")))
+    assert failed.code == "crashed"
+    assert failed.sentence.startswith("it died; ")
+    assert failed.sentence.endswith("said kernel-compile")
+
+
+def test_a_claim_that_nobody_can_confirm_in_time_is_believed(desk: Desk) -> None:
+    desk.submit()
+    desk.lease(b"L", A)
+    desk.tell(TaskFailed(b"job", 0, b"L", "job", "kernel-compile", "line 1: expected ;"))
+    began_us = desk.now_us
+    while not only(JobFailed, desk.log):
+        for want in only(WantLeases, desk.sleep_until_woken()):
+            desk.tell(NegotiationEnded(want.requirement, 0, 2, 1, left=frozenset({A, B})))
+    assert 29 * SECOND < desk.now_us - began_us < 31 * SECOND
+    assert only(JobFailed, desk.log)[0].sentence == "line 1: expected ;"
+
+
+def test_with_copies_one_word_alone_never_ends_a_job(desk: Desk) -> None:
+    desk.tell(JobSubmitted(b"job", 3, NEED, desk.now_us + 600 * SECOND, copies=3))
+    for lease, provider in [(b"L", A), (b"M", B), (b"N", C)]:
+        desk.lease(lease, provider)
+    owner = {lease: index for index, lease in starts(desk.log)}
+    desk.tell(TaskFailed(b"job", owner[b"L"], b"L", "job", "crashed", "it died"))
+    desk.tell(TaskDone(b"job", owner[b"M"], b"M", 1))
+    desk.tell(TaskDone(b"job", owner[b"N"], b"N", 1))
+    assert not only(JobFailed, desk.log)
+    while not only(CopyFailed, desk.log):
+        for want in only(WantLeases, desk.sleep_until_woken()):
+            desk.tell(NegotiationEnded(want.requirement, 0, 3, 0, left=frozenset({A, B, C})))
+    (counted,) = only(CopyFailed, desk.log)
+    assert (counted.index, counted.provider, counted.code) == (owner[b"L"], A, "crashed")
+    assert only(JobFinished, desk.tell(CopyCounted(b"job", counted.index)))
+
+
+def test_a_fault_of_the_runtime_at_the_only_provider_ends_the_job_early(desk: Desk) -> None:
+    desk.submit()
+    desk.lease(b"L", A)
+    desk.ended(granted=1)
+    desk.tell(TaskFailed(b"job", 0, b"L", "provider", "internal-error", "KeyError: 3"))
+    while not only(JobFailed, desk.log):
+        for want in only(WantLeases, desk.sleep_until_woken()):
+            desk.tell(NegotiationEnded(want.requirement, 0, 1, 0, left=frozenset({A})))
+    assert desk.now_us - START < 2 * SECOND
+    assert "KeyError: 3" in only(JobFailed, desk.log)[0].sentence

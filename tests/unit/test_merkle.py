@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from coppermesh.p2p.merkle import (
     EMPTY_ROOT,
     inclusion_path,
+    inclusion_paths,
     leaf_hash,
     merkle_root,
     node_hash,
@@ -60,6 +61,7 @@ def test_every_place_has_a_proof_that_leads_to_the_root(count):
         path = inclusion_path(leaves, index)
         assert root_from_path(leaf, index, count, path) == root
         assert len(path) <= (count - 1).bit_length()
+    assert list(inclusion_paths(leaves)) == [inclusion_path(leaves, index) for index in range(count)]
 
 
 @given(

@@ -4,6 +4,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from coppermesh.p2p.lease_records import Extension
 from coppermesh.p2p.membership_records import Certificate, Joining, Revocation, Rotation, Usage
 from coppermesh.p2p.records import MAX_BODY_BYTES, Code, Count, Key, Label, Record, Sentence, Version
 from coppermesh.p2p.settlement_records import Payment, Payout, Score, Statement, Voucher
@@ -26,6 +27,7 @@ def test_every_kind_is_here() -> None:
         *("Announcement", "Order", "Bid", "Decline", "Lease", "Task", "Receipt", "Trace", "Countersignature"),
         *IN_PRIVATE_MESHES,
         *IN_SETTLEMENT,
+        Extension.__name__,
     }
 
 

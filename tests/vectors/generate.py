@@ -26,6 +26,7 @@ from coppermesh.p2p.envelope import record_id, sign_record, to_bytes
 from coppermesh.p2p.framing import encode_frame
 from coppermesh.p2p.ids import MeshId, PeerId, format_peer, mesh_id
 from coppermesh.p2p.invitation import Invitation, invitation_text
+from coppermesh.p2p.lease_records import Extension
 from coppermesh.p2p.libp2p_pnet import XSalsa20
 from coppermesh.p2p.mdns_records import make_text
 from coppermesh.p2p.membership_records import Certificate, Joining, Quota, Revocation, Rotation, Usage
@@ -37,8 +38,11 @@ from coppermesh.p2p.messages import (
     ChallengeRequest,
     DialBackReply,
     DialBackRequest,
+    ExtendReply,
+    ExtendRequest,
     Hello,
     InlineBlob,
+    PauseRequest,
     TaskReply,
 )
 from coppermesh.p2p.proof_files import encode_evidence, encode_place
@@ -211,6 +215,16 @@ LEASE = Lease(
     issued_us=NOW_US + 2000,
     expires_us=NOW_US + 600 * SECOND_US,
 )
+EXTENSION = Extension(
+    version=1,
+    mesh=MESH,
+    requester=REQUESTER.peer,
+    provider=PROVIDER.peer,
+    lease=record_id(encode(LEASE)),
+    number=1,
+    issued_us=NOW_US + 580 * SECOND_US,
+    expires_us=NOW_US + 900 * SECOND_US,
+)
 TASK = Task(
     version=1,
     mesh=MESH,
@@ -346,6 +360,8 @@ def good_records() -> Iterator[Vector]:
         ("decline", PROVIDER, DECLINE),
         ("lease-by-requester", REQUESTER, LEASE),
         ("lease-by-provider", PROVIDER, LEASE),
+        ("extension-by-requester", REQUESTER, EXTENSION),
+        ("extension-by-provider", PROVIDER, EXTENSION),
         ("task", REQUESTER, TASK),
         ("receipt", PROVIDER, RECEIPT),
         ("trace", PROVIDER, TRACE),
@@ -370,6 +386,12 @@ def good_messages() -> Iterator[Vector]:
         (
             "cancel-lease",
             CancelRequest(lease=filled(0x30), task=None, code="idle", sentence="", decline=None),
+        ),
+        ("extend", ExtendRequest(sign_record(REQUESTER, EXTENSION))),
+        ("extend-reply", ExtendReply(sign_record(PROVIDER, EXTENSION), None)),
+        (
+            "pause",
+            PauseRequest(lease=filled(0x30), paused=True, code="unpaid", sentence="1 receipt waits"),
         ),
         (
             "challenge",
@@ -538,6 +560,13 @@ def bad_lists() -> Iterator[Vector]:
     lease = plain(LEASE)
     number = packed([*lease[:16], 0, *lease[17:]])
     yield structure("Lease", "lease-fresh-as-0", "got `int`", "0 is not false", number)
+    later = plain(EXTENSION)
+    none = packed([*later[:5], 0, *later[6:]])
+    yield structure("Extension", "extension-numbered-0", ">= 1", "they are numbered from 1", none)
+    more = packed([*later, 5])
+    yield structure(
+        "Extension", "extension-extra-field", "at most length", "a field of a later version", more
+    )
     offer = [*plain(ANNOUNCEMENT)[:8], [["cpu"]], *plain(ANNOUNCEMENT)[9:]]
     yield structure("Announcement", "announcement-short-device", "at least length", "", packed(offer))
     hello = [*plain(Hello(mesh=MESH, peer=PROVIDER.peer, software="x", time_us=1)), "more"]

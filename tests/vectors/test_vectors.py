@@ -14,7 +14,14 @@ import pytest
 
 from coppermesh.agent.proofs import InvalidProof, verify_evidence, verify_place
 from coppermesh.agent.traces import open_recorded
-from coppermesh.p2p import ledger_messages, membership_records, messages, records, settlement_records
+from coppermesh.p2p import (
+    lease_records,
+    ledger_messages,
+    membership_records,
+    messages,
+    records,
+    settlement_records,
+)
 from coppermesh.p2p.addresses import parse_address
 from coppermesh.p2p.announcements import AnnouncementBook
 from coppermesh.p2p.encoding import decode, encode
@@ -50,7 +57,7 @@ def read(path: Path) -> Vector:
 
 
 def struct_type(name: str) -> Any:
-    for module in (records, messages, settlement_records, ledger_messages, membership_records):
+    for module in (records, lease_records, messages, settlement_records, ledger_messages, membership_records):
         if hasattr(module, name):
             return getattr(module, name)
     raise AssertionError(f"no structure is called {name}")
