@@ -446,10 +446,18 @@ _RECEIPTS_OF_TASK = _RECEIPT_ROWS + "WHERE job = ? AND task_index = ?" + _NEWEST
 _EARNED = _RECEIPT_ROWS + "WHERE role = 'provider' ORDER BY receipt.n"
 _RECEIPTS_BETWEEN = _RECEIPT_ROWS + "WHERE receipt.id BETWEEN ? AND ?" + _NEWEST_FIRST
 
+# The newest countersignature's sum holds what was accepted before it; but a receipt whose own answer is missing is
+# pending, not accepted, until it comes: then the answers that are here are added up.
 _LANE_SUMS = """
 SELECT role, peer, unit,
-  coalesce((SELECT accepted_cumulative FROM countersignature AS answer WHERE answer.lane = lease.lane
-            ORDER BY sequence DESC LIMIT 1), 0),
+  CASE WHEN EXISTS(
+    SELECT 1 FROM receipt JOIN unsettled ON unsettled.receipt = receipt.id
+    WHERE receipt.lane = lease.lane
+      AND receipt.sequence < (SELECT max(sequence) FROM countersignature AS answer WHERE answer.lane = lease.lane))
+  THEN coalesce((SELECT sum(amount) FROM receipt JOIN countersignature AS answer ON answer.receipt = receipt.id
+                 WHERE receipt.lane = lease.lane AND answer.verdict = 'accepted'), 0)
+  ELSE coalesce((SELECT accepted_cumulative FROM countersignature AS answer WHERE answer.lane = lease.lane
+                 ORDER BY sequence DESC LIMIT 1), 0) END,
   coalesce((SELECT sum(amount) FROM receipt JOIN unsettled ON unsettled.receipt = receipt.id
             WHERE receipt.lane = lease.lane), 0),
   coalesce((SELECT sum(amount) FROM receipt JOIN countersignature AS answer ON answer.receipt = receipt.id

@@ -286,3 +286,25 @@ def test_the_commands(tmp_home, tmp_path, capsys):
     with home.lock():
         assert main(["ledger", "restore", str(copy)]) == 4
     assert main(["ledger", "backup", str(tmp_path / "none" / "x")]) == 2
+
+
+def test_a_receipt_whose_answer_never_comes_stays_pending_and_the_books_agree(parties, tmp_path):
+    """The next one's answer tells that it was accepted, but its requester has forgotten it: it does not count twice."""
+    seller, buyer = parties
+    deal = make_deal(1)
+    agree(deal, seller, buyer)
+    head = LaneHead()
+    for number in (0, 1):
+        task = deal.task(number)
+        receipt = deal.receipt(task, head)
+        answer = deal.answer(receipt, head)
+        seller.commit(TaskTaken(task.signed), issue(receipt))
+        if number == 1:
+            seller.commit(CountersignatureReceived(answer.signed))
+        head = head.after(receipt, answer.record.accepted_cumulative)
+    with read_ledger(seller.path) as reader:
+        (line,) = reader.balances()
+    amount = receipt.record.amount
+    assert (line.owed_to_me, line.pending) == (amount, amount)
+    earned = seller.book._database.execute("SELECT sum(amount) FROM transfer WHERE kind='earned'").fetchone()
+    assert earned == (amount,)
