@@ -342,6 +342,8 @@ class Dispatcher:
             case LeaseExtended():
                 lease.extending = False
                 lease.expires_us = max(lease.expires_us, event.expires_us)
+                # One that adds next to nothing is the last: it would be asked for again at once.
+                lease.final = lease.extend_us(self._limits) <= self._board.now_us
             case ExtensionRefused():
                 lease.extending, lease.final = False, True
             case LeasePaused():

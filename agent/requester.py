@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, assert_never
 
 import trio
 
@@ -266,8 +266,14 @@ class Requester:
                 self._nursery.start_soon(self._release, instruction)
             case _Forget():
                 self._drop_lease(instruction.lease)
+            case ExtendLease():
+                self._nursery.start_soon(self._extend, instruction)
+            case CopyFailed():
+                self._nursery.start_soon(self._count_failed_copy, instruction)
             case JobFinished() | JobFailed():
                 self._carry_out_end(instruction)
+            case _:
+                assert_never(instruction)
 
     def _carry_out_end(self, instruction: JobFinished | JobFailed) -> None:
         job = self.jobs.find(instruction.job)

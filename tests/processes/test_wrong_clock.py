@@ -34,7 +34,10 @@ def doctor(home: Path) -> list[str]:
     return [found["name"] for found in json.loads(told.stdout)["findings"]]
 
 
-@pytest.mark.parametrize("ahead", [DAY, -DAY], ids=["ahead", "behind"])
+@pytest.mark.parametrize(
+    "ahead",
+    [pytest.param(DAY, id="ahead"), pytest.param(-DAY, id="behind", marks=pytest.mark.slow)],
+)
 def test_both_sides_name_a_clock_that_is_wrong_by_a_day(lab, ahead):
     provider = lab.start_provider("provider-1", program=(str(SKEWED), str(ahead)))
     (requester,) = lab.mesh.start(["requester"], "--requester-only")

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from coppermesh.agent import lease_extension
+from coppermesh.agent.dispatch_state import DispatchLimits
 from coppermesh.agent.lease_extension import MAX_LEASE_US, build_extension, check_extension
 from coppermesh.agent.leases import lease_life_us
 from coppermesh.agent.ledger import LeaseEnded, LeaseExtended, LedgerConflict
@@ -84,7 +85,7 @@ def test_a_lease_has_a_last_end():
         ({"provider": bytes(32)}, RemoteProtocolError, "another lease"),
         ({"number": 2}, RemoteProtocolError, "extension 2 of a lease that has 0"),
         ({"expires_us": END}, RemoteProtocolError, "does not prolong"),
-        ({"expires_us": LATE + 10 * lease_life_us(LEASE.wall_limit_us)}, Refused, ""),
+        ({"expires_us": LATE + 10 * lease_life_us(LEASE.wall_limit_us)}, Refused, "3660 s in all"),
         ({"issued_us": LATE + 3600 * SECOND}, Refused, "in the future"),
     ],
 )
@@ -117,8 +118,8 @@ def book(tmp_path):
 
 
 def test_the_ledger_keeps_both_signatures_in_order_and_the_audit_checks_them(book, tmp_path):
-    first, again = both(extension()), both(extension())
-    second = both(extension(number=2, expires_us=extension().expires_us + SECOND))
+    first, again = both(extension(expires_us=END + SECOND)), both(extension(expires_us=END + SECOND))
+    second = both(extension(number=2, expires_us=END + 2 * SECOND))
     assert book.commit_group([(first,), (again,), (second,)]) == [None, None, None]
     book.close()
     report = audit_ledger(tmp_path / "ledger.sqlite")
@@ -255,6 +256,8 @@ TestTwoSides.settings = settings(max_examples=60, stateful_step_count=40, deadli
 def short_leases(monkeypatch):
     """A lease lasts five seconds where a task may take one: two of them are of use."""
     monkeypatch.setattr("coppermesh.agent.leases.SPARE_LIFE_US", 3 * SECOND)
+    limits = DispatchLimits(unproven_tasks=2, extend_ahead_us=SECOND // 2)
+    monkeypatch.setattr("coppermesh.agent.requester.AGENT_LIMITS", limits)
 
 
 async def slow(inputs: Any) -> bytes:
@@ -262,7 +265,7 @@ async def slow(inputs: Any) -> bytes:
     return add_one(inputs)
 
 
-async def long_job(world: Any, count: int = 16) -> tuple[Node, Node, bytes]:
+async def long_job(world: Any, count: int = 24) -> tuple[Node, Node, bytes]:
     provider = await world.add("provider", provide=True, script=slow)
     requester = await world.add("requester", provide=False, bootstrap=provider)
     await until_found(requester, 1)

@@ -197,6 +197,8 @@ class World(RuleBasedStateMachine):
             held.final = held.final or not agreed
             if agreed:
                 held.expires_us = max(held.expires_us, expires_us)
+                last_us = held.expires_us - held.need.wall_limit_us - LIMITS.expiry_margin_us
+                held.final = last_us - LIMITS.extend_ahead_us <= self.now_us
         self.tell(LeaseExtended(lease, expires_us) if agreed else ExtensionRefused(lease, "busy", "no"))
 
     @precondition(lambda self: any(job.voting for job in self.jobs.values()))
