@@ -284,7 +284,7 @@ async def test_a_job_that_outlasts_its_lease_goes_on_under_it(tmp_path, short_le
         story = await story_of(requester, job)
         assert "extended by" in story
         assert story.count("signed by both") == 1 + server.extensions, "one lease, and its extensions"
-        assert len({row.opened.record.lease for row in await requester.ledger.receipts(job=job)}) == 1
+        assert len({row.receipt.lease for row in await requester.ledger.receipts(job=job)}) == 1
         await until(lambda: not provider.outbox.under_way)
         files = list(tmp_path.rglob("*.sqlite"))
     assert len(files) == 2
@@ -308,11 +308,11 @@ async def test_a_refused_extension_leaves_the_old_end_and_the_job_negotiates_ane
         assert "unextended" in story
         assert "it is their turn" in story
         rows = await requester.ledger.receipts(job=job)
-        assert len({row.opened.record.lease for row in rows}) > 1
+        assert len({row.receipt.lease for row in rows}) > 1
         for row in rows:
-            lease = await provider.ledger.lease(row.opened.record.lease)  # type: ignore[arg-type]
+            lease = await provider.ledger.lease(row.receipt.lease)  # type: ignore[arg-type]
             assert lease is not None
-            assert row.opened.record.ended_us <= lease.opened.record.expires_us
+            assert row.receipt.ended_us <= lease.opened.record.expires_us
 
 
 async def ask(requester: Node, provider: Node, signed: SignedRecord) -> ExtendReply:
