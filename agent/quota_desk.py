@@ -47,9 +47,8 @@ class QuotaDesk:
         if used_us < quota.device_us:
             return self._unsigned(requester)
         text = (
-            f"the requester's quota on this mesh is used up: {used_us / HOUR_US:.2f} of "
-            f"{quota.device_us / HOUR_US:.2f} device-hours within {quota.period_us / HOUR_US:g} hours; wait, or ask "
-            "an admin for a larger one"
+            f"the requester's quota on this mesh is used up: {_time(used_us)} of {_time(quota.device_us)} device time "
+            f"within {_time(quota.period_us)}; wait, or ask an admin for a larger one"
         )
         return decline("quota", text)
 
@@ -64,3 +63,7 @@ class QuotaDesk:
             f"every {INTERVAL_US / 1e6:.0f} s, and with a quota gets no more until it has"
         )
         return decline("quota", text)
+
+
+def _time(span_us: int) -> str:
+    return f"{span_us / 1e6:.0f} s" if span_us < HOUR_US else f"{span_us / HOUR_US:.4g} hours"
