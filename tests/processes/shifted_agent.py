@@ -17,7 +17,7 @@ from coppermesh.agent import clock, software
 
 def main() -> None:
     seconds, name = float(sys.argv[1]), sys.argv[2]
-    clock.time = SimpleNamespace(time_ns=lambda: time.time_ns() + int(seconds * 1e9))  # type: ignore[attr-defined]
+    clock.time = SimpleNamespace(time_ns=lambda: time.time_ns() + int(seconds * 1e9))  # type: ignore[attr-defined, assignment]
     if name != "-":
         software.SOFTWARE = name
     words = sys.argv[3:]
