@@ -261,11 +261,11 @@ def short_leases(monkeypatch):
 
 
 async def slow(inputs: Any) -> bytes:
-    await trio.sleep(0.25)
+    await trio.sleep(0.1)
     return add_one(inputs)
 
 
-async def long_job(world: Any, count: int = 24) -> tuple[Node, Node, bytes]:
+async def long_job(world: Any, count: int = 36) -> tuple[Node, Node, bytes]:
     provider = await world.add("provider", provide=True, script=slow)
     requester = await world.add("requester", provide=False, bootstrap=provider)
     await until_found(requester, 1)
