@@ -11,6 +11,7 @@ import trio
 import trio.testing
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.pubsub.pb import rpc_pb2
+from libp2p.security.noise.patterns import PatternXX
 
 from coppermesh.p2p import libp2p_connections, libp2p_yamux_frames
 from coppermesh.p2p.errors import RemoteProtocolError, Unreachable
@@ -113,6 +114,42 @@ async def test_half_open_handshakes_lock_nobody_out():
         await check_served(transport)
         # The oldest made room.
         await closed_by_peer(silent[0])
+
+
+class Rounds(trio.abc.Instrument):
+    """Counts the rounds of trio's loop."""
+
+    count = 0
+
+    def before_io_wait(self, timeout: float) -> None:
+        self.count += 1
+
+
+async def test_handshakes_that_arrive_together_are_worked_on_in_rounds_of_their_own(monkeypatch):
+    rounds = Rounds()
+    worked_on: list[int] = []
+    usual = PatternXX.make_handshake_payload
+
+    def noted(self):
+        worked_on.append(rounds.count)
+        return usual(self)
+
+    monkeypatch.setattr(PatternXX, "make_handshake_payload", noted)
+    begun = NOISE_CHOSEN + b"\x00\x20"
+    async with server() as transport, AsyncExitStack() as stack:
+        trio.lowlevel.add_instrument(rounds)
+        held = [await stack.enter_async_context(await connect(transport)) for _ in range(30)]
+        for stream in held:
+            await stream.send_all(begun)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        for stream in held:
+            # Not by trio: that would give the server a round after each.
+            os.write(stream.socket.fileno(), os.urandom(32))
+        with trio.fail_after(10):
+            while len(worked_on) < len(held):
+                await trio.testing.wait_all_tasks_blocked(0.01)
+        trio.lowlevel.remove_instrument(rounds)
+    assert len(set(worked_on)) == len(held)
 
 
 async def test_idle_connections_are_few_and_cost_the_others_nothing(monkeypatch):

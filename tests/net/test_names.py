@@ -15,6 +15,8 @@ from coppermesh.p2p.ids import format_peer, mesh_id
 from coppermesh.p2p.libp2p_transport import Libp2pTransport, open_libp2p_transport
 from coppermesh.p2p.signing import PeerKey
 
+pytestmark = pytest.mark.net
+
 MESH = mesh_id("names")
 KEY, OTHER = PeerKey.generate(), PeerKey.generate()
 PUBLIC = [f"/ip4/203.0.114.9/tcp/4001/p2p/{format_peer(KEY.peer)}"]
