@@ -2,8 +2,8 @@
 
 import os
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ import trio.testing
 from coppermesh.p2p import blob_streams, transfer
 from coppermesh.p2p.blob_store import BlobStore, BlobWriter, StoreFull, open_blob_store
 from coppermesh.p2p.blob_streams import BlobAnswer, BlobHeader, receive_frame, send_frame
-from coppermesh.p2p.blobs import LEAF_BYTES, Buffer, digest_of, leaf_digests, leaves_of
+from coppermesh.p2p.blobs import LEAF_BYTES, Buffer, digest_of, leaf_digests
 from coppermesh.p2p.encoding import encode
 from coppermesh.p2p.errors import LocalProtocolError, Refused, RemoteProtocolError, Unreachable
 from coppermesh.p2p.framing import encode_frame
@@ -602,26 +602,27 @@ async def test_a_slow_receiver_holds_the_sender_and_no_memory(
         await gate.wait()
         await usual(self, leaves)
 
-    begun: list[int] = []
+    begun: list[str] = []
+    within = blob_streams.within
 
-    def counted(view: memoryview) -> Iterator[memoryview]:
-        for leaf in leaves_of(view):
-            begun.append(len(leaf))
-            yield leaf
+    def noted(seconds: float, peer: PeerId, what: str) -> AbstractContextManager[None]:
+        if what.startswith("sending"):
+            begun.append(what)
+        return within(seconds, peer, what)
 
     monkeypatch.setattr(BlobWriter, "write_leaves", slow)
-    monkeypatch.setattr(blob_streams, "leaves_of", counted)
+    monkeypatch.setattr(blob_streams, "within", noted)
     async with world(tmp_path) as both:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(both.send, data)
             with trio.fail_after(10):
-                while len(begun) < 5:
+                while len(begun) < 2:
                     await trio.testing.wait_all_tasks_blocked(0.01)
             await trio.testing.wait_all_tasks_blocked(0.05)
-            # Nothing is written yet: the ring and the stream's window of 4 MiB are full, and one leaf is being sent.
-            assert len(begun) <= 4 + 4 + 1
+            # Nothing is written yet: the ring of four leaves and the stream's window of 4 MiB are full.
+            assert len(begun) <= 3
             gate.set()
-        assert len(begun) == 24
+        assert len(begun) == 6
         assert await both.server_store.read((MESH, CLIENT.peer), root) == data
 
 
