@@ -14,7 +14,6 @@ nobody has anything under way.
 import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 import trio
@@ -23,7 +22,7 @@ from coppermesh.p2p.addresses import Address, format_host, is_loopback
 from coppermesh.p2p.dial_plan import hosts_worth_dialling
 from coppermesh.p2p.errors import MeshError, Refused, Unreachable
 from coppermesh.p2p.ids import PeerId, format_peer, short_peer
-from coppermesh.p2p.libp2p_tcp import open_tcp, resolve
+from coppermesh.p2p.libp2p_tcp import open_any, open_tcp, resolve
 from coppermesh.p2p.libp2p_upgrade import Identity, Secured, prove, upgrade
 from coppermesh.p2p.libp2p_yamux import BufferBudget, YamuxConnection
 from coppermesh.p2p.libp2p_yamux_stream import YamuxStream
@@ -187,10 +186,7 @@ class ConnectionTable:
             raise Unreachable(
                 f"{target}: {target.host} stands for hosts of a network that this agent is not in"
             )
-        for host in hosts[:-1]:
-            with suppress(OSError):
-                return await open_tcp("ip6" if ":" in host else "ip4", host, target.port, self.local_port)
-        return await open_tcp("ip6" if ":" in hosts[-1] else "ip4", hosts[-1], target.port, self.local_port)
+        return await open_any(hosts, target.port, self.local_port)
 
     async def probe(self, target: Address) -> Probe:
         """Reach the target, have it prove its key, and hang up: no connection comes of it, at either side.

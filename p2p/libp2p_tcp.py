@@ -9,6 +9,7 @@ two ports is not quite over), any port will do.
 
 import errno
 import socket
+from collections.abc import Sequence
 
 import trio
 
@@ -20,6 +21,7 @@ NEAR_SECONDS = 2.0
 """Two, to an address of a private network: it is near, or in somebody else's network and leads nowhere."""
 
 RESOLVE_SECONDS = 5.0
+HEAD_START_SECONDS = 0.25
 MAX_HOSTS = 4
 """Of one name."""
 
@@ -53,6 +55,35 @@ async def resolve(kind: str, name: str, port: int) -> list[str]:
         raise OSError(errno.ETIMEDOUT, f"no answer for {name!r} within {RESOLVE_SECONDS:g} s") from None
     # Each once, in the resolver's order; one with a scope belongs to one interface of this machine.
     return [host for host in dict.fromkeys(str(each[4][0]) for each in found) if "%" not in host][:MAX_HOSTS]
+
+
+async def open_any(hosts: Sequence[str], port: int, local_port: int) -> trio.SocketStream:
+    """A connection to whichever host answers first; each has a head start over the next. Raises OSError: none does."""
+    opened: list[trio.SocketStream] = []
+    errors: list[OSError] = []
+
+    async def attempt(number: int, host: str) -> None:
+        await trio.sleep(number * HEAD_START_SECONDS)
+        try:
+            opened.append(await open_tcp("ip6" if ":" in host else "ip4", host, port, local_port))
+        except OSError as error:
+            errors.append(error)
+        else:
+            nursery.cancel_scope.cancel()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            for number, host in enumerate(hosts):
+                nursery.start_soon(attempt, number, host)
+    except BaseException:
+        for stream in opened:
+            await trio.aclose_forcefully(stream)
+        raise
+    if not opened:
+        raise errors[0]
+    for stream in opened[1:]:
+        await trio.aclose_forcefully(stream)
+    return opened[0]
 
 
 async def _open_from(kind: str, host: str, port: int, local_port: int) -> trio.SocketStream | None:
