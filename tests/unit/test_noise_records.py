@@ -174,6 +174,27 @@ async def test_a_changed_wire_kills_the_connection(form, name):
     assert death
 
 
+@pytest.mark.parametrize("which", ["nothing", "half a tag", "one too long", "all ones"])
+async def test_an_impossible_length_ends_it_before_a_byte_of_the_record_came(form, which):
+    most = form.max_plaintext + TAG_BYTES
+    all_ones = 256**form.header_bytes - 1
+    size = {"nothing": 0, "half a tag": 15, "one too long": min(most + 1, all_ones), "all ones": all_ones}[
+        which
+    ]
+    wire, receiver = stream_pair()
+    async with wire, receiver:
+        reader = RecordReader(receiver, form(KEY))
+        await wire.send_all(header_of(form, size))
+        assert await reader.fill()
+        if TAG_BYTES <= size <= most:  # Noise has two bytes for it, and all their values are lengths
+            assert reader.next_size() is None
+            return
+        with pytest.raises(RecordError, match=f"a record of {size} bytes"):
+            reader.next_size()
+        with pytest.raises(RecordError, match="broke earlier"):
+            await reader.fill()
+
+
 async def test_the_other_directions_key_opens_nothing(form):
     wire = b"".join(await sealed(form, texts_of(form)))
     assert await opened(form(bytes(32)), wire) == ([], "a record did not authenticate")
