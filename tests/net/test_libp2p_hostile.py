@@ -400,7 +400,8 @@ async def test_nothing_is_left_behind():
     gc.collect()
     await trio.testing.wait_all_tasks_blocked()
     assert len(os.listdir("/proc/self/fd")) == descriptors
-    assert threading.active_count() == threads
+    # An idle worker thread of an earlier test may have ended meanwhile.
+    assert threading.active_count() <= threads
     assert trio.lowlevel.current_statistics().tasks_living == tasks
 
 
