@@ -249,7 +249,7 @@ def _examine_namespaces(bait: Bait) -> dict[str, Witnessed]:
     if not inside:
         inside, why = _in_own(bait)
         missing = why or missing
-    result = {}
+    result, remedy = {}, namespace_remedy()
     for name, (what, _) in _NAMESPACE_ACTS.items():
         if controls[name] != _SUCCEEDED:
             why = f"the act does not work without the layer either ({controls[name]})"
@@ -258,10 +258,10 @@ def _examine_namespaces(bait: Bait) -> dict[str, Witnessed]:
             result[name] = Witnessed(name, True, what)
         elif name in inside:
             result[name] = Witnessed(
-                name, False, what, f"the act worked all the same ({inside[name]})", _NAMESPACE_REMEDY
+                name, False, what, f"the act worked all the same ({inside[name]})", remedy
             )
         else:
-            result[name] = Witnessed(name, False, what, missing or "it could not be made", _NAMESPACE_REMEDY)
+            result[name] = Witnessed(name, False, what, missing or "it could not be made", remedy)
     return result
 
 
@@ -343,7 +343,29 @@ def _no_seccomp() -> str:
 _LANDLOCK_REMEDY = (
     "start Linux 5.13 or later with `lsm=landlock,...` on its command line (see /sys/kernel/security/lsm)"
 )
-_NAMESPACE_REMEDY = "apt install bubblewrap (or sysctl kernel.unprivileged_userns_clone=1)"
+_NAMESPACE_SWITCHES = (
+    ("user/max_user_namespaces", "0", "sysctl -w user.max_user_namespaces=10000"),
+    ("kernel/unprivileged_userns_clone", "0", "sysctl -w kernel.unprivileged_userns_clone=1"),
+    (
+        "kernel/apparmor_restrict_unprivileged_userns",
+        "1",
+        "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
+    ),
+)
+"""Below /proc/sys: what forbids ordinary processes namespaces, at which value, and the command that allows them."""
+
+
+def namespace_remedy(switches: Path = Path("/proc/sys")) -> str:
+    """How to get namespaces, by what this machine says of them."""
+    for name, forbidding, command in _NAMESPACE_SWITCHES:
+        with contextlib.suppress(OSError):
+            if (switches / name).read_text().strip() == forbidding:
+                return f"{command} (as root; keep it in /etc/sysctl.d)"
+    if namespaces.find_bubblewrap() is None:
+        return (
+            "apt install bubblewrap; in a container, start that with a seccomp profile that allows `unshare`"
+        )
+    return "in a container, start that with a seccomp profile that allows `unshare`"
 
 
 def main() -> None:

@@ -73,3 +73,25 @@ def test_a_kernel_without_landlock_is_told_with_a_remedy():
 
 def test_the_deadline_is_far_from_what_it_takes():
     assert witness.WITNESS_SECONDS >= 10
+
+
+@pytest.mark.parametrize(
+    ("switch", "value", "command"),
+    [
+        ("user/max_user_namespaces", "0", "sysctl -w user.max_user_namespaces="),
+        ("kernel/unprivileged_userns_clone", "0", "sysctl -w kernel.unprivileged_userns_clone=1"),
+        ("kernel/apparmor_restrict_unprivileged_userns", "1", "apparmor_restrict_unprivileged_userns=0"),
+        ("user/max_user_namespaces", "63000", "apt install bubblewrap"),
+        ("user/other", "0", "seccomp profile that allows `unshare`"),
+    ],
+)
+def test_what_would_bring_namespaces_depends_on_what_forbids_them(
+    tmp_path, monkeypatch, switch, value, command
+):
+    monkeypatch.setattr(witness.namespaces, "find_bubblewrap", lambda: None)
+    path = tmp_path / switch
+    path.parent.mkdir()
+    path.write_text(f"{value}\n")
+    assert command in witness.namespace_remedy(tmp_path)
+    monkeypatch.setattr(witness.namespaces, "find_bubblewrap", lambda: "/usr/bin/bwrap")
+    assert "apt install" not in witness.namespace_remedy(tmp_path)
