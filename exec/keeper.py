@@ -59,11 +59,20 @@ class Child:
 
     def kill(self) -> None:
         """SIGKILL. Harmless when it has ended already."""
+        self._signal(signal.SIGKILL)
+
+    def freeze(self) -> None:
+        """SIGSTOP: none of its threads runs until `thaw`. It can neither refuse nor end that. SIGKILL works still."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT. Harmless when it was not stopped."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: int) -> None:
         if not self.ended.is_set():
-            try:
-                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-            except ProcessLookupError:
-                return  # ended, not yet reported
+            with contextlib.suppress(ProcessLookupError):  # ended, not yet reported
+                signal.pidfd_send_signal(self.pidfd, number)
 
     @property
     def is_over(self) -> bool:

@@ -7,7 +7,10 @@ It is lent them: for outputs, digests, long sources, copies of libraries. The ag
 
 Whether it does is asked by a lease (`fcntl(2)`, F_SETLEASE): the kernel grants a write lease only to who has the only
 open file description. A mapping keeps its description open, and so does a descriptor on its way through a socket. What
-a lease does not see are descriptors opened with O_PATH, and a worker's filter refuses that flag. The description that
+a lease does not see are descriptors opened with O_PATH, and a CPU worker's filter refuses that flag. Who opens the
+file in the instant of asking has the kernel tell us so by SIGIO, which is ignored (`linux.ignore_broken_leases`); the
+lease was granted then, and the file counts as given back though it was not: a GPU worker, which may make such files
+itself, gains nothing by that, and a CPU worker opens none. The description that
 is lent is opened by path, since the one that `memfd_create` gives is not counted as a writer.
 
     agent    ro ---+

@@ -14,6 +14,23 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _prctl = _libc.prctl
 _prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
 
+
+class _SignalAction(ctypes.Structure):
+    """`struct sigaction` of the C library on 64-bit machines."""
+
+    _fields_ = (
+        ("handler", ctypes.c_void_p),
+        ("mask", ctypes.c_ubyte * 128),
+        ("flags", ctypes.c_int),
+        ("restorer", ctypes.c_void_p),
+    )
+
+
+_sigaction = _libc.sigaction
+_sigaction.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
+_SIG_IGN = 1
+_SA_NOCLDSTOP = 1
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_SET_CHILD_SUBREAPER = 36
@@ -52,6 +69,24 @@ def die_with_parent(parent: int) -> None:
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(0)
+
+
+def ignore_broken_leases() -> None:
+    """Whoever opens a file in the instant in which we hold a lease on it has the kernel send us SIGIO, which ends a
+    process that has not said otherwise. From any thread; a handler that is set already stays.
+    """
+    action = _SignalAction()
+    if _sigaction(signal.SIGIO, None, ctypes.byref(action)) == 0 and not action.handler:
+        action.handler = _SIG_IGN
+        _sigaction(signal.SIGIO, ctypes.byref(action), None)
+
+
+def children_stop_unheard() -> None:
+    """SIGCHLD, whose handler is set already, tells of children that end, and not of those that stop and go on."""
+    action = _SignalAction()
+    if _sigaction(signal.SIGCHLD, None, ctypes.byref(action)) == 0:
+        action.flags |= _SA_NOCLDSTOP
+        _sigaction(signal.SIGCHLD, ctypes.byref(action), None)
 
 
 def forbid_new_privileges() -> None:

@@ -3,8 +3,9 @@
 The kernel's limit on private memory (`RLIMIT_DATA`) ends an honest program at the allocation that is too much. It does
 not count shared memory, nor files in memory, and native code can make both. So the agent counts:
 
-- `RssAnon`, `RssShmem` and `VmSwap` of /proc/PID/status, which anybody may read: private memory that is in use, and
-  shared memory and memory files as far as they are mapped and were touched;
+- `RssAnon`, `RssShmem`, `VmSwap` and `VmPTE` of /proc/PID/status, which anybody may read: private memory that is in
+  use, shared memory and memory files as far as they are mapped and were touched, and the kernel's page tables: reading
+  one byte in each 2 MiB of untouched addresses makes 4 KiB of those and nothing else that is counted;
 - the memory files that the agent lent it and that it still holds (`lent_files`). A worker on a CPU has no others: it
   may not make any. A file that is mapped as well counts twice: a job has no reason to do that;
 - for workers on GPUs, whose driver may make some: the memory files that it holds open, by /proc/PID/fd, less those that
@@ -34,6 +35,7 @@ STACK_BYTES: Final = WORKER_CORES * 2 * 68 * MEBIBYTE
 DRIVER_BYTES: Final = 1536 * MEBIBYTE
 """What CUDA's driver and libraries take of a process's own memory: 300 to 800 MiB by what others report."""
 _BLOCK_BYTES = 512
+_COUNTED: Final = ("RssAnon", "RssShmem", "VmSwap", "VmPTE")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ class HeldMemory:
     """What a process holds, in bytes."""
 
     private: int
-    """Private memory that is in use, or swapped out."""
+    """Private memory that is in use, or swapped out, and page tables."""
     shared: int
     """Mapped shared memory and memory files that were touched."""
     files: int | None
@@ -104,9 +106,9 @@ def read_memory(pid: int, sent: Collection[FileId] = (), proc: Path = Path("/pro
     values = {pair[0].rstrip(":"): pair[1] for pair in pairs if len(pair) == 2}
     if "RssAnon" not in values:  # a zombie has no memory
         return None
-    kibibytes = {name: int(values.get(name, "0")) for name in ("RssAnon", "RssShmem", "VmSwap")}
+    kibibytes = {name: int(values.get(name, "0")) for name in _COUNTED}
     return HeldMemory(
-        private=1024 * (kibibytes["RssAnon"] + kibibytes["VmSwap"]),
+        private=1024 * (sum(kibibytes.values()) - kibibytes["RssShmem"]),
         shared=1024 * kibibytes["RssShmem"],
         files=_memory_files(proc / str(pid) / "fd", sent),
         threads=int(values.get("Threads", "1")),
@@ -160,8 +162,8 @@ def _resident(pid: int, proc: str) -> int:
         lines = _text(f"{proc}/{pid}/status").splitlines()
     except OSError:
         return 0
-    words = [line.split() for line in lines if line.startswith(("RssAnon:", "RssShmem:", "VmSwap:"))]
-    return 1024 * sum(int(each[1]) for each in words)
+    words = [line.split(":") for line in lines]
+    return 1024 * sum(int(each[1].split()[0]) for each in words if each[0] in _COUNTED)
 
 
 def _memory_files(descriptors: Path, sent: Collection[FileId]) -> int | None:

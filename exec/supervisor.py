@@ -268,6 +268,7 @@ async def open_supervisor(
     start, prefix = await trio.to_thread.run_sync(_choose_namespaces, start)
     keeper = Keeper(start, scratch, _environment(device), prefix)
     linux.allow_open_files(AGENT_OPEN_FILES)
+    linux.ignore_broken_leases()
     meter = await open_meter_in_time(device.meter, device.uuid)
     try:
         watchdog = Watchdog(await open_device_watch(device))

@@ -3,6 +3,9 @@
 A run is `Run`, some requests (`Build`, which a builder process answers, and `Need`, for memory files), then `Done` or
 `Failed`. The wall clock is kept here and ends in SIGKILL; after that, or after a crash, the next run gets a new
 process. Every message is bounded and checked, and one that makes no sense ends the process.
+
+A process that was given native code is stopped between its answer and its next run: threads that it started would
+compute on, unpaid and on a device that counts as idle.
 """
 
 import time
@@ -208,6 +211,8 @@ class Worker:
 
     async def _converse(self, process: Process, run: _Run) -> Answer:
         self._number += 1
+        if process.ran_native:
+            process.child.thaw()
         wanted = (1 if run.output_sizes is None else len(run.output_sizes)) + run.digests
         try:
             with _lend(process, min(wanted, MAX_OUTPUTS + 1)) as lent:
@@ -243,6 +248,8 @@ class Worker:
                 return None
             if message.number != self._number:
                 raise pipe.PipeError("an answer to another run")
+            if process.ran_native:
+                process.child.freeze()
             process.peak_bytes, process.determinism = message.peak_bytes, message.determinism
             if isinstance(message, pipe.Failed):
                 fault = "job" if _is_a_strangers_word(process, message) else message.fault

@@ -64,6 +64,7 @@ class Zygote:
         signal.signal(
             signal.SIGCHLD, lambda *_: None
         )  # a handler, so that the wake-up descriptor is written to
+        linux.children_stop_unheard()
         poller = select.poll()
         poller.register(self._control, select.POLLIN)
         poller.register(wake_reading, select.POLLIN)

@@ -39,7 +39,7 @@ def compiler_files(command: tuple[str, ...], family: str) -> CompilerFiles:
     programs = [command[0], driver, *_LOADERS]
     if family == "zig":
         # By that program's loader zig learns which C library this system has; else it builds and links musl.
-        reads += [str(home), "/usr/bin/env"]
+        reads += [driver, str(home / "lib"), "/usr/bin/env"]
     else:
         programs += [path for part in _PARTS if (path := _part_of(command[0], part))]
     return CompilerFiles(tuple(dict.fromkeys(programs)), tuple(dict.fromkeys(reads)))

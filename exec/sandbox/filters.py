@@ -21,6 +21,7 @@ from coppermesh.exec.sandbox.seccomp import (
     Filter,
     In,
     NotIn,
+    Null,
     When,
     refuse,
 )
@@ -102,7 +103,7 @@ _ONLY_SELF = When((In(0, (SELF,)),))
 _ITSELF_BUT_NOT_KILL = When((In(0, (SELF,)), NotIn(1, (_SIGKILL,))))
 _ITS_THREADS_BUT_NOT_KILL = When((In(0, (SELF,)), NotIn(2, (_SIGKILL,))))
 """A SIGKILL that the agent did not send is the machine's doing (no memory), and nobody pays for that."""
-_READS_LIMITS = When((In(0, (0, SELF)), In(2, (0,))))
+_READS_LIMITS = When((In(0, (0, SELF)), Null(2)))
 """With a limit of its own making a worker could have the kernel send SIGKILL."""
 _PLAIN_READING = When((Bits(2, 0xFFFFFFFF & ~(_O_CLOEXEC | _O_LARGEFILE)),), errno.EACCES)
 """Not O_PATH above all: such a descriptor keeps a file alive without being seen by a lease (`lent_files`)."""

@@ -29,7 +29,7 @@ LAYERS = (
     Layer("uid", "acting as root, where the agent runs as root"),
     Layer("limits", "using more memory, processor time or file space than granted"),
     Layer("privileges", "using or gaining capabilities, set-uid programs included"),
-    Layer("landlock", "opening files, TCP, and signals to processes outside"),
+    Layer("landlock", "opening files (newer kernels: TCP, and signals to processes outside)"),
     Layer("seccomp", "system calls that computing does not need"),
     Layer("vram-scrub", "finding in a GPU's memory what an earlier job left there"),
 )

@@ -9,7 +9,8 @@ process, then finds the call by halving the range of numbers, about nine compari
 answer are one range. A call that is newer than the table of numbers gets ENOSYS, as on a kernel that lacks it.
 
 Arguments are compared by their low 32 bits: everything compared here is an `int` or `unsigned int` to the kernel, or a
-set of flags that all lie there.
+set of flags that all lie there. A pointer is neither, so of a pointer only `Null` can be asked, which looks at both
+halves: an address whose low half is zero can be mapped.
 """
 
 import ctypes
@@ -71,10 +72,17 @@ class Bits:
 
 
 @dataclass(frozen=True)
+class Null:
+    """An argument that is a pointer must be none: all 64 bits are zero."""
+
+    argument: int
+
+
+@dataclass(frozen=True)
 class When:
     """Allowed where every condition holds, else refused with `otherwise`."""
 
-    conditions: tuple[In | NotIn | Bits, ...]
+    conditions: tuple[In | NotIn | Bits | Null, ...]
     otherwise: int = errno.EPERM
 
 
@@ -166,7 +174,12 @@ def _act(action: Action) -> list[_Instruction]:
     code: list[_Instruction] = []
     for condition in action.conditions:
         code.append((_LOAD, 0, 0, _ARGUMENTS_AT + 8 * condition.argument))
-        if isinstance(condition, Bits):
+        if isinstance(condition, Null):
+            # To the refusal from the low half, past it from the high one.
+            code.append((_JUMP_IF_EQUAL, 0, 2, 0))
+            code.append((_LOAD, 0, 0, _ARGUMENTS_AT + 8 * condition.argument + 4))
+            code.append((_JUMP_IF_EQUAL, 1, 0, 0))
+        elif isinstance(condition, Bits):
             code.append((_AND, 0, 0, condition.mask))
             code.append((_JUMP_IF_EQUAL, 1, 0, condition.value))
         elif isinstance(condition, NotIn):

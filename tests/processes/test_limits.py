@@ -66,6 +66,15 @@ FILES = kernel(
 )
 """The same in files that nobody maps: it asks for 64 in the worker's name, and fills them."""
 
+PAGE_TABLES = kernel(
+    f"""
+    char* p = {MMAP}(nullptr, 1l << 40, 1, 0x4022, -1, 0);
+    {stolen("madvise", "int (*)(void*, unsigned long, int)")}(p, 1l << 40, 15);
+    for (long j = 0; j < (1l << 40); j += 2 << 20) x[0] += p[j];
+    for (;;) x[0] += 1;"""
+)
+"""2 GiB of tables for 1 TiB of addresses, all of which lead to the kernel's one page of zeros."""
+
 THREADS = kernel(
     f"""
     unsigned long made[2000];
@@ -163,6 +172,9 @@ CASES = {
     "a compiler's files": Case(
         kernel_program(kernel("x[0] = 1;")), "kernel-build-limit", "files", "16 KiB of files",
         limits=WorkerLimits(64 * MEBIBYTE, MEBIBYTE, scratch_bytes=16 * 1024),
+    ),
+    "page tables": Case(
+        kernel_program(PAGE_TABLES), "memory-limit", "holds [0-9.]+ [MG]iB", "64 MiB", where="kernel k"
     ),
     "a wild pointer": Case(kernel_program(WILD), "crashed", "SIGSEGV", "wild pointer", where="kernel k"),
 }  # fmt: skip

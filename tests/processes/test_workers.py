@@ -414,6 +414,47 @@ async def test_used_up_processor_time_is_named(scratch):
         assert (outcome.status, outcome.code) == ("job-failed", "cpu-limit"), outcome.sentence
 
 
+# --- what goes on between runs
+
+
+STAYS = f"""
+__device__ void* computes(void* place) {{
+    volatile float* at = (volatile float*)place;
+    for (;;) *at = *at + 1;
+}}
+extern "C" __global__ void k(float* x) {{
+    if (threadIdx.x) return;
+    unsigned long made;
+    float* place = (float*)malloc(4);
+    *place = 0;
+    auto create = {stolen("pthread_create", "int (*)(unsigned long*, const void*, void* (*)(void*), void*)")};
+    x[0] = create(&made, nullptr, computes, place);
+}}"""
+
+
+def _spent(pid: int | None) -> int:
+    """Processor time of a process so far, in clock ticks."""
+    return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+
+
+@needs_compiler
+async def test_what_native_code_left_running_computes_nothing_until_the_next_run(scratch):
+    async with supervised(scratch) as supervisor, supervisor.worker(LIMITS) as worker:
+        assert values(await run_kernel(worker, STAYS))[0] == 0, "the thread was made"
+        pid = worker.pid
+        with trio.fail_after(20):
+            while state_of(pid) != "T":
+                await trio.sleep(0.01)
+        spent = _spent(pid)
+        async with supervisor.worker(LIMITS) as other:  # meanwhile somebody else computes
+            assert values(await run_kernel(other, DOUBLE)) == [0, 2, 4, 6]
+        assert _spent(pid) == spent
+        assert values(await run_kernel(worker, DOUBLE)) == [0, 2, 4, 6], (
+            "its next run goes on in the same process"
+        )
+        assert worker.pid == pid
+
+
 # --- what a worker can see
 
 

@@ -105,6 +105,8 @@ def in_a_child() -> int:
 
 
 AT_FDCWD = -100
+_FIXED_PRIVATE = 0x32
+"""MAP_FIXED, MAP_PRIVATE, MAP_ANONYMOUS."""
 MEBIBYTE = 1 << 20
 
 
@@ -990,6 +992,14 @@ def kill_own_thread(stage):
     if child == 0:
         call("tgkill", os.getpid(), threading.get_native_id(), signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+@act("lower a limit of its own through a pointer whose lower half is zero")
+def lower_a_limit(stage):
+    place = 1 << 32
+    call("mmap", place, 4096, mmap.PROT_READ | mmap.PROT_WRITE, _FIXED_PRIVATE, -1, 0)
+    ctypes.memmove(place, struct.pack("QQ", 0, 0), 16)
+    return call("prlimit64", 0, resource.RLIMIT_CORE, place, 0) == 0
 
 
 @act("take less processor time than granted, so that the kernel kills it")

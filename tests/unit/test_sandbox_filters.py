@@ -108,7 +108,8 @@ def test_a_cpu_worker_signals_only_itself():
     assert call(filters.CPU_WORKER, "tgkill", PID, PID, 9) == EPERM
     assert call(filters.CPU_WORKER, "tgkill", PID, PID, 6) == ALLOW
     assert call(filters.CPU_WORKER, "prlimit64", 0) == ALLOW
-    assert call(filters.CPU_WORKER, "prlimit64", 0, 0, 0x1000) == EPERM
+    for pointer in (0x1000, 1 << 32, 1 << 63, (1 << 64) - 1):
+        assert call(filters.CPU_WORKER, "prlimit64", 0, 0, pointer) == EPERM, hex(pointer)
     assert call(filters.CPU_WORKER, "prlimit64", PID + 1) == EPERM
 
 
