@@ -467,7 +467,7 @@ async def test_a_lost_connection_moves_the_task_and_the_late_receipt_is_disputed
         assert first[-1].kind == "finished"
         world.network.partition({good.key.peer}, {requester.key.peer})
         await until(lambda: not requester.hub.peers())
-        assert not requester.requester.leases
+        await until(lambda: not requester.requester.leases)
         world.network.heal()
         await until_found(requester, 1)
         again = await events_of(requester, await submit(requester, numbers(4.0)))
