@@ -22,8 +22,8 @@ from coppermesh.p2p.messages import BlobInfo
 
 MAX_RERUN_FLOPS = 2e10
 """Programs of up to so many operations are run here for a comparison: some seconds of one core."""
-MAX_RERUN_BYTES = 256 * 1024 * 1024
-"""And of up to so much memory."""
+MAX_RERUN_BYTES = 64 * 1024 * 1024
+"""And of up to so much memory: bounds of every element, in double precision, take several times as much beside it."""
 
 
 @dataclass(frozen=True, slots=True)
