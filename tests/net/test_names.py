@@ -30,12 +30,18 @@ class Resolver(trio.abc.HostnameResolver):
     def __init__(self, *hosts: str) -> None:
         self._hosts = hosts
 
-    async def getaddrinfo(  # type: ignore[override]
-        self, host: Any, port: Any, family: int = 0, kind: int = 0, proto: int = 0, flags: int = 0
+    async def getaddrinfo(
+        self,
+        host: Any,
+        port: Any,
+        family: int = 0,
+        type: int = 0,  # noqa: A002 - its name there
+        proto: int = 0,
+        flags: int = 0,
     ) -> Any:
         await trio.lowlevel.checkpoint()
         with suppress(OSError):  # a number already
-            return socket.getaddrinfo(host, port, family, kind, proto, flags | socket.AI_NUMERICHOST)
+            return socket.getaddrinfo(host, port, family, type, proto, flags | socket.AI_NUMERICHOST)
         if not self._hosts:
             raise socket.gaierror(socket.EAI_NONAME, "no such name")
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (each, int(port))) for each in self._hosts]
