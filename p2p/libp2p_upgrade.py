@@ -141,7 +141,7 @@ async def _secure(
         wire = await enter_swarm(stream, swarm_key)
     except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
         raise Unreachable(f"the connection broke: {error.__cause__ or error}") from error
-    plain = _TcpChannel(wire, None if expected is not None else identity.turn, initiator=begins)
+    plain = _TcpChannel(wire, initiator=begins, turn=None if expected is not None else identity.turn)
     if begins:
         security = await propose(plain, *security_protocols())
     else:
@@ -213,7 +213,7 @@ class _TcpChannel:
     that a hundred of them that arrive together cost everybody else one such wait, not a hundred.
     """
 
-    def __init__(self, stream: Wire, turn: trio.Lock | None, *, initiator: bool) -> None:
+    def __init__(self, stream: Wire, *, initiator: bool, turn: trio.Lock | None = None) -> None:
         self.stream = stream
         self.is_initiator = initiator
         self._turn = turn
