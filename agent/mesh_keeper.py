@@ -29,6 +29,7 @@ from coppermesh.p2p.membership_messages import (
     AdmissionRequest,
     MembersReply,
     RenewReply,
+    Revocations,
     RotateRequest,
     UsageTotal,
 )
@@ -115,6 +116,7 @@ class MeshKeeper:
             "members": (Nothing, self._on_members),
             "renew": (Nothing, self._on_renew),
             "rotate": (RotateRequest, self._on_rotate),
+            "revoked": (Revocations, self._on_revoked),
             "usage": (UsageTotal, self.totals.on_usage),
         }
 
@@ -174,9 +176,8 @@ class MeshKeeper:
                 own = [door for door in reply.doors if parse_address(door).peer == peer]
                 await self._write(self.private.learn_doors, own)
             rotation = self.private.state.rotation
-            # It may have been revoked while it took its time to answer.
-            if rotation is not None and self.private.book.member(peer, self._now_us()) is not None:
-                await self._hub.request(peer, "rotate", rotation, Nothing, deadline_s=ASK_SECONDS)
+            if rotation is not None:
+                await self._tell_key(peer, rotation)
         except MeshError as error:
             _log.debug("what %s knows of the mesh: %s", short_peer(peer), error)
 
@@ -344,12 +345,28 @@ class MeshKeeper:
                 self._nursery.start_soon(self._hand_on, peer, request)
 
     async def _hand_on(self, peer: PeerId, request: RotateRequest) -> None:
-        if self.private.book.member(peer, self._now_us()) is None:
-            return
         try:
-            await self._hub.request(peer, "rotate", request, Nothing, deadline_s=ASK_SECONDS)
+            await self._tell_key(peer, request)
         except MeshError as error:
             _log.debug("the new swarm key did not reach %s: %s", short_peer(peer), error)
+
+    async def _tell_key(self, peer: PeerId, request: RotateRequest) -> None:
+        """Who was revoked, and then the new swarm key: the peer must not hand it on to them."""
+        for method, told in (
+            ("revoked", self.private.newest_revocations(self._now_us())),
+            ("rotate", request),
+        ):
+            # It may have been revoked meanwhile.
+            if self.private.book.member(peer, self._now_us()) is None:
+                return
+            await self._hub.request(peer, method, told, Nothing, deadline_s=ASK_SECONDS)
+
+    async def _on_revoked(self, _peer: PeerId, request: Revocations) -> Nothing:
+        await self._running.wait()
+        for notice in request.revocations:
+            self._take_revocation(notice, self._now_us())
+        await self._sweep()
+        return Nothing()
 
     # What the owner asks for
 

@@ -36,6 +36,7 @@ from coppermesh.p2p.membership_messages import (
     AdmissionReply,
     AdmissionRequest,
     MembersReply,
+    Revocations,
     RotateRequest,
 )
 from coppermesh.p2p.membership_records import (
@@ -415,6 +416,14 @@ class PrivateMesh:
             self.book.revocations(now_us)[:MAX_KNOWN],
             list(doors[:MAX_ADDRESSES]) if self.may(Right.INVITE, now_us) else [],
         )
+
+    def newest_revocations(self, now_us: int) -> Revocations:
+        """What a member has to know before it gets a new swarm key."""
+
+        def age(notice: RevocationNotice) -> int:
+            return -open_record(Revocation, notice.revocation).record.issued_us
+
+        return Revocations(sorted(self.book.revocations(now_us), key=age)[:MAX_KNOWN])
 
     def may_show(self, now_us: int) -> bool:
         """Whether this agent's own chain holds."""

@@ -7,13 +7,14 @@ Two protocols of their own, each one request and one reply in frames as on contr
 | `/coppermesh/membership/1/<id>` | each connection   | Card             | Card           |
 | `/coppermesh/admission/1/<id>`  | the door          | AdmissionRequest | AdmissionReply |
 
-and four more methods on control streams:
+and five more methods on control streams:
 
 | method    | who asks | request       | reply        |
 |-----------|----------|---------------|--------------|
 | `members` | both     | Nothing       | MembersReply |
 | `renew`   | member   | Nothing       | RenewReply   |
 | `rotate`  | both     | RotateRequest | Nothing      |
+| `revoked` | both     | Revocations   | Nothing      |
 | `usage`   | provider | UsageTotal    | UsageTotal   |
 """
 
@@ -80,6 +81,12 @@ class MembersReply(Message, frozen=True):
     chains: Annotated[list[Chain], Meta(max_length=MAX_KNOWN)]
     revocations: Annotated[list[RevocationNotice], Meta(max_length=MAX_KNOWN)]
     doors: Addresses
+
+
+class Revocations(Message, frozen=True):
+    """The newest that the sender knows: told before a new swarm key, so that nobody hands that on to who is revoked."""
+
+    revocations: Annotated[list[RevocationNotice], Meta(max_length=MAX_KNOWN)]
 
 
 class UsageTotal(Message, frozen=True):

@@ -18,6 +18,7 @@ from coppermesh.agent.config import Config, Loaded
 from coppermesh.agent.home import Home
 from coppermesh.agent.local_messages import JsonBody
 from coppermesh.agent.mesh_join import redeem
+from coppermesh.agent.mesh_keeper import MeshKeeper
 from coppermesh.agent.mesh_making import adopt_admission, create_private_mesh
 from coppermesh.agent.mesh_set import MeshSet, default_config
 from coppermesh.agent.mesh_state import StateError, private_meshes
@@ -348,3 +349,21 @@ def test_a_private_default_mesh_dials_the_peers_it_was_told_to(tmp_path):
     assert default_config(config, {"bootstrap": "line 2"}, state).bootstrap == ("told", "door's")
     # Those that come with coppermesh for the open mesh are none of a lab's.
     assert default_config(config, {}, state).bootstrap == ("door's",)
+
+
+async def test_a_new_swarm_key_never_overtakes_the_revocation(tmp_path, monkeypatch):
+    """Carol hears the key directly and no gossip at all: she must not hand it on to Bob, who was revoked."""
+    monkeypatch.setattr(MeshKeeper, "_hear_revocation", lambda *_: False)
+    async with laboratory(tmp_path) as lab:
+        alice = await lab.add("alice", provide=False)
+        at_alice = await lab.create(alice)
+        at_bob = await lab.join(at_alice, await lab.add("bob", provide=True))
+        at_carol = await lab.join(at_alice, await lab.add("carol", provide=True))
+        others = (at_alice, at_bob, at_carol)
+        await world.until(lambda: all(len(node.hub.peers()) == 2 for node in others))
+        old = at_bob.keeper.private.state.swarm_key
+        await at_alice.keeper.revoke(at_bob.key.peer, 0)
+        await world.until(lambda: at_carol.keeper.private.state.swarm_key != old)
+        await world.until(lambda: not at_bob.hub.peers())
+        assert at_carol.keeper.private.book.is_revoked(at_bob.key.peer)
+        assert at_bob.keeper.private.state.swarm_key == old
