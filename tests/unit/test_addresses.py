@@ -9,7 +9,7 @@ from coppermesh.p2p.addresses import format_host, listen_address, parse_address
 from coppermesh.p2p.errors import Unreachable
 from coppermesh.p2p.ids import PeerId, format_peer
 from coppermesh.p2p.interfaces import own_hosts, reachable_hosts
-from coppermesh.p2p.libp2p_tcp import open_tcp, shared_socket
+from coppermesh.p2p.libp2p_tcp import resolve, shared_socket
 
 PEER = PeerId(bytes(range(32)))
 TEXT = format_peer(PEER)
@@ -118,7 +118,7 @@ def test_a_socket_address_says_its_family():
 async def test_a_name_that_cannot_be_looked_up_is_an_ordinary_failure():
     """Python's own encoding of host names raises what is no OSError."""
     with pytest.raises(OSError, match="no host name"):
-        await open_tcp("dns", "a..localhost", 1, 0)
+        await resolve("dns", "a..localhost", 1)
 
 
 async def test_with_no_descriptor_left_there_is_no_socket_and_no_error(monkeypatch):
