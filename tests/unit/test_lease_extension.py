@@ -260,7 +260,7 @@ def short_leases(monkeypatch):
     monkeypatch.setattr("coppermesh.agent.requester.AGENT_LIMITS", limits)
 
 
-async def slow(inputs: Any) -> bytes:
+async def slow(inputs: Any) -> Any:
     await trio.sleep(0.1)
     return add_one(inputs)
 
@@ -310,7 +310,7 @@ async def test_a_refused_extension_leaves_the_old_end_and_the_job_negotiates_ane
         rows = await requester.ledger.receipts(job=job)
         assert len({row.receipt.lease for row in rows}) > 1
         for row in rows:
-            lease = await provider.ledger.lease(row.receipt.lease)  # type: ignore[arg-type]
+            lease = await provider.ledger.lease(row.receipt.lease)
             assert lease is not None
             assert row.receipt.ended_us <= lease.opened.record.expires_us
 
