@@ -70,6 +70,9 @@ def read_invitation(text: str) -> Invitation:
     except (binascii.Error, ValueError):
         raise MeshError("the invitation has a character too many, too few or wrong: copy it again") from None
     data, check = packed[:-_CHECK_BYTES], packed[-_CHECK_BYTES:]
+    if base64.b32encode(packed).decode().rstrip("=").lower() != digits:
+        # The last digit has bits that mean nothing; another one there would be the same invitation.
+        raise MeshError("the invitation was changed or cut on its way: copy it again")
     if len(packed) <= _CHECK_BYTES or blake3(data).digest(_CHECK_BYTES) != check:
         raise MeshError("the invitation was changed or cut on its way: copy it again")
     try:

@@ -353,6 +353,15 @@ def test_no_changed_string_is_read(data):
             read_invitation(changed)
 
 
+def test_the_last_digits_spare_bits_are_none():
+    digits = "abcdefghijklmnopqrstuvwxyz234567"
+    for length in range(1, 9):  # every number of spare bits
+        text = invitation_text(Invitation(1, "l" * length, bytes(32), bytes(32), [DOOR], bytes(16), NOW))
+        for other in digits.replace(text[-1], ""):
+            with pytest.raises(MeshError, match="changed or cut"):
+                read_invitation(text[:-1] + other)
+
+
 def test_a_spent_invitation_is_remembered_for_a_month(alice):
     invited(alice)
     alice.invitations.forget_old(NOW + DAY_US + KEPT_US - 1)
