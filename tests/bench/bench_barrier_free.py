@@ -1,7 +1,7 @@
 # ruff: noqa: T201  # a program that prints its figures
-"""Kernels without barriers beside native loops: `python tests/bench/bench_barrier_free.py [COMPILER] [WORD]`.
+"""Kernels without barriers beside native loops: `python tests/bench/bench_barrier_free.py [COMPILER [WORD...]]`.
 
-Every case of `barrier_free_kernels.py` (or those with WORD in the name): processor time of the kernel over that of the
+Every case of `barrier_free_kernels.py` (or those with a WORD in the name): processor time of the kernel over that of the
 loop, both with the same compiler, flags and two threads, in turns; the median of `ROUNDS` such ratios, and their
 quartiles. Both must give the same results. At the end: how many are above 1.2, and what compiling costs.
 """
@@ -166,8 +166,8 @@ def launch_us(bench: Bench, case: Any, threads: int) -> tuple[float, float]:
     return 1_000 * least[0], 1_000 * least[1]
 
 
-def main(compiler: str | None, word: str) -> None:
-    """Everything with `word` in its name."""
+def main(compiler: str | None, words: list[str]) -> None:
+    """Everything with one of `words` in its name; everything at all where there are none."""
     table = _table()
     with tempfile.TemporaryDirectory() as directory:
         bench = Bench(compiler, Path(directory))
@@ -175,7 +175,7 @@ def main(compiler: str | None, word: str) -> None:
         ratios = [
             compare(bench, case, before)
             for case, before in zip(table.CASES, table.NATIVE_BEFORE, strict=True)
-            if word in case.name
+            if not words or any(word in case.name for word in words)
         ]
         for threads in (1, THREADS):
             mine, other = launch_us(bench, table.CASES[0], threads)
@@ -189,4 +189,4 @@ def main(compiler: str | None, word: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else None, sys.argv[2] if len(sys.argv) > 2 else "")
+    main(sys.argv[1] if len(sys.argv) > 1 else None, sys.argv[2:])

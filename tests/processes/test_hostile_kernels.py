@@ -1,3 +1,4 @@
+# ruff: noqa: E501  # kernels are easier to read on one line
 """Kernels of a stranger who means harm: refused, or ended within their limits, and nobody else notices.
 
 Each act goes to a real worker as the bytes of a program, so that what the client would refuse meets the provider's own
@@ -303,7 +304,83 @@ def escaping() -> Iterator[Act]:
     yield Act("a wild index into shared memory", kernel(beyond, through), KILLED)
 
 
-ACTS = [*escaping(), *assembling(), *reaching(), *exploding(), *linking(), *running(), *injecting()]
+def spelling() -> Iterator[Act]:
+    """Old things in spellings that a reader of tokens may not know."""
+    for what, line in {
+        "an include by a digraph over a splice": '%\\\n:include "/etc/passwd"',
+        "an include with its operand on the next line": '#include\\\n"/etc/passwd"',
+        "an include behind a trigraph's splice": '// ??/\n#include "/etc/passwd"',
+        "an include between comments": '#/**/include/**/"/etc/passwd"',
+        "an include upwards from a known folder": "#include <cuda/std/../../../../../etc/passwd>",
+        "an include where the macro for it was taken away": '#undef __CUDACC_RTC__\n#ifndef __CUDACC_RTC__\n#include "/etc/passwd"\n#endif',
+        "an include behind the part that nobody reads": '#ifndef __CUDACC_RTC__\n#else\n#include "/etc/passwd"\n#endif',
+        "an include of the source by its name": '#include "kernel.cu"',
+        "an include of what includes the source": '#include "module.cpp"',
+        "__has_include by its own #ifdef": "#ifdef __has_include\n#define H(x) __has_include(x)\n#endif",
+        "__has_include_next in an #elif": '#if 0\n#elif __has_include_next("/etc/passwd")\n#endif',
+        "#pragma comment": '#pragma comment(lib, "ssl")',
+        "#pragma push_macro": '#pragma push_macro("asm")',
+        "#ident": '#ident "x"',
+        "assembly by a universal character name": '\\u0061sm("nop");',
+        "a register by assembly": 'register long sp asm("rsp");',
+        "a constructor behind another attribute": "__attribute__((unused, __constructor__(101))) void f() {}",
+        "a constructor by using": "[[using gnu: unused, constructor]] void f() {}",
+        "_init": 'extern "C" void _init() { *(volatile int*)0 = 1; }',
+        "_fini": 'extern "C" void _fini() { *(volatile int*)0 = 1; }',
+        "the environment": 'extern "C" char** environ; __device__ char* f() { return environ[0]; }',
+        "another operator new": "void* operator new(size_t n) { return (void*)n; }",
+    }.items():
+        yield Act(what, f"{line}{BODY}", REFUSED | COMPILER)
+
+
+def twisting() -> Iterator[Act]:
+    """Further ways to end badly, or to outlast a limit."""
+    bodies = {
+        "a variable-length array": "long n = (long)(x[1] + 1) << 30; volatile char a[n]; for (long i = 0; i < n; i += 4096) a[i] = 1;",
+        "memory of the stack in a loop": "for (;;) { volatile char* p = (char*)__builtin_alloca(4096); p[0] = 1; }",
+        "freeing twice": "int* p = new int[100]; delete[] p; delete[] p; delete[] (p + 1);",
+        "its own thread's inside": "volatile char* p = (volatile char*)__builtin_thread_pointer(); for (int i = -4096; i < 4096; i++) p[i] = 0x41;",
+        "all memory downwards": "for (char* p = (char*)x;; p--) *p = 0;",
+        "a function that must not return": "never();",
+    }
+    before = "[[noreturn]] __device__ void never() {}"
+    for what, body in bodies.items():
+        yield Act(what, kernel(body, before), KILLED)
+    deaf = "long act[32] = {1}; for (int s = 1; s < 64; s++) sigaction(s, act, 0); volatile float* y = x; for (;;) y[0] += 1;"
+    taken = 'extern "C" int sigaction(int, const void*, void*);'
+    yield Act("an endless loop that takes no signal", kernel(deaf, taken), KILLED | COMPILER)
+    yield Act(
+        "execl of the compiler",
+        kernel('__builtin_execl("/bin/sh", "sh", (char*)0);'),
+        COMPILER,
+        "cannot call execl",
+    )
+    yield Act("a process of the compiler", kernel("x[0] = __builtin_fork();"), COMPILER, "cannot call fork")
+    pack = "template <int N, int... I> struct S : S<N - 1, N, I...> {}; template <int... I> struct S<0, I...> { enum { v = sizeof...(I) }; };"
+    yield Act("a pack of a million numbers", kernel("x[0] = S<900000>::v;", pack), COMPILER)
+    made = "struct Z { int a[1 << 26]; constexpr Z() : a() { for (int i = 0; i < (1 << 26); i++) a[i] = i; } };\nconstexpr Z z;"
+    yield Act("a constant array made step by step", kernel("x[0] = z.a[(int)x[1]];", made), COMPILER)
+    local = "thread_local char t[1u << 30];"
+    yield Act(
+        "thread-local memory of a gibibyte",
+        kernel("t[threadIdx.x] = 1; x[0] = t[(int)x[1]];", local),
+        COMPILER | KILLED,
+    )
+    guarded = "__device__ __noinline__ int f() { return *(volatile int*)8; }\nstatic int v = f();"
+    yield Act("a static variable that runs code", kernel("x[0] = v;", guarded), COMPILER, state=True)
+
+
+ACTS = [
+    *spelling(),
+    *twisting(),
+    *escaping(),
+    *assembling(),
+    *reaching(),
+    *exploding(),
+    *linking(),
+    *running(),
+    *injecting(),
+]
 FOUR = InputBuffer(16, data=np.zeros(4, np.float32).tobytes())
 PLAIN = Act(
     "plain", f'extern "C" __global__ void {NAME}(float* x) {{ x[threadIdx.x] = threadIdx.x; }}', frozenset()
@@ -352,7 +429,7 @@ async def check_unharmed(supervisor: Supervisor, worker: Worker, zygote: int | N
 
 @pytest.mark.parametrize(
     "acts",
-    [escaping, assembling, reaching, exploding, linking, running, injecting],
+    [escaping, assembling, reaching, exploding, linking, running, injecting, spelling, twisting],
     ids=lambda acts: acts.__name__,
 )
 async def test_each_act_is_refused_or_ended_and_the_next_kernel_is_right(scratch, acts):
@@ -365,7 +442,7 @@ async def test_each_act_is_refused_or_ended_and_the_next_kernel_is_right(scratch
 
 
 def test_there_are_enough_acts_and_each_is_another() -> None:
-    assert len(ACTS) >= 40
+    assert len(ACTS) >= 75
     assert len({act.what for act in ACTS}) == len({act.program() for act in ACTS}) == len(ACTS)
 
 
