@@ -175,29 +175,22 @@ template <auto kernel, class... A> struct entry<kernel, void (*)(A...)> {
     static __attribute__((noinline)) void run_flat(
         unsigned int first, unsigned int count, unsigned int row, unsigned int rows, typename plain<A>::type... a) {
         first &= LARGE_INDEX - 1, count &= 2 * STRIDED_ROW - 1;
-        const uint3 block = blockIdx, thread = threadIdx, length = blockDim, blocks = gridDim;
+        const uint3 block = blockIdx, thread = threadIdx, length = blockDim;
         unsigned int block_y = BLOCKS ? block.y : block.y + row / length.y;
         unsigned int thread_y = BLOCKS ? thread.y : row % length.y, block_x = block.x;
         for (; rows; rows--) {
-            if constexpr (Loop::atomic && PHASE != TURN) {
-                flat = whole = true, phase = PHASE;
-                blockIdx.x = block_x, blockIdx.y = block_y, threadIdx.y = thread_y;
-                for (unsigned int x = 0; x < count; x++) {
-                    if constexpr (PHASE != WHOLE) lane = x;
-                    index = first + x;
-                    kernel(a...);
+            if constexpr (Loop::atomic)
+                phase = PHASE, blockIdx.x = block_x, blockIdx.y = block_y, threadIdx.y = thread_y;
+            for (unsigned int x = 0; x < count; x++) {
+                flat = whole = true;
+                if constexpr (!Loop::atomic) {
+                    phase = PHASE;
+                    if constexpr (BLOCKS) blockIdx.x = block_x;
+                    else blockIdx.y = block_y, threadIdx.y = thread_y;
                 }
-            } else {
-                for (unsigned int x = 0; x < count; x++) {
-                    flat = whole = true, phase = PHASE;
-                    if constexpr (PHASE != WHOLE) lane = x;
-                    index = first + x;
-                    blockIdx.x = block_x, blockIdx.y = block_y, blockIdx.z = block.z;
-                    threadIdx.y = thread_y, threadIdx.z = thread.z;
-                    blockDim.x = length.x, blockDim.y = length.y, blockDim.z = length.z;
-                    gridDim.x = blocks.x, gridDim.y = blocks.y, gridDim.z = blocks.z;
-                    kernel(a...);
-                }
+                if constexpr (PHASE != WHOLE) lane = x;
+                index = first + x;
+                kernel(a...);
             }
             if constexpr (BLOCKS) block_x++;
             else if (++thread_y == length.y) thread_y = 0, block_y++;

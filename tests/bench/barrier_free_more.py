@@ -162,7 +162,7 @@ def add(kernel: Any, image: Any, floats: Any) -> None:
     kernel(
         "wave equation, linear index", "const float* before, const float* now, float* after, float c, int w, int h",
         f"{XY}\n int id = y * w + x;\n if (x > 0 && y > 0 && x < w - 1 && y < h - 1) {wave.format('id')}",
-        "RANGE(h, 16) if (i > 0 && i < h - 1) for (int x = 1; x < w - 1; x++) { int id = (int)i * w + x; "
+        "RANGE(h, 16) if (i > 0 && i < h - 1) for (int x = 1; x < w - 1; x++) { long id = i * w + x; "
         + wave.format("id") + " }",
         lambda rng: [rng.random(W * H, np.float32), rng.random(W * H, np.float32), np.zeros(W * H, np.float32),
                      np.float32(0.1), np.int32(W - 5), np.int32(H - 3)],
@@ -171,7 +171,7 @@ def add(kernel: Any, image: Any, floats: Any) -> None:
     kernel(
         "row and column from one index", "const float* m, const float* v, float* out, int rows, int columns",
         "int idx = blockIdx.x * blockDim.x + threadIdx.x;\n if (idx < rows * columns) { int c = idx % columns; out[idx] = m[idx] + v[c]; }",
-        "RANGE(rows, 64) for (int c = 0; c < columns; c++) out[i * columns + c] = m[i * columns + c] + v[c];",
+        "RANGE(rows * columns, 65536) { int c = (int)i % columns; out[i] = m[i] + v[c]; }",
         lambda rng: [rng.random(1 << 21, np.float32), rng.random(1024, np.float32), np.zeros(1 << 21, np.float32),
                      np.int32(2048), np.int32(1000)],
         grid=(2048 * 1000 // 256,),
@@ -188,7 +188,8 @@ def add(kernel: Any, image: Any, floats: Any) -> None:
         "several elements a thread", "const float* x, float* y, int n",
         "int base = (blockIdx.x * blockDim.x + threadIdx.x) * 4;\n#pragma unroll\n"
         "for (int k = 0; k < 4; k++) { if (base + k < n) y[base + k] = x[base + k] * 2.0f; }",
-        "RANGE(n, 65536) y[i] = x[i] * 2.0f;", floats(N, N), grid=(N // 1024,),
+        "RANGE((n + 3) / 4, 16384) for (int k = 0; k < 4; k++) { if (i * 4 + k < n) y[i * 4 + k] = x[i * 4 + k] * 2.0f; }",
+        floats(N, N), grid=(N // 1024,),
     )  # fmt: skip
     kernel(
         "z in a loop over layers, three indices", "const float* a, float* b, int w, int h, int d",
@@ -199,7 +200,7 @@ def add(kernel: Any, image: Any, floats: Any) -> None:
     )  # fmt: skip
     kernel(
         "bounds by a macro", "const float* x, float* y, int n",
-        f"{X}\n CHECK(i, n);\n y[i] = fmaxf(x[i], 0.25f);", "RANGE(n, 65536) y[i] = fmaxf(x[i], 0.25f);", floats(N, N),
+        f"{X}\n CHECK(i, n);\n y[i] = fmaxf(x[i], 0.25f);", "RANGE(n, 65536) y[i] = x[i] > 0.25f ? x[i] : 0.25f;", floats(N, N),
         before="#define CHECK(i, n) if ((i) >= (n)) return",
     )  # fmt: skip
     kernel(

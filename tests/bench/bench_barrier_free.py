@@ -1,8 +1,8 @@
 # ruff: noqa: T201  # a program that prints its figures
 """Kernels without barriers beside native loops: `python tests/bench/bench_barrier_free.py [COMPILER [WORD...]]`.
 
-Every case of `barrier_free_kernels.py` (or those with a WORD in the name): processor time of the kernel over that of the
-loop, both with the same compiler, flags and two threads, in turns; the median of `ROUNDS` such ratios, and their
+Every case of `barrier_free_kernels.py` (or those with a WORD in the name): processor time of the kernel over that of
+the loop, both with the same compiler, flags and two threads, in turns; the median of `ROUNDS` such ratios, and their
 quartiles. Both must give the same results. At the end: how many are above 1.2, and what compiling costs.
 """
 
