@@ -42,11 +42,18 @@ def main() -> None:
     parser.add_argument("--watch", type=float, default=120.0, help="virtual seconds that are counted")
     parser.add_argument("--churn", type=float, default=0.0, help="share of the peers that leaves each minute")
     parser.add_argument("--seed", type=int, default=5)
+    parser.add_argument("--limit", type=int, default=256, help="announcers from which on a topic splits")
     options = parser.parse_args()
     gc.disable()
     tell("peers", "messages", "gossip kB", "control kB", "direct kB", "leaves", "largest", "took s")
     for peers in options.peers:
-        scenario = Scenario(peers=peers, seed=options.seed, churn=options.churn, start_seconds=START_SECONDS)
+        scenario = Scenario(
+            peers=peers,
+            seed=options.seed,
+            churn=options.churn,
+            start_seconds=START_SECONDS,
+            limit=options.limit,
+        )
         rng = random.Random(scenario.seed)
         began = time.process_time()
         mesh = MeshSimulation(scenario, rng)
