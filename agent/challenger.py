@@ -33,6 +33,7 @@ from coppermesh.agent.challenge_facts import (
 )
 from coppermesh.agent.ledger import EvidenceFound
 from coppermesh.agent.ledger_store import LedgerStore, NotInLedger, ReceiptRow
+from coppermesh.agent.screens import counted
 from coppermesh.agent.story import StoryLine
 from coppermesh.agent.traces import CHALLENGE_FOR_US, open_recorded
 from coppermesh.exec.errors import ProgramInvalid
@@ -145,6 +146,13 @@ class Challenger:
         """Receipts of the same work by different providers, the task's own first."""
         own = [row for row in await self._ledger.receipts(job=job, index=index) if _ran(row)]
         if not own:
+            known = {row.index for row in await self._ledger.receipts(job=job, limit=LOOKED_THROUGH)}
+            if known and index > max(known):
+                count = counted(max(known) + 1, "task")
+                raise NotInLedger(
+                    f"job {job.hex()[:8]} has {count}, numbered from 0: there is no task {index} "
+                    f"(coppermesh challenge {job.hex()[:8]} {max(known)} asks about the last)"
+                )
             raise NotInLedger(
                 f"task {index} of job {job.hex()[:8]} has no receipt of a run that went well: nothing to challenge "
                 f"(coppermesh explain {job.hex()[:8]} tells how it went)"

@@ -6,6 +6,7 @@ Each verb imports what it needs when it runs: `coppermesh receipts verify` loads
 import argparse
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +16,7 @@ from coppermesh.agent import (
     bootstrap_verbs,
     doctor_verbs,
     economy_verbs,
+    layout,
     ledger_verbs,
     mesh_verbs,
     option_types,
@@ -67,6 +69,7 @@ example: coppermesh demo
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     options = _build_parser().parse_args(_joined(sys.argv[1:] if arguments is None else arguments))
+    layout.fit_to(shutil.get_terminal_size((layout.USUAL, 24)).columns)
     command: Callable[[argparse.Namespace], int] = options.command
     try:
         return command(options)
@@ -357,7 +360,10 @@ def _read(options: argparse.Namespace) -> int:
 def _control(options: argparse.Namespace) -> int:
     from coppermesh.agent.local_link import LocalLink
 
-    with LocalLink(home_of(options).socket_path) as link:
+    home = home_of(options)
+    if options.verb == "stop" and home.lock_holder() is None:
+        raise Unreachable(f"no agent runs in {home.path}: there is nothing to stop")
+    with LocalLink(home.socket_path) as link:
         given = {"cancel": "job", "pause": "now"}.get(options.verb)
         arguments = json.dumps({given: getattr(options, given)} if given is not None else {})
         facts = json.loads(link.call_json(options.verb, arguments))
@@ -410,7 +416,10 @@ def _explain(options: argparse.Namespace) -> int:
     from coppermesh.agent import receipt_commands as commands
 
     story = commands.explain(home_of(options), options.job)
-    print(json.dumps(story) if options.json else "\n".join(screens.printable(line) for line in story["text"]))
+    if options.json:
+        print(json.dumps(story))
+    else:
+        show([screens.printable(line) for line in story["text"]])
     return EXIT_OK
 
 

@@ -216,8 +216,14 @@ def _read(path: Path) -> str:
 
 
 def _tables(text: str, path: Path) -> dict[str, Any]:
+    """The file's values. A table may stand twice, as where somebody added lines at the end: its settings add up."""
     try:
-        return tomllib.loads(text)
+        try:
+            return tomllib.loads(text)
+        except ValueError as error:
+            if "twice" not in str(error):
+                raise
+            return tomllib.loads(_regrouped(text))
     except ValueError as error:  # TOMLDecodeError, and what Python says of a number of thousands of digits
         raise ConfigError(
             f"{path}: not TOML: {_twice(text, str(error)) or f'{error}{_quoted(text, str(error))}'}"
@@ -226,8 +232,21 @@ def _tables(text: str, path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not TOML: nested too deeply") from None
 
 
+def _regrouped(text: str) -> str:
+    """The same lines, those of each table together below its first heading."""
+    tables: dict[str, list[str]] = {"": []}
+    lines = tables[""]
+    for line in text.splitlines():
+        header = _TABLE_LINE.match(line)
+        if header is None:
+            lines.append(line)
+        else:
+            lines = tables.setdefault(header[1], [f"[{header[1]}]"])
+    return "\n".join(line for part in tables.values() for line in part)
+
+
 def _twice(text: str, error: str) -> str:
-    """Which table or key stands twice, and where, if that is the error; found as `_line_of` does."""
+    """Which key stands twice, and where, if that is the error; found as `_line_of` does."""
     if "twice" not in error and "overwrite" not in error:
         return ""
     table = ""
@@ -236,20 +255,11 @@ def _twice(text: str, error: str) -> str:
         header, found = _TABLE_LINE.match(line), _KEY_LINE.match(line)
         if header is not None:
             table = header[1]
-            name, advice = (
-                "",
-                f"the table [{table}] stands twice, in lines {{}} and {number}: put all its settings below one",
-            )
         elif found is not None:
-            name, advice = (
-                found[1],
-                f"the setting {found[1]} stands twice, in lines {{}} and {number}: keep one of them",
-            )
-        else:
-            continue
-        if (table, name) in seen:
-            return advice.format(seen[table, name])
-        seen[table, name] = number
+            if (table, found[1]) in seen:
+                first = seen[table, found[1]]
+                return f"the setting {found[1]} stands twice, in lines {first} and {number}: keep one of them"
+            seen[table, found[1]] = number
     return ""
 
 

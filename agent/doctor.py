@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from coppermesh.agent import layout
 from coppermesh.agent.isolation import witness, witness_scrub
 from coppermesh.exec.device import probe_gpus
 from coppermesh.exec.sandbox.layers import FLOOR, LAYERS, SCRUB
@@ -23,7 +24,7 @@ def run_doctor(home: Path, *, as_json: bool) -> int:
     if as_json:
         print(json.dumps(describe(seen)))
     else:
-        print("\n".join(tell(seen)))
+        print("\n".join(layout.fold(tell(seen))))
     return 0 if held >= FLOOR else EXIT_BELOW_FLOOR
 
 

@@ -19,6 +19,7 @@ from coppermesh.agent.verbs import (
     add_mesh,
     add_verb,
     home_of,
+    show,
 )
 
 _EPILOG = """\
@@ -65,7 +66,7 @@ def _doctor(options: argparse.Namespace) -> int:
         print("Network")
         _print(network, as_json=False)
         print("\nSandbox")
-        print("\n".join(doctor.tell(seen)))
+        show(doctor.tell(seen))
     return code or (EXIT_OK if sandbox["strangers_kernels"] else EXIT_FAILED)
 
 
@@ -93,4 +94,4 @@ def _print(network: dict[str, Any], *, as_json: bool) -> None:
         print(json.dumps(network))
     else:
         lines = tell([Finding(**finding) for finding in network["findings"]])
-        print("\n".join(screens.printable(line) for line in lines))
+        show([screens.printable(line) for line in lines])

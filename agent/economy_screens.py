@@ -1,6 +1,6 @@
 """What `coppermesh price` and `earnings` show a person: lines from the facts that `--json` prints. Pure."""
 
-from coppermesh.agent.screens import Facts, counted, duration, money, printable, table
+from coppermesh.agent.screens import Facts, counted, duration, money, number, printable, table
 
 _SOURCES = {
     "owner": "by config.toml",
@@ -62,28 +62,26 @@ def earnings(facts: Facts) -> list[str]:
         "ELECTRICITY",
         "WEAR",
         "NET",
+        "UNIT",
         "ENERGY",
     )
     rows = [_row(line, facts["by"]) for line in (*facts["lines"], *facts["totals"])]
-    lines = table(headings, rows, right=range(1, len(headings)))
+    lines = table(headings, rows, right=[*range(1, 8), 9])
     lines += _notes(facts)
     return lines
 
 
 def _row(line: Facts, by: str) -> tuple[str, ...]:
-    unit = line["unit"]
     group = line["group"][:16] if by in ("job", "receipt") else line["group"]
+    group = group[-8:] if by == "peer" else group
     return (
         group,
         str(line["tasks"]),
         duration(line["work_us"] / 1e6),
-        *(_signed(line[name], unit) for name in ("income", "pending", "electricity", "wear", "net")),
+        *(number(line[name]) for name in ("income", "pending", "electricity", "wear", "net")),
+        line["unit"],
         _energy(line),
     )
-
-
-def _signed(amount: int, unit: str) -> str:
-    return f"-{money(-amount, unit)}" if amount < 0 else money(amount, unit)
 
 
 def _energy(line: Facts) -> str:

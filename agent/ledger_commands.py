@@ -18,7 +18,7 @@ from coppermesh.agent.ledger_reader import LedgerReader
 from coppermesh.agent.ledger_scan import LedgerPlace, find_ledgers, scan_ledger
 from coppermesh.agent.local_link import MESH
 from coppermesh.agent.mesh_state import id_of
-from coppermesh.agent.screens import counted, money, table
+from coppermesh.agent.screens import counted, number, table
 from coppermesh.p2p.errors import MeshError
 from coppermesh.p2p.ids import MeshId, PeerId, format_peer
 from coppermesh.p2p.signing import PeerKey
@@ -59,23 +59,15 @@ def balance_lines(rows: list[dict[str, Any]]) -> list[str]:
         (
             row["peer"][-8:],
             row["mesh"],
-            money(row["owed_to_me"], row["unit"]),
-            money(row["owed_by_me"], row["unit"]),
-            signed_money(row["net"], row["unit"]),
-            money(row["pending"], row["unit"]),
-            money(row["disputed"], row["unit"]),
-            signed_money(row["stated"], row["unit"]),
-            signed_money(row["paid"], row["unit"]),
+            *(number(row[name]) for name in ("owed_to_me", "owed_by_me", "net", "pending", "disputed")),
+            number(row["stated"]),
+            number(row["paid"]),
+            row["unit"],
         )
         for row in rows
     ]
-    headings = ("PEER", "MESH", "OWES ME", "I OWE", "NET", "NOT ANSWERED", "DISPUTED", "STATED", "PAID")
+    headings = ("PEER", "MESH", "OWES ME", "I OWE", "NET", "UNANSWERED", "DISPUTED", "STATED", "PAID", "UNIT")
     return table(headings, cells, right=(2, 3, 4, 5, 6, 7, 8))
-
-
-def signed_money(amount: int, unit: str) -> str:
-    """An amount that may be below zero: `-0.000123 usd`."""
-    return ("-" if amount < 0 else "") + money(abs(amount), unit)
 
 
 def audit(home: Home, mesh: str | None = None) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def _audit(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(facts))
     else:
-        print("\n".join(screens.printable(line) for line in commands.audit_lines(facts)))
+        show([screens.printable(line) for line in commands.audit_lines(facts)])
     return EXIT_OK if facts["ok"] else EXIT_FAILED
 
 
@@ -91,7 +91,10 @@ def _compare(options: argparse.Namespace) -> int:
     peer = named_peer(home_of(options), options.peer)
     with LocalLink(home_of(options).socket_path, timeout_s=LONG_CALL_SECONDS) as link:
         facts = json.loads(link.call_json("ledger-compare", json.dumps({"peer": peer})))
-    print(json.dumps(facts) if options.json else "\n".join(comparison_lines(facts)))
+    if options.json:
+        print(json.dumps(facts))
+    else:
+        show(comparison_lines(facts))
     return EXIT_OK if facts["same"] else EXIT_FAILED
 
 

@@ -84,7 +84,7 @@ def verify_file(path: Path) -> dict[str, Any]:
         if data.startswith(b"{"):
             return verify_lines(path)
     except OSError as error:
-        return {"ok": False, "sentence": f"{path}: {error.strerror}"}
+        return {"ok": False, "unread": True, "sentence": _unread(path, error)}
     proof = verify_proof_file(path)
     if proof is not None:
         return proof
@@ -107,6 +107,16 @@ def verify_file(path: Path) -> dict[str, Any]:
         "receipt": {"id": verified.receipt.id.hex(), **ledger_views.record_facts(verified.receipt.record)},
         "countersignature": None if answer is None else ledger_views.record_facts(answer.record),
     }
+
+
+def _unread(path: Path, error: OSError) -> str:
+    """Nothing was checked, so nothing is said of a receipt."""
+    text = f"{path} cannot be read: {error.strerror}"
+    if isinstance(error, FileNotFoundError):
+        text += "; wanted is a file that `coppermesh receipts save` or `receipts export` wrote"
+        if set(path.name.lower()) <= set("0123456789abcdef"):
+            text += f" (coppermesh receipts save {path.name} FILE)"
+    return text
 
 
 def ask(home: Home, method: str, arguments: dict[str, Any], offline: Callable[[LedgerReader], T]) -> T:

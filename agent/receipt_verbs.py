@@ -106,7 +106,10 @@ def _show(options: argparse.Namespace) -> int:
     from coppermesh.agent import receipt_commands as commands
 
     facts = commands.show(home_of(options), options.receipt)
-    print(json.dumps(facts) if options.json else "\n".join(screens.receipt(facts)))
+    if options.json:
+        print(json.dumps(facts))
+    else:
+        show(screens.receipt(facts))
     return EXIT_OK
 
 
@@ -162,5 +165,8 @@ def _verify(options: argparse.Namespace) -> int:
     from coppermesh.agent import receipt_commands as commands
 
     facts = commands.verify_file(options.file)
-    print(json.dumps(facts) if options.json else "\n".join(screens.verified_receipt(facts)))
+    if options.json:
+        print(json.dumps(facts))
+    else:
+        show(screens.verified_receipt(facts))
     return EXIT_OK if facts["ok"] else EXIT_FAILED

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from coppermesh.agent import layout
+
 Facts = Mapping[str, Any]
 MAX_CELL = 64
 """Characters of a setting's value; `--json` has all of it."""
@@ -27,22 +29,19 @@ def printable(text: str) -> str:
 def table(
     headings: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[int] = ()
 ) -> list[str]:
-    """Columns padded to their widest cell; those numbered in `right` are aligned right."""
-    cells = [[printable(str(cell)).replace("\n", " ") for cell in row] for row in [headings, *rows]]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(headings))]
-    lines = []
-    for row in cells:
-        padded = [
-            cell.rjust(width) if column in right else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(padded).rstrip())
-    return lines
+    """Columns padded to their widest cell, wide text wrapped to fit the screen; those in `right` are aligned right."""
+    cells = [[printable(str(cell)).replace("\n", " ") for cell in row] for row in rows]
+    return layout.lay_out(headings, cells, right)
 
 
 def money(amount: int, unit: str) -> str:
     """An amount of 10^-6 units, exactly: `0.000123 usd`."""
     return f"{amount // 1_000_000}.{amount % 1_000_000:06d} {unit}"
+
+
+def number(amount: int) -> str:
+    """The same for a table with a column for the unit; it may be below zero: `-0.000123`."""
+    return f"{'-' if amount < 0 else ''}{money(abs(amount), '')}".rstrip()
 
 
 def counted(number: int, noun: str) -> str:
@@ -274,6 +273,8 @@ def _in_words(name: str, value: object, unit: str) -> str:
 
 def verified_receipt(facts: Facts) -> list[str]:
     """`coppermesh receipts verify`."""
+    if facts.get("unread"):
+        return [f"nothing was verified: {printable(facts['sentence'])}"]
     if not facts["ok"]:
         return [f"NOT VALID: {printable(facts['sentence'])}"]
     said = f"valid: {printable(facts['sentence'])}"

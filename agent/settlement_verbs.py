@@ -189,7 +189,10 @@ def _payout_bind(options: argparse.Namespace) -> int:
         # The secret stays in this process: the agent sees the signature only.
         signature = key.sign(Payout.DOMAIN, bytes.fromhex(asked["sign"]))
         facts = _call(options, "payout-bind", signature=signature.hex())
-    print(json.dumps(facts) if options.json else "\n".join(payout_lines(facts)))
+    if options.json:
+        print(json.dumps(facts))
+    else:
+        show(payout_lines(facts))
     return EXIT_OK
 
 
@@ -201,7 +204,10 @@ def _payout_show(options: argparse.Namespace) -> int:
         facts = _call(options, "payout-ask", peer=named_peer(home_of(options), options.peer))
     else:
         facts = commands.own_payout(home_of(options))
-    print(json.dumps(facts) if options.json else "\n".join(map(screens.printable, payout_lines(facts))))
+    if options.json:
+        print(json.dumps(facts))
+    else:
+        show(list(map(screens.printable, payout_lines(facts))))
     return EXIT_OK
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from coppermesh.agent.ledger_compare import Comparison, Entry
 from coppermesh.agent.payouts import check_payout, why_not
 from coppermesh.agent.reputation import Reputation, exposure_limit
-from coppermesh.agent.screens import counted, moment, money, table
+from coppermesh.agent.screens import counted, moment, money, number, table
 from coppermesh.agent.settlement import State
 from coppermesh.agent.settling_rules import other_side
 from coppermesh.agent.statements import net_for
@@ -59,19 +59,16 @@ def statement_lines(rows: list[dict[str, Any]]) -> list[str]:
             row["with"][-8:],
             row["number"],
             row["receipts"],
-            money(row["earned_by_me"], row["unit"]),
-            money(row["earned_by_them"], row["unit"]),
-            _net(row),
+            number(row["earned_by_me"]),
+            number(row["earned_by_them"]),
+            number(row["net"]),
+            row["unit"],
             row["state"] or ("signed" if row["signed_by_both"] else "not signed yet"),
         )
         for row in rows
     ]
-    headings = ("STATEMENT", "WITH", "NO", "RECEIPTS", "I EARNED", "THEY EARNED", "NET", "STATE")
+    headings = ("STATEMENT", "WITH", "NO", "RECEIPTS", "I EARNED", "THEY EARNED", "NET", "UNIT", "STATE")
     return table(headings, cells, right=(2, 3, 4, 5, 6))
-
-
-def _net(row: Facts) -> str:
-    return ("-" if row["net"] < 0 else "") + money(abs(row["net"]), row["unit"])
 
 
 def told_statement(row: Facts) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from coppermesh.agent import option_types, screens
+from coppermesh.agent import layout, option_types, screens
 from coppermesh.agent.home import Home, default_home
 from coppermesh.p2p.errors import MeshError
 
@@ -105,7 +105,7 @@ def home_of(options: argparse.Namespace) -> Home:
 def show(lines: Sequence[str], nothing: str = "") -> None:
     """Data to stdout; where there is none, the sentence that says so is talk."""
     if lines:
-        print("\n".join(lines))
+        print("\n".join(layout.fold(lines)))
     else:
         print(f"coppermesh: {nothing}", file=sys.stderr)
 

@@ -1,5 +1,6 @@
 """Settings: defaults, the file, overrides, and for all that is wrong the file, the key and what is wanted."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from coppermesh.agent.config import (
     default_peers,
     load_config,
 )
+from coppermesh.agent.config_file import template
 from coppermesh.agent.home import Home
 from coppermesh.p2p.ids import PeerId, format_peer
 
@@ -89,8 +91,8 @@ def test_overrides_win_and_none_means_not_given(home: Home) -> None:
         ("rtae = 5", r"line 1: 'rtae': no such setting; did you mean rate\?$"),
         ("zzzzzz = 5", r"line 1: 'zzzzzz': no such setting; there are bootstrap,"),
         (
-            "[sharing]\npaused = true\n[sharing]\n",
-            r"not TOML: the table \[sharing\] stands twice, in lines 1 and 3",
+            "[sharing]\npaused = true\n[costs]\n[sharing]\npaused = false",
+            "not TOML: the setting paused stands twice, in lines 2 and 5: keep one",
         ),
         ("rate = 1\n\nrate = 2", "not TOML: the setting rate stands twice, in lines 1 and 3: keep one"),
         ("sharing.paused = true\n[sharing]\n", "not TOML: Cannot declare"),
@@ -174,3 +176,19 @@ def test_any_value_is_taken_or_refused_in_words(home: Home, key: str, value: obj
         assert key in str(error)
     else:
         assert isinstance(config, Config)
+
+
+def test_lines_of_a_table_may_be_added_at_the_end(home: Home) -> None:
+    write(home, "rate = 5\n[sharing]\nmemory_share = 0.25\n\n[costs]\nwear = 1\n[sharing]\npaused = true\n")
+    config = load_config(home)
+    assert (config.rate, config.sharing.memory_share, config.sharing.paused) == (5, 0.25, True)
+    assert config.costs.wear == 1
+
+
+def test_the_readmes_own_lines_go_below_the_commented_file(home: Home) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    lines = re.findall(r"```toml\n(.*?)```", readme, re.DOTALL)[0].replace('"12D3KooW..."', "")
+    write(home, template() + lines)
+    config = load_config(home)
+    assert config.sharing.hours
+    assert config.costs.tariff == 300_000
