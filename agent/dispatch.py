@@ -48,6 +48,7 @@ from coppermesh.agent.dispatch_events import (
 from coppermesh.agent.dispatch_group import Group, Near
 from coppermesh.agent.dispatch_placing import Placing
 from coppermesh.agent.dispatch_state import SECOND, Attempt, DispatchCounts, DispatchLimits, Job, Lease
+from coppermesh.agent.matching import Requirement
 from coppermesh.p2p.ids import PeerId
 
 __all__ = ["BLAMELESS_CODES", "LEASE_OVER_CODES", "Dispatcher"]
@@ -86,6 +87,10 @@ class Dispatcher:
             leases=len(self._board.leases),
             events_ignored=self._ignored,
         )
+
+    def waiting(self) -> dict[Requirement, int]:
+        """How many tasks wait for a lease that may have them, by what they need."""
+        return {group.requirement: group.waiting for group in self._board.groups.values() if group.waiting}
 
     def handle(self, event: Event, now_us: int) -> list[Instruction]:
         """Take one event and say what to do, in this order. Events about things unknown or over are ignored.
@@ -183,8 +188,9 @@ class Dispatcher:
         group.add_lease(lease, self._board.now_us)
         if lease.is_spent or self._board.is_ending(lease):
             # It will be released at once; asking the same provider again at once would give the same.
-            self._board.put_back[lease.provider] = self._board.now_us + self._limits.put_back_us
-        elif len(group.leases) > self._limits.max_held:
+            back_us = self._board.now_us + self._limits.put_back_us
+            self._board.put_back[lease.provider] = max(back_us, self._board.put_back.get(lease.provider, 0))
+        elif len(group.leases) > group.most_held(self._board.now_us, self._limits):
             self._board.release(lease, "surplus", "more leases were granted than are of use")
         return [group]
 
@@ -205,6 +211,8 @@ class Dispatcher:
         group.able = None if event.left is None else len(event.left)
         missing = group.wanted > 0
         group.end_negotiation(event.granted, self._board.now_us, self._limits)
+        if not event.granted:
+            self._pardon(group, event.left)
         if event.hopeless:
             self._give_up_hopeless(group)
         if event.left is not None and not event.granted:
@@ -238,6 +246,16 @@ class Dispatcher:
                     )
                     if left <= peers and tried and job.id in group.jobs:
                         self._fail_alike(job, index, code)
+
+    def _pardon(self, group: Group, left: frozenset[PeerId] | None) -> None:
+        """Nobody gives a lease but, perhaps, those that rest after what they lost: one more try for each."""
+        board, limits = self._board, self._limits
+        if group.leases:
+            return
+        resting = board.records.resting(board.now_us)
+        alone = left is not None and left <= resting | board.put_back.keys()
+        if resting and (alone or group.fruitless >= limits.last_resort):
+            board.records.pardon(board.now_us)
 
     def _make_room(self, group: Group) -> list[Group]:
         """Too few leases were to be had: our own idle ones of other groups may hold the very slots."""
@@ -284,7 +302,8 @@ class Dispatcher:
             board.lose(board.leases[event.lease], event.code, event.sentence, blame=False)
             board.out.append(ReleaseLease(event.lease, "lost", f"the provider says {event.code}"))
         else:
-            board.retry(job, event.index, event.lease, event.code, event.sentence, blame=True)
+            failed = isinstance(event, TaskFailed)
+            board.retry(job, event.index, event.lease, event.code, event.sentence, blame=True, lost=failed)
             if isinstance(event, TaskFailed) and event.code not in OF_THE_LINE and job.id in board.jobs:
                 self._note_alike(job, event, found[0].provider)
         return [group]
@@ -320,12 +339,15 @@ class Dispatcher:
                 continue
             if by is not None and other.began < by.began:  # what was begun later was done sooner
                 self._board.blame(job, index, other)
+            if self._is_stalled(group, other, by):
+                self._board.records.note_lost(other.provider, self._board.now_us)
             self._board.drop_attempt(job, index, other, f"task {index} was done by another attempt first")
         self._doubts.done(job, index, by)
         group.finish(job, index)
         if by is not None:
             job.praise(by.provider)
             self._board.failing.pop(by.provider, None)
+            self._board.records.note_done(by.provider)
         if job.done == job.tasks:
             self._board.end_job(job, "all tasks are done")
             self._board.out.append(
@@ -357,6 +379,14 @@ class Dispatcher:
         group = self._board.groups[job.requirement]
         self._doubts.counted(job, event.index)
         return [group]
+
+    def _is_stalled(self, group: Group, other: Attempt, by: Attempt | None) -> bool:
+        """Its provider has done nothing for us yet, and was overtaken, or took much longer than others do."""
+        if not self._board.records.is_new(other.provider):
+            return False
+        slow_us = self._limits.straggle_factor * (group.typical_us or self._limits.least_straggle_us)
+        overtaken = by is not None and other.began < by.began
+        return overtaken or other.at_us + slow_us <= self._board.now_us
 
     # Time.
 
@@ -401,6 +431,9 @@ class Dispatcher:
             copy_us = self._placing.next_copy_us(group)
             if copy_us is not None and copy_us > self._board.now_us:
                 times.append(copy_us)
+            more_us = self._placing.next_longer_us(group)
+            if more_us is not None:
+                times.append(more_us)
         limits = self._limits
         for lease in self._board.leases.values():
             times.extend(lease.stopping.values())

@@ -18,6 +18,7 @@ from coppermesh.agent.dispatch_events import (
     Supersede,
 )
 from coppermesh.agent.dispatch_group import Group
+from coppermesh.agent.dispatch_records import Records
 from coppermesh.agent.dispatch_state import Attempt, DispatchLimits, Job, Lease
 from coppermesh.agent.matching import Requirement
 from coppermesh.p2p.ids import PeerId, short_peer
@@ -48,6 +49,7 @@ class Board:
         self.put_back: dict[PeerId, int] = {}
         self.failing: dict[PeerId, tuple[int, int]] = {}
         """Failures in a row of each provider over all jobs, and when the last was noted, on the count of starts."""
+        self.records = Records()
         self.deadlines: list[tuple[int, bytes]] = []
         self.starts = 0
         self.out: list[Instruction] = []
@@ -122,10 +124,15 @@ class Board:
             del self.failing[next(iter(self.failing))]
         limits = self.limits
         back_us = min(limits.put_back_us * PUT_BACK_FACTOR ** min(count - 1, 8), limits.max_put_back_us)
-        self.put_back[attempt.provider] = self.now_us + back_us
+        self.put_back[attempt.provider] = max(self.now_us + back_us, self.put_back.get(attempt.provider, 0))
 
-    def retry(self, job: Job, index: int, lease: bytes, code: str, sentence: str, *, blame: bool) -> None:
-        """Give up an attempt and queue the task again, or fail the job where that was the last."""
+    def retry(
+        self, job: Job, index: int, lease: bytes, code: str, sentence: str, *, blame: bool, lost: bool = True
+    ) -> None:
+        """Give up an attempt and queue the task again, or fail the job where that was the last.
+
+        `lost`: where its provider is to blame, it had begun, or would have.
+        """
         limits = self.limits
         attempt = job.end(index, lease)
         assert attempt is not None
@@ -136,6 +143,8 @@ class Board:
         job.last_reason = reason
         if blame:
             self.blame(job, index, attempt)
+            if lost:
+                self.records.note_lost(attempt.provider, self.now_us)
         self.out.append(Supersede(job.id, index, attempt.lease, reason))
         if index not in job.running:
             self.groups[job.requirement].requeue(job, index)
@@ -150,6 +159,9 @@ class Board:
         """Forget a lease that ended by itself; its tasks go back to the front, lowest first."""
         self.forget_lease(lease)
         blame = blame and code not in BLAMELESS_CODES
+        if code == "expired":  # no fault by itself; but what was sent could have been done in time
+            for _ in lease.outstanding:
+                self.records.note_lost(lease.provider, self.now_us)
         for job_id, index in sorted(lease.outstanding, reverse=True):
             job = self.jobs.get(job_id)
             if job is not None:  # else an earlier task of this loop was its job's last attempt
@@ -178,9 +190,21 @@ class Board:
         return (
             not lease.is_spent
             and not lease.paused
-            and lease.provider not in self.put_back
+            and self.may_take_more(lease.provider)
             and not self.is_ending(lease)
         )
+
+    def may_take_more(self, provider: PeerId) -> bool:
+        """It is neither put back nor at rest."""
+        return provider not in self.put_back and not self.records.rests(provider, self.now_us)
+
+    def may_take(self, lease: Lease) -> bool:
+        """Its provider's record allows one more task there."""
+        allowed = self.records.allowance(lease.provider, self.now_us)
+        if allowed is None:
+            return True
+        mine = (held for held in self.leases.values() if held.provider == lease.provider)
+        return sum(len(held.outstanding) for held in mine) < allowed
 
 
 def remember(ended: OrderedDict[K, None], key: K) -> None:

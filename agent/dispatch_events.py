@@ -236,6 +236,8 @@ class WantLeases:
     """Hold such a lease already: take others first (`matching.choose_bids`)."""
     deadline_us: int
     cause: str
+    fruitless: int = 0
+    """Negotiations for the same in a row that came to nothing: ask more widely."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,6 +158,28 @@ class Group:
         known = sorted(lease.service_us for lease in self.leases.values() if lease.service_us is not None)
         return known[(len(known) - 1) // 2] if known else None
 
+    def known_us(self, now_us: int) -> int | None:
+        """What a task takes; before any is done, at least as long as the first one runs already."""
+        if (typical_us := self.typical_us) is not None:
+            return typical_us
+        heads = [head for lease in self.leases.values() if (head := lease.head()) is not None]
+        return max((now_us - since_us for _, since_us in heads), default=None)
+
+    def tasks_per_lease(self, now_us: int, limits: DispatchLimits) -> int:
+        """How many tasks are worth a lease of their own."""
+        known_us = self.known_us(now_us)
+        if not known_us:
+            return limits.tasks_per_lease
+        return max(1, min(limits.tasks_per_lease, limits.lease_work_us // known_us))
+
+    def most_leases(self, now_us: int, limits: DispatchLimits) -> int:
+        """How many leases may be wanted."""
+        return limits.max_long_leases if self.tasks_per_lease(now_us, limits) == 1 else limits.max_leases
+
+    def most_held(self, now_us: int, limits: DispatchLimits) -> int:
+        """How many leases may be kept, useless ones included."""
+        return limits.max_held + self.most_leases(now_us, limits) - limits.max_leases
+
     def finish(self, job: Job, index: int) -> None:
         """Mark a task done, whether it was running or waiting for its next attempt."""
         was_waiting = job.waiting

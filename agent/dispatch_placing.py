@@ -45,6 +45,25 @@ class Placing:
         if group.is_empty:
             self._board.groups.pop(group.requirement, None)
 
+    def next_longer_us(self, group: Group) -> int | None:
+        """When the tasks that run for the first time will have run long enough for more leases to be wanted."""
+        board, limits = self._board, self._board.limits
+        if group.typical_us is not None or not self._backlog(group):
+            return None
+        known_us = group.known_us(board.now_us)
+        steps = (limits.lease_work_us // 2, limits.lease_work_us)
+        ahead = [step - known_us for step in steps if known_us is not None and step > known_us]
+        return board.now_us + min(ahead) if ahead else None
+
+    def _backlog(self, group: Group) -> int:
+        """Tasks that an idle lease could take: they wait here, or behind another and were not moved before."""
+        behind = 0
+        for lease in group.leases.values():
+            for job_id, index in islice(lease.outstanding, 1, None):
+                trouble = self._board.jobs[job_id].troubles.get(index)
+                behind += not (trouble and trouble.moved)
+        return group.waiting + behind
+
     def next_copy_us(self, group: Group) -> int | None:
         """When the next task counts as a straggler, where it can be helped."""
         return min((due_us for due_us, *_ in self._stragglers(group)), default=None)
@@ -71,10 +90,9 @@ class Placing:
         default_us = group.typical_us or LEAST_SERVICE_US
         while group.waiting and usable:
             lease = min(usable, key=lambda found: _expected(found, default_us))
-            full = not lease.room or len(lease.outstanding) >= min(
-                _queue(lease, board.limits.unproven_tasks), share or MAX_SCAN
-            )
-            found = None if full else group.take(lease, board.now_us, board.limits.max_strikes, self._near)
+            found = None
+            if self._has_room(lease, share):
+                found = group.take(lease, board.now_us, board.limits.max_strikes, self._near)
             if found is None:
                 usable.remove(lease)
             else:
@@ -85,10 +103,15 @@ class Placing:
         board = self._board
         for lease in group.leases.values():
             due = lease.may_extend and board.now_us >= lease.extend_us(board.limits)
-            if due and lease.provider not in board.put_back:
+            if due and board.may_take_more(lease.provider):
                 lease.extending = True
                 left_s = max(0, lease.expires_us - board.now_us) // SECOND
                 board.out.append(ExtendLease(lease.id, f"it ends in {left_s} s and has work"))
+
+    def _has_room(self, lease: Lease, share: int | None = None) -> bool:
+        """One more task is of use there, and allowed."""
+        queue = min(_queue(lease, self._board.limits.unproven_tasks), share or MAX_SCAN)
+        return bool(lease.room) and len(lease.outstanding) < queue and self._board.may_take(lease)
 
     # Evening out.
 
@@ -97,8 +120,11 @@ class Placing:
         return [
             lease
             for lease in group.leases.values()
-            if lease.is_idle and lease.room and board.is_usable(lease) and lease.service_us is not None
+            if lease.is_idle and lease.room and board.is_usable(lease) and board.may_take(lease)
         ]
+
+    def _proven_idle(self, group: Group) -> list[Lease]:
+        return [lease for lease in self._idle(group) if lease.service_us is not None]
 
     def _steal(self, group: Group) -> None:
         """Idle leases take tasks that wait behind others where it takes long."""
@@ -119,20 +145,25 @@ class Placing:
 
     def _worth_moving(self, group: Group, lease: Lease) -> tuple[Job, int, Lease] | None:
         """The task that gains most by being moved to `lease`, of those that have not begun."""
-        best, best_gain_us = None, self._board.limits.move_gain_us
+        best, best_gain_us = None, 0
+        known_us = group.known_us(self._board.now_us) or 0
+        if lease.service_us is None and known_us < self._board.limits.lease_work_us // 2:
+            return None  # nothing is known of it, nor that it is worth while
+        own_us = known_us if lease.service_us is None else lease.service_us
         for old in group.leases.values():
             if len(old.outstanding) < 2 or old.provider == lease.provider:
                 continue
-            gain_us = self._wait_us(old) - 2 * (lease.service_us or 0)
-            if gain_us > best_gain_us and (found := self._movable(old, lease)):
+            gain_us = self._wait_us(old, known_us) - own_us
+            least_us = max(best_gain_us, self._board.limits.move_gain_us, own_us // 4)
+            if gain_us > least_us and (found := self._movable(old, lease)):
                 best, best_gain_us = (*found, old), gain_us
         return best
 
-    def _wait_us(self, lease: Lease) -> int:
+    def _wait_us(self, lease: Lease, known_us: int) -> int:
         """How long the last task there is expected to take from now on."""
         head = lease.head()
         running_us = self._board.now_us - head[1] if head else 0
-        service_us = max(lease.service_us or 0, running_us)
+        service_us = max(known_us if lease.service_us is None else lease.service_us, running_us)
         return len(lease.outstanding) * service_us - min(running_us, service_us)
 
     def _movable(self, old: Lease, lease: Lease) -> tuple[Job, int] | None:
@@ -165,7 +196,7 @@ class Placing:
 
     def _stragglers(self, group: Group) -> Iterator[tuple[int, Job, int, Lease, Lease]]:
         """Tasks that run alone while another lease is idle: when each is due for a second copy, and where."""
-        idle = [] if group.waiting or len(group.leases) < 2 else self._idle(group)
+        idle = [] if group.waiting or len(group.leases) < 2 else self._proven_idle(group)
         typical_us = group.typical_us
         if not idle or typical_us is None:
             return
@@ -203,20 +234,27 @@ class Placing:
         if not group.jobs or group.negotiating_until_us is not None or board.now_us < group.retry_us:
             return
         usable = [lease for lease in group.leases.values() if board.is_usable(lease)]
+        per_lease = group.tasks_per_lease(board.now_us, limits)
         if group.waiting:
-            useless = [lease for lease in usable if lease.room]
+            useless = [lease for lease in usable if self._has_room(lease)]
             held = len(usable) - len(useless)
-            by_load = -(-(group.waiting + group.outstanding) // limits.tasks_per_lease)
+            by_load = -(-(group.waiting + group.outstanding) // per_lease)
+        elif per_lease == 1 and (behind := self._backlog(group)):
+            # Each of them takes long, and would begin at once elsewhere.
+            useless = []
+            held = len(usable)
+            by_load = sum(bool(lease.outstanding) for lease in usable) + behind
         else:
             useless = []
             held = len(group.leases)
             by_load = 0
-        target = min(limits.max_leases, max(group.least_leases, by_load))
-        count = min(target - held, limits.max_held - len(group.leases))
+        target = min(group.most_leases(board.now_us, limits), max(group.least_leases, by_load))
+        count = min(target - held, group.most_held(board.now_us, limits) - len(group.leases))
         if count <= 0:
             return
         exclude = (
             set(board.put_back)
+            | board.records.resting(board.now_us)
             | {lease.provider for lease in useless}
             | group.barred(limits.max_strikes)
             | group.served_out()
@@ -231,6 +269,7 @@ class Placing:
                 held=frozenset(lease.provider for lease in group.leases.values()),
                 deadline_us=deadline_us,
                 cause=f"{wait}, {held} of {target} leases held",
+                fruitless=group.fruitless,
             )
         )
 

@@ -37,11 +37,17 @@ class DispatchLimits:
     unproven_tasks: int = MAX_SCAN
     """Tasks at once under a lease before the first of them has ended."""
     tasks_per_lease: int = 4
-    """One more lease is wanted for each so many tasks."""
+    """One more lease is wanted for each so many tasks, as long as tasks are short or nothing is known of them."""
+    lease_work_us: int = SECOND
+    """Where tasks are known to take long, one more lease is wanted for each so much work."""
     max_leases: int = 8
     """Leases wanted for one requirement."""
+    max_long_leases: int = 64
+    """The same where each task takes `lease_work_us` or longer, so that each lease is worth its negotiation."""
     max_held: int = 16
     """Leases kept for one requirement, those that are of no use at the moment included."""
+    last_resort: int = 4
+    """Negotiations without a lease in a row after which those that rest get one more try."""
     put_back_us: int = 30 * SECOND
     """How long a provider that failed gets no task of any job; each further time in a row `PUT_BACK_FACTOR` times."""
     max_put_back_us: int = 3600 * SECOND

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import trio
+from blake3 import blake3
 
 from coppermesh.agent import auction
 from coppermesh.agent.auction import Auction
@@ -21,7 +22,15 @@ from coppermesh.agent.jobs import JobState
 from coppermesh.agent.lease_signing import GrantedLease, LeaseSigner
 from coppermesh.agent.leases import check_bid, lease_life_us
 from coppermesh.agent.ledger_store import LedgerStore
-from coppermesh.agent.matching import Refusal, Requirement, Survey, bid_misfits, survey
+from coppermesh.agent.matching import (
+    Candidate,
+    Refusal,
+    Requirement,
+    Survey,
+    bid_misfits,
+    survey,
+    whom_to_ask,
+)
 from coppermesh.agent.negotiation import Move, Negotiation, Role
 from coppermesh.agent.policy import LASTING_CODES
 from coppermesh.agent.pricing import MAX_MONEY, format_rate
@@ -30,7 +39,7 @@ from coppermesh.agent.speeds import OwnSpeeds
 from coppermesh.agent.story import StoryLine
 from coppermesh.p2p.announcements import AnnouncementBook
 from coppermesh.p2p.control import ControlHub
-from coppermesh.p2p.envelope import Opened, open_record, sign_record
+from coppermesh.p2p.envelope import Opened, open_record, seal_record
 from coppermesh.p2p.errors import MeshError, Refused, RemoteProtocolError, Unreachable
 from coppermesh.p2p.ids import MeshId, PeerId, short_peer
 from coppermesh.p2p.messages import Nothing, OrderAbandoned, OrderReply, OrderRequest
@@ -43,8 +52,6 @@ TELL_SECONDS = 2.0
 ORDER_LIFE_US = 30_000_000
 MAX_SOUGHT = 8
 """Providers that fit and are not connected, sought for one order; the best by announcement first."""
-MAX_ASKED = 64
-"""Providers asked for one lease; the best by announcement first."""
 
 _log = logging.getLogger(__name__)
 
@@ -138,7 +145,7 @@ class LeaseBroker:
             self._note(jobs, "announcement", peer, text)
             if peer not in want.exclude and peer not in found.without_device:
                 _note_refusal(jobs, peer, *reasons)
-        asked, slow = self._whom_to_ask(found, want.requirement, jobs, refusals)
+        asked, slow = self._whom_to_ask(found, want, jobs, refusals)
         order = self._new_order(want, jobs)
         draw = partial(_spread, held=want.held, draw=order.id)
         market = Auction(asked, want.count, self._now_us(), draw)
@@ -164,19 +171,19 @@ class LeaseBroker:
     def _whom_to_ask(
         self,
         found: Survey,
-        requirement: Requirement,
+        want: WantLeases,
         jobs: list[JobState],
         refusals: dict[PeerId, tuple[Refusal, ...]],
     ) -> tuple[list[PeerId], set[PeerId]]:
         """Of those that fit: who is connected and not known to be too slow; and who is too slow."""
-        connected = set(self._hub.peers())
-        asked: list[PeerId] = []
+        connected, requirement, know = set(self._hub.peers()), want.requirement, self._knowledge
         away: list[PeerId] = []
         slow: set[PeerId] = set()
         programs = _programs(jobs)
+        reachable: list[Candidate] = []
         for candidate in found.fitting:
             peer = candidate.peer
-            speed = self._knowledge.speeds.speed(peer, programs) if requirement.min_speed else 0
+            speed = know.speeds.speed(peer, programs) if requirement.min_speed else 0
             if 0 < speed < requirement.min_speed:
                 text = f"measured here at {speed} Mop/s on these programs, wanted {requirement.min_speed}"
                 slow.add(peer)
@@ -186,11 +193,15 @@ class LeaseBroker:
                 self._pass_over(
                     jobs, peer, Refusal("unconnected", "announced, but no connection to it"), refusals
                 )
-            elif len(asked) < MAX_ASKED:
-                asked.append(peer)
-        if away or not asked:
+            else:
+                reachable.append(candidate)
+        if away or not reachable:
             self._seek(away[:MAX_SOUGHT])
-        return asked, slow
+        drawn = self._random_bytes(16)
+        chosen = whom_to_ask(
+            reachable, want.count, want.fruitless, lambda peer: blake3(drawn + peer).digest()
+        )
+        return [candidate.peer for candidate in chosen], slow
 
     def _pass_over(
         self,
@@ -229,7 +240,7 @@ class LeaseBroker:
             lease_us=lease_life_us(requirement.wall_limit_us),
             deadline_us=max((job.deadline_us for job in jobs), default=now_us + ORDER_LIFE_US),
         )
-        return open_record(Order, sign_record(self._key, order))
+        return seal_record(self._key, order)
 
     async def _run(self, current: _Round, granted: Callable[[GrantedLease], None]) -> None:
         """The auction from the first question to its end, also where that is a cancellation."""

@@ -4,7 +4,7 @@ An announcement is a hint: a device that fits here may still decline, and its si
 fit is not asked at all, and `survey` keeps the reason, so that `explain` can tell who was heard and passed over.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 
@@ -15,6 +15,11 @@ from coppermesh.p2p.records import Announcement, Bid, DeviceOffer
 
 MAX_LEASES = 8
 """The most leases that one requirement is spread over."""
+MAX_ASKED = 64
+"""Providers asked in one negotiation."""
+LEAST_ASKED = 16
+"""So many are asked even for one lease, where so many fit."""
+ASKED_PER_LEASE = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +155,25 @@ def survey(
                 fitting.append(best)
     fitting.sort(key=lambda found: (found.busy, found.device.rate, found.peer))
     return Survey(tuple(fitting), reasons, frozenset(lasting), frozenset(without_device))
+
+
+def whom_to_ask(
+    fitting: Sequence[Candidate], count: int, fruitless: int, draw: Callable[[PeerId], bytes]
+) -> list[Candidate]:
+    """Of those that fit, best first, who is asked for `count` leases (0: as many as may be): a few for each lease.
+
+    A bid holds its provider's slot while bids are collected, so asking everybody would keep everybody from bidding on
+    other orders. Half are the best by announcement, half are drawn among the others that are free, since all requesters
+    know the same best ones. After `fruitless` negotiations in a row twice, four times as many are asked.
+    """
+    most = MAX_ASKED
+    if count and fruitless < MAX_ASKED.bit_length():
+        most = min(MAX_ASKED, max(LEAST_ASKED, ASKED_PER_LEASE * count) << fruitless)
+    if len(fitting) <= most:
+        return list(fitting)
+    best, others = list(fitting[: most // 2]), fitting[most // 2 :]
+    drawn = sorted(others, key=lambda found: (found.busy, draw(found.peer)))[: most - len(best)]
+    return best + drawn
 
 
 def candidates(

@@ -12,9 +12,8 @@ that die in the middle of their work, again and again. With churn, honest provid
 `simulation_market_report` says what is looked at.
 """
 
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -32,28 +31,33 @@ from coppermesh.agent.auction import (
     TimePassed,
 )
 from coppermesh.agent.auction import Event as AuctionEvent
-from coppermesh.agent.dispatch import Dispatcher
-from coppermesh.agent.dispatch_state import AGENT_LIMITS
 from coppermesh.agent.exposure import Exposure, Go, Leave, interval_cost
 from coppermesh.agent.leases import lease_life_us
-from coppermesh.agent.matching import Requirement, bid_misfits, survey
+from coppermesh.agent.matching import Requirement, bid_misfits, survey, whom_to_ask
 from coppermesh.agent.policy import BidTerms, DeviceState, ProviderState, decide
 from coppermesh.agent.pricing import amount_for
 from coppermesh.agent.ranking import Offer, rank
-from coppermesh.agent.reputation import Dealings, Facts, exposure_limit, score
+from coppermesh.agent.reputation import Dealings, Facts, score
 from coppermesh.agent.reservations import Reservations
 from coppermesh.agent.simulation import SECOND, EventHeap
-from coppermesh.p2p.ids import Digest, MeshId, PeerId
-from coppermesh.p2p.records import Announcement, Bid, DeviceOffer, Order
+from coppermesh.agent.simulation_deals import bid_on, order_for
+from coppermesh.agent.simulation_traders import (
+    MESH,
+    WALL_US,
+    HeldLease,
+    MarketCounts,
+    SimProvider,
+    SimRequester,
+    Work,
+)
+from coppermesh.p2p.ids import Digest, PeerId
+from coppermesh.p2p.records import Bid, DeviceOffer, Order
 
 if TYPE_CHECKING:
     from random import Random
 
 KNOWN_SECONDS = 2.0
-MAX_ASKED = 64
-MESH = MeshId(bytes(16))
 UNIT = "usd"
-WALL_US = 20 * SECOND
 DEADLINE_SECONDS = 900.0
 GRACE_SECONDS = 20.0
 """As `task_driver`: a result is waited for so long past the wall limits of the tasks ahead."""
@@ -79,95 +83,6 @@ class MarketScenario:
     """Of the providers."""
     die: float = 0.05
     """Of the providers."""
-
-
-@dataclass(eq=False, slots=True)
-class Work:
-    """One task at a provider."""
-
-    job: bytes
-    index: int
-    number: int
-    seconds: float
-
-
-@dataclass(eq=False, slots=True)
-class HeldLease:
-    """A lease, as both sides see it."""
-
-    id: Digest
-    provider: "SimProvider"
-    requester: "SimRequester"
-    rate: int
-    requirement: Requirement
-    queue: deque[Work] = field(default_factory=deque)
-    running: Work | None = None
-    over: bool = False
-
-
-class SimProvider:
-    """A provider with one device."""
-
-    def __init__(self, peer: PeerId, offer: DeviceOffer, speed: float, kind: str) -> None:
-        self.peer = peer
-        self.offer = offer
-        self.speed = speed
-        self.kind = kind
-        """`honest`, `stalls` or `dies`."""
-        self.up = True
-        self.life = 0
-        self.known_up = True
-        """What announcements say, a little late."""
-        self.reservations = Reservations({offer.device: 1})
-        self.leases: dict[Digest, HeldLease] = {}
-        self.exposures: dict[PeerId, Exposure] = {}
-        self.dealings: dict[PeerId, Dealings] = {}
-        self.lost: dict[PeerId, int] = {}
-        """Billed to each requester and not answered, money."""
-
-    def announcement(self, now_us: int) -> Announcement:
-        """What it offers now."""
-        return Announcement(
-            1, MESH, self.peer, 1, now_us, now_us + 60 * SECOND, "simulated", [], [self.offer], [],
-            self.reservations.busy_slots, False, "",
-        )  # fmt: skip
-
-    def credit(self, requester: PeerId) -> int:
-        """What this requester may leave unpaid here, over its leases."""
-        interval = interval_cost(self.offer.rate, WALL_US)
-        known = self.dealings.get(requester, Dealings())
-        step = score(requester, Facts(known, interval=interval)).exposure_class
-        count = sum(lease.requester.peer == requester for lease in self.leases.values())
-        return exposure_limit(step, interval) * max(1, count)
-
-
-class SimRequester:
-    """A requester agent with its dispatcher."""
-
-    def __init__(self, peer: PeerId, now_us: int, *, pays: bool) -> None:
-        self.peer = peer
-        self.pays = pays
-        self.dispatcher = Dispatcher(now_us, AGENT_LIMITS)
-        self.leases: dict[bytes, HeldLease] = {}
-        self.dealings: dict[PeerId, Dealings] = {}
-        self.attempts: dict[tuple[bytes, int, bytes], int] = {}
-        """Attempts on their way, and the number of each: a late word about an earlier one does not count."""
-        self.tick_due_us: int | None = None
-
-
-@dataclass(slots=True)
-class MarketCounts:
-    """What happened."""
-
-    jobs: int = 0
-    finished: int = 0
-    failed: dict[str, int] = field(default_factory=dict)
-    tasks_done: int = 0
-    wasted_at_bad: dict[tuple[PeerId, PeerId], list[int]] = field(default_factory=dict)
-    """(requester, bad provider): when tasks came to nothing there."""
-    worst_share: float = 0.0
-    """Most that an honest provider had unpaid with one requester, of its credit at that time."""
-    worst_unpaid: int = 0
 
 
 class MarketSimulation:
@@ -302,8 +217,12 @@ class MarketSimulation:
         now_us = self.heap.now_us
         known = [provider.announcement(now_us) for provider in self.providers if provider.known_up]
         found = survey(known, want.requirement, now_us, want.exclude)
-        asked = [candidate.peer for candidate in found.fitting[:MAX_ASKED]]
         self._numbers += 1
+        drawn = self._numbers.to_bytes(16, "big")
+        chosen = whom_to_ask(
+            found.fitting, want.count, want.fruitless, lambda peer: blake3(drawn + peer).digest()
+        )
+        asked = [candidate.peer for candidate in chosen]
         order = self._order(requester, want, self._numbers)
         auction = Auction(asked, want.count, now_us, partial(rank, draw=order.nonce * 2))
         self.heap.at(auction.deadline_us, self._feed, requester, want, order, auction, TimePassed())
@@ -313,29 +232,15 @@ class MarketSimulation:
             self._feed(requester, want, order, auction, TimePassed())
 
     def _order(self, requester: SimRequester, want: events.WantLeases, number: int) -> Order:
-        now_us, requirement = self.heap.now_us, want.requirement
-        return Order(
-            version=1,
-            mesh=MESH,
-            requester=requester.peer,
-            nonce=number.to_bytes(16, "big"),
-            job=bytes(16),
-            issued_us=now_us,
-            expires_us=now_us + 30 * SECOND,
-            device_kind=requirement.device_kind,
-            model="",
-            features=sorted(requirement.features),
-            isolation=[],
-            memory_bytes=requirement.memory_bytes,
-            min_speed=0,
+        return order_for(
+            MESH,
+            requester.peer,
+            number.to_bytes(16, "big"),
+            want.requirement,
+            self.heap.now_us,
             tasks=8,
-            copies=1,
-            wall_limit_us=requirement.wall_limit_us,
-            max_rate=requirement.max_rate,
-            unit=UNIT,
             budget=10**12,
-            lease_us=lease_life_us(requirement.wall_limit_us),
-            deadline_us=now_us + 600 * SECOND,
+            lease_us=lease_life_us(want.requirement.wall_limit_us),
         )
 
     def _feed(
@@ -395,11 +300,17 @@ class MarketSimulation:
         ):
             self._soon(self._feed, requester, want, order, auction, Declined(provider.peer))
             return
-        bid = Bid(
-            1, MESH, provider.peer, order.nonce * 2, order.nonce, now_us, terms.expires_us, terms.device.device,
-            terms.device.kind, terms.device.name, terms.memory_bytes, terms.rate, UNIT, terms.depth,
-            int(1000 * provider.speed),
-        )  # fmt: skip
+        bid = bid_on(
+            MESH,
+            Digest(order.nonce * 2),
+            provider.peer,
+            order.nonce,
+            terms.device,
+            now_us,
+            rate=terms.rate,
+            depth=terms.depth,
+            speed=int(1000 * provider.speed),
+        )
         if bid_misfits(bid, want.requirement):
             raise AssertionError("the policy bid what the order does not want")
         dealt = requester.dealings.get(provider.peer, Dealings())
@@ -566,6 +477,8 @@ class MarketSimulation:
         number = requester.attempts.pop((job, index, bytes(lease_id)), None)
         if lease is None:
             return
+        if lease.running is not None and lease.running.number == number and lease.provider.kind == "stalls":
+            self._waste(lease)  # it was overtaken there
         for work in [*lease.queue, *([lease.running] if lease.running else [])]:
             if work.number == number:
                 self._drop(lease, work)

@@ -2,9 +2,10 @@
 
 *Unpaid*: what an honest provider had billed to one requester without an answer, as a share of the credit that its
 exposure rule gave that requester at the time; at most 1 is the bound. *Most from one requester*: tasks that one
-requester started at one bad provider within any hour. *Idle while queued*: each second, the honest providers that are
-free, or as many tasks as wait behind another at a provider where an idle one fits, whichever is less, over all
-providers.
+requester started at one bad provider within any hour. *Idle while queued*: each second, the honest providers that run
+nothing (an idle lease there counts as idle too), or as many tasks as wait behind another at a provider where an idle
+one fits, whichever is less, over all honest providers; *idle while waiting* counts the tasks too that wait at their
+requester.
 """
 
 from collections.abc import Callable
@@ -26,11 +27,13 @@ def simulate_market(
     """Run a scenario to its end; the same scenario gives the same facts."""
     market = MarketSimulation(scenario, rng)
     market.begin()
-    idle = looked = 0
+    idle = idle_waiting = looked = 0
     end_s = 60.0 * scenario.minutes
     while market.heap.now < end_s:
         market.heap.run_until(market.heap.now_us + SECOND)
-        idle += _idle_while_queued(market)
+        queued, waiting = _idle_and_queued(market)
+        idle += queued
+        idle_waiting += waiting
         looked += sum(provider.up and provider.kind == "honest" for provider in market.providers)
         if progress is not None:
             progress(market.heap.now)
@@ -55,6 +58,7 @@ def simulate_market(
             "pairs_over_three": over,
         },
         "idle_while_queued_share": round(idle / max(1, looked), 5),
+        "idle_while_waiting_share": round(idle_waiting / max(1, looked), 5),
         "events": market.heap.events,
     }
 
@@ -68,25 +72,39 @@ def _most_in_an_hour(times: list[int]) -> int:
     return most
 
 
-def _idle_while_queued(market: MarketSimulation) -> int:
-    free = [
-        provider.offer.memory_bytes
-        for provider in market.providers
-        if provider.up and provider.kind == "honest" and provider.reservations.free(provider.offer.device) > 0
-    ]
-    wanted = sorted(
+def _idle_and_queued(market: MarketSimulation) -> tuple[int, int]:
+    """Honest providers with nothing to do while a task that fits waits: behind another at a provider, or anywhere."""
+    idle = sorted(
         (
-            lease.requirement.memory_bytes
+            provider.offer.memory_bytes
             for provider in market.providers
-            for lease in provider.leases.values()
-            for _ in lease.queue
-            if lease.requester.pays
+            if provider.up
+            and provider.kind == "honest"
+            and not any(lease.running or lease.queue for lease in provider.leases.values())
         ),
         reverse=True,
     )
-    free.sort(reverse=True)
+    behind = [
+        lease.requirement.memory_bytes
+        for provider in market.providers
+        for lease in provider.leases.values()
+        for _ in lease.queue
+        if lease.requester.pays
+    ]
+    waiting = [
+        requirement.memory_bytes
+        for requester in market.requesters
+        if requester.pays
+        for requirement, count in requester.dispatcher.waiting().items()
+        for _ in range(count)
+    ]
+    return _pairs(idle, behind), _pairs(idle, behind + waiting)
+
+
+def _pairs(free: list[int], wanted: list[int]) -> int:
+    """How many of the wanted could be had at once; `free` is in falling order."""
     used = 0
-    for memory in wanted:
+    for memory in sorted(wanted, reverse=True):
         if used < len(free) and free[used] >= memory:
             used += 1
     return used
@@ -103,6 +121,7 @@ def market_lines(facts: dict[str, Any]) -> list[str]:
         "unpaid": f"at most {100 * facts['unpaid_worst_share_of_credit']:.0f} % of the credit that was given",
         "bad providers": f"at most {bad['most_from_one_requester_in_an_hour']} tasks from one requester in an hour; "
         f"{bad['pairs_over_three']} of {bad['pairs']} pairs over three",
-        "idle while queued": f"{100 * facts['idle_while_queued_share']:.2f} % of provider-seconds",
+        "idle while queued": f"{100 * facts['idle_while_queued_share']:.2f} % of provider-seconds; tasks that wait "
+        f"at their requester counted too {100 * facts['idle_while_waiting_share']:.2f} %",
     }
     return [f"{name:<20} {text}" for name, text in rows.items()]

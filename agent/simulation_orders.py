@@ -34,6 +34,7 @@ from coppermesh.agent.policy import BidTerms, DeviceState, ProviderState, decide
 from coppermesh.agent.ranking import Offer, rank
 from coppermesh.agent.reservations import Reservations
 from coppermesh.agent.simulation import SECOND
+from coppermesh.agent.simulation_deals import bid_on, order_for
 from coppermesh.agent.simulation_mesh import MESH, MeshSimulation, SimPeer
 from coppermesh.p2p.ids import Digest, PeerId
 from coppermesh.p2p.records import Bid, DeviceOffer, Order
@@ -145,7 +146,16 @@ class OrderSimulation:
         now_us = self.heap.now_us
         known = [opened.record for opened in peer.book.current(now_us)]
         asked = [found.peer for found in survey(known, requirement, now_us).fitting[:MAX_ASKED]]
-        order = self._make_order(peer, requirement)
+        order = order_for(
+            MESH,
+            peer.peer,
+            self.rng.randbytes(16),
+            requirement,
+            now_us,
+            tasks=4,
+            budget=10**9,
+            lease_us=3 * WALL_US,
+        )
         order_id = Digest(blake3(order.nonce).digest())
         auction = Auction(asked, 1, now_us, partial(rank, draw=order_id))
         current = _Round(
@@ -164,32 +174,6 @@ class OrderSimulation:
 
     def _latency(self) -> float:
         return 0.02 + 0.1 * self.rng.random()
-
-    def _make_order(self, peer: SimPeer, requirement: Requirement) -> Order:
-        now_us = self.heap.now_us
-        return Order(
-            version=1,
-            mesh=MESH,
-            requester=peer.peer,
-            nonce=self.rng.randbytes(16),
-            job=bytes(16),
-            issued_us=now_us,
-            expires_us=now_us + 30 * SECOND,
-            device_kind=requirement.device_kind,
-            model="",
-            features=sorted(requirement.features),
-            isolation=[],
-            memory_bytes=requirement.memory_bytes,
-            min_speed=0,
-            tasks=4,
-            copies=1,
-            wall_limit_us=WALL_US,
-            max_rate=requirement.max_rate,
-            unit=requirement.unit,
-            budget=10**9,
-            lease_us=3 * WALL_US,
-            deadline_us=now_us + 300 * SECOND,
-        )
 
     # The provider
 
@@ -228,24 +212,8 @@ class OrderSimulation:
             self._reply(provider, current, None, code)
 
     def _bid(self, provider: SimPeer, current: _Round, offer: DeviceOffer, *, rate: int) -> Bid:
-        now_us = self.heap.now_us
-        return Bid(
-            version=1,
-            mesh=MESH,
-            provider=provider.peer,
-            order=current.order_id,
-            nonce=self.rng.randbytes(16),
-            issued_us=now_us,
-            expires_us=now_us + 15 * SECOND,
-            device=offer.device,
-            device_kind=offer.kind,
-            device_name=offer.name,
-            memory_bytes=offer.memory_bytes,
-            rate=rate,
-            unit=offer.unit,
-            depth=4,
-            speed=0,
-        )
+        nonce = self.rng.randbytes(16)
+        return bid_on(MESH, current.order_id, provider.peer, nonce, offer, self.heap.now_us, rate=rate)
 
     def _reply(self, provider: SimPeer, current: _Round, bid: Bid | None, code: str) -> None:
         self.heap.after(self._latency(), self._replied, provider, current, bid, code)
