@@ -207,6 +207,10 @@ class Home:
         """The TCP port of the last run."""
         return self.mesh_path(mesh) / "port"
 
+    def speeds_path(self, mesh: MeshId) -> Path:
+        """How fast providers ran this agent's programs in earlier runs."""
+        return self.mesh_path(mesh) / "speeds"
+
     def door_port_path(self, mesh: MeshId) -> Path:
         """The TCP port of a private mesh's door in the last run."""
         return self.mesh_path(mesh) / "door-port"

@@ -25,6 +25,7 @@ from coppermesh.agent.credit_desk import CreditDesk
 from coppermesh.agent.home import Home
 from coppermesh.agent.job_intake import JobIntake
 from coppermesh.agent.jobs import JobState
+from coppermesh.agent.kept_speeds import keep_speeds, load_speeds
 from coppermesh.agent.last_port import keep_port, with_last_port
 from coppermesh.agent.lease_broker import Knowledge, LeaseBroker
 from coppermesh.agent.lease_extending import LeaseExtender
@@ -139,6 +140,7 @@ class Node:
         self.store: BlobStore
         self.blobs: BlobService
         self.requester: Requester
+        self.speeds: OwnSpeeds
         self.intake: ResultIntake
         self.challenger: Challenger
         self.outbox: ResultOutbox
@@ -494,6 +496,7 @@ async def _start(nursery: trio.Nursery, node: Node) -> None:
     nursery.start_soon(node.mdns.run)
     nursery.start_soon(node.reach.run)
     nursery.start_soon(node.tidy)
+    nursery.start_soon(keep_speeds, node.speeds, node.home.speeds_path(node.mesh))
 
 
 def _open_provider(node: Node) -> Provider:
@@ -520,7 +523,7 @@ def _open_requester(node: Node) -> None:
     scope = (node.mesh, node.key.peer)
     jobs = JobIntake(node.store, scope, now_us=now_us, random_bytes=secrets.token_bytes)
     driver = TaskDriver(node.key, node.mesh, node.transport, node.hub, node.ledger, node.store, now_us=now_us)
-    speeds = OwnSpeeds()
+    node.speeds = speeds = load_speeds(node.home.speeds_path(node.mesh))
     broker = LeaseBroker(
         node.key,
         node.mesh,
