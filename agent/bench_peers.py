@@ -70,10 +70,12 @@ def measure_coppermesh(mesh: LocalMesh) -> Values:
         values["latency"] = [
             1000 * _timed(lambda: _small(client, rng).result()) for _ in range(LATENCY_ROUNDS)
         ]
-        _windowed(client, rng, BATCH)
-        values["rate"] = [BATCH / _timed(lambda: _windowed(client, rng, BATCH)) for _ in range(BATCHES)]
+        send_windowed(client, rng, BATCH)
+        values["rate"] = [BATCH / _timed(lambda: send_windowed(client, rng, BATCH)) for _ in range(BATCHES)]
         before = [_cpu_seconds(agent) for agent in (requester, *agents)]
-        values["job_rate"] = [BATCH / _timed(lambda: _one_job(client, rng, BATCH)) for _ in range(BATCHES)]
+        values["job_rate"] = [
+            BATCH / _timed(lambda: send_one_job(client, rng, BATCH)) for _ in range(BATCHES)
+        ]
         spent = [
             after - start
             for after, start in zip((_cpu_seconds(a) for a in (requester, *agents)), before, strict=True)
@@ -134,7 +136,7 @@ def _small(client: Mesh, rng: np.random.Generator) -> Job:
     return client.submit(xp.asarray(values) * 2 + 1, providers=2)
 
 
-def _windowed(client: Mesh, rng: np.random.Generator, count: int) -> None:
+def send_windowed(client: Mesh, rng: np.random.Generator, count: int) -> None:
     """Jobs of one task, so many at once."""
     window: deque[Job] = deque()
     for _ in range(count):
@@ -145,7 +147,7 @@ def _windowed(client: Mesh, rng: np.random.Generator, count: int) -> None:
         job.result()
 
 
-def _one_job(client: Mesh, rng: np.random.Generator, count: int) -> None:
+def send_one_job(client: Mesh, rng: np.random.Generator, count: int) -> None:
     """One job of many tasks, results as they complete."""
     arrays = [xp.asarray(rng.random(FLOATS, dtype=np.float32)) * 2 + 1 for _ in range(count)]
     job = client.submit_many(arrays, providers=2)

@@ -25,7 +25,7 @@ from coppermesh.agent.challenge_report import ChallengeReport, challenge
 from coppermesh.agent.dask_scheduler import compute_graph
 from coppermesh.agent.executor import MeshExecutor
 from coppermesh.agent.home import Home, default_home
-from coppermesh.agent.local_link import AgentUnavailable, LocalLink, socket_alive
+from coppermesh.agent.local_link import CALL_SECONDS, AgentUnavailable, IdleLinks, LocalLink, socket_alive
 from coppermesh.agent.local_messages import (
     WAIT_SECONDS,
     JobEvent,
@@ -266,7 +266,7 @@ class Job:
                 return self._ask(self._link, seconds)
             except AgentUnavailable:
                 pass  # the agent hangs up on a connection that was idle for a minute; it may well live
-        self._link = self._mesh.link(timeout_s=WAIT_SECONDS + 30.0)
+        self._link = self._mesh.lend_link(WAIT_SECONDS + 30.0)
         return self._ask(self._link, seconds)
 
     def _ask(self, link: LocalLink, seconds: float) -> list[JobEvent]:
@@ -292,7 +292,8 @@ class Job:
             if event.kind == "failed":
                 self._failure = self._explain(facts)
             if self._link is not None:
-                self._link.close()
+                link, self._link = self._link, None
+                self._mesh.give_link_back(link)
         return facts
 
     def _explain(self, facts: dict[str, Any]) -> JobFailed:
@@ -335,6 +336,7 @@ class Mesh:
         self._home = home
         self._mesh = mesh
         self._sent: set[bytes] = set()
+        self._links = IdleLinks()
         self._blocks: list[AbstractContextManager[None]] = []
 
     def __enter__(self) -> Self:
@@ -361,10 +363,19 @@ class Mesh:
     def close(self) -> None:
         """Forget what was sent. The agent, its jobs and its receipts live on."""
         self._sent.clear()
+        self._links.close()
 
     def link(self, *, timeout_s: float = 60.0) -> LocalLink:
         """A connection to the agent; raises AgentUnavailable when it is gone."""
         return LocalLink(self._home.socket_path, timeout_s=timeout_s, mesh=self._mesh)
+
+    def lend_link(self, timeout_s: float) -> LocalLink:
+        """A connection that was used before and is idle, or a new one. Give it back; close it where a call failed."""
+        return self._links.take(timeout_s) or self.link(timeout_s=timeout_s)
+
+    def give_link_back(self, link: LocalLink) -> None:
+        """Keep a connection for the next call."""
+        self._links.keep(link)
 
     def link_within(self, timeout_s: float) -> LocalLink:
         """The same, for calls that may take `timeout_s` seconds."""
@@ -548,8 +559,14 @@ class Mesh:
         parcel = Parcel(self._sent, self._put)
         parcel.add(tasks)
         call = SubmitCall(parcel.tasks, parcel.blobs, json.dumps(asdict(chosen)))
-        with self.link() as link:
-            return link.call("submit", call, SubmitAnswer).job
+        link = self.lend_link(CALL_SECONDS)
+        try:
+            job = link.call("submit", call, SubmitAnswer).job
+        except BaseException:
+            link.close()
+            raise
+        self.give_link_back(link)
+        return job
 
     def _put(self, blob: BlobInfo, view: memoryview) -> None:
         with self.link() as link:

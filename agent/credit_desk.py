@@ -12,7 +12,14 @@ import trio
 
 from coppermesh.agent.exposure import Exposure, Go, Leave, interval_cost
 from coppermesh.agent.pricing import amount_for
-from coppermesh.agent.reputation import Dealings, Facts, Reputation, exposure_limit, score
+from coppermesh.agent.reputation import (
+    Dealings,
+    Facts,
+    Reputation,
+    exposure_class,
+    exposure_limit,
+    score,
+)
 from coppermesh.p2p.envelope import Opened
 from coppermesh.p2p.errors import Refused
 from coppermesh.p2p.ids import Digest, PeerId
@@ -185,7 +192,8 @@ class CreditDesk:
     def _credit(self, requester: PeerId, unit: str, leases: dict[bytes, int]) -> int:
         """The sum of what each lease's interval costs, doubled once for each class of the requester's history."""
         most = max(leases.values(), default=0)
-        return exposure_limit(self.reputation(requester, unit, most).exposure_class, sum(leases.values()))
+        step = exposure_class(self._known.get((requester, unit), Dealings()), most)
+        return exposure_limit(step, sum(leases.values()))
 
     def _account(self, requester: PeerId, unit: str) -> _Account:
         return self._accounts.setdefault((requester, unit), _Account())

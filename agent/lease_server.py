@@ -28,7 +28,7 @@ from coppermesh.exec.trace_digests import TraceDigests
 from coppermesh.p2p.blob_store import BlobMissing, BlobStore, Scope, StoreFull
 from coppermesh.p2p.blobs import roots_digest
 from coppermesh.p2p.encoding import decode
-from coppermesh.p2p.envelope import Opened, open_record, sign_record
+from coppermesh.p2p.envelope import Opened, open_record, seal_record
 from coppermesh.p2p.errors import MeshError, Refused, RemoteProtocolError
 from coppermesh.p2p.ids import Digest, MeshId, PeerId
 from coppermesh.p2p.lease_records import Extension
@@ -421,7 +421,7 @@ class LeaseServer:
     ) -> None:
         """Sign, commit, and only then send."""
         receipt = build_receipt(self.lease.record, accepted.task, self._head, facts, self._now_us())
-        opened = open_record(Receipt, sign_record(self._key, receipt))
+        opened = seal_record(self._key, receipt)
         sentence = outcome.sentence if facts.code == outcome.code else "the provider's disk or quota is full"
         await self._ledger.commit(ReceiptIssued(opened.signed, tuple(outputs), sentence, outcome.detail))
         self._credit.billed(accepted.task.id, opened, sum(size for _, size in outputs))

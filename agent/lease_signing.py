@@ -12,7 +12,7 @@ from coppermesh.agent.ledger_store import LedgerStore
 from coppermesh.agent.matching import Requirement
 from coppermesh.agent.negotiation import Move, Negotiation, Role
 from coppermesh.p2p.control import ControlHub
-from coppermesh.p2p.envelope import Opened, open_record, sign_record
+from coppermesh.p2p.envelope import Opened, open_record, seal_record
 from coppermesh.p2p.errors import MeshError, Refused, RemoteProtocolError
 from coppermesh.p2p.ids import PeerId
 from coppermesh.p2p.messages import CancelRequest, LeaseReply, LeaseRequest, Nothing
@@ -63,7 +63,7 @@ class LeaseSigner:
         cause = f"bid {bid.id.hex()[:8]}"
         lane, nonce = self._random_bytes(16), self._random_bytes(16)
         lease = build_lease(order, bid, lane, nonce, self._now_us(), fresh=requirement.fresh)
-        opened = open_record(Lease, sign_record(self._key, lease), signer=self._key.peer)
+        opened = seal_record(self._key, lease)
         try:
             await self._ledger.commit(LeaseOffered(opened.signed, order.signed, bid.signed))
             talk.step(Move.LEASE_OFFER, Role.REQUESTER, self._now_us(), cause)

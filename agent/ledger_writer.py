@@ -95,7 +95,11 @@ class LedgerWriter:
 
     def _write(self, commits: Sequence[Commit], notes: Sequence[Entry]) -> None:
         groups: list[tuple[Entry, ...]] = [commit.entries for commit in commits]
-        groups.extend((note,) for note in notes)
+        # Lines of a story contradict nothing: all of them are one group, and any other note is one by itself.
+        story = tuple(note for note in notes if isinstance(note, StoryLine))
+        kept = [story] if story else []
+        kept += [(note,) for note in notes if not isinstance(note, StoryLine)]
+        groups += kept
         try:
             outcomes = self._book.commit_group(groups)
         except LedgerError as error:
@@ -106,12 +110,13 @@ class LedgerWriter:
             outcomes = [_copy(failure) for _ in groups]
         for commit, outcome in zip(commits, outcomes, strict=False):
             commit.failure = outcome
-        self._count_notes(outcomes[len(commits) :])
+        lost = zip(kept, outcomes[len(commits) :], strict=True)
+        self._count_lost(sum(len(notes) for notes, outcome in lost if outcome is not None))
 
-    def _count_notes(self, outcomes: Sequence[MeshError | None]) -> None:
-        lost = sum(outcome is not None for outcome in outcomes)
-        with self._changed:
-            self.notes_lost += lost
+    def _count_lost(self, lost: int) -> None:
+        if lost:
+            with self._changed:
+                self.notes_lost += lost
 
 
 def _copy(error: LedgerError) -> LedgerError:

@@ -8,6 +8,8 @@ import os
 import shlex
 import socket
 import struct
+import time
+from collections import deque
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -28,6 +30,9 @@ from coppermesh.p2p.messages import BlobInfo
 CALL_SECONDS = 60.0
 MESH = "COPPERMESH_MESH"
 """Environment variable: which of the agent's meshes is meant."""
+IDLE_SECONDS = 20.0
+"""How long a connection is kept for the next call; the agent hangs up on idle ones after a minute."""
+MAX_IDLE = 4
 _LENGTH = struct.Struct(">I")
 _CHUNK = 1 << 20
 
@@ -60,6 +65,21 @@ class LocalLink:
                 f"start one with `coppermesh agent --home {shlex.quote(str(socket_path.parent))}`"
             ) from error
         self._socket.settimeout(timeout_s)
+
+    def use_within(self, timeout_s: float) -> None:
+        """From now on a call may take so long."""
+        self._socket.settimeout(timeout_s)
+
+    def is_open(self) -> bool:
+        """The agent has not hung up, and nothing is left to read."""
+        try:
+            self._socket.setblocking(False)
+            self._socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
 
     def __enter__(self) -> Self:
         return self
@@ -141,6 +161,52 @@ class LocalLink:
             raise AgentUnavailable(
                 f"the agent went away while giving a blob: {error.strerror or error}"
             ) from error
+
+
+class IdleLinks:
+    """A few connections between calls, for a client that makes many. Any thread may take and keep them."""
+
+    def __init__(self) -> None:
+        self._idle: deque[tuple[float, LocalLink]] = deque()
+        self._process = os.getpid()
+
+    def __del__(self) -> None:
+        """Whoever forgets `close` leaves no socket open."""
+        self.close()
+
+    def take(self, timeout_s: float) -> LocalLink | None:
+        """One that the agent still listens on; None where there is none."""
+        if self._process != os.getpid():  # forked: these belong to the parent
+            self.close()
+            self._process = os.getpid()
+        while self._idle:
+            try:
+                kept_at, link = self._idle.pop()
+            except IndexError:  # another thread was quicker
+                return None
+            if time.monotonic() < kept_at + IDLE_SECONDS and link.is_open():
+                link.use_within(timeout_s)
+                return link
+            link.close()
+        return None
+
+    def keep(self, link: LocalLink) -> None:
+        """Keep one whose last call went well."""
+        self._idle.append((time.monotonic(), link))
+        while len(self._idle) > MAX_IDLE:
+            try:
+                _, oldest = self._idle.popleft()
+            except IndexError:
+                return
+            oldest.close()
+
+    def close(self) -> None:
+        """Close them all."""
+        while self._idle:
+            try:
+                self._idle.pop()[1].close()
+            except IndexError:
+                return
 
 
 def socket_alive(socket_path: Path) -> bool:

@@ -45,7 +45,7 @@ from coppermesh.exec.device import DeviceInfo
 from coppermesh.exec.supervisor import Supervisor
 from coppermesh.p2p.blob_store import BlobStore
 from coppermesh.p2p.control import ControlHub
-from coppermesh.p2p.envelope import Opened, open_record, sign_record
+from coppermesh.p2p.envelope import Opened, open_record, seal_record, sign_record
 from coppermesh.p2p.errors import MeshError, Refused
 from coppermesh.p2p.ids import Digest, MeshId, PeerId, short_peer
 from coppermesh.p2p.lease_records import Extension
@@ -678,7 +678,7 @@ class Provider:
         negotiation = Negotiation(Role.PROVIDER, now_us)
         negotiation.step(Move.ORDER, Role.REQUESTER, now_us, "order")
         negotiation.step(Move.BID, Role.PROVIDER, now_us, "bid")
-        return _Talk(order, negotiation, open_record(Bid, sign_record(self._key, bid)))
+        return _Talk(order, negotiation, seal_record(self._key, bid))
 
     def _serve(self, lease: Opened[Lease], talk: _Talk) -> None:
         assert self._nursery is not None

@@ -49,6 +49,8 @@ KINDS = {
 
 def printable(text: str, limit: int = MAX_TEXT) -> str:
     """`text` on one line, with everything that a terminal would act on escaped, cut to `limit` characters."""
+    if len(text) <= limit and text.isprintable():
+        return text
     flat = "".join(
         character if character.isprintable() else _escape(character) for character in text[: limit + 1]
     )

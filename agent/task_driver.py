@@ -18,7 +18,7 @@ from coppermesh.agent.pricing import amount_for
 from coppermesh.agent.story import StoryLine
 from coppermesh.p2p.blob_store import BlobStore, Scope
 from coppermesh.p2p.control import ControlHub
-from coppermesh.p2p.envelope import open_record, sign_record
+from coppermesh.p2p.envelope import seal_record
 from coppermesh.p2p.errors import MeshError, Refused, RemoteProtocolError, Unreachable
 from coppermesh.p2p.ids import Digest, MeshId, PeerId
 from coppermesh.p2p.messages import INLINE_BYTES, BlobInfo, InlineBlob, TaskReply, TaskRequest
@@ -139,7 +139,7 @@ class TaskDriver:
             issued_us=now_us,
             expires_us=min(held.until_us, now_us + 10 * wall_us + int(GRACE_SECONDS * 1e6)),
         )
-        opened = open_record(Task, sign_record(self._key, task), signer=self._key.peer)
+        opened = seal_record(self._key, task)
         return Outstanding(job.job, index, opened, TaskRun(Role.REQUESTER, now_us), now_us)
 
     async def _offer(self, held: HeldLease, attempt: Outstanding, blobs: list[BlobInfo]) -> None:

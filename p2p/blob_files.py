@@ -93,6 +93,7 @@ class BlobFiles:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._blobs = path / "blobs"
+        self._blobs_text = str(self._blobs)
         self._incoming = path / "incoming"
         self._counter = 0
 
@@ -152,7 +153,7 @@ class BlobFiles:
 
     def publish(self, path: Path, root: Digest) -> None:
         """Give a complete file its blob's name."""
-        path.rename(self._blobs / root.hex())
+        os.rename(path, f"{self._blobs_text}/{root.hex()}")
 
     def discard(self, path: Path) -> None:
         """Delete an incoming file that may or may not be there."""

@@ -5,7 +5,8 @@ requester on one mesh. A scope sees what it uploaded completely or was granted, 
 a blob that is on this disk does not exist.
 
 All bookkeeping (`blob_table`), every rename and every line of the grant log happen in the trio thread, one after the
-other; only reading, writing and hashing go to worker threads, on files that have no name in the store yet. So the
+other; only reading, writing and hashing go to worker threads (of a few KiB not even these: see `AT_ONCE_BYTES`), on
+files that have no name in the store yet. So the
 table and the folder never disagree, and a failed upload leaves nothing. One whose sender was cut off may be set aside
 and resumed (`blob_partials`); a restart forgets it.
 
@@ -46,6 +47,8 @@ __all__ = [
 
 T = TypeVar("T")
 
+AT_ONCE_BYTES = 16 * 1024
+"""So few bytes are hashed and handed to the kernel sooner than a thread takes them over."""
 _SLACK_ENTRIES = 16_384
 """How many dead entries the grant log may carry, besides as many as live ones, before it is rewritten."""
 
@@ -167,7 +170,7 @@ class BlobStore:
         await self.put_many(scope, [(root, data)])
 
     async def put_many(self, scope: Scope, blobs: Sequence[tuple[Digest, Buffer]]) -> None:
-        """`put` for several with one visit to a thread: all of them or none."""
+        """`put` for several with at most one visit to a thread: all of them or none."""
         await self._put_many(scope, blobs, {})
 
     async def _put_many(
@@ -181,7 +184,10 @@ class BlobStore:
         await self._reserve(scope, charge)
         paths = {root: self._files.next_incoming() for root in wanted}
         try:
-            manifests = await trio.to_thread.run_sync(self._write_checked, wanted, paths, hashed)
+            if sum(len(view) for view in wanted.values()) <= AT_ONCE_BYTES:
+                manifests = self._write_checked(wanted, paths, hashed)
+            else:
+                manifests = await trio.to_thread.run_sync(self._write_checked, wanted, paths, hashed)
         finally:
             self._table.release(scope, charge)
         self._publish(scope, [(root, len(wanted[root]), manifests[root], paths[root]) for root in wanted])
@@ -326,7 +332,7 @@ class BlobStore:
     def _write_checked(
         self, wanted: dict[Digest, memoryview], paths: dict[Digest, Path], hashed: dict[Digest, list[bytes]]
     ) -> dict[Digest, list[bytes]]:
-        # Runs in a thread: touches only files that have no name in the store yet.
+        # May run in a thread: touches only files that have no name in the store yet.
         manifests = {}
         try:
             for root, view in wanted.items():

@@ -5,6 +5,7 @@ only where a person reads it. A peer id is the peer's raw Ed25519 public key, sh
 of the identity multihash of the protobuf-wrapped key (libp2p peer-id specification), always `12D3KooW...`.
 """
 
+from functools import lru_cache
 from typing import NewType
 
 from blake3 import blake3
@@ -28,6 +29,7 @@ def mesh_id(name: str) -> MeshId:
     return MeshId(blake3(name.encode(), derive_key_context="coppermesh 2026 mesh id v1").digest(16))
 
 
+@lru_cache(maxsize=4096)
 def format_peer(peer: PeerId) -> str:
     """The peer's libp2p text form, 52 characters."""
     number = int.from_bytes(_IDENTITY_PREFIX + peer, "big")
