@@ -23,6 +23,8 @@ assumption between a server's core (some 3 W) and a desktop's (some 10 W); an ow
 `loaded_watts`."""
 GPU_MILLIWATTS = 250_000
 """The model of a GPU that does not tell its power: that of a large gaming card under load. An assumption too."""
+MAX_BOUNDARIES = 64
+"""Beginnings and ends of windows that are looked at to find the one at which the tariff changes."""
 _TARIFF = re.compile(r"(.+?)\s+([0-9]{1,15})")
 
 
@@ -72,9 +74,17 @@ class Costs:
         return self.tariff
 
     def changes_us(self, now_us: int) -> int | None:
-        """When the tariff may change next; None: not within eight days."""
-        changes = [next_change_us((each.window,), now_us, self.zone) for each in self.tariffs]
-        return min((change for change in changes if change is not None), default=None)
+        """When the tariff changes next; None: not within eight days. Windows may cover each other."""
+        before, at_us = self.tariff_at(now_us), now_us
+        for _ in range(MAX_BOUNDARIES):
+            found = [next_change_us((each.window,), at_us, self.zone) for each in self.tariffs]
+            changes = [change for change in found if change is not None and change > at_us]
+            if not changes:
+                return None
+            at_us = min(changes)
+            if self.tariff_at(at_us) != before:
+                return at_us
+        return None
 
 
 @dataclass(frozen=True, slots=True)

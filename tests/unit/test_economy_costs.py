@@ -72,6 +72,15 @@ def test_the_tariff_of_the_hour_counts():
     assert Costs(tariff=1).changes_us(NOON) is None
 
 
+def test_a_window_within_another_of_the_same_tariff_is_no_change():
+    windows = [
+        parse_tariff_window(text) for text in ("22:00-06:00 100000", "23:00-05:00 7", "12:00-13:00 300000")
+    ]
+    costs = Costs(tariff=300_000, tariffs=tuple(windows), time_zone="UTC")
+    assert costs.changes_us(NOON) == NOON + 10 * HOUR_US
+    assert costs.changes_us(NOON + 10 * HOUR_US) == NOON + 18 * HOUR_US, "the inner one never counts"
+
+
 def test_the_first_window_that_fits_counts():
     windows = tuple(parse_tariff_window(text) for text in ("mon 11:00-13:00 7", "00:00-24:00 9"))
     assert Costs(tariffs=windows, time_zone="UTC").tariff_at(NOON) == 7

@@ -10,6 +10,7 @@ from coppermesh.agent.matching import (
     candidates,
     misfits,
     survey,
+    whom_to_ask,
 )
 from coppermesh.p2p.ids import PeerId
 from coppermesh.p2p.records import Announcement, Bid, DeviceOffer
@@ -154,3 +155,29 @@ def test_a_bid_is_held_to_the_order() -> None:
 def test_requirements_that_differ_only_in_how_many_share_leases() -> None:
     assert Requirement(max_rate=1, providers=3).for_lease() == Requirement(max_rate=1)
     assert hash(Requirement(max_rate=1, providers=3).for_lease()) == hash(Requirement(max_rate=1))
+
+
+def test_a_few_are_asked_for_each_lease_and_not_the_same_by_everybody() -> None:
+    known = [
+        announcement(
+            bytes([65 + number // 26, 65 + number % 26]),
+            device(rate=10_000 + number),
+            busy_slots=2 * (number < 20),
+        )
+        for number in range(120)
+    ]
+    fitting = survey(known, NEED, NOW).fitting
+
+    def asked(count: int, fruitless: int = 0, seed: int = 0) -> list[PeerId]:
+        chosen = whom_to_ask(fitting, count, fruitless, lambda peer: bytes([peer[1] * (seed + 7) % 251]))
+        return [one.peer for one in chosen]
+
+    assert len(asked(1)) == 16
+    assert len(asked(10)) == 30
+    assert len(asked(1, fruitless=1)) == 32
+    assert len(asked(1, fruitless=60)) == len(asked(0)) == len(asked(100)) == 64
+    assert asked(1)[:8] == [one.peer for one in fitting[:8]], "half of them the best by announcement"
+    assert asked(1, seed=1)[8:] != asked(1)[8:], "the others drawn"
+    free = {one.peer for one in fitting if not one.busy}
+    assert set(asked(4)) <= free
+    assert whom_to_ask(fitting[:5], 1, 0, bytes) == list(fitting[:5])

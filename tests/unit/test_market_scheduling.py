@@ -27,6 +27,7 @@ from coppermesh.agent.dispatch_events import (
     Tick,
     WantLeases,
 )
+from coppermesh.agent.dispatch_state import AGENT_LIMITS
 from coppermesh.agent.matching import Requirement
 from coppermesh.p2p.ids import PeerId
 
@@ -365,3 +366,80 @@ def test_a_fault_of_the_runtime_at_the_only_provider_ends_the_job_early(desk: De
             desk.tell(NegotiationEnded(want.requirement, 0, 1, 0, left=frozenset({A})))
     assert desk.now_us - START < 2 * SECOND
     assert "KeyError: 3" in only(JobFailed, desk.log)[0].sentence
+
+
+def test_each_long_task_that_waits_is_worth_a_lease_once_the_first_have_run_long() -> None:
+    desk = Desk()
+    (want,) = only(WantLeases, desk.submit(12))
+    assert want.count == 3, "nothing is known of the tasks yet"
+    for number in range(3):
+        desk.lease(b"L%d" % number, PeerId(bytes([number]) * 32), depth=2)
+    desk.ended(granted=3)
+    wants: list[WantLeases] = []
+    while not wants:
+        wants = only(WantLeases, desk.sleep_until_woken())
+    assert desk.now_us - START <= SECOND, "as soon as they have run half a second"
+    assert wants[0].count == 12 - 3
+    for number in range(3, 12):
+        desk.lease(b"L%d" % number, PeerId(bytes([number]) * 32), depth=2)
+    desk.ended(granted=9)
+    busy = [lease for lease in desk.dispatcher._board.leases.values() if lease.outstanding]
+    assert len(busy) == 12, "those that waited behind others were moved"
+
+
+def test_short_tasks_keep_to_eight_leases(desk: Desk) -> None:
+    measured(desk, fast_s=0.05, slow_s=0.1)
+    wanted = 2
+    for _ in range(4):
+        for want in only(WantLeases, [*desk.submit(200, job=bytes([wanted])), *desk.tell(Tick(), after_s=1)]):
+            wanted += want.count
+            desk.ended()
+    assert wanted > 2
+    assert max(want.count for want in only(WantLeases, desk.log)) <= 8
+
+
+def test_a_lease_with_a_full_queue_is_not_useless(desk: Desk) -> None:
+    measured(desk)
+    desk.submit(40)
+    (want,) = only(WantLeases, desk.tell(Tick(), after_s=1)) or only(WantLeases, desk.log)
+    assert {A, B} & want.exclude == set()
+    assert want.cause.endswith(" 2 of 40 leases held") or "2 of" in want.cause
+
+
+def failing(desk: Desk, lease: bytes, provider: PeerId) -> int:
+    """A lease comes up, whatever it is given fails; how many tasks that were."""
+    given = starts(desk.lease(lease, provider, depth=8))
+    for index, _ in given:
+        desk.tell(TaskFailed(b"job", index, lease, "provider", "no-result", ""))
+    return len(given)
+
+
+def test_nobody_takes_a_fourth_task_in_an_hour_while_another_is_there() -> None:
+    desk = Desk()
+    desk.dispatcher = Dispatcher(START, AGENT_LIMITS)
+    desk.tell(JobSubmitted(b"job", 50, NEED, desk.now_us + 7200 * SECOND))
+    taken, lease = 0, 0
+    while desk.now_us < START + 3590 * SECOND:
+        out = desk.sleep_until_woken()
+        for want in only(WantLeases, out):
+            if A not in want.exclude:
+                lease += 1
+                taken += failing(desk, b"bad%d" % lease, A)
+            desk.tell(NegotiationEnded(NEED, 0, 2, 1, left=frozenset({A, B})))
+        if desk.now_us > START + 600 * SECOND and b"good" not in desk.dispatcher._board.leases:
+            desk.tell(LeaseUp(b"good", B, NEED, 1, desk.now_us + 7200 * SECOND, 10**9, rate=36_000))
+    assert 3 <= taken <= 3 + 1, "one more only where nobody else gave a lease for long"
+
+
+def test_the_only_provider_gets_another_try() -> None:
+    desk = Desk()
+    desk.dispatcher = Dispatcher(START, AGENT_LIMITS)
+    desk.tell(JobSubmitted(b"job", 50, NEED, desk.now_us + 7200 * SECOND))
+    tries: list[int] = []
+    for lease in range(3):
+        while not tries or lease >= len(tries):
+            for want in only(WantLeases, desk.sleep_until_woken()):
+                if A not in want.exclude:
+                    tries.append(failing(desk, b"L%d" % lease, A))
+                desk.tell(NegotiationEnded(NEED, 0, 1, 0, left=frozenset({A})))
+    assert tries == [2, 1, 1]
