@@ -38,7 +38,7 @@ class DispatchLimits:
     """Tasks at once under a lease before the first of them has ended."""
     tasks_per_lease: int = 4
     """One more lease is wanted for each so many tasks, as long as tasks are short or nothing is known of them."""
-    lease_work_us: int = SECOND
+    lease_work_us: int = SECOND // 2
     """Where tasks are known to take long, one more lease is wanted for each so much work."""
     max_leases: int = 8
     """Leases wanted for one requirement."""
