@@ -146,8 +146,9 @@ class Placing:
     def _worth_moving(self, group: Group, lease: Lease) -> tuple[Job, int, Lease] | None:
         """The task that gains most by being moved to `lease`, of those that have not begun."""
         best, best_gain_us = None, 0
-        known_us = group.known_us(self._board.now_us) or 0
-        if lease.service_us is None and known_us < self._board.limits.lease_work_us // 2:
+        # What has run for so long without ever ending is expected to take as long again.
+        known_us = group.typical_us or 2 * (group.known_us(self._board.now_us) or 0)
+        if lease.service_us is None and known_us < self._board.limits.lease_work_us:
             return None  # nothing is known of it, nor that it is worth while
         own_us = known_us if lease.service_us is None else lease.service_us
         for old in group.leases.values():

@@ -46,7 +46,7 @@ class DispatchLimits:
     """The same where each task takes `lease_work_us` or longer, so that each lease is worth its negotiation."""
     max_held: int = 16
     """Leases kept for one requirement, those that are of no use at the moment included."""
-    last_resort: int = 4
+    last_resort: int = 20
     """Negotiations without a lease in a row after which those that rest get one more try."""
     put_back_us: int = 30 * SECOND
     """How long a provider that failed gets no task of any job; each further time in a row `PUT_BACK_FACTOR` times."""

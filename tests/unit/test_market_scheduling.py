@@ -408,38 +408,35 @@ def test_a_lease_with_a_full_queue_is_not_useless(desk: Desk) -> None:
 
 def failing(desk: Desk, lease: bytes, provider: PeerId) -> int:
     """A lease comes up, whatever it is given fails; how many tasks that were."""
-    given = starts(desk.lease(lease, provider, depth=8))
-    for index, _ in given:
-        desk.tell(TaskFailed(b"job", index, lease, "provider", "no-result", ""))
+    given = only(StartTask, desk.lease(lease, provider, depth=8))
+    for one in given:
+        desk.tell(TaskFailed(one.job, one.index, lease, "provider", "no-result", ""))
     return len(given)
 
 
-def test_nobody_takes_a_fourth_task_in_an_hour_while_another_is_there() -> None:
+def taken_by_a_bad_one(left: frozenset[PeerId], seconds: int, last_resort: int = 10**9) -> list[int]:
+    """A new job every minute, A fails at whatever it gets and nobody else gives a lease; what it got each time."""
     desk = Desk()
-    desk.dispatcher = Dispatcher(START, AGENT_LIMITS)
-    desk.tell(JobSubmitted(b"job", 50, NEED, desk.now_us + 7200 * SECOND))
-    taken, lease = 0, 0
-    while desk.now_us < START + 3590 * SECOND:
-        out = desk.sleep_until_woken()
+    desk.dispatcher = Dispatcher(START, replace(AGENT_LIMITS, last_resort=last_resort))
+    taken: list[int] = []
+    minute = 0
+    while desk.now_us < START + seconds * SECOND:
+        out: list[Instruction] = []
+        if desk.now_us >= START + 60 * minute * SECOND:
+            out += desk.tell(JobSubmitted(b"job%d" % minute, 50, NEED, desk.now_us + 7200 * SECOND))
+            minute += 1
+        out += desk.sleep_until_woken()
         for want in only(WantLeases, out):
             if A not in want.exclude:
-                lease += 1
-                taken += failing(desk, b"bad%d" % lease, A)
-            desk.tell(NegotiationEnded(NEED, 0, 2, 1, left=frozenset({A, B})))
-        if desk.now_us > START + 600 * SECOND and b"good" not in desk.dispatcher._board.leases:
-            desk.tell(LeaseUp(b"good", B, NEED, 1, desk.now_us + 7200 * SECOND, 10**9, rate=36_000))
-    assert 3 <= taken <= 3 + 1, "one more only where nobody else gave a lease for long"
+                taken.append(failing(desk, b"L%d" % len(taken), A))
+            desk.tell(NegotiationEnded(NEED, 0, len(left), 0, left=left))
+    return taken
+
+
+def test_a_bad_one_takes_three_tasks_in_an_hour_where_others_are_there() -> None:
+    assert taken_by_a_bad_one(frozenset({A, B}), 3590) == [2, 1]
+    assert taken_by_a_bad_one(frozenset({A, B}), 1200, last_resort=20) == [2, 1, 1], "they never give a lease"
 
 
 def test_the_only_provider_gets_another_try() -> None:
-    desk = Desk()
-    desk.dispatcher = Dispatcher(START, AGENT_LIMITS)
-    desk.tell(JobSubmitted(b"job", 50, NEED, desk.now_us + 7200 * SECOND))
-    tries: list[int] = []
-    for lease in range(3):
-        while not tries or lease >= len(tries):
-            for want in only(WantLeases, desk.sleep_until_woken()):
-                if A not in want.exclude:
-                    tries.append(failing(desk, b"L%d" % lease, A))
-                desk.tell(NegotiationEnded(NEED, 0, 1, 0, left=frozenset({A})))
-    assert tries == [2, 1, 1]
+    assert taken_by_a_bad_one(frozenset({A}), 1200) == [2, 1, 1], "8 minutes after the second"
