@@ -50,6 +50,7 @@ from coppermesh.agent.reputation import Dealings, Facts
 from coppermesh.agent.story import StoryLine
 from coppermesh.p2p.envelope import Opened
 from coppermesh.p2p.ids import Digest, MeshId, PeerId
+from coppermesh.p2p.places import take_place
 from coppermesh.p2p.records import Receipt, SignedRecord, Task
 
 __all__ = [
@@ -138,7 +139,7 @@ class LedgerStore:
         Raises LedgerConflict where one contradicts what is there, LedgerFull where there is no room, LedgerFailed
         where the disk fails, LedgerError once closed. When cancelled, nothing was written.
         """
-        await self._room.acquire()
+        await take_place(self._room)
         done = trio.Event()
 
         def answered() -> None:

@@ -26,6 +26,7 @@ from coppermesh.p2p.envelope import Opened, open_record
 from coppermesh.p2p.errors import MeshError, Refused, RemoteProtocolError, Unreachable
 from coppermesh.p2p.ids import Digest, MeshId, PeerId, short_peer
 from coppermesh.p2p.messages import INLINE_BYTES, BlobInfo, InlineBlob, ResultReply, ResultRequest
+from coppermesh.p2p.places import take_place
 from coppermesh.p2p.records import Countersignature, Receipt
 
 ANSWER_SECONDS = 120.0
@@ -207,8 +208,11 @@ class ResultOutbox:
         line = self._lines.setdefault(requester, _Line())
         line.present += 1
         try:
-            async with line.places:
+            await take_place(line.places)
+            try:
                 yield
+            finally:
+                line.places.release()
         finally:
             line.present -= 1
             if not line.present:

@@ -33,6 +33,7 @@ from coppermesh.p2p.framing import FrameDecoder, encode_frame
 from coppermesh.p2p.health import MAX_MISSED, Liveness, Step
 from coppermesh.p2p.ids import PeerId, short_peer
 from coppermesh.p2p.messages import MAX_FRAME_BYTES, Message, Nothing
+from coppermesh.p2p.places import take_place
 from coppermesh.p2p.records import Code, Count, Sentence
 from coppermesh.p2p.transport import Stream
 
@@ -192,15 +193,16 @@ class Channel:
     async def request(self, method: str, body: Message, reply: type[M]) -> M:
         """Ask and wait, without a deadline of its own. Raises Unreachable, Refused, RemoteProtocolError."""
         data = encode(body)
-        async with self._slots:
-            self._last_sent_id += 1
-            request_id = self._last_sent_id
-            waiting = self._waiting[request_id] = _Waiting()
-            try:
-                await self._queue(frame_bytes(Frame(REQUEST, request_id, method, data)))
-                await waiting.done.wait()
-            finally:
-                del self._waiting[request_id]
+        await take_place(self._slots)
+        self._last_sent_id += 1
+        request_id = self._last_sent_id
+        waiting = self._waiting[request_id] = _Waiting()
+        try:
+            await self._queue(frame_bytes(Frame(REQUEST, request_id, method, data)))
+            await waiting.done.wait()
+        finally:
+            del self._waiting[request_id]
+            self._slots.release()
         if waiting.answer is None:
             raise Unreachable(f"{short_peer(self.peer)}: {self._ended}")
         self._counts.requests += 1
