@@ -1,5 +1,6 @@
 """`coppermesh agent`: one process, one home, from start to an orderly end."""
 
+import gc
 import json
 import logging
 import os
@@ -24,6 +25,8 @@ from coppermesh.p2p.ids import format_peer
 SWITCH_SECONDS = 0.0005
 """How long a thread that computes keeps the others waiting. Each statement of the ledger's thread waits so long where
 the main one is busy; the usual 5 ms add up over the statements of a commit, and over the commits of a task."""
+GARBAGE_OBJECTS = 10_000
+"""After so many new objects cycles among them are looked for; a task makes some hundreds, and leaves few cycles."""
 
 
 def run_agent(
@@ -35,6 +38,8 @@ def run_agent(
     """
     set_up_logging(sys.stderr, verbose)
     sys.setswitchinterval(SWITCH_SECONDS)
+    gc.freeze()  # what is imported stays: not looked through again and again
+    gc.set_threshold(GARBAGE_OBJECTS)
     file = ConfigFile(home.config_path, overrides)
     loaded = file.load()
     with home.lock():
