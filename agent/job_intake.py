@@ -27,6 +27,8 @@ from coppermesh.p2p.errors import Refused
 from coppermesh.p2p.ids import Digest
 from coppermesh.p2p.messages import BlobInfo
 
+STORED_AT_ONCE = 256
+"""Small blobs of a job that are stored in one step."""
 LARGEST = RunLimits(memory_bytes=1 << 40, output_bytes=1 << 38, blob_bytes=1 << 40, flops=1e20)
 """Beyond this no device of any provider will do; refused before anybody is asked. Operations are limited by the wall
 limit too (`budget.lease_limits`): a provider of that kind of device would refuse the same, in the same words."""
@@ -81,7 +83,11 @@ class JobIntake:
             raise
 
     async def _take_pinned(self, call: SubmitCall, options: Mapping[str, Any], jobs: JobTable) -> JobState:
-        await self._store.put_many(self._scope, [(Digest(blob.root), blob.data) for blob in call.blobs])
+        for at in range(
+            0, len(call.blobs), STORED_AT_ONCE
+        ):  # thousands at once would hold up everything else
+            part = call.blobs[at : at + STORED_AT_ONCE]
+            await self._store.put_many(self._scope, [(Digest(blob.root), blob.data) for blob in part])
         await self._require_blobs(call.tasks)
         roots = dict.fromkeys(task.program for task in call.tasks)
         if len(roots) > MAX_PROGRAMS:

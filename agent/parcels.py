@@ -9,12 +9,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from coppermesh.agent.local_messages import LOCAL_INLINE_BYTES, Blob, TaskSpec
+from coppermesh.agent.local_messages import LOCAL_INLINE_BYTES, MAX_TASKS, Blob, TaskSpec
 from coppermesh.exec.graph import SourceLine
 from coppermesh.exec.program import ArraySpec
 from coppermesh.exec.recorder import Recording
 from coppermesh.p2p.blobs import digest_of
 from coppermesh.p2p.messages import BlobInfo
+
+CALL_BYTES = 8 * 1024 * 1024
+"""Most that tasks and blobs of one call take together: each blob that goes ahead is a connection of its own."""
+TASK_BYTES, INPUT_BYTES = 48, 48
+"""What naming a task and each of its inputs takes at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,7 @@ class Parcel:
         self._put = put
         self._inline: dict[bytes, Blob] = {}
         self._room = LOCAL_INLINE_BYTES
+        """Bytes of blobs that may still ride along."""
         self._hashed: dict[int, BlobInfo] = {}
         self.tasks: list[TaskSpec] = []
 
@@ -61,6 +67,8 @@ class Parcel:
 
     def add(self, tasks: Sequence[PreparedTask]) -> None:
         """Add tasks, sending ahead what is large. The tasks' arrays must stay as they are until this returns."""
+        named = sum(TASK_BYTES + INPUT_BYTES * len(task.inputs) for task in tasks)
+        self._room = max(self._room, CALL_BYTES - named)
         for task in tasks:
             program = self._blob_of(task.program)
             self.tasks.append(TaskSpec(program.root, [self._blob_of(item) for item in task.inputs]))
@@ -83,7 +91,7 @@ class Parcel:
     def _carry(self, blob: BlobInfo, view: memoryview) -> None:
         if blob.root in self._inline or blob.root in self._sent:
             return
-        if blob.size <= self._room:
+        if blob.size <= min(self._room, LOCAL_INLINE_BYTES) and len(self._inline) < MAX_TASKS:
             self._inline[blob.root] = Blob(blob.root, bytes(view))
             self._room -= blob.size
         else:
