@@ -443,7 +443,7 @@ class Dispatcher:
                     times.append(lease.extend_us(limits))
             elif not lease.stopping:
                 latest_start_us = lease.expires_us - lease.requirement.wall_limit_us - limits.expiry_margin_us
-                times.append(min(lease.idle_since_us + limits.idle_us, latest_start_us + 1))
+                times.append(min(lease.idle_since_us + self._board.warm_us(lease), latest_start_us + 1))
         return min(times, default=None)
 
     def _miss_deadline(self, job: Job) -> None:

@@ -198,6 +198,12 @@ class Board:
         """It is neither put back nor at rest."""
         return provider not in self.put_back and not self.records.rests(provider, self.now_us)
 
+    def warm_us(self, lease: Lease) -> int:
+        """How long a lease without tasks is kept."""
+        limits = self.limits
+        is_long = lease.service_us is not None and lease.service_us >= limits.lease_work_us
+        return min(limits.idle_us, limits.long_idle_us) if is_long else limits.idle_us
+
     def may_take(self, lease: Lease) -> bool:
         """Its provider's record allows one more task there."""
         allowed = self.records.allowance(lease.provider, self.now_us)

@@ -78,9 +78,8 @@ class Placing:
                 board.release(lease, "budget", "its budget does not cover another task")
             elif board.is_ending(lease):
                 board.release(lease, "expiring", "another task might not end before the lease does")
-            elif lease.idle_since_us + board.limits.idle_us <= board.now_us:
-                idle_s = board.limits.idle_us // SECOND
-                board.release(lease, "idle", f"no task for {idle_s} s")
+            elif lease.idle_since_us + board.warm_us(lease) <= board.now_us:
+                board.release(lease, "idle", f"no task for {board.warm_us(lease) / SECOND:g} s")
 
     def _place_tasks(self, group: Group) -> None:
         """Start waiting tasks wherever there is room for them."""

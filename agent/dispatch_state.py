@@ -55,6 +55,8 @@ class DispatchLimits:
     """How long it does not get the task it failed at: others come first, but a task never waits for nobody."""
     idle_us: int = 5 * SECOND
     """How long a lease without tasks is kept warm."""
+    long_idle_us: int = SECOND // 2
+    """The same where tasks take `lease_work_us` or longer: a new lease costs little beside one of them."""
     surplus_retry_us: int = SECOND // 10
     """Wait before asking again when leases were released to make room: their slots need a moment to come free."""
     expiry_margin_us: int = 2 * SECOND

@@ -97,7 +97,7 @@ class LedgerWriter:
         groups: list[tuple[Entry, ...]] = [commit.entries for commit in commits]
         # Lines of a story contradict nothing: all of them are one group, and any other note is one by itself.
         story = tuple(note for note in notes if isinstance(note, StoryLine))
-        kept = [story] if story else []
+        kept: list[tuple[Entry, ...]] = [story] if story else []
         kept += [(note,) for note in notes if not isinstance(note, StoryLine)]
         groups += kept
         try:

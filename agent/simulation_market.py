@@ -65,6 +65,8 @@ MEAN_AWAY_SECONDS = 120.0
 MEAN_LIFE_SECONDS = 240.0
 """Of a provider that dies again and again."""
 MEAN_JOB_SECONDS = 120.0
+TASK_SECONDS = 0.03
+"""From a requester to a provider."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -382,7 +384,7 @@ class MarketSimulation:
         self._numbers += 1
         work = Work(start.job, start.index, self._numbers, self.rng.uniform(2.0, 8.0) / lease.provider.speed)
         requester.attempts[start.job, start.index, start.lease] = work.number
-        self._soon(self._arrive, lease, work)
+        self.heap.after(TASK_SECONDS, self._arrive, lease, work)  # one stream: they come in their order
         ahead = sum(key[2] == start.lease for key in requester.attempts)
         self.heap.after(ahead * WALL_US / SECOND + GRACE_SECONDS, self._time_out, lease, work)
 
