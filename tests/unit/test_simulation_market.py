@@ -24,6 +24,7 @@ def test_cheats_cost_little_and_honest_jobs_finish() -> None:
     assert 0 < facts["unpaid_worst_share_of_credit"] <= 1
     assert facts["bad_providers"]["pairs"] > 0  # they were tried
     assert facts["bad_providers"]["most_from_one_requester_in_an_hour"] <= 3
+    assert facts["idle_while_queued_share"] < 0.05
     assert len(market_lines(facts)) == 5
 
 
