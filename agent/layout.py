@@ -1,6 +1,7 @@
 """Lines that fit a screen: tables whose wide columns wrap, long lines that go on below where they began. Pure.
 
-The command line sets the width once (`fit_to`); where the output is no terminal it is `USUAL`. Scripts read `--json`.
+The command line sets the width once (`fit_to`); where the output is no terminal it is `USUAL`, and lines that are no
+table are left whole for whoever searches them. Scripts read `--json`.
 """
 
 import textwrap
@@ -15,12 +16,13 @@ NARROW = 6
 GAP = 2
 
 _width = USUAL
+_folding = True
 
 
-def fit_to(columns: int) -> None:
-    """From now on lines are laid out for a screen of so many columns."""
-    global _width  # noqa: PLW0603 - there is one screen
-    _width = max(LEAST, columns)
+def fit_to(columns: int, *, folding: bool = True) -> None:
+    """From now on tables are laid out for so many columns, and long lines too where `folding`."""
+    global _width, _folding
+    _width, _folding = max(LEAST, columns), folding
 
 
 def lay_out(
@@ -41,8 +43,9 @@ def lay_out(
 
 def fold(lines: Sequence[str], width: int | None = None) -> list[str]:
     """The lines, long ones wrapped: what follows a label goes on below its own beginning."""
-    width = _width if width is None else width
-    return [part for line in lines for part in _folded(line, width)]
+    if width is None and not _folding:
+        return list(lines)
+    return [part for line in lines for part in _folded(line, width or _width)]
 
 
 def _shrunk(
