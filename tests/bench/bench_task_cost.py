@@ -71,8 +71,8 @@ def tell_profile(name: str, output: Path) -> None:
         for function in {frame.rsplit(":", 1)[0] for frame in stack.split(";")}:
             shares[function] += int(count)
     print(f"\n{name}: {total} samples")
-    for function, count in shares.most_common(LINES):
-        print(f"{100 * count / max(1, total):6.1f} %  {function}")
+    for function, samples in shares.most_common(LINES):
+        print(f"{100 * samples / max(1, total):6.1f} %  {function}")
 
 
 def measure(
