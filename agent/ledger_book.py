@@ -240,7 +240,7 @@ class LedgerBook:
         failure: MeshError | None = None
         try:
             for entry in entries:
-                change = entry if isinstance(entry, StoryLine) else judge(entry, self)
+                change = judge(entry, self)
                 if change is not None:
                     self._write(change)
         except MeshError as error:
