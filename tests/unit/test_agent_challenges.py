@@ -477,7 +477,7 @@ async def test_a_blob_is_admitted_where_it_was_asked_for(tmp_path):
 
 async def test_a_job_without_receipts_cannot_be_challenged(tmp_path):
     async with open_pair(tmp_path) as pair:
-        with pytest.raises(Refused, match="task 5 of job"):
+        with pytest.raises(Refused, match="numbered from 0: there is no task 5"):
             await trio.to_thread.run_sync(
                 partial(
                     challenge,

@@ -66,7 +66,7 @@ def test_a_loss_is_named_once_it_is_certain():
     facts = {"by": "day", "lines": [lines[0].as_dict()], "totals": [total.as_dict()]}
     shown = "\n".join(economy_screens.earnings(facts))
     assert "you are losing money on day 0: 0.010000 usd" in shown
-    assert "-0.010000 usd" in shown
+    assert "-0.010000  usd" in shown
     waiting = [replace(WORK, amount=41_000, verdict="open")]
     assert not one_total(waiting, accounts(tariff=400_000))[1].loses, "it may still be paid"
 
