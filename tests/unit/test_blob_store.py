@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coppermesh.p2p import blob_partials, blob_store
-from coppermesh.p2p.blob_files import GrantLog, Scope, StoreFull
+from coppermesh.p2p.blob_files import GrantLog, Scope, StoreFull, manifest_checked
 from coppermesh.p2p.blob_partials import MAX_KEPT, MAX_KEPT_PER_SCOPE, Partial, PartialBlobs
 from coppermesh.p2p.blob_store import (
     MEMORY_BYTES,
@@ -65,7 +65,7 @@ async def test_what_is_added_is_hashed_once_and_what_is_put_is_checked(
 ) -> None:
     root, data = blob(size)
     checked: list[int] = []
-    usual = blob_store.manifest_checked
+    usual = manifest_checked
 
     def counted(named: Digest, view: Buffer) -> list[bytes] | None:
         checked.append(len(view))
