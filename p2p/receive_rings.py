@@ -1,7 +1,7 @@
 """Memory that leaves are received into or read into: kept for the same peer's next transfer while it has a lease.
 
-Theory of operation. Fresh pages cost a transfer of a few MiB about as much as moving the bytes does. So a ring outlives
-its transfer, under three rules, which `tests/unit/test_receive_rings.py` attacks:
+Theory of operation. Fresh pages have to be cleared by the kernel before the first byte arrives. So a ring outlives its
+transfer, under three rules, which `tests/unit/test_receive_rings.py` attacks:
 
 1. A ring belongs to one *tenant*, a mesh and a peer, from its first byte to its end. It is never handed to another
    one, so that no bug in what follows could show one peer's bytes to another.
