@@ -28,6 +28,7 @@ RECENT = 512
 """So many small bodies that were decoded last are not decoded again. Records are never changed."""
 
 R = TypeVar("R", bound=Record)
+F = TypeVar("F", bound=Callable[..., object])
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,11 @@ def _decode(kind: type[R], body: bytes) -> R:
     return decode(kind, body, max_bytes=kind.MAX_BYTES)
 
 
-_decoded = cast("Callable[[type[R], bytes], R]", lru_cache(maxsize=RECENT)(_decode))
+def _remembered(function: F) -> F:
+    return cast("F", lru_cache(maxsize=RECENT)(function))
+
+
+_decoded = _remembered(_decode)
 """The ledger's rules look at the same few records again at every step of a task."""
 
 
