@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     options = _build_parser().parse_args(_joined(sys.argv[1:] if arguments is None else arguments))
     columns = shutil.get_terminal_size((layout.USUAL, 24)).columns
-    layout.fit_to(columns, folding=sys.stdout.isatty() or "COLUMNS" in os.environ)
+    layout.fit_to(columns, folding=sys.stdout.isatty())
     command: Callable[[argparse.Namespace], int] = options.command
     try:
         return command(options)
