@@ -167,26 +167,30 @@ class GossipNetwork:
             self._heap.after(delay, self._arrive, sender, targets, message)
 
     def _arrive(self, sender: int, targets: list[int], message: Message) -> None:
-        seen, links = message.seen, self.links[sender]
+        seen, links, loss, all_traffic = message.seen, self.links[sender], self._loss, self.traffic
         size = message.size + ENVELOPE_BYTES
         for peer in targets:
-            if peer not in links or (self._loss and self._rng.random() < self._loss):
+            if peer not in links or (loss and self._rng.random() < loss):
                 continue
-            traffic = self.traffic[peer]
+            traffic = all_traffic[peer]
             traffic.copies += 1
             traffic.gossip_bytes += size
             if not seen[peer]:
-                topic = self._topics[message.topic]
-                if peer not in topic.members:
-                    continue
-                seen[peer] = 1
-                message.reached += 1
-                if not self._judge(peer, sender, message):
-                    seen[peer] = 2
-                elif peer in topic.mesh:
-                    author = message.author
-                    onward = [other for other in topic.mesh[peer] if other not in (sender, author)]
-                    self._send(peer, onward, message)
+                self._received(peer, sender, message)
+
+    def _received(self, peer: int, sender: int, message: Message) -> None:
+        """The first copy: judge it, and hand it on."""
+        topic = self._topics[message.topic]
+        if peer not in topic.members:
+            return
+        seen, author = message.seen, message.author
+        seen[peer] = 1
+        message.reached += 1
+        if not self._judge(peer, sender, message):
+            seen[peer] = 2
+        elif peer in topic.mesh:
+            onward = [other for other in topic.mesh[peer] if other not in (sender, author)]
+            self._send(peer, onward, message)
 
     # Each second
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from coppermesh.agent.simulation import uncollected
 from coppermesh.agent.simulation_mesh import (
     GONE_SECONDS,
     GRACE_SECONDS,
@@ -88,16 +89,17 @@ def simulate(
     views = Views(mesh)
     mesh.begin()
     end_s = 60.0 * scenario.minutes
-    mesh.run_for(min(scenario.start_seconds, end_s))
-    while mesh.heap.now < end_s:
-        fast = views.converged_s is None and views.looks < FAST_LOOKS
-        mesh.run_for(min(1.0 if fast else SLOW_SECONDS, end_s - mesh.heap.now))
-        before = views.converged_s
-        views.look()
-        if before is None and views.converged_s is not None:
-            views.forget()
-        if progress is not None:
-            progress(mesh.heap.now)
+    with uncollected():
+        mesh.run_for(min(scenario.start_seconds, end_s))
+        while mesh.heap.now < end_s:
+            fast = views.converged_s is None and views.looks < FAST_LOOKS
+            mesh.run_for(min(1.0 if fast else SLOW_SECONDS, end_s - mesh.heap.now))
+            before = views.converged_s
+            views.look()
+            if before is None and views.converged_s is not None:
+                views.forget()
+            if progress is not None:
+                progress(mesh.heap.now)
     return _facts(scenario, mesh, orders, views)
 
 

@@ -24,10 +24,8 @@ class AnnouncementScreen:
     def judge(self, topic: str, examined: Examined, now_us: int) -> tuple[Verdict, Outcome]:
         """Put the message into the book, and say whether to pass it on."""
         verdict = self._book.take(examined, now_us)
-        if verdict.is_misbehaviour:
-            return verdict, Outcome.BLAME
-        if verdict not in (Verdict.ACCEPTED, Verdict.REPLAYED):
-            return verdict, Outcome.IGNORE
+        if verdict is not Verdict.ACCEPTED and verdict is not Verdict.REPLAYED:
+            return verdict, Outcome.BLAME if verdict.is_misbehaviour else Outcome.IGNORE
         key = (topic, examined.fingerprint)
         if key in self._forwarded:
             return verdict, Outcome.IGNORE
