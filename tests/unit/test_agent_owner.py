@@ -102,7 +102,7 @@ async def test_who_is_denied_gets_the_reason_and_others_are_served(tmp_path):
         await until_found(friend, 1)
         offers = {offer.device: offer for offer in provider.provider.offers}
         provider.provider.adopt(offers, frozenset(), Sharing(deny=(requester.key.peer,)))
-        kind, said = await outcome(requester, deadline_s=0.7)
+        kind, said = await outcome(requester, deadline_s=2.5)
         assert kind == "failed"
         assert "denied: the owner of this provider takes no work from this requester" in said["sentence"]
         job = next(iter(requester.requester.jobs._jobs))
@@ -110,7 +110,7 @@ async def test_who_is_denied_gets_the_reason_and_others_are_served(tmp_path):
         assert (await outcome(friend))[0] == "finished"
         provider.provider.adopt(offers, frozenset(), Sharing(allow=(requester.key.peer,)))
         assert (await outcome(requester))[0] == "finished"
-        kind, said = await outcome(friend, deadline_s=0.7)
+        kind, said = await outcome(friend, deadline_s=2.5)
         assert (kind, "not-listed" in said["sentence"]) == ("failed", True)
 
 
@@ -255,7 +255,7 @@ async def test_a_card_that_its_owner_needs_is_given_back_and_lent_again(tmp_path
         assert "1234" not in told
         friend = await world.add("friend", provide=False, bootstrap=provider)
         await until_found(friend, 1)
-        kind, said = await outcome(friend, device="cuda", deadline_s=0.7)
+        kind, said = await outcome(friend, device="cuda", deadline_s=2.5)
         assert (kind, "device-busy: gpu0 is in use" in said["sentence"]) == ("failed", True)
         reader.now = FREE
         await until(lambda: announced(provider).busy_slots == 0)
@@ -270,8 +270,8 @@ async def test_a_card_at_its_limit_finishes_its_tasks_and_opens_when_it_is_coole
         reader.now = Conditions(processes=(), temperature_c=84)
         await until(lambda: provider.provider.not_lending() and not provider.provider.leases)
         assert announced(provider).busy_slots == 1
-        kind, said = await outcome(requester, device="cuda", deadline_s=0.7)
-        assert (kind, "too-hot: gpu0 is at 84 C" in said["sentence"]) == ("failed", True)
+        kind, said = await outcome(requester, device="cuda", deadline_s=2.5)
+        assert (kind, "too-hot: gpu0 is at 84 C" in said["sentence"]) == ("failed", True), said
         reader.now = Conditions(processes=(), temperature_c=75)
         assert (await outcome(requester, device="cuda"))[0] == "finished"
 

@@ -14,6 +14,8 @@ from coppermesh.p2p.messages import (
     ChallengeRequest,
     DialBackReply,
     DialBackRequest,
+    ExtendReply,
+    ExtendRequest,
     Hello,
     InlineBlob,
     LeaseReply,
@@ -23,6 +25,7 @@ from coppermesh.p2p.messages import (
     OrderAbandoned,
     OrderReply,
     OrderRequest,
+    PauseRequest,
     ResultReply,
     ResultRequest,
     TaskReply,
@@ -64,6 +67,12 @@ EXAMPLES: list[Message] = [
     DialBackRequest(port=4001),
     DialBackReply(state="reached", seen_at="/ip4/192.0.2.1/tcp/4001"),
     OrderAbandoned(order=bytes(32), job=bytes(16)),
+    ExtendRequest(extension=SIGNED),
+    ExtendReply(extension=SIGNED, decline=None),
+    ExtendReply(extension=None, decline=SIGNED),
+    PauseRequest(
+        lease=bytes(32), paused=True, code="unpaid", sentence="three receipts are not countersigned"
+    ),
 ]
 
 
