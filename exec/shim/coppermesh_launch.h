@@ -170,20 +170,22 @@ template <auto kernel, class... A> struct entry<kernel, void (*)(A...)> {
     // inlined: a function of its own keeps the loop's registers free. The masks change nothing (`run_rows` sees to that);
     // they tell the compiler that the index cannot wrap round, without which it would not vectorise. What the kernel
     // reads is set in the loop, so that the compiler sees there what it is; it moves the stores out, but not past atomic
-    // functions: there they are made once. `PHASE` is that of a kernel with kept variables, or WHOLE.
+    // functions: there they are made once, but for a phase of a kernel with kept variables, whose atomic functions are
+    // in another phase: the compiler has to see which one it is. `PHASE` is that phase, or WHOLE.
     template <int PHASE, bool BLOCKS = false>
     static __attribute__((noinline)) void run_flat(
         unsigned int first, unsigned int count, unsigned int row, unsigned int rows, typename plain<A>::type... a) {
         first &= LARGE_INDEX - 1, count &= 2 * STRIDED_ROW - 1;
+        constexpr bool set_once = Loop::atomic && PHASE == WHOLE;
         const uint3 block = blockIdx, thread = threadIdx, length = blockDim;
         unsigned int block_y = BLOCKS ? block.y : block.y + row / length.y;
         unsigned int thread_y = BLOCKS ? thread.y : row % length.y, block_x = block.x;
         for (; rows; rows--) {
-            if constexpr (Loop::atomic)
+            if constexpr (set_once)
                 phase = PHASE, blockIdx.x = block_x, blockIdx.y = block_y, threadIdx.y = thread_y;
             for (unsigned int x = 0; x < count; x++) {
                 flat = whole = true;
-                if constexpr (!Loop::atomic) {
+                if constexpr (!set_once) {
                     phase = PHASE;
                     if constexpr (BLOCKS) blockIdx.x = block_x;
                     else blockIdx.y = block_y, threadIdx.y = thread_y;
