@@ -55,6 +55,7 @@ class Doubts:
         for peer, claim in doubt.claims.items():
             if by is None or peer != by.provider:
                 self._board.blame(job, index, claim.attempt)
+                self._board.records.note_lost(peer, self._board.now_us)
         if not doubt.waiting:
             del job.doubts[job.base(index)]
 

@@ -442,7 +442,7 @@ class Lease:
     def may_extend(self) -> bool:
         """It was of use, has work, and an extension was neither asked for nor refused."""
         useful = self.service_us is not None and not self.is_spent and bool(self.outstanding)
-        return useful and not self.extending and not self.final
+        return useful and not self.extending and not self.final and not self.paused
 
     @property
     def room(self) -> int:

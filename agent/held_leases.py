@@ -66,6 +66,10 @@ class HeldLease:
     until_us: int = 0
     """When it ends, extensions included."""
     extensions: int = 0
+    paused: bool = False
+    """The provider said that it starts nothing for now."""
+    pauses: int = 0
+    """How often it said so."""
     unanswered: Opened[Extension] | None = None
     """An extension that was offered and not answered yet."""
 

@@ -6,6 +6,7 @@ the provider signs the same bytes, or declines with a reason, and then the end t
 can be wrong with one:
 
 - it is not the next in number, or does not end later than what holds: the other side lies or has lost count;
+- it adds less than a second, or is the thousand and first: each is two signatures and a row of the ledger for good;
 - it would end later than a new lease might (`lease_life_us` from now), or more than `MAX_LEASE_US` after the lease
   began: a rate that was agreed an hour ago is not today's price;
 - the lease is over already: an extension never brings one back.
@@ -22,6 +23,8 @@ from coppermesh.p2p.records import Lease
 MAX_LEASE_US = 3_660_000_000
 """From its beginning to its last end, whatever extensions it has."""
 MAX_EXTENSIONS = 1000
+MIN_STEP_US = 1_000_000
+"""The least that one extension adds."""
 
 
 def build_extension(lease: Lease, number: int, until_us: int, now_us: int) -> Extension:
@@ -30,7 +33,7 @@ def build_extension(lease: Lease, number: int, until_us: int, now_us: int) -> Ex
     Raises Refused (`lease-length`) where nothing can be added.
     """
     latest_us = min(now_us + lease_life_us(lease.wall_limit_us), lease.issued_us + MAX_LEASE_US)
-    if latest_us <= until_us or number > MAX_EXTENSIONS:
+    if latest_us < until_us + MIN_STEP_US or number > MAX_EXTENSIONS:
         raise Refused("lease-length", "the lease lasts as long as a lease may: order again when it ends")
     return Extension(
         version=1,
@@ -63,12 +66,20 @@ def check_extension(lease: Lease, number: int, until_us: int, extension: Extensi
         ahead = f"{(extension.issued_us - now_us) / 1e6:.1f} s"
         raise Refused("clock", f"the extension was issued {ahead} in the future by this clock")
     check_length(lease, extension)
+    if extension.expires_us < until_us + MIN_STEP_US:
+        raise Refused(
+            "lease-length", "the extension adds less than a second: order again when the lease ends"
+        )
     if extension.expires_us > now_us + lease_life_us(lease.wall_limit_us) + CLOCK_SKEW_US:
         raise Refused("lease-length", "the extension is longer than a new lease would be: ask for less")
 
 
 def check_length(lease: Lease, extension: Extension) -> None:
-    """Raises Refused (`lease-length`) where the lease would last longer than any may."""
+    """Raises Refused (`lease-length`) where the lease would last longer, or be extended more often, than any may."""
+    if extension.number > MAX_EXTENSIONS:
+        raise Refused(
+            "lease-length", f"the lease was extended {MAX_EXTENSIONS} times: order again when it ends"
+        )
     if extension.expires_us > lease.issued_us + MAX_LEASE_US:
         most = MAX_LEASE_US // 1_000_000
         raise Refused("lease-length", f"the lease would last more than {most} s in all: order again")

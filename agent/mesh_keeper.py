@@ -365,6 +365,9 @@ class MeshKeeper:
         await self._running.wait()
         for notice in request.revocations:
             self._take_revocation(notice, self._now_us())
+        # On disk before the answer, upon which the sender goes on to the new key: a crash between the two would leave a
+        # key here that is handed to whoever was revoked.
+        await self._write(self.private.keep_known, self._now_us())
         await self._sweep()
         return Nothing()
 
@@ -387,22 +390,25 @@ class MeshKeeper:
     async def _revoke(
         self, subject: PeerId, last_serial: int, done: trio.Event, failed: list[MeshError]
     ) -> None:
+        # Two writes: once the revocation is made it is told and enforced, whatever becomes of the new swarm key.
         try:
-            notice = await self._write(self.private.end_membership, subject, last_serial, self._now_us())
-        except MeshError as error:
-            failed.append(error)
-        else:
+            notice = await self._write(self.private.revoke, subject, last_serial, self._now_us())
             self._nursery.start_soon(self._tell_urgently, notice)
             await self._sweep()
-            if self.private.state.rotation is not None and self.private.may(Right.REVOKE, self._now_us()):
-                await self._use_key(self.private.state.rotation)
+            if self.private.may(Right.REVOKE, self._now_us()):
+                await self._use_key(await self._write(self.private.rotate, self._now_us()))
+        except MeshError as error:
+            failed.append(error)
         finally:
             done.set()
 
     async def _finish_revoking(self) -> None:
-        """A run that ended between a revocation and its new swarm key is finished by this one."""
-        if self.private.owes_rotation(self._now_us()):
-            await self._use_key(await self._write(self.private.rotate, self._now_us()))
+        """A run that ended between a revocation and its new swarm key is finished by this one, or by the next."""
+        try:
+            if self.private.owes_rotation(self._now_us()):
+                await self._use_key(await self._write(self.private.rotate, self._now_us()))
+        except MeshError as error:
+            _log.error("mesh %r needs a new swarm key and has none: %s", self.private.name, error)
 
     async def leave(self) -> None:
         """Revoke oneself and say so."""

@@ -75,6 +75,8 @@ from coppermesh.p2p.messages import CancelRequest, Nothing, PauseRequest
 CANCEL_SECONDS = 5.0
 SILENT_US = 3_000_000
 """A job that nobody is known for waits so long before its client is told."""
+MAX_TOLD_PAUSES = 100
+"""Pauses of one lease that a job's story tells of."""
 MAX_REFUSALS_SHOWN = 16
 """Providers named in the failure of a job that none took, each with its last reason."""
 
@@ -207,7 +209,12 @@ class Requester:
     def lease_paused(self, peer: PeerId, request: PauseRequest) -> None:
         """The provider pauses a lease, or goes on with it."""
         held = self.leases.get(request.lease)
-        if held is None or held.provider != peer:
+        if held is None or held.provider != peer or held.paused == request.paused:
+            return
+        held.paused = request.paused
+        held.pauses += request.paused
+        if held.pauses > MAX_TOLD_PAUSES:  # what it says is written down for good
+            self._feed(LeasePaused(request.lease, request.paused))
             return
         kind, word = ("paused", "pauses") if request.paused else ("resumed", "goes on with")
         text = f"the provider {word} the lease: {request.code}: {request.sentence}"

@@ -107,8 +107,11 @@ class UsageTotals:
             if notice.by_requester is not None:
                 self._signed[place] = device_us, notice
                 self._usage.signed(requester, kind, hour, device_us)
-            elif known is not None:
-                await self._publish(usage_topic(self._mesh), encode(known[1]))
+            else:
+                if self._quota_of(requester) is not None:
+                    self._usage.untell(requester, kind, hour)  # asked again in the next interval
+                if known is not None:
+                    await self._publish(usage_topic(self._mesh), encode(known[1]))
         await self._publish(usage_topic(self._mesh), encode(notice))
 
     async def _signed_by_both(self, usage: Usage) -> UsageNotice:

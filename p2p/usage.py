@@ -123,6 +123,10 @@ class UsageBook:
         self._told |= risen
         return [(place.requester, place.kind, place.hour, us) for place, us in risen.items()]
 
+    def untell(self, requester: PeerId, kind: str, hour: int) -> None:
+        """The member has not signed this total: `news` names it again."""
+        self._told.pop(_Place(self._me, requester, kind, hour), None)
+
     def repeat(self) -> None:
         """Tell everything again at the next `news`: a member that has joined since has heard nothing of it."""
         self._told.clear()

@@ -192,6 +192,8 @@ def test_changed_and_written_give_the_same(name, tmp_path_factory):
     @given(launches_of, sizes, st.integers(-2, 40), st.booleans())
     def check(launch, n, m, same):
         same = same and "a[" not in CASES[name]
+        if "unsigned r" in CASES[name]:
+            m = max(m, 0)  # a loop that counts to 2^32 - 2 is as good as endless, changed or not
         hold(pair, *launch, bounded(CASES[name], n), m, same)
 
     check()

@@ -154,6 +154,19 @@ def test_one_signature_is_none_and_an_ended_lease_stays_ended(book):
     assert outcome.code == "lease-ended"
 
 
+def test_steps_of_microseconds_and_the_thousand_and_first_are_refused():
+    """Each extension is two signatures and a row that stays: a requester could fill the other side's ledger."""
+    step = lease_extension.MIN_STEP_US
+    for number, until_us in ((1, END + 1), (1, END + step - 1)):
+        with pytest.raises(Refused, match="less than a second"):
+            check_extension(LEASE, number - 1, END, extension(expires_us=until_us), END - SECOND)
+    check_extension(LEASE, 0, END, extension(expires_us=END + step), END - SECOND)
+    last = lease_extension.MAX_EXTENSIONS
+    again = extension(number=last + 1, expires_us=END + step)
+    with pytest.raises(Refused, match="1000 times"):
+        check_extension(LEASE, last, END, again, END - SECOND)
+
+
 # Two sides over a network that loses, doubles and reorders
 
 
@@ -334,7 +347,7 @@ async def test_the_same_extension_twice_is_one_and_strangers_and_shorteners_get_
         lease = held(requester).record
         now_us = lease.issued_us + SECOND
         record = build_extension(lease, 1, lease.expires_us, now_us)
-        record = msgspec.structs.replace(record, expires_us=lease.expires_us + 1)
+        record = msgspec.structs.replace(record, expires_us=lease.expires_us + SECOND)
         signed = sign_record(requester.key, record)
         first = await ask(requester, provider, signed)
         assert first.extension is not None
@@ -342,14 +355,14 @@ async def test_the_same_extension_twice_is_one_and_strangers_and_shorteners_get_
         assert await ask(requester, provider, signed) == first
         assert provider.provider is not None
         (server,) = provider.provider.leases.values()
-        assert (server.until_us, server.extensions) == (lease.expires_us + 1, 1)
+        assert (server.until_us, server.extensions) == (lease.expires_us + SECOND, 1)
         theirs = msgspec.structs.replace(record, number=2, requester=stranger.key.peer)
         with pytest.raises(Refused, match="no such lease with you"):
             await ask(stranger, provider, sign_record(stranger.key, theirs))
         back = msgspec.structs.replace(record, number=2, expires_us=lease.expires_us)
         with pytest.raises((RemoteProtocolError, Refused)):
             await ask(requester, provider, sign_record(requester.key, back))
-        assert server.until_us == lease.expires_us + 1
+        assert server.until_us == lease.expires_us + SECOND
         requester.requester.cancel(job)
 
 
