@@ -341,7 +341,7 @@ class World(RuleBasedStateMachine):
                 self.leases[lease].stopping[job, index] = self.now_us + LIMITS.stop_us
             case WantLeases(need, count, exclude, held):
                 assert self.negotiating.get(need, 0) <= self.now_us, "one negotiation at a time"
-                assert 1 <= count <= LIMITS.max_leases
+                assert 1 <= count <= LIMITS.max_long_leases
                 assert {peer for peer, at_us in self.put_back.items() if self._is_put_back(at_us)} <= exclude
                 assert held <= {lease.provider for lease in self.leases.values()}
                 assert self.now_us < instruction.deadline_us
