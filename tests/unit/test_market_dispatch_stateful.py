@@ -98,6 +98,7 @@ class ModelJob:
     failed_on: dict[int, list[bytes]] = field(default_factory=lambda: defaultdict(list))
     failed_at: dict[tuple[int, PeerId], int] = field(default_factory=dict)
     begun: dict[tuple[int, bytes], int] = field(default_factory=dict)
+    began_us: dict[tuple[int, bytes], int] = field(default_factory=dict)
     strikes: dict[PeerId, tuple[int, int]] = field(default_factory=dict)
     claims: dict[int, set[PeerId]] = field(default_factory=lambda: defaultdict(set))
     """Who said of a task that it failed by its own doing."""
@@ -121,6 +122,8 @@ class World(RuleBasedStateMachine):
         self.negotiating: dict[Requirement, int] = {}
         self.superseded: set[tuple[bytes, int, bytes]] = set()
         self.count = 0
+        self.longest_us = 0
+        """The longest that any attempt has run."""
 
     # What happens.
 
@@ -322,6 +325,8 @@ class World(RuleBasedStateMachine):
         for lease in self.leases.values():
             for key in [key for key, until_us in lease.stopping.items() if until_us <= self.now_us]:
                 del lease.stopping[key]
+        began = [job.began_us[attempt] for job in self.jobs.values() for attempt in job.running]
+        self.longest_us = max([self.longest_us, *(self.now_us - at_us for at_us in began)])
         out = self.dispatcher.handle(event, self.now_us)
         for instruction in out:
             self._carry_out(instruction)
@@ -341,7 +346,9 @@ class World(RuleBasedStateMachine):
                 self.leases[lease].stopping[job, index] = self.now_us + LIMITS.stop_us
             case WantLeases(need, count, exclude, held):
                 assert self.negotiating.get(need, 0) <= self.now_us, "one negotiation at a time"
-                assert 1 <= count <= LIMITS.max_long_leases
+                # A lease a task only where some task took, or takes, more than half of what makes a lease worth while.
+                is_long = 2 * self.longest_us > LIMITS.lease_work_us
+                assert 1 <= count <= (LIMITS.max_long_leases if is_long else LIMITS.max_leases)
                 assert {peer for peer, at_us in self.put_back.items() if self._is_put_back(at_us)} <= exclude
                 assert held <= {lease.provider for lease in self.leases.values()}
                 assert self.now_us < instruction.deadline_us
@@ -417,6 +424,7 @@ class World(RuleBasedStateMachine):
             assert (start.job, start.index, before) in self.superseded, "retried before it was superseded"
         self.count += 1
         job.begun[start.index, start.lease] = self.count
+        job.began_us[start.index, start.lease] = self.now_us
         job.running.add((start.index, start.lease))
         lease.running.add((start.job, start.index))
 
