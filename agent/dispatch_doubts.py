@@ -6,7 +6,9 @@ and a liar could end every job with it. So the task runs once more, at another p
 
 - a second provider that says so too is believed, and the job ends;
 - where it succeeds elsewhere, whoever said otherwise has failed like any other;
-- where nobody else is left who may take it, or nobody took it in `confirm_us`, the one word has to do.
+- where nobody else is left who may take it, or nobody could take it in `confirm_us`, the one word has to do. While
+  another provider that may have it holds a lease, its turn is waited for, to the job's deadline: long tasks there must
+  not leave the job to a liar.
 
 Copies of a task are asked about together. With copies, one word alone never ends a job: it counts as one copy with
 another result, and `copies.judge` decides.
@@ -27,6 +29,8 @@ class Doubts:
 
     def __init__(self, board: Board) -> None:
         self._board = board
+        self._doubted: dict[bytes, Job] = {}
+        """Jobs with doubts, so that no event looks through all jobs; ended ones go when they are next looked at."""
 
     def claimed(self, job: Job, event: TaskFailed, attempt: Attempt) -> None:
         """`attempt` ended, by the job's own doing as its provider says."""
@@ -34,6 +38,7 @@ class Doubts:
         task = job.base(index)
         if task not in job.doubts:
             job.doubts[task] = Doubt(board.now_us + board.limits.confirm_us)
+            self._doubted[job.id] = job
         doubt = job.doubts[task]
         doubt.claims[attempt.provider] = Claim(attempt, event.code, event.sentence)
         if len(doubt.claims) >= BELIEVED:
@@ -61,25 +66,50 @@ class Doubts:
 
     def nobody_else(self, group: Group, left: frozenset[PeerId]) -> None:
         """A negotiation gave nothing; `left` may yet take tasks of the group."""
-        strikes = self._board.limits.max_strikes
-        for job in list(group.jobs.values()):
-            barred = job.barred(strikes)
+        for job in self._jobs():
             for task, doubt in list(job.doubts.items()):
-                if job.id in self._board.jobs and left <= doubt.claims.keys() | job.owners(task) | barred:
+                ours = job.id in self._board.jobs and self._board.groups[job.requirement] is group
+                if ours and left <= self._barred(job, task, doubt):
                     self._unconfirmed(group, job, doubt)
 
     def pass_time(self) -> None:
         """Claims that nobody could confirm in time."""
-        for job in list(self._board.jobs.values()):
-            for doubt in list(job.doubts.values()):
-                if doubt.until_us <= self._board.now_us and job.id in self._board.jobs:
-                    self._unconfirmed(self._board.groups[job.requirement], job, doubt)
+        now_us = self._board.now_us
+        for job in self._jobs():
+            for task, doubt in list(job.doubts.items()):
+                if doubt.until_us > now_us or job.id not in self._board.jobs:
+                    continue
+                group = self._board.groups[job.requirement]
+                if doubt.waiting and self._may_yet_be_tried(group, job, task, doubt):
+                    doubt.until_us = now_us + self._board.limits.confirm_us
+                else:
+                    self._unconfirmed(group, job, doubt)
+
+    def _jobs(self) -> list[Job]:
+        """Those with doubts that are not over."""
+        self._doubted = {
+            job.id: job
+            for job in self._doubted.values()
+            if job.doubts and self._board.jobs.get(job.id) is job
+        }
+        return list(self._doubted.values())
+
+    def _barred(self, job: Job, task: int, doubt: Doubt) -> set[PeerId]:
+        """Who cannot confirm it: who claims it, has a copy of it, or may have nothing of the job."""
+        return doubt.claims.keys() | job.owners(task) | job.barred(self._board.limits.max_strikes)
+
+    def _may_yet_be_tried(self, group: Group, job: Job, task: int, doubt: Doubt) -> bool:
+        """Somebody else holds a lease, and gets the task when its turn comes."""
+        board = self._board
+        others = {lease.provider for lease in group.leases.values() if not lease.final}
+        others -= self._barred(job, task, doubt) | board.put_back.keys() | board.records.resting(board.now_us)
+        return bool(others)
 
     def wakeups(self) -> list[int]:
         """When claims are due that wait for another provider."""
         return [
             doubt.until_us
-            for job in self._board.jobs.values()
+            for job in self._jobs()
             for doubt in job.doubts.values()
             if doubt.until_us > self._board.now_us and doubt.waiting
         ]

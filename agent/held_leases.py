@@ -13,7 +13,6 @@ import trio
 from coppermesh.agent.attempts import Outstanding
 from coppermesh.agent.lease_signing import GrantedLease
 from coppermesh.agent.receipts import LaneHead
-from coppermesh.p2p.envelope import Opened
 from coppermesh.p2p.errors import Refused
 from coppermesh.p2p.ids import Digest, PeerId, format_peer
 from coppermesh.p2p.lease_records import Extension
@@ -70,15 +69,13 @@ class HeldLease:
     """The provider said that it starts nothing for now."""
     pauses: int = 0
     """How often it said so."""
-    unanswered: Opened[Extension] | None = None
-    """An extension that was offered and not answered yet."""
 
     def __post_init__(self) -> None:
         self.until_us = self.granted.lease.record.expires_us
 
     def extended(self, extension: Extension) -> None:
         """Both sides signed it."""
-        self.until_us, self.extensions, self.unanswered = extension.expires_us, extension.number, None
+        self.until_us, self.extensions = extension.expires_us, extension.number
 
     @property
     def id(self) -> Digest:

@@ -7,7 +7,7 @@ from coppermesh.agent.lease_extension import build_extension
 from coppermesh.agent.ledger import LeaseExtended
 from coppermesh.agent.ledger_store import LedgerStore
 from coppermesh.p2p.control import ControlHub
-from coppermesh.p2p.envelope import Opened, open_record, sign_record
+from coppermesh.p2p.envelope import Opened, open_record, seal_record
 from coppermesh.p2p.errors import Refused, RemoteProtocolError
 from coppermesh.p2p.lease_records import Extension
 from coppermesh.p2p.messages import ExtendReply, ExtendRequest
@@ -50,10 +50,6 @@ class LeaseExtender:
         return held.until_us
 
     def _offer(self, held: HeldLease) -> Opened[Extension]:
-        """The next extension, signed; the same one again where the last got no answer, which may have been signed."""
-        known = held.unanswered
-        if known is None:
-            record = build_extension(held.record, held.extensions + 1, held.until_us, self._now_us())
-            known = open_record(Extension, sign_record(self._key, record), signer=self._key.peer)
-            held.unanswered = known
-        return known
+        """The next extension, signed. One that got no answer is not offered again: the lease is asked for once more."""
+        record = build_extension(held.record, held.extensions + 1, held.until_us, self._now_us())
+        return seal_record(self._key, record)

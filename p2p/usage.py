@@ -53,12 +53,15 @@ class UsageBook:
         """Of these, what the requester has signed; of own ones also what nobody asks it for any more."""
         self._heard: Counter[PeerId] = Counter()
         """Totals by other provider."""
+        self._of: dict[PeerId, set[_Place]] = {}
+        """Places of `_totals` and `_signed` by requester: a member's quota is asked for at each of its orders."""
 
     def add_own(self, requester: PeerId, kind: str, ended_us: int, device_us: int) -> None:
         """A receipt of this provider's."""
         for hour, part_us in _by_hour(ended_us, device_us):
             place = _Place(self._me, requester, kind, hour)
             self._totals[place] = self._totals.get(place, 0) + part_us
+            self._of.setdefault(requester, set()).add(place)
 
     def excuse(self) -> None:
         """Own totals so far need no signature for the requester to be served on: they are of an earlier run."""
@@ -68,15 +71,13 @@ class UsageBook:
         """The requester has signed that total of ours."""
         place = _Place(self._me, requester, kind, hour)
         self._signed[place] = max(self._signed.get(place, 0), device_us)
+        self._of.setdefault(requester, set()).add(place)
 
     def unsigned_us(self, requester: PeerId, running_us: int) -> int:
         """Device time that `requester` has used here and not signed, `running_us` of it right now."""
-        own = [place for place in self._totals.keys() | self._signed.keys() if self._is_own(place, requester)]
+        own = [place for place in self._of.get(requester, ()) if place.provider == self._me]
         known_us = sum(self._totals.get(place, 0) for place in own) + running_us
         return max(0, known_us - sum(self._signed.get(place, 0) for place in own))
-
-    def _is_own(self, place: _Place, requester: PeerId) -> bool:
-        return place.provider == self._me and place.requester == requester
 
     def hear(self, usage: Usage, now_us: int, *, signed: bool) -> bool:
         """A total of another provider, `signed` by its requester too. False where it is of no use, or made up."""
@@ -91,6 +92,7 @@ class UsageBook:
                 return False
             self._heard[place.provider] += 1
         self._totals[place] = max(self._totals.get(place, 0), usage.device_us)
+        self._of.setdefault(place.requester, set()).add(place)
         if signed:
             self._signed[place] = max(self._signed.get(place, 0), usage.device_us)
         return True
@@ -99,8 +101,9 @@ class UsageBook:
         """Device time of `requester` that counts against `quota` now, without what runs."""
         first = (now_us - quota.period_us) // HOUR_US
         used_us, words = 0, Counter[PeerId]()
-        for place, device_us in self._totals.items():
-            if place.requester == requester and place.hour >= first and quota.kind in ("any", place.kind):
+        for place in self._of.get(requester, ()):
+            device_us = self._totals.get(place, 0)
+            if place.hour >= first and quota.kind in ("any", place.kind):
                 known_us = device_us if place.provider == self._me else self._signed.get(place, 0)
                 used_us += known_us
                 words[place.provider] += device_us - known_us
@@ -137,6 +140,9 @@ class UsageBook:
         for table in (self._totals, self._told, self._signed):
             for place in [place for place in table if place.hour < oldest]:
                 del table[place]
+        self._of = {}
+        for place in self._totals.keys() | self._signed.keys():
+            self._of.setdefault(place.requester, set()).add(place)
         self._heard = Counter(place.provider for place in self._totals if place.provider != self._me)
 
 

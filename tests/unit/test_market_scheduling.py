@@ -340,6 +340,25 @@ def test_a_claim_that_nobody_can_confirm_in_time_is_believed(desk: Desk) -> None
     assert only(JobFailed, desk.log)[0].sentence == "line 1: expected ;"
 
 
+def test_while_others_are_busy_with_long_tasks_a_liar_does_not_end_the_job(desk: Desk) -> None:
+    desk.lease(b"M", B, depth=1)
+    desk.submit(job=b"long")
+    assert starts(desk.log)[-1] == (0, b"M")
+    desk.submit(job=b"job")
+    desk.lease(b"L", A)
+    desk.ended(granted=1)
+    assert (0, b"L") in starts(desk.log)
+    desk.tell(TaskFailed(b"job", 0, b"L", "job", "kernel-compile", "line 1"))
+    began_us = desk.now_us
+    while desk.now_us < began_us + 70 * SECOND and not only(JobFailed, desk.log):
+        for want in only(WantLeases, desk.sleep_until_woken()):
+            desk.tell(NegotiationEnded(want.requirement, 0, 2, 2, left=frozenset({A, B})))
+    assert not only(JobFailed, desk.log)
+    desk.tell(TaskDone(b"long", 0, b"M", 1))
+    desk.tell(TaskDone(b"job", 0, b"M", 1))
+    assert {finished.job for finished in only(JobFinished, desk.log)} == {b"long", b"job"}
+
+
 def test_with_copies_one_word_alone_never_ends_a_job(desk: Desk) -> None:
     desk.tell(JobSubmitted(b"job", 3, NEED, desk.now_us + 600 * SECOND, copies=3))
     for lease, provider in [(b"L", A), (b"M", B), (b"N", C)]:
