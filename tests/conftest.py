@@ -24,6 +24,8 @@ REAL_SECONDS = 60.0
 """Deadline of an async test on the real clock."""
 VIRTUAL_SECONDS = 7 * 86_400.0
 """Deadline of an async test in virtual time: long, since simulated hours cost nothing."""
+HANGS_SECONDS = 600
+"""After so long any test fails, alone, where pytest-timeout is installed: the slowest takes 90 s on a quiet machine."""
 
 # Agents that tests start, also through the client, are seen by nobody else on the network.
 os.environ["COPPERMESH_LISTEN"] = "/ip4/127.0.0.1/tcp/0"
@@ -48,6 +50,13 @@ def _make_sync(test: AsyncTest) -> Callable[..., None]:
         _run_under_trio(test, arguments)
 
     return run
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """No test can hold up the others for ever."""
+    for item in items:
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(HANGS_SECONDS))
 
 
 @pytest.hookimpl(tryfirst=True)

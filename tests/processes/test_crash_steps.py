@@ -7,6 +7,7 @@ The agent that lives is started first: the others, also when they are started ag
 """
 
 import signal
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ CRASHING = Path(__file__).with_name("crashing_agent.py")
 TASKS = 12
 THIRD = "3"
 """Die at the third of its kind: earlier ones are complete, later ones in flight."""
+MOST_SECONDS = 180.0
+"""How long jobs are submitted until the provider got to its step."""
 
 REQUESTER_STEPS = [
     (when, step, number)
@@ -116,14 +119,15 @@ def test_a_provider_dies(lab, when, step, number):
     client = lab.client()
     lab.await_providers(client, 2)
     told = []
-    for start in range(
-        0, 80, 20
-    ):  # the other provider may be quicker and leave it too few tasks to get that far
+    give_up = time.monotonic() + MOST_SECONDS
+    start = 0
+    while (
+        victim.process.poll() is None and time.monotonic() < give_up
+    ):  # the other may be quicker for a while
         job = submit(client, 2, start)
         assert job.result() == [2 * (start + number) for number in range(TASKS)]
         told += job.receipts
-        if victim.process.poll() is not None:
-            break
+        start += TASKS
     assert victim.process.wait(30) == -signal.SIGKILL
 
     lab.start_provider("provider-1")
