@@ -30,6 +30,7 @@ from coppermesh.exec.cuda_indices import (
 from coppermesh.exec.cuda_macros import expand_loops, is_conditional, read_macros, split_directives
 from coppermesh.exec.cuda_modules import has_state
 from coppermesh.exec.cuda_numbers import Numbers, find_numbers
+from coppermesh.exec.cuda_rows import are_convex
 from coppermesh.exec.cuda_strides import StrideReader
 from coppermesh.exec.cuda_subscripts import SubscriptReader
 
@@ -40,7 +41,8 @@ _RELIED_ON = INTEGERS | frozenset(
         "threadIdx", "blockIdx", "blockDim", "gridDim", "x", "y", "z", "__mul24", "__umul24", "coppermesh",
         "coppermesh_row", "index_or", "turn", "whole", "Range", "range", "never", "only", "below", "at_least", "up_to",
         "beyond", "fits", "each", "UnknownLoop", "flat", "strided",
-        "linear", "number", "blockwise", "kept", "apart", "independent", "stride", "phase", "lane", "LANES", "nested",
+        "linear", "number", "convex", "blockwise",
+        "kept", "apart", "independent", "stride", "phase", "lane", "LANES", "nested",
         "outer_first", "outer_end", "outer_step", "outer_index", "outer_turn", "sum_below", "atomic",
         "thread_local",
         "decided", "is_int", "wide", "decltype", "value",
@@ -289,6 +291,8 @@ class _Rewriter:
                 f"static ::coppermesh::Range range({parameters}) {{ ::coppermesh::Range coppermesh_row;"
                 f" {declarations} {' '.join(plan.conditions)} return coppermesh_row; }} "
             )
+            if are_convex(plan.conditions, plan.declarations, self._parameters(kernel)):
+                text += "static constexpr bool convex = true; "
         if plan.loop:
             between = ", " if parameters else ""
             text += (

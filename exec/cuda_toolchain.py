@@ -61,6 +61,8 @@ _UNSET_MAY_BE_PASSED = ("-Xclang", "-no-enable-noundef-analysis")
 """Clang takes code that passes a variable without a value for unreachable. CUDA kernels do it, and rightly: `int first;
 if (rank == 0) first = atomicAdd(...); first = group.shfl(first, 0);`. Versions before 15 do not know the option, nor
 take code for unreachable because of it."""
+_SET_ALL = ("-ftrivial-auto-var-init=pattern",)
+"""For those: version 14 takes a variable that one lane alone has set for set by all of them, and every lane adds."""
 _FAMILY_FLAGS = {
     "gcc": ("-march=native", "-pipe", "-fmax-errors=20", *_NO_START_FILES, "-Wl,-z,defs"),
     "clang": ("-march=native", "-nodefaultlibs", "-ferror-limit=20", *_NO_START_FILES, "-Wl,-z,defs"),
@@ -156,7 +158,7 @@ def _toolchain_at(path: str) -> Toolchain:
     if "zig" in names:
         return Toolchain((path, "cc", "-x", "c++"), "zig")
     if "clang" in names:
-        return Toolchain((path,), "clang", _UNSET_MAY_BE_PASSED if _major_version(path) >= 15 else ())
+        return Toolchain((path,), "clang", _UNSET_MAY_BE_PASSED if _major_version(path) >= 15 else _SET_ALL)
     return Toolchain((path,), "gcc")
 
 

@@ -65,6 +65,9 @@ struct Range {
     long long first = 0, end = MOST;
     long long least = 0, most = MOST;  // threads beside these do nothing at all
     bool decided = true;               // the checks so far decide whether a thread does anything
+    bool operator==(const Range& o) const {
+        return !((first ^ o.first) | (end ^ o.end) | (least ^ o.least) | (most ^ o.most));
+    }
     void never() { end = first = MOST; }
     void only(bool condition) {
         if (condition) return;
@@ -109,6 +112,7 @@ struct UnknownLoop {
     static constexpr bool nested = false;       // its loop is in another one, which is the same for all threads of a row
     static constexpr bool atomic = false;       // there are atomic functions in the source
     static constexpr bool guarded = false;
+    static constexpr bool convex = false;       // rows between two for which all checks hold pass them too
     static bool fits() { return true; }         // the launch is one for which `index` is right
     template <class... A> static long long number(int, const A&...) { return 0; }
     template <class... A> static long long stride(const A&...) { return 0; }
@@ -171,29 +175,35 @@ template <auto kernel, class... A> struct entry<kernel, void (*)(A...)> {
     // they tell the compiler that the index cannot wrap round, without which it would not vectorise. What the kernel
     // reads is set in the loop, so that the compiler sees there what it is; it moves the stores out, but not past atomic
     // functions: there they are made once, but for a phase of a kernel with kept variables, whose atomic functions are
-    // in another phase: the compiler has to see which one it is. `PHASE` is that phase, or WHOLE.
-    template <int PHASE, bool BLOCKS = false>
+    // in another phase: the compiler has to see which one it is. `PHASE` is that phase, or WHOLE. With a step `outer`, the
+    // rows' outer indices are so far apart, the first being the one that is set.
+    template <int PHASE, bool BLOCKS = false, bool NESTED = false>
     static __attribute__((noinline)) void run_flat(
-        unsigned int first, unsigned int count, unsigned int row, unsigned int rows, typename plain<A>::type... a) {
+        unsigned int first, unsigned int count, unsigned int row, unsigned int rows, long long outer,
+        typename plain<A>::type... a) {
         first &= LARGE_INDEX - 1, count &= 2 * STRIDED_ROW - 1;
         constexpr bool set_once = Loop::atomic && PHASE == WHOLE;
         const uint3 block = blockIdx, thread = threadIdx, length = blockDim;
         unsigned int block_y = BLOCKS ? block.y : block.y + row / length.y;
         unsigned int thread_y = BLOCKS ? thread.y : row % length.y, block_x = block.x;
+        long long outer_at = outer_index;
         for (; rows; rows--) {
             if constexpr (set_once)
                 phase = PHASE, blockIdx.x = block_x, blockIdx.y = block_y, threadIdx.y = thread_y;
+            if constexpr (set_once && NESTED) outer_index = outer_at;
             for (unsigned int x = 0; x < count; x++) {
                 flat = whole = true;
                 if constexpr (!set_once) {
                     phase = PHASE;
                     if constexpr (BLOCKS) blockIdx.x = block_x;
                     else blockIdx.y = block_y, threadIdx.y = thread_y;
+                    if constexpr (NESTED) outer_index = outer_at;
                 }
                 if constexpr (PHASE != WHOLE) lane = x;
                 index = first + x;
                 kernel(a...);
             }
+            outer_at += outer;
             if constexpr (BLOCKS) block_x++;
             else if (++thread_y == length.y) thread_y = 0, block_y++;
         }
@@ -290,7 +300,7 @@ template <auto kernel, class... A> struct entry<kernel, void (*)(A...)> {
             }
             lane = 0;
         } else {
-            run_flat<PHASE>((unsigned int)first, count, threadIdx.y, 1, a...);
+            run_flat<PHASE>((unsigned int)first, count, threadIdx.y, 1, 0, a...);
         }
     }
     // A strided kernel's threads from `begin` to `end` of a row of `all`.
@@ -304,7 +314,7 @@ template <auto kernel, class... A> struct entry<kernel, void (*)(A...)> {
                 for (long long at = from; at < limit; at += all) {
                     if (__atomic_load_n(&running.launch->stop, __ATOMIC_RELAXED)) return;
                     const long long left = limit - at < count ? limit - at : count;
-                    run_flat<TURN>((unsigned int)at, (unsigned int)left, row, 1, a...);
+                    run_flat<TURN>((unsigned int)at, (unsigned int)left, row, 1, 0, a...);
                 }
                 run_ends<KIND, AFTER>(from, (unsigned int)count, a...);
             }
@@ -315,7 +325,7 @@ template <auto kernel, class... A> struct entry<kernel, void (*)(A...)> {
             for (long long at = begin; at < limit; at += all) {
                 if (__atomic_load_n(&running.launch->stop, __ATOMIC_RELAXED)) return;
                 const long long to = at - begin + end;
-                run_flat<WHOLE>((unsigned int)at, (unsigned int)((to < limit ? to : limit) - at), row, 1, a...);
+                run_flat<WHOLE>((unsigned int)at, (unsigned int)((to < limit ? to : limit) - at), row, 1, 0, a...);
             }
         }
     }
@@ -325,17 +335,33 @@ template <auto kernel, class... A> struct entry<kernel, void (*)(A...)> {
     static bool run_nested(long long begin, long long end, long long all, unsigned int rows, typename plain<A>::type... a) {
         const unsigned int by = blockIdx.y, ny = blockDim.y;
         bool fit = Loop::fits(), more = true;
+        const long long first = Loop::outer_first(a...), limit = Loop::outer_end(a...), stride = Loop::outer_step(a...);
+        const long long inner = Loop::range(a...).end;
+        long long apart = 0;   // how far the rows' first indices are apart
+        bool alike = !Loop::kept && begin == 0 && end == all;
         for (unsigned int row = 0; row < rows && fit; row++) {
-            blockIdx.y = by + row / ny, threadIdx.y = row % ny;
+            set_row(by, ny, row);
             const Range range = Loop::range(a...);
-            const long long last = Loop::outer_end(a...), step = Loop::outer_step(a...);
+            const long long here = Loop::outer_first(a...), last = Loop::outer_end(a...), step = Loop::outer_step(a...);
             fit = range.end + all <= (long long)LARGE_INDEX && range.first <= 0 && Loop::stride(a...) == all &&
-                  Loop::outer_first(a...) >= 0 && last >= 0 && step > 0 && last + step <= (long long)LARGE_INDEX;
+                  here >= 0 && last >= 0 && step > 0 && last + step <= (long long)LARGE_INDEX;
+            if (row == 1) apart = here - first;
+            alike = alike && here == first + row * apart && last == limit && step == stride && range.end == inner;
         }
-        for (long long turn = 0; fit && more; turn++) {
+        alike = alike && apart >= 0 && inner <= (long long)STRIDED_ROW;
+        for (long long at = first; fit && alike && at < limit; at += stride) {  // rows alike: in one piece
+            if (__atomic_load_n(&running.launch->stop, __ATOMIC_RELAXED)) break;
+            const unsigned long long there = apart ? (limit - at - 1) / apart + 1 : rows;
+            set_row(by, ny, 0);
+            outer_index = at;
+            if (inner > 0)
+                run_flat<WHOLE, false, true>(
+                    0, (unsigned int)inner, 0, there < rows ? (unsigned int)there : rows, apart, a...);
+        }
+        for (long long turn = 0; fit && more && !alike; turn++) {
             more = false;
             for (unsigned int row = 0; row < rows; row++) {
-                blockIdx.y = by + row / ny, threadIdx.y = row % ny;
+                set_row(by, ny, row);
                 const long long at = Loop::outer_first(a...) + turn * Loop::outer_step(a...);
                 if (at >= Loop::outer_end(a...)) continue;
                 more = true, outer_index = at;
@@ -344,6 +370,10 @@ template <auto kernel, class... A> struct entry<kernel, void (*)(A...)> {
         }
         blockIdx.y = by;
         return fit;
+    }
+    // The row that is so many behind the first one of the blocks `by`.
+    static COPPERMESH_METHOD void set_row(unsigned int by, unsigned int ny, unsigned int row) {
+        blockIdx.y = by + row / ny, threadIdx.y = row % ny;
     }
     // The part of a row that a check leaves.
     struct Part {
@@ -358,6 +388,25 @@ template <auto kernel, class... A> struct entry<kernel, void (*)(A...)> {
             return least == o.least && most == o.most && first == o.first && last == o.last;
         }
     };
+    // How many of the `most` rows behind the one that is set leave the same part of it. A function of its own, which keeps
+    // its few numbers in registers: short rows would show it.
+    static __attribute__((noinline)) unsigned int rows_alike(
+        const Range& first, long long begin, long long end, unsigned int most, typename plain<A>::type... a) {
+        const Range range = first;
+        const unsigned int ny = blockDim.y;
+        unsigned int block_y = blockIdx.y, thread_y = threadIdx.y;
+        if constexpr (Loop::convex && Loop::flat) {
+            blockIdx.y = block_y + (thread_y + most) / ny, threadIdx.y = (thread_y + most) % ny;
+            if (Loop::range(a...) == range) return most;
+        }
+        for (unsigned int row = 0; row < most; row++) {
+            if (++thread_y == ny) thread_y = 0, block_y++;
+            blockIdx.y = block_y, threadIdx.y = thread_y;
+            const Range other = Loop::range(a...);
+            if (!(other == range || Part(other, begin, end) == Part(range, begin, end))) return row;
+        }
+        return most;
+    }
     // The threads from `begin` to `end` of each of `rows` rows of `all` threads, the first in the block that is set.
     template <int KIND>
     static void run_rows(long long begin, long long end, long long all, unsigned int rows, typename plain<A>::type... a) {
@@ -389,12 +438,9 @@ template <auto kernel, class... A> struct entry<kernel, void (*)(A...)> {
             if (part.least < part.first) run_each<KIND>(part.least, part.first, a...);
             if (part.last < part.most) run_each<KIND>(part.last, part.most, a...);
             // The same of the rows that follow, in one piece.
-            for (; all_pass && row < rows; row++) {
-                blockIdx.y = by + row / ny, threadIdx.y = row % ny;
-                if (!(Part(Loop::range(a...), begin, end) == part)) break;
-            }
+            if (all_pass) row += rows_alike(range, begin, end, rows - row, a...);
             blockIdx.y = by;
-            run_flat<WHOLE>((unsigned int)part.first, (unsigned int)(part.last - part.first), from, row - from, a...);
+            run_flat<WHOLE>((unsigned int)part.first, (unsigned int)(part.last - part.first), from, row - from, 0, a...);
         }
         blockIdx.y = by;
     }
@@ -414,7 +460,7 @@ template <auto kernel, class... A> struct entry<kernel, void (*)(A...)> {
                     turns = range.end;
                 }
                 blockIdx.x = at;
-                if (to > at && turns > 0) run_flat<WHOLE, true>(0, (unsigned int)turns, 0, to - at, a...);
+                if (to > at && turns > 0) run_flat<WHOLE, true>(0, (unsigned int)turns, 0, to - at, 0, a...);
                 if (to > at) return to - at;
             }
         }
@@ -459,7 +505,7 @@ template <auto kernel, class... A> struct entry<kernel, void (*)(A...)> {
             const long long first = (long long)__atomic_fetch_add(&launch.next, piece, __ATOMIC_RELAXED);
             if (first >= range.end || __atomic_load_n(&launch.stop, __ATOMIC_RELAXED)) return true;
             const long long left = range.end - first;
-            run_flat<WHOLE>((unsigned int)first, (unsigned int)(left < (long long)piece ? left : piece), 0, 1, a...);
+            run_flat<WHOLE>((unsigned int)first, (unsigned int)(left < (long long)piece ? left : piece), 0, 1, 0, a...);
         }
     }
     // `count` blocks from `b` on, of a launch of any kind: all in one row of blocks, or whole rows.

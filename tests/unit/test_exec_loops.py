@@ -60,6 +60,8 @@ CASES = {
     "image": f"int x = {X}, y = {Y}; if (x < n && y < m) HIT(y * 64 + x);",
     "image, early": f"int x = {X}; int y = {Y}; if (y >= m || x >= n) return; HIT(x * 16 + y);",
     "image, inside": f"int x = {X}, y = {Y}; if (x > 0 && y > 0 && x < n - 1 && y < m - 1) HIT(y * n + x);",
+    "image, two sides": f"int x = {X}, y = {Y}; if (x < n && y > 1 && y < m - 1 && y <= 30) HIT(y * 64 + x);",
+    "image, blocks of 8 rows": f"int x = {X}; int y = blockIdx.y * 8 + threadIdx.y; if (x < n && y < m) HIT(y * 64 + x);",
     "rows by blocks": f"int x = {X}; int y = blockIdx.y; if (x < n) HIT(y * 32 + x);",
     "flat of two": "int i = blockIdx.x * (blockDim.x * blockDim.y) + threadIdx.y * blockDim.x + threadIdx.x; if (i < n) HIT(i);",
     "negated": f"int i = {X}; if (!(i < n && i > m)) return; HIT(i);",
@@ -229,7 +231,8 @@ def test_most_cases_are_changed_at_all():
         "flat of two": "linear = 1", "launch, tid": "linear = 1", "launch, stride": "linear = 1",
         "sum": "kept = true", "sum of all": "kept = true", "sum by blocks": "apart = true",
         "rows of blocks": "blockwise = true", "grid of two": "nested = true", "independent": "independent = true",
-        "independent counts": "independent = true", "offset by rows": "sum_below(n",
+        "independent counts": "independent = true", "offset by rows": "sum_below(n", "image": "convex = true", "image, early": "convex = true",
+        "image, two sides": "convex = true", "rows by blocks": "convex = true",
     }.items(),
 )  # fmt: skip
 def test_what_is_read_in_them(name, read):
@@ -246,6 +249,25 @@ def test_what_is_not_read_in_them(name):
     changed = rewrite_loops(text, ["k"], {})[0]
     assert "independent = true" not in changed
     assert "kept = true" not in changed
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        "y % 2 < m", "y < o[0]", "(y ^ 1) < m", "(unsigned char)y < m", "threadIdx.y < m", "y * y < m",
+        "blockIdx.y * 8 + threadIdx.y < m", "m - y < n", "y + blockIdx.y < m",
+    ],
+)  # fmt: skip
+def test_rows_that_may_not_lie_together(check):
+    """Between two rows that pass these there may be one that does not: every row must be asked."""
+    body = f"int x = {X}; int y = {Y}; if (x < n && {check}) HIT(y * 64 + x);"
+    text = (
+        f'{BEFORE}extern "C" __global__ void k(int* o, const float* a, float* b, int n, int m) {{ {body} }}'
+    )
+    changed = rewrite_loops(text, ["k"], {})[0]
+    assert (
+        "convex = true" not in changed or ".only(" not in changed
+    )  # or it is left where it was, for each thread
 
 
 @pytest.mark.parametrize("blocks", [(1 << 20) + 3, (1 << 22) + 1])
