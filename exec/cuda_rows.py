@@ -1,7 +1,7 @@
 """Whether a kernel's checks hold for rows between two for which they hold: then a launcher need not ask for each row.
 
 A row of threads has a y and a z. Each check is a comparison; where both its sides are sums of numbers that are the same
-in the whole launch and of the row's own index (`blockIdx.y * blockDim.y + threadIdx.y`, once, plus or minus nothing), the
+in the whole launch and of the row's own index (`blockIdx.y * blockDim.y + threadIdx.y`, once), the
 rows for which it holds lie together. So do those for which several hold. Anything else: not known.
 """
 
