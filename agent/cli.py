@@ -385,7 +385,7 @@ def _config(options: argparse.Namespace) -> int:
         print(f"coppermesh: {facts['sentence']}", file=sys.stderr)
     else:
         show(screens.config(facts))
-    return EXIT_OK
+    return EXIT_CONFIG if facts.get("error") else EXIT_OK
 
 
 def _id(options: argparse.Namespace) -> int:

@@ -21,7 +21,7 @@ _WORDS = {
     "rate": "ask more than your maximum{rate}",
     "below-cost": "would lose money at your maximum{rate}",
     "unit": "do not take {unit}",
-    "budget": "cost more than your budget for one task",
+    "budget": "would cost more than your budget for one task",
     "speed": "are slower than {speed}",
     "measuring": "are still measuring their speed",
     "quota": "say that your quota is used up",
@@ -43,16 +43,33 @@ _WORDS = {
 }
 
 
-def histogram(refusals: Mapping[PeerId, str], need: Requirement | None = None) -> str:
-    """One clause for each code, the most frequent first; empty where nobody refused. `refusals`: code by provider."""
+_SINGULAR = {"are": "is", "have": "has", "do": "does"}
+_UNCHANGED = {"would", "did", "broke"}
+
+
+def histogram(refusals: Mapping[PeerId, str], need: Requirement | None = None, bids: int = 0) -> str:
+    """One clause for each code, the most frequent first; empty where nobody refused.
+
+    `refusals`: code by provider. `bids`: so many others did bid, which is told first.
+    """
     counts = Counter(refusals.values())
     if not counts:
         return ""
-    total = sum(counts.values())
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    clauses = [f"{number} {_words(code, need)}" for code, number in ordered]
-    first = f"{ordered[0][1]} of {total} {_words(ordered[0][0], need)}"
-    return ", ".join([first, *clauses[1:]])
+    clauses = [(number, _agreeing(_words(code, need), number)) for code, number in ordered]
+    if bids:
+        clauses.insert(0, (bids, "bid"))
+    total = sum(number for number, _ in clauses)
+    (first, what), *rest = clauses
+    return ", ".join([f"{first} of {total} {what}", *(f"{number} {words}" for number, words in rest)])
+
+
+def _agreeing(words: str, number: int) -> str:
+    """The words for so many: "are busy", of one "is busy"."""
+    verb, _, rest = words.partition(" ")
+    if number > 1 or verb in _UNCHANGED:
+        return words
+    return f"{_SINGULAR.get(verb, verb + 's')} {rest}"
 
 
 def _words(code: str, need: Requirement | None) -> str:

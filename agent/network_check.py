@@ -93,7 +93,8 @@ def _seed_trouble(seed: Facts) -> Finding:
     if _CERTIFICATE.search(error):
         remedy = "ask an admin of the mesh for a new invitation"
         return Finding("not-admitted", "bad", f"{address}: {error}", remedy)
-    return Finding("seed-out-of-reach", "note", f"{address}: {error}", "is it running, and is its port open?")
+    said = error if address in error else f"{address}: {error}"
+    return Finding("seed-out-of-reach", "note", said, "is it running, and is its port open?")
 
 
 def _company(facts: Facts) -> list[Finding]:
@@ -188,10 +189,9 @@ def _reachable(facts: Facts) -> list[Finding]:
     findings = _nat(facts)
     failed = [result for result in tried if result["state"] != "reached"]
     if not failed:
-        findings.append(
-            Finding("reachable", "good", f"{_counted(len(tried), 'peer')} dialled back and got through")
-        )
-        return findings
+        where = " on this machine" if facts["loopback_only"] else ""
+        said = f"{_counted(len(tried), 'peer')}{where} dialled back and got through"
+        return [*findings, Finding("reachable", "good", said)]
     helped = bool(facts["relays"])
     states = {result["state"] for result in failed}
     level = "note" if helped else "bad"

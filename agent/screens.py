@@ -122,10 +122,15 @@ def config(facts: Facts) -> list[str]:
 def _bootstrap(facts: Facts) -> list[str]:
     """The configured first peers that are not connected, and why."""
     return [
-        f"{known['address']}: {printable(known['error'] or 'not connected')}".replace("\n", " ")
+        _of_address(known["address"], printable(known["error"] or "not connected"))
         for known in facts["bootstrap"]
         if not known["connected"]
     ]
+
+
+def _of_address(address: str, error: str) -> str:
+    """What is wrong with that address, which the error may name itself."""
+    return error if address in error else f"{address}: {error}"
 
 
 def peers(facts: Facts) -> list[str]:

@@ -95,7 +95,9 @@ def tell(lines: Sequence[StoryLine]) -> list[str]:
     start = ordered[0].at_us
     told = [_tell_line(line, start) for line in ordered]
     summary = _summaries(ordered)
-    refused = histogram(refusal_codes(ordered))
+    refusals = refusal_codes(ordered)
+    bidders = {line.peer for line in ordered if line.kind in ("bid", "lease")} - refusals.keys()
+    refused = histogram(refusals, bids=len(bidders))
     return [*told, "", *([f"in short: {refused}"] if refused else []), *summary] if summary else told
 
 
@@ -143,7 +145,7 @@ def _summary(peer: PeerId, kinds: Counter[str], reason: str | None) -> str:
     elif kinds["bid"]:
         first = "bid"
     else:
-        first = "no answer" if kinds["order"] else "took part"
+        first = "no answer" if kinds["order"] or kinds["silent"] else "took part"
     parts = [first, *(f"{KINDS[kind]} {kinds[kind]}" for kind in counted if kinds[kind])]
     text = f"{short_peer(peer)}: {', '.join(parts)}"
     return f"{text} - {reason}" if reason else text

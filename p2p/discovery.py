@@ -89,7 +89,8 @@ async def _dial(transport: Transport, plan: DialPlan, address: str, keeper: "_Ke
         nobody = isinstance(error.__cause__, OSError)
         plan.failed(address, trio.current_time(), str(error), nobody=nobody)
         if address in plan.troubles and not known:
-            _log.warning("cannot reach %s: %s; trying again", address, error)
+            said = str(error).removeprefix(f"{address}: ")
+            _log.warning("cannot reach %s: %s; trying again", address, said)
         else:
             _log.debug("dial: %s", error)
     except Exception as error:  # noqa: BLE001

@@ -52,6 +52,8 @@ def test_the_file_is_followed_while_the_agent_runs(lab):
 
     provider.config_path.write_text(f"{mesh_line}[sharing]\ndeny = [\npaused = flase\n")
     lab.wait_until(lambda: status()["settings_error"], "the mistake told")
+    shown = run_cli("config", home=provider.path)
+    assert (shown.returncode, "those before stay" in shown.stdout) == (5, True), shown
     checked = run_cli("config", "check", home=provider.path)
     assert checked.returncode == 5
     assert "line 4" in checked.stderr

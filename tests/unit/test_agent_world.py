@@ -637,7 +637,7 @@ async def test_a_dry_run_ranks_the_bids_and_leases_nothing(tmp_path):
         assert first["expected"] <= first["most"]
         facts = await quote(requester, numbers(1.0), max_rate=10_000)
         assert len(facts["places"]) == 1
-        assert facts["histogram"] == "1 of 1 ask more than your maximum of 0.01 usd/h"
+        assert facts["histogram"] == "1 of 1 asks more than your maximum of 0.01 usd/h"
 
 
 async def test_of_two_that_want_the_one_slot_one_wins_and_the_other_hears_why(tmp_path):
@@ -650,7 +650,7 @@ async def test_of_two_that_want_the_one_slot_one_wins_and_the_other_hears_why(tm
         failures = [json.loads((await events_of(*pair))[-1].text) for pair in zip(rivals, jobs, strict=True)]
         assert sorted(failure["code"] for failure in failures) == ["deadline", "no-provider"]
         (loser,) = [failure for failure in failures if failure["code"] == "no-provider"]
-        assert "1 of 1 are busy" in loser["sentence"]
+        assert "1 of 1 is busy" in loser["sentence"]
         assert loser["refusals"] == {"busy": 1}
 
 
@@ -666,7 +666,7 @@ async def test_a_least_speed_is_measured_when_it_is_asked_for(tmp_path):
         (place,) = (await quote(requester, numbers(1.0), min_speed=1000))["places"]
         assert place["claimed_speed"] == 8_589_934, "the reference program took the worker a millisecond"
         refused = await quote(requester, numbers(1.0), min_speed=10**9)
-        assert refused["histogram"] == "1 of 1 are slower than 1000000000 Mop/s"
+        assert refused["histogram"] == "1 of 1 is slower than 1000000000 Mop/s"
 
 
 async def test_an_order_is_explained_by_its_own_id(tmp_path):
@@ -679,7 +679,7 @@ async def test_an_order_is_explained_by_its_own_id(tmp_path):
         await submit(requester, numbers(1.0), deadline_s=5.0)
         await story_of(requester, job)
         lines = await requester.ledger.story(job)
-        assert any("have not witnessed" in line.text for line in lines), [line.text for line in lines]
+        assert any("has not witnessed" in line.text for line in lines), [line.text for line in lines]
         cause = next(line.cause for line in lines if line.cause.startswith("order "))
         explained = await requester.ledger.story(cause.removeprefix("order "))
         assert {line.cause for line in explained} == {cause}

@@ -282,7 +282,7 @@ class TestHistogram:
     def test_every_code_has_words_without_the_order_too(self) -> None:
         assert (
             histogram({A: "memory", B: "a-new-code"})
-            == "1 of 2 say a-new-code, 1 lack the memory you asked for"
+            == "1 of 2 says a-new-code, 1 lacks the memory you asked for"
         )
         assert histogram({}) == ""
 
@@ -298,4 +298,4 @@ class TestHistogram:
             line("bid", "A GPU at 0.03 usd/h", A),
         ]
         assert refusal_codes(lines) == {B: "memory", C: "rate", D: "silent"}
-        assert any(text.startswith("in short: 1 of 3 ") for text in tell(lines))
+        assert any(text.startswith("in short: 1 of 4 bid, 1 lacks the memory ") for text in tell(lines))

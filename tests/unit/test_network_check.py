@@ -192,3 +192,4 @@ def test_it_is_told_in_lines_with_what_to_do_below() -> None:
     (at,) = [number for number, line in enumerate(lines) if "no-seed-answered" in line]
     assert lines[at].startswith("BAD   no-seed-answered")
     assert lines[at + 1].strip().startswith("to do: ")
+    assert sum(line.count(SEED) for line in lines) == 1, "an address once, also where the error names it"
