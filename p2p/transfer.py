@@ -53,7 +53,7 @@ REPLY_SECONDS = QUEUE_SECONDS + LEAF_SECONDS
 _REASON_SECONDS = 1.0
 _LOOK_SECONDS = 0.2
 MAX_ATTEMPTS = 20
-"""Of one call that is told to be patient."""
+"""Breaks in a row that one patient call takes without a leaf more at the receiver."""
 MAX_TRANSFERS_PER_PEER = 4
 MAX_WAITING_PER_PEER = 128
 
@@ -83,6 +83,13 @@ class _Line:
 
     running: trio.Semaphore = field(default_factory=lambda: trio.Semaphore(MAX_TRANSFERS_PER_PEER))
     present: int = 0
+
+
+@dataclass(slots=True)
+class _Progress:
+    """How far a transfer has come over all attempts, in leaves that the receiver has verified."""
+
+    leaves: int = 0
 
 
 def blob_protocol(mesh: MeshId) -> str:
@@ -207,7 +214,8 @@ async def send_blob(
     """Put a blob into this agent's scope at `peer`; nothing is sent where it is there already.
 
     `leaves`: its leaf digests. `source`: its bytes, or a descriptor to read them from (then give `size`).
-    `patience_s`: when the connection breaks, wait so long for another one and go on where it broke.
+    `patience_s`: when the connection breaks, wait so long for another one and go on where it broke, as long as that
+    brings more of the blob there.
     `rings`: the store's, so that reading from a descriptor uses memory again under a lease.
     Send a few at a time: `peer` serves `MAX_TRANSFERS_PER_PEER` at once. Raises Unreachable; Refused (`store-full`,
     `too-large`, `busy`, or what `peer`'s policy says); RemoteProtocolError; LocalProtocolError where `leaves`, `root`
@@ -234,6 +242,7 @@ async def _send_once(
     leaves: list[bytes],
     bytes_source: Source,
     rings: ReceiveRings,
+    progress: _Progress,
 ) -> None:
     async with _opened(transport, mesh, peer, BlobHeader("put", root, bytes_source.size)) as (stream, answer):
         if answer.state == "have":
@@ -242,6 +251,7 @@ async def _send_once(
             raise RemoteProtocolError(f"{answer.state!r} in answer to a put")
         if answer.first > len(leaves):
             raise RemoteProtocolError(f"it has {answer.first} of {len(leaves)} leaves")
+        progress.leaves = max(progress.leaves, answer.first)
         try:
             await send_manifest_and_leaves(stream, mesh, leaves, bytes_source, answer.first, rings)
         except Unreachable:
@@ -285,10 +295,12 @@ async def _fetch_once(
     size: int,
     store: BlobStore,
     scope: Scope,
+    progress: _Progress,
 ) -> None:
     if await store.ensure(scope, root):
         return
     kept = store.resume(scope, root, size)
+    progress.leaves = max(progress.leaves, 0 if kept is None else kept.done)
     if kept is None:
         store.check_room(scope, size)
     with nullcontext() if kept is None else set_aside_if_cut(kept):
@@ -300,18 +312,28 @@ async def _fetch_once(
 
 
 async def _with_patience(
-    transport: Transport, peer: PeerId, patience_s: float, attempt: Callable[[], Awaitable[None]]
+    transport: Transport, peer: PeerId, patience_s: float, attempt: Callable[[_Progress], Awaitable[None]]
 ) -> None:
-    """Try, and where the peer was cut off try again when it is back, a bounded number of times."""
-    for _ in range(MAX_ATTEMPTS if patience_s else 0):
-        with suppress(Unreachable):
-            return await attempt()
-        for _ in range(ceil(patience_s / _LOOK_SECONDS)):
-            # Before the first look too: the news that the connection is gone may be on its way.
-            await trio.sleep(_LOOK_SECONDS)
-            if peer in transport.connected():
-                break
-    return await attempt()
+    """Try, and where the peer was cut off try again when it is back, while that gets the transfer on."""
+    progress, in_vain = _Progress(), 0
+    while True:
+        before = progress.leaves
+        try:
+            return await attempt(progress)
+        except Unreachable:
+            in_vain = 0 if progress.leaves > before else in_vain + 1
+            if not patience_s or in_vain > MAX_ATTEMPTS or not await _is_back(transport, peer, patience_s):
+                raise
+
+
+async def _is_back(transport: Transport, peer: PeerId, patience_s: float) -> bool:
+    """Whether the peer is connected again within `patience_s`."""
+    for _ in range(ceil(patience_s / _LOOK_SECONDS)):
+        # Before the first look too: the news that the connection is gone may be on its way.
+        await trio.sleep(_LOOK_SECONDS)
+        if peer in transport.connected():
+            return True
+    return False
 
 
 @asynccontextmanager

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import cast
 
@@ -13,8 +13,10 @@ from libp2p.relay.circuit_v2.pb.dcutr_pb2 import HolePunch
 
 from coppermesh.p2p.blob_store import open_blob_store
 from coppermesh.p2p.blobs import LEAF_BYTES, digest_of, leaf_digests
+from coppermesh.p2p.dial_plan import DialPlan
+from coppermesh.p2p.discovery import run_discovery
 from coppermesh.p2p.errors import MeshError, Refused, RemoteProtocolError, Unreachable
-from coppermesh.p2p.ids import PeerId, mesh_id
+from coppermesh.p2p.ids import PeerId, format_peer, mesh_id
 from coppermesh.p2p.libp2p_circuit import (
     HOP,
     STOP,
@@ -126,6 +128,96 @@ async def test_a_blob_travels_through_a_relay_where_there_is_no_direct_path(tmp_
         assert await store.read(scope, root) == data
         await fetch_blob(it.caller, MESH, it.called.peer, root, len(data), own, scope)
         assert await own.read(scope, root) == data
+
+
+@asynccontextmanager
+async def weak_line(to: str, peer: PeerId, carries: int) -> AsyncIterator[str]:
+    """An address of `peer` that leads to the one at `to` until `carries` bytes went there: then it is cut, for good."""
+    port = int(to.split("/")[4])
+    left = [carries]
+
+    async def pump(source: trio.SocketStream, sink: trio.SocketStream, counted: bool) -> None:
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            async for data in source:
+                left[0] -= len(data) if counted else 0
+                if left[0] < 0:
+                    scope.cancel()
+                await sink.send_all(data)
+
+    async def carry(near: trio.SocketStream) -> None:
+        far = await trio.open_tcp_stream("127.0.0.1", port)
+        async with near, far, trio.open_nursery() as nursery:
+            nursery.start_soon(pump, near, far, True)
+            await pump(far, near, False)
+            nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        scope = trio.CancelScope()
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+
+        @nursery.start_soon
+        async def serve() -> None:
+            with scope:
+                await trio.serve_listeners(carry, listeners)
+
+        yield f"/ip4/127.0.0.1/tcp/{listeners[0].socket.getsockname()[1]}/p2p/{format_peer(peer)}"
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_transfer_whose_direct_line_is_cut_goes_on_through_the_relay(tmp_path: Path) -> None:
+    data = random.Random(3).randbytes(8 * LEAF_BYTES + 11)
+    root = digest_of(data)
+    async with (
+        three() as it,
+        open_blob_store(tmp_path / "called", quota_bytes=64 << 20) as store,
+        weak_line(it.called.addresses[0], it.called.peer, 4 * LEAF_BYTES) as direct,
+        trio.open_nursery() as nursery,
+    ):
+        service = BlobService(it.called, MESH, store)
+        await it.caller.dial(direct)
+        before = it.caller.path_to(it.called.peer)
+
+        @nursery.start_soon
+        async def keep_connected() -> None:
+            # Once what arrived is set aside, so that the transfer goes on with it on any machine.
+            while not store._partials._kept:  # noqa: ASYNC110 - it tells nobody
+                await trio.sleep(0.01)
+            plan = DialPlan(it.caller.peer, random.Random(1))
+            await run_discovery(it.caller, plan, bootstrap=[direct, it.address])
+
+        await send_blob(it.caller, MESH, it.called.peer, root, leaf_digests(data), data, patience_s=60)
+        after = it.caller.path_to(it.called.peer)
+        assert before is not None
+        assert after is not None
+        assert (before.relay, after.relay) == (None, it.relay.peer)
+        assert await store.read((MESH, it.caller.peer), root) == data
+        assert (service.counts.put, service.counts.resumed) == (1, 1)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_transfer_goes_on_where_a_direct_connection_replaces_the_relayed_one(tmp_path: Path) -> None:
+    data = random.Random(3).randbytes(8 * LEAF_BYTES + 11)
+    root = digest_of(data)
+    async with (
+        three() as it,
+        open_blob_store(tmp_path / "called", quota_bytes=64 << 20) as store,
+        trio.open_nursery() as nursery,
+    ):
+        service = BlobService(it.called, MESH, store)
+        await it.caller.dial(it.address)
+
+        @nursery.start_soon
+        async def reach_directly() -> None:
+            while not store.statistics().reserved_bytes:
+                await trio.lowlevel.checkpoint()
+            await it.caller.dial(it.called.addresses[0])
+
+        await send_blob(it.caller, MESH, it.called.peer, root, leaf_digests(data), data, patience_s=60)
+        after = it.caller.path_to(it.called.peer)
+        assert after is not None
+        assert after.relay is None
+        assert await store.read((MESH, it.caller.peer), root) == data
+        assert service.counts.put == 1
 
 
 async def test_a_peer_is_reached_through_a_relay_and_proves_its_key_end_to_end() -> None:

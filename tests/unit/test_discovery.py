@@ -113,6 +113,33 @@ def test_a_connection_that_flaps_backs_off() -> None:
     assert dials < 15
 
 
+def test_a_peer_that_lets_us_in_is_dialled_at_once_however_often_the_line_breaks() -> None:
+    it = plan()
+    it.add(address(LOW), Kind.PERMANENT)
+    now = 0.0
+    for _ in range(100):
+        (due,) = it.due(now)
+        it.succeeded(due, now)
+        it.observe([LOW], now)
+        now += 4.0
+        it.observe([], now)
+        now += 0.21
+
+
+def test_a_line_that_breaks_at_once_for_a_while_is_tried_every_two_seconds() -> None:
+    it = plan()
+    it.add(address(LOW), Kind.PERMANENT)
+    it.observe([LOW], 0.0)
+    it.observe([], 5.0)
+    now = 5.21
+    for _ in range(30):
+        (due,) = it.due(now)
+        it.succeeded(due, now)
+        it.observe([LOW], now)
+        it.observe([], now + 0.05)
+        now += 2.1
+
+
 def test_of_two_that_learn_of_each_other_the_larger_id_waits() -> None:
     smaller, larger = DialPlan(LOW, random.Random(1)), DialPlan(HIGH, random.Random(1))
     smaller.learn(HIGH, [address(HIGH)], OWN, 10.0)

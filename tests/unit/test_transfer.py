@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -470,18 +471,69 @@ async def test_with_patience_one_call_goes_on_over_breaks(tmp_path: Path) -> Non
         assert service.counts.put == 1
 
 
-async def test_without_patience_or_a_new_connection_a_break_is_told(
+class Away:
+    """A transport without connections."""
+
+    peer = CLIENT.peer
+
+    def __init__(self) -> None:
+        self.attempts = 0
+
+    def connected(self) -> list[PeerId]:
+        return []
+
+    async def open_stream(self, peer: PeerId, protocol: str) -> Stream:
+        self.attempts += 1
+        raise Unreachable("not connected")
+
+
+@pytest.mark.parametrize("patience", [0, 30])
+async def test_a_peer_that_does_not_come_back_is_told_after_that_patience(
+    autojump_clock: trio.testing.MockClock, patience: float
+) -> None:
+    data, root = blob_of(2 * LEAF_BYTES)
+    away: Any = Away()
+    began = trio.current_time()
+    with pytest.raises(Unreachable):
+        await send_blob(away, MESH, SERVER.peer, root, leaf_digests(data), data, patience_s=patience)
+    assert (away.attempts, round(trio.current_time() - began)) == (1, patience)
+
+
+async def test_patience_ends_where_no_attempt_brings_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transfer, "MAX_ATTEMPTS", 2)
-    data, root = blob_of(2 * LEAF_BYTES)
-    async with world(tmp_path) as both:
-        await both.client.disconnect(SERVER.peer)
-        for patience in (0, 0.1):
-            with pytest.raises(Unreachable):
-                await send_blob(
-                    both.client, MESH, SERVER.peer, root, leaf_digests(data), data, patience_s=patience
-                )
+    monkeypatch.setattr(transfer, "MAX_ATTEMPTS", 1)
+    monkeypatch.setattr(transfer, "_LOOK_SECONDS", 0.01)
+    data, root = blob_of(6 * LEAF_BYTES)
+    written: list[BlobWriter] = []
+    write_leaves = BlobWriter.write_leaves
+
+    async def note(writer: BlobWriter, leaves: Buffer) -> None:
+        await write_leaves(writer, leaves)
+        written.append(writer)
+
+    monkeypatch.setattr(BlobWriter, "write_leaves", note)
+    asked: list[int] = []
+
+    async def serve(stream: Stream) -> None:
+        header = await receive_frame(stream, BlobHeader)
+        asked.append(header.first)
+        await send_frame(stream, BlobAnswer("go"))
+        if not header.first:
+            await stream.send_all(b"".join(leaf_digests(data)))
+        if header.first < 4:
+            # One leaf for each connection, and then none.
+            await stream.send_all(data[header.first * LEAF_BYTES :][: LEAF_BYTES + 10])
+            with trio.fail_after(60):
+                while not (written and written[-1].done > header.first):
+                    await trio.testing.wait_all_tasks_blocked(0.01)
+        await stream.reset()
+
+    async with lying_server(tmp_path, serve) as (client, store):
+        scope = (MESH, CLIENT.peer)
+        with pytest.raises(Unreachable):
+            await fetch_blob(client, MESH, SERVER.peer, root, len(data), store, scope, patience_s=5)
+        assert asked == [0, 1, 2, 3, 4, 4, 4]
 
 
 async def test_impossible_first_leaves_are_refused(tmp_path: Path) -> None:
