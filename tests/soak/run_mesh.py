@@ -6,9 +6,9 @@
 Each agent is a process with the real transport, control hub, blob store and discovery. All the time blobs of up to
 16 MiB are sent, checked on the other side, fetched back and compared; requests and gossip travel too. Every few seconds
 each agent drops one connection: half of the times as a cable would be cut, without goodbye. Afterwards everything comes
-to rest, and then: no transfer gave wrong bytes or took over 30 s, streams, descriptors, threads and tasks are as many as before, and
-resident memory in the last third is at most 10 % and 24 MiB above that of the second. Exits with 1 and says what is not
-so.
+to rest, and then: no transfer gave wrong bytes or took over 30 s, streams, descriptors, threads and tasks are as many
+as before, and resident memory in the last third is at most 10 % and 24 MiB above that of the second. Exits with 1 and
+says what is not so.
 """
 
 import argparse
