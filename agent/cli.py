@@ -409,7 +409,7 @@ def _jobs(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(rows))
     else:
-        show(screens.jobs(rows), screens.NOTHING["jobs"])
+        show(screens.jobs(rows), commands.nothing(home_of(options), "jobs"))
     return EXIT_OK
 
 

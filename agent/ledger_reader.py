@@ -30,6 +30,8 @@ T = TypeVar("T")
 class NotInLedger(LedgerError):
     """Nothing, or more than one thing, goes by that name in this ledger; the text says which."""
 
+    code = "not-in-ledger"
+
 
 @dataclass(frozen=True, slots=True)
 class ReceiptRow:

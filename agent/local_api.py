@@ -14,6 +14,7 @@ from typing import Protocol
 import trio
 
 from coppermesh.agent.home import bind_unix, peer_uid
+from coppermesh.agent.ledger_reader import NotInLedger
 from coppermesh.agent.local_messages import MAX_LOCAL_FRAME_BYTES, Answer, BlobCall, Call, LocalMessage
 from coppermesh.p2p.encoding import decode, encode
 from coppermesh.p2p.errors import MeshError, Refused, RemoteProtocolError
@@ -188,7 +189,7 @@ async def _accept(listener: trio.socket.SocketType) -> trio.socket.SocketType:
 
 
 def _refusal(error: MeshError) -> Answer:
-    code = error.code if isinstance(error, Refused) else "error"
+    code = error.code if isinstance(error, (Refused, NotInLedger)) else "error"
     return Answer(ok=False, code=code, sentence=str(error), body=b"")
 
 

@@ -164,6 +164,16 @@ def doubt_of(name: str, meshes: list[MeshState]) -> str | None:
     )
 
 
+def elsewhere(home: Home, name: str) -> str:
+    """Where else something that is not found in that mesh may be: the home's other meshes; empty where it has none."""
+    private = [state.name for state in private_meshes(home)]
+    others = [other for other in (*private, DEFAULT_MESH) if other != name] if private else []
+    if not others:
+        return ""
+    options = " or ".join(f"--mesh {other}" for other in others[:3])
+    return f"this looked in mesh {name!r} alone; the home has others: {options}"
+
+
 def id_of(home: Home, name: str) -> MeshId:
     """The id of the mesh that a name means in this home: a private one it is in, else the open one of that name.
 

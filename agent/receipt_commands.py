@@ -6,16 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from coppermesh.agent import ledger_views
+from coppermesh.agent import ledger_views, screens
 from coppermesh.agent.config import load_config
 from coppermesh.agent.export_check import verify_lines
 from coppermesh.agent.home import Home
 from coppermesh.agent.ledger_reader import LedgerReader, NotInLedger, read_ledger
 from coppermesh.agent.local_link import MESH, LocalLink, socket_alive
-from coppermesh.agent.mesh_state import id_of
+from coppermesh.agent.mesh_state import elsewhere, id_of
 from coppermesh.agent.proof_commands import verify_proof_file
 from coppermesh.agent.receipts import InvalidReceipt, verify_receipt_file
-from coppermesh.p2p.errors import MeshError, RemoteProtocolError
+from coppermesh.p2p.errors import MeshError, Refused, RemoteProtocolError
 from coppermesh.p2p.receipt_file import MAX_RECEIPT_FILE_BYTES, decode_receipt_file
 
 T = TypeVar("T")
@@ -122,12 +122,33 @@ def _unread(path: Path, error: OSError) -> str:
 def ask(home: Home, method: str, arguments: dict[str, Any], offline: Callable[[LedgerReader], T]) -> T:
     """Ask the running agent; where none runs, read the ledger of the home's mesh while holding the lock."""
     home.check()
+    try:
+        return _ask(home, method, arguments, offline)
+    except (Refused, NotInLedger) as error:
+        hint = elsewhere(home, mesh_of(home))
+        if not hint or error.code not in (NotInLedger.code, "unknown-job"):
+            raise
+        raise NotInLedger(f"{error}; {hint}") from error
+
+
+def nothing(home: Home, what: str) -> str:
+    """What is said where a list is empty."""
+    hint = elsewhere(home, mesh_of(home))
+    return f"{screens.NOTHING[what]}; {hint}" if hint else screens.NOTHING[what]
+
+
+def mesh_of(home: Home) -> str:
+    """The name of the mesh that is meant: what --mesh says, else the home's own."""
+    return os.environ.get(MESH) or load_config(home).mesh
+
+
+def _ask(home: Home, method: str, arguments: dict[str, Any], offline: Callable[[LedgerReader], T]) -> T:
     if socket_alive(home.socket_path):
         with LocalLink(home.socket_path) as link:
             answer: T = json.loads(link.call_json(method, json.dumps(arguments)))
             return answer
     with home.lock():
-        path = home.ledger_path(id_of(home, os.environ.get(MESH) or load_config(home).mesh))
+        path = home.ledger_path(id_of(home, mesh_of(home)))
         if not path.exists():
             raise NotInLedger(f"home {home.path} has no ledger yet: nothing was submitted or served from it")
         with read_ledger(path) as reader:

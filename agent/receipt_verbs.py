@@ -98,7 +98,7 @@ def _list(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(rows))
     else:
-        show(screens.receipts(rows), screens.NOTHING["receipts"])
+        show(screens.receipts(rows), commands.nothing(home_of(options), "receipts"))
     return EXIT_OK
 
 

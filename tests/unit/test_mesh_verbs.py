@@ -302,3 +302,18 @@ def test_config_check_says_that_a_mesh_is_open(home, alice, capsys):
     assert 'mesh = "nolab" in config.toml means this private mesh from the next start' in err
     assert main(["config", "check"]) == 0
     assert "no private mesh" not in capsys.readouterr().err
+
+
+def test_what_is_not_found_may_be_in_another_mesh_of_the_home(home, capsys, monkeypatch):
+    def said(*arguments: str) -> str:
+        main(arguments)
+        return capsys.readouterr().err
+
+    for mesh in ("open", "lab"):  # --mesh goes by the environment
+        monkeypatch.setenv("COPPERMESH_MESH", mesh)
+        assert "the home has others" not in said("jobs")
+    ask(capsys, "create", "lab")
+    for mesh, other in (("open", "lab"), ("lab", "open")):
+        monkeypatch.setenv("COPPERMESH_MESH", mesh)
+        hint = f"this looked in mesh {mesh!r} alone; the home has others: --mesh {other}"
+        assert all(hint in said(*words) for words in (("jobs",), ("receipts",), ("explain", "abcd")))
