@@ -278,12 +278,16 @@ async def agent_process(peers: int, seed: str, bootstrap: list[str]) -> None:
             gc.collect()
             after = await at_rest(agent.transport, peers, before)
             judge(agent, before, after)
-            report = {"before": before, "after": after, "counts": dict(agent.counts), "faults": agent.faults}
-            report |= {
+            report = {
+                "before": before,
+                "after": after,
+                "counts": dict(agent.counts),
+                "faults": agent.faults,
                 "slowest transfer s": round(agent.slowest_s, 1),
                 "rss MiB": memory_curve(agent.samples),
+                "store": repr(agent.store.statistics()),
             }
-            tell({**report, "store": repr(agent.store.statistics())})
+            tell(report)
             await command("end")
 
 
