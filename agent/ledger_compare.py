@@ -16,14 +16,16 @@ comparison asks. A peer is told about lanes that it is a side of, and of no othe
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import trio
+
 from coppermesh.agent.ledger import EvidenceFound
 from coppermesh.agent.ledger_settling import LaneFacts, SettlingTables
 from coppermesh.agent.ledger_store import LedgerStore
 from coppermesh.agent.receipts import is_equivocation
 from coppermesh.p2p.control import ControlHub
 from coppermesh.p2p.envelope import Opened, open_record
-from coppermesh.p2p.errors import Refused, RemoteProtocolError
-from coppermesh.p2p.ids import PeerId
+from coppermesh.p2p.errors import Refused, RemoteProtocolError, Unreachable
+from coppermesh.p2p.ids import PeerId, short_peer
 from coppermesh.p2p.ledger_messages import (
     LANE_FACT_BYTES,
     PARTS,
@@ -44,6 +46,8 @@ LEAVES_A_MINUTE = 1_000_000
 """How many places a peer may have us hash in a minute."""
 LEAVES_AN_ANSWER = 100_000
 LIST_SECONDS = 30.0
+LISTING_SECONDS = 120.0
+"""For the whole list: a peer that answers each page at the last moment with one lane would take weeks."""
 _WINDOW_US = 60_000_000
 _BEFORE_ALL = bytes(16)
 
@@ -142,7 +146,14 @@ class LaneAnswers:
         return LaneEntryReply(*await self._ledger.look(read))
 
     async def lanes_of(self, peer: PeerId) -> list[LaneFacts]:
-        """The peer's common lanes. Raises RemoteProtocolError, Refused, Unreachable."""
+        """The peer's common lanes, within `LISTING_SECONDS`. Raises RemoteProtocolError, Refused, Unreachable."""
+        with trio.move_on_after(LISTING_SECONDS):
+            return await self._list_lanes(peer)
+        raise Unreachable(
+            f"{short_peer(peer)} did not list its lanes within {LISTING_SECONDS:g} s: try again later"
+        )
+
+    async def _list_lanes(self, peer: PeerId) -> list[LaneFacts]:
         found: list[LaneFacts] = []
         after, more = _BEFORE_ALL, True
         while more and len(found) < MAX_LANES:

@@ -66,6 +66,8 @@ class UnsettledReceipt:
     """Root and size in bytes of each output."""
     sentence: str
     detail: str
+    place: int
+    """Rises with each receipt of this ledger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,17 +312,18 @@ class LedgerReader:
 
     @_at_one_moment
     def unsettled(
-        self, requester: PeerId | None = None, limit: int = 1000, skip: int = 0
+        self, requester: PeerId | None = None, limit: int = 1000, after: int = 0
     ) -> list[UnsettledReceipt]:
-        """Own receipts without a countersignature, oldest first, of one requester or of all."""
+        """Own receipts without a countersignature, oldest first, of one requester or of all, behind that place."""
         rows = self._database.execute(
-            "SELECT receipt.signed, outputs, sentence, detail FROM unsettled "
+            "SELECT receipt.signed, outputs, sentence, detail, receipt.n FROM unsettled "
             "JOIN receipt ON receipt.id = unsettled.receipt JOIN lease ON lease.id = receipt.lease "
-            "WHERE lease.peer = coalesce(?, lease.peer) ORDER BY receipt.n LIMIT ? OFFSET ?",
-            (requester, limit, skip),
+            "WHERE lease.peer = coalesce(?, lease.peer) AND receipt.n > ? ORDER BY receipt.n LIMIT ?",
+            (requester, after, limit),
         )
         return [
-            UnsettledReceipt(reopen(Receipt, row[0]), unpack_outputs(row[1]), row[2], row[3]) for row in rows
+            UnsettledReceipt(reopen(Receipt, signed), unpack_outputs(outputs), *rest)
+            for signed, outputs, *rest in rows
         ]
 
     @_at_one_moment

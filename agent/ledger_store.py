@@ -217,10 +217,10 @@ class LedgerStore:
         return await self._view(self._views.find_receipt, prefix)
 
     async def unsettled(
-        self, requester: PeerId | None = None, limit: int = 1000, skip: int = 0
+        self, requester: PeerId | None = None, limit: int = 1000, after: int = 0
     ) -> list[UnsettledReceipt]:
-        """Own receipts without a countersignature, oldest first, of one requester or of all."""
-        return await self._read(self._reader.unsettled, requester, limit, skip)
+        """Own receipts without a countersignature, oldest first, of one requester or of all, behind that place."""
+        return await self._read(self._reader.unsettled, requester, limit, after)
 
     async def balances(self) -> list[Balance]:
         """What stands between this peer and each other one, by unit."""

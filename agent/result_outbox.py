@@ -9,6 +9,7 @@ fill the disk. Each requester has a line of its own, so that one that answers sl
 """
 
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ import trio
 
 from coppermesh.agent.credit_desk import CreditDesk
 from coppermesh.agent.ledger import CountersignatureReceived
+from coppermesh.agent.ledger_reader import UnsettledReceipt
 from coppermesh.agent.ledger_store import LedgerStore
 from coppermesh.agent.negotiation import Move, Role, TaskRun
 from coppermesh.agent.receipts import check_countersignature
@@ -38,7 +40,7 @@ TEMPORARY_CODES = frozenset({"not-settled", "gap", "busy"})
 MAX_IN_FLIGHT = 32
 """Results of one requester being delivered at once; later ones wait for their turn."""
 PAGE = 1000
-"""Open receipts that are read at once."""
+"""Open receipts that are read at once, and of one requester that are under way."""
 MAX_OPEN = 256
 """A requester with so many receipts to countersign gets no more work done."""
 
@@ -66,6 +68,10 @@ class _Line:
     present: int = 0
 
 
+def _pending(requester: PeerId, found: UnsettledReceipt) -> PendingResult:
+    return PendingResult(requester, found.receipt, tuple(found.outputs), found.sentence, found.detail, None)
+
+
 class ResultOutbox:
     """Delivers results in tasks of its own; `run` must be running."""
 
@@ -88,6 +94,12 @@ class ResultOutbox:
         self._nursery: trio.Nursery | None = None
         self._lines: dict[PeerId, _Line] = {}
         self._under_way: set[Digest] = set()
+        self._open_with: Counter[PeerId] = Counter()
+        """How many of those are for each requester."""
+        self._delivered = trio.Event()
+        """Set, and replaced by a new one, whenever a delivery is over, however it ended."""
+        self._rounds: dict[PeerId, object] = {}
+        """Who is being sent all that is open since its last connection."""
         self._pinned: dict[Digest, tuple[Receipt, list[Digest]]] = {}
         """Receipts to be countersigned and their outputs."""
         self._answered = trio.Event()
@@ -103,13 +115,13 @@ class ResultOutbox:
 
     async def _take_up(self) -> None:
         """Count and pin what an earlier run left open: all of it, so that many small receipts hide no large one."""
-        skip = 0
-        while page := await self._ledger.unsettled(limit=PAGE, skip=skip):
+        after = 0
+        while page := await self._ledger.unsettled(limit=PAGE, after=after):
             for unsettled in page:
                 self._pin(unsettled.receipt, unsettled.outputs)
                 size = sum(size for _, size in unsettled.outputs)
                 self.credit.count_again([(unsettled.receipt, size)])
-            skip += len(page)
+            after = page[-1].place
 
     @property
     def under_way(self) -> int:
@@ -122,6 +134,7 @@ class ResultOutbox:
         self._pin(pending.receipt, pending.outputs)
         if pending.receipt.id not in self._under_way:
             self._under_way.add(pending.receipt.id)
+            self._open_with[pending.requester] += 1
             self._nursery.start_soon(self._deliver, pending)
 
     async def answers_for(self, lease: bytes) -> None:
@@ -155,25 +168,27 @@ class ResultOutbox:
             self._store.unpin(root)
 
     async def peer_up(self, requester: PeerId) -> None:
-        """A connection to `requester` came up: send it what it has not countersigned."""
+        """A connection to `requester` came up: send it what it has not countersigned, a page after the other."""
+        this = self._rounds[requester] = object()
+        after = 0
         try:
-            open_receipts = await self._ledger.unsettled(requester)
+            # A later connection begins a round of its own, from the oldest on.
+            while self._rounds.get(requester) is this and requester in self._hub().peers():
+                page = await self._ledger.unsettled(requester, limit=PAGE, after=after)
+                if not page:
+                    return
+                after = page[-1].place
+                for unsettled in page:
+                    self.send(_pending(requester, unsettled))
+                    # Receipts of one lane are judged in their order: let each get in line before the next.
+                    await trio.lowlevel.checkpoint()
+                while self._open_with[requester] >= PAGE and self._rounds.get(requester) is this:
+                    await self._delivered.wait()
         except MeshError as error:
             _log.error("receipts for %s could not be read: %s", short_peer(requester), error)
-            return
-        for unsettled in open_receipts:
-            self.send(
-                PendingResult(
-                    requester,
-                    unsettled.receipt,
-                    tuple(unsettled.outputs),
-                    unsettled.sentence,
-                    unsettled.detail,
-                    None,
-                )
-            )
-            # Receipts of one lane are judged in their order: let each get in line before the next.
-            await trio.lowlevel.checkpoint()
+        finally:
+            if self._rounds.get(requester) is this:
+                del self._rounds[requester]
 
     async def _deliver(self, pending: PendingResult) -> None:
         try:
@@ -202,6 +217,11 @@ class ResultOutbox:
             _log.error("receipt %s: %s", pending.receipt.id.hex()[:12], error)
         finally:
             self._under_way.discard(pending.receipt.id)
+            self._open_with[pending.requester] -= 1
+            if not self._open_with[pending.requester]:
+                del self._open_with[pending.requester]
+            self._delivered.set()
+            self._delivered = trio.Event()
 
     @asynccontextmanager
     async def _turn(self, requester: PeerId) -> AsyncIterator[None]:

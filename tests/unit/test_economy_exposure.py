@@ -23,6 +23,7 @@ from coppermesh.agent.exposure import (
 )
 from coppermesh.agent.lease_server import device_time, energy_of
 from coppermesh.agent.ledger import TaskTaken
+from coppermesh.agent.ledger_reader import UnsettledReceipt
 from coppermesh.agent.ledger_store import open_ledger
 from coppermesh.agent.receipts import LaneHead
 from coppermesh.agent.rehearsal import START_US, issue, make_deal
@@ -234,6 +235,66 @@ async def test_everything_that_an_earlier_run_left_open_is_counted_again(tmp_pat
             await nursery.start(outbox.run)
             nursery.cancel_scope.cancel()
     assert desk.unpaid(deal.requester.peer, "usd") == sum(one.record.amount for one in receipts) > 0
+
+
+class OpenReceipts:
+    """Of a ledger only what its provider has to send again."""
+
+    def __init__(self, deal, count: int):
+        head, self.rows = LaneHead(), []
+        for number in range(count):
+            receipt = deal.receipt(deal.task(number), head)
+            head = head.after(receipt)
+            self.rows.append(UnsettledReceipt(receipt, (), "", "", number + 1))
+
+    async def unsettled(self, requester=None, limit=1000, after=0):
+        await trio.lowlevel.checkpoint()
+        return [row for row in self.rows if row.place > after][:limit]
+
+
+async def test_a_requester_that_comes_back_gets_every_open_receipt_a_page_at_a_time(monkeypatch):
+    """Also those behind receipts that it answers meanwhile, and behind as many that it refuses."""
+    monkeypatch.setattr(result_outbox, "PAGE", 2)
+    monkeypatch.setattr(result_outbox, "RETRY_SECONDS", ())
+    deal = make_deal(1)
+    ledger = OpenReceipts(deal, 7)
+    hub = SimpleNamespace(peers=lambda: [deal.requester.peer])
+    sent: list[int] = []
+    most = 0
+
+    async def deliver_once(self, pending):
+        nonlocal most
+        most = max(most, self.under_way)
+        sent.append(pending.receipt.record.sequence)
+        await trio.lowlevel.checkpoint()
+        if pending.receipt.record.sequence in (3, 4):
+            raise Refused("unknown-task", "not in this ledger")
+        ledger.rows = [row for row in ledger.rows if row.receipt.id != pending.receipt.id]
+
+    monkeypatch.setattr(result_outbox.ResultOutbox, "_deliver_once", deliver_once)
+    desk = credit_desk.CreditDesk(History(PeerId(b"")), lambda: START_US)
+    blobs = SimpleNamespace(pin=lambda _: None, unpin=lambda _: None)
+    outbox = result_outbox.ResultOutbox(
+        lambda: hub, deal.lease.record.mesh, ledger, blobs, credit=desk, now_us=lambda: START_US
+    )
+
+    async def come_back():
+        with trio.fail_after(60):
+            await outbox.peer_up(deal.requester.peer)
+            while outbox.under_way:
+                await outbox._delivered.wait()
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(outbox.run)
+        await come_back()
+        assert sorted(sent) == list(range(7))
+        assert most <= 3, "more than a page and the one before it under way"
+        await come_back()
+        assert sorted(sent[7:]) == [3, 4], "what it refused is sent on its next connection, and nothing else"
+        hub.peers = list
+        await come_back()
+        assert len(sent) == 9, "sent to a requester that is gone"
+        nursery.cancel_scope.cancel()
 
 
 class Requester(RuleBasedStateMachine):

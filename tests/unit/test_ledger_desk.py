@@ -11,11 +11,12 @@ from typing import Any
 import msgspec
 import pytest
 import trio
+from trio.testing import MockClock
 
 from coppermesh.agent.ledger import CountersignatureReceived, LedgerConflict, TaskIssued, TaskTaken
 from coppermesh.agent.ledger_audit import audit_ledger
 from coppermesh.agent.ledger_backup import back_up, restore
-from coppermesh.agent.ledger_compare import LEAVES_A_MINUTE, LaneAnswers, part_size
+from coppermesh.agent.ledger_compare import LEAVES_A_MINUTE, LISTING_SECONDS, LaneAnswers, part_size
 from coppermesh.agent.ledger_desk import LedgerDesk
 from coppermesh.agent.ledger_settling import copy_of
 from coppermesh.agent.ledger_store import LedgerStore, open_ledger
@@ -668,6 +669,24 @@ async def test_a_list_of_lanes_that_lies_is_a_breach(tmp_path: Path, replies: li
         answers = LaneAnswers(lambda: liar, trade.seller.store, now_us=lambda: START_US)  # type: ignore[arg-type,return-value]
         with pytest.raises(RemoteProtocolError):
             await answers.lanes_of(BUYER.peer)
+
+
+async def test_a_list_of_lanes_that_never_ends_is_given_up(autojump_clock: MockClock) -> None:
+    class Slow:
+        pages = 0
+
+        async def request(self, *_: Any, deadline_s: float, **__: Any) -> Any:
+            await trio.sleep(deadline_s - 1)
+            self.pages += 1
+            return LaneListReply(self.pages.to_bytes(16, "big") + bytes(48), True)
+
+    slow: Any = Slow()
+    nothing: Any = None
+    answers = LaneAnswers(lambda: slow, nothing, now_us=lambda: START_US)
+    with pytest.raises(Unreachable, match="did not list its lanes within 120 s"):
+        await answers.lanes_of(BUYER.peer)
+    assert trio.current_time() == pytest.approx(LISTING_SECONDS)
+    assert slow.pages > 3
 
 
 async def test_roots_that_lead_nowhere_are_a_breach(tmp_path: Path) -> None:

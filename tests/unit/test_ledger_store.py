@@ -275,6 +275,9 @@ async def test_a_provider_finds_what_to_send_again(tmp_path: Path) -> None:
     async with open_ledger(tmp_path / "ledger.db", MESH, SELLER) as store:
         waiting = await store.unsettled(BUYER)
         assert [found.receipt.id for found in waiting] == [first.id, second.id]
+        assert [found.receipt.id for found in await store.unsettled(BUYER, limit=1)] == [first.id]
+        behind = await store.unsettled(BUYER, after=waiting[0].place)
+        assert [found.receipt.id for found in behind] == [second.id]
         assert waiting[0].receipt.signed == first.signed
         assert waiting[0].outputs == ((OUTPUT, 5),)
         assert await store.unsettled(PeerId(bytes(32))) == []
