@@ -12,7 +12,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what type checkers and editors see of the names below
-    from coppermesh.agent.client import Job, JobFailed, Mesh, connect
+    from coppermesh.agent.client import Mesh, connect
+    from coppermesh.agent.job_handle import Job, JobFailed
     from coppermesh.exec import xp
     from coppermesh.exec.kernels import ElementwiseKernel, RawKernel, RawModule, ReductionKernel
     from coppermesh.exec.local_run import run_local
@@ -42,8 +43,8 @@ __all__ = [
 _HOMES = {
     "Array": "coppermesh.exec.recorder",
     "ElementwiseKernel": "coppermesh.exec.kernels",
-    "Job": "coppermesh.agent.client",
-    "JobFailed": "coppermesh.agent.client",
+    "Job": "coppermesh.agent.job_handle",
+    "JobFailed": "coppermesh.agent.job_handle",
     "Mesh": "coppermesh.agent.client",
     "MeshError": "coppermesh.p2p.errors",
     "RawKernel": "coppermesh.exec.kernels",

@@ -19,8 +19,9 @@ import numpy as np
 import coppermesh.exec.xp as xp  # noqa: PLR0402 - a namespace module, as users import it
 from coppermesh.agent import bench_peers, screens
 from coppermesh.agent.bench_tcp import SIZE, measure_raw_tcp
-from coppermesh.agent.client import Job, Mesh, connect
+from coppermesh.agent.client import Mesh, connect
 from coppermesh.agent.demo import await_providers
+from coppermesh.agent.job_handle import Job
 from coppermesh.agent.local_agents import LocalMesh, local_mesh
 from coppermesh.agent.receipts import verify_receipt_file
 

@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 
 import coppermesh.exec.xp as xp  # noqa: PLR0402 - a namespace module, as users import it
-from coppermesh.agent.client import Job, Mesh, connect
+from coppermesh.agent.client import Mesh, connect
 from coppermesh.agent.demo import await_providers
+from coppermesh.agent.job_handle import Job
 from coppermesh.agent.local_agents import LocalAgent, LocalMesh
 
 FLOATS = 256

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from coppermesh.agent import demo_picture, screens
-from coppermesh.agent.client import Job, Mesh, connect
+from coppermesh.agent.client import Mesh, connect
+from coppermesh.agent.job_handle import Job
 from coppermesh.agent.local_agents import LocalMesh, allow, local_mesh
 from coppermesh.agent.local_link import LocalLink
 from coppermesh.agent.option_types import WrongOption, check_output

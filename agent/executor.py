@@ -19,7 +19,8 @@ from coppermesh.exec.recorder import Array, trace
 from coppermesh.p2p.errors import MeshError
 
 if TYPE_CHECKING:
-    from coppermesh.agent.client import Job, Mesh
+    from coppermesh.agent.client import Mesh
+    from coppermesh.agent.job_handle import Job
 
 MAX_WORKERS = 64
 """Each waits on a connection of its own, and the agent takes 128 of them."""

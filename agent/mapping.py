@@ -27,7 +27,8 @@ from coppermesh.exec.recorder import Array, trace
 from coppermesh.exec.tracing import placeholder
 
 if TYPE_CHECKING:
-    from coppermesh.agent.client import Job, Mesh
+    from coppermesh.agent.client import Mesh
+    from coppermesh.agent.job_handle import Job
 
 FAN_IN = 32
 """Results that one reducing program folds, where each is a single array."""

@@ -132,7 +132,7 @@ def _show_script_error(error: BaseException, script: Path) -> None:
 
 def _cancel_open_jobs() -> None:
     """The script was interrupted: nobody waits for its jobs any more, so nobody should pay for them."""
-    from coppermesh.agent.client import cancel_open_jobs
+    from coppermesh.agent.job_handle import cancel_open_jobs
 
     for job in cancel_open_jobs():
         print(f"coppermesh: job {job[:8]} cancelled; finished tasks stay paid", file=sys.stderr)

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coppermesh.agent.client import JobFailed, Mesh
+from coppermesh.agent.client import Mesh
+from coppermesh.agent.job_handle import JobFailed
 from coppermesh.exec import xp
 from coppermesh.exec.cuda_toolchain import find_toolchain
 from coppermesh.exec.kernels import RawKernel

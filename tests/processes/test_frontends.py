@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import coppermesh as cm
-from coppermesh.agent.client import JobFailed
+from coppermesh.agent.job_handle import JobFailed
 from coppermesh.exec import barrier
 from coppermesh.exec.errors import NeedsValue
 

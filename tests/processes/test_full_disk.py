@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import coppermesh as cm
-from coppermesh.agent.client import JobFailed, connect
+from coppermesh.agent.client import connect
+from coppermesh.agent.job_handle import JobFailed
 from coppermesh.agent.local_agents import LocalAgent
 from coppermesh.p2p.ids import mesh_id
 

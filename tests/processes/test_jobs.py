@@ -14,8 +14,9 @@ import pytest
 
 import coppermesh as cm
 from coppermesh.agent import agent_start
-from coppermesh.agent.client import JobFailed, Mesh
+from coppermesh.agent.client import Mesh
 from coppermesh.agent.isolation import witness
+from coppermesh.agent.job_handle import JobFailed
 from coppermesh.agent.screens import printable
 from coppermesh.exec.sandbox import landlock, seccomp
 from coppermesh.p2p.ids import format_peer
@@ -227,7 +228,7 @@ def test_submit_says_what_it_waits_for_and_ctrl_c_takes_the_job_back(lab, tmp_pa
             job = first.split()[2].rstrip(":")
             assert first == f"coppermesh: job {job}: 1 task, waiting for a provider (deadline 120 s)\n"
             assert "cpu is a cpu device, wanted cuda" in process.stderr.readline()
-            listed = json.loads(run_cli("jobs", "--json", home=home).stdout)
+            listed = lab.ask(lab.client(), "jobs")  # in this process: nobody wants it, so it fails after 15 s
             assert [(row["job"][:8], row["state"]) for row in listed] == [(job, "running")]
             process.send_signal(signal.SIGINT)
             assert f"coppermesh: job {job} cancelled; finished tasks stay paid\n" in process.stderr.read()

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from coppermesh.agent.client import JobFailed
 from coppermesh.agent.config_file import template
+from coppermesh.agent.job_handle import JobFailed
 from coppermesh.exec import xp
 from coppermesh.p2p.ids import format_peer
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import coppermesh as cm
-from coppermesh.agent.client import JobFailed
+from coppermesh.agent.job_handle import JobFailed
 
 xp = cm.xp
 

@@ -19,11 +19,12 @@ import trio
 import trio.testing
 
 import coppermesh.exec.xp as xp  # noqa: PLR0402 - a namespace module, as users import it
-from coppermesh.agent.client import JobFailed, JobOptions
 from coppermesh.agent.clock import now_us
 from coppermesh.agent.config import Config
 from coppermesh.agent.exposure import interval_cost
 from coppermesh.agent.home import Home
+from coppermesh.agent.job_handle import JobFailed
+from coppermesh.agent.job_options import JobOptions
 from coppermesh.agent.leases import build_lease
 from coppermesh.agent.ledger import Entry, LeaseAgreed, ReceiptSettled
 from coppermesh.agent.local_messages import Blob, JobEvent, SubmitCall, TaskSpec, WaitCall

@@ -10,8 +10,9 @@ import pytest
 import trio
 
 from coppermesh.agent import local_api
-from coppermesh.agent.client import Job, Mesh
+from coppermesh.agent.client import Mesh
 from coppermesh.agent.home import Home
+from coppermesh.agent.job_handle import Job
 from coppermesh.agent.local_api import Door, LocalApi
 from coppermesh.agent.local_link import LocalLink
 from coppermesh.agent.local_messages import BlobCall, JobEvent, JsonBody, LocalMessage, WaitAnswer

@@ -19,12 +19,12 @@ import trio
 import coppermesh.exec.xp as xp  # noqa: PLR0402 - a namespace module, as users import it
 from coppermesh.agent import node_views, result_outbox, task_driver
 from coppermesh.agent import requester as requester_module
-from coppermesh.agent.client import JobOptions
 from coppermesh.agent.config import Config, Loaded
 from coppermesh.agent.config_file import ConfigFile
 from coppermesh.agent.dispatch import Dispatcher
 from coppermesh.agent.dispatch_state import DispatchLimits
 from coppermesh.agent.home import Home
+from coppermesh.agent.job_options import JobOptions
 from coppermesh.agent.jobs import JobState
 from coppermesh.agent.local_messages import (
     Blob,

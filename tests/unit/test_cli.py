@@ -77,9 +77,9 @@ def test_a_wrong_value_is_wrong_usage_and_names_its_option(tmp_path, monkeypatch
 def test_layers_are_handed_to_the_script_as_the_default(tmp_path, monkeypatch, capsys):
     script = tmp_path / "script.py"
     script.write_text(
-        "from coppermesh.agent.client import _chosen, _options_from_environment as asked\n"
-        "print(_chosen(asked()).isolation, _chosen({**asked(), 'isolation': ('uid',)}).isolation)\n"
-        "print(_chosen(asked()).model, _chosen(asked()).min_speed, _chosen(asked()).redundancy)\n"
+        "from coppermesh.agent.job_options import chosen_options as chosen, options_from_environment as asked\n"
+        "print(chosen(asked()).isolation, chosen({**asked(), 'isolation': ('uid',)}).isolation)\n"
+        "print(chosen(asked()).model, chosen(asked()).min_speed, chosen(asked()).redundancy)\n"
     )
     for name in ("COPPERMESH_OPTIONS", "COPPERMESH_HOME"):
         monkeypatch.setenv(name, "")  # so that what `submit` sets is unset afterwards

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 import coppermesh as cm
-from coppermesh.agent.client import JobFailed, JobOptions, Mesh
+from coppermesh.agent.client import Mesh
 from coppermesh.agent.home import Home
+from coppermesh.agent.job_handle import JobFailed
+from coppermesh.agent.job_options import JobOptions
 from coppermesh.agent.local_messages import JobEvent
 from coppermesh.agent.parcels import PreparedTask
 from coppermesh.exec.recorder import trace
