@@ -223,6 +223,7 @@ class ResultIntake:
                     blob.size,
                     self._store,
                     self._scope,
+                    lease=case.task.record.lease,
                 )
 
     async def _settle(self, case: _Case, arrived: bytes | None, problem: str) -> ResultReply:

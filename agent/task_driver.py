@@ -201,6 +201,7 @@ class TaskDriver:
                     source.fd,
                     size=source.size,
                     rings=self._store.rings,
+                    lease=held.id,
                 )
         return small
 

@@ -1,7 +1,7 @@
 """What travels on a blob stream, and the sending and receiving of it. `transfer` says who asks whom for what."""
 
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
@@ -15,8 +15,8 @@ from coppermesh.p2p.blobs import DIGEST_BYTES, LEAF_BYTES, leaf_count
 from coppermesh.p2p.encoding import decode, encode
 from coppermesh.p2p.errors import LocalProtocolError, MeshError, RemoteProtocolError, Unreachable
 from coppermesh.p2p.framing import HEADER_BYTES, encode_frame
-from coppermesh.p2p.ids import Digest, MeshId, PeerId, short_peer
-from coppermesh.p2p.receive_rings import RING_BYTES, RING_LEAVES, ReceiveRings
+from coppermesh.p2p.ids import Digest, PeerId, short_peer
+from coppermesh.p2p.receive_rings import RING_BYTES, RING_LEAVES, ReceiveRings, Tenant
 from coppermesh.p2p.records import Count, Hash, Sentence
 from coppermesh.p2p.transport import Stream
 
@@ -39,6 +39,8 @@ class BlobHeader(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
     root: Hash
     size: Count
     first: Count = 0
+    lease: Hash | None = None
+    """The lease that the transfer belongs to: its memory is used again under that one only (`receive_rings`)."""
 
 
 class BlobAnswer(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -97,8 +99,21 @@ class FileSource:
 Source = MemorySource | FileSource
 
 
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Where a transfer's ring comes from."""
+
+    rings: ReceiveRings
+    tenant: Tenant
+    lease: bytes | None
+
+    def borrow(self, size: int) -> AbstractContextManager[memoryview]:
+        """See `ReceiveRings.borrow`."""
+        return self.rings.borrow(self.tenant, size, self.lease)
+
+
 async def send_manifest_and_leaves(
-    stream: Stream, mesh: MeshId, leaves: list[bytes], source: Source, first: int, rings: ReceiveRings
+    stream: Stream, leaves: list[bytes], source: Source, first: int, memory: Memory
 ) -> None:
     """The manifest, unless the receiver has it, and the leaves from `first` on."""
     if leaves and not first:
@@ -108,7 +123,7 @@ async def send_manifest_and_leaves(
         await _send_leaves(stream, source.view[first * LEAF_BYTES :], first)
     elif first < len(leaves):
         size = min(RING_BYTES, 2 * min(source.size, READ_LEAVES * LEAF_BYTES))
-        with rings.borrow((mesh, stream.peer), size) as ring:
+        with memory.borrow(size) as ring:
             await _send_file(stream, source, first, ring)
 
 
@@ -150,14 +165,16 @@ async def _send_leaves(stream: Stream, view: memoryview, first: int) -> None:
 
 
 async def receive_blob(
-    stream: Stream, root: Digest, size: int, store: BlobStore, scope: Scope, kept: BlobWriter | None
+    stream: Stream, header: BlobHeader, store: BlobStore, scope: Scope, kept: BlobWriter | None
 ) -> None:
-    """Manifest and leaves into the store, or the leaves that `kept` lacks.
+    """Manifest and leaves of what `header` names into the store, or the leaves that `kept` lacks.
 
     Raises RemoteProtocolError at the first wrong one; nothing is kept then.
     """
+    root, size = Digest(header.root), header.size
+    memory = Memory(store.rings, (scope[0], stream.peer), header.lease)
     if kept is not None:
-        await _receive_leaves(stream, size, kept, store.rings, scope[0])
+        await _receive_leaves(stream, size, kept, memory)
         kept.commit()
         return
     manifest = bytearray(DIGEST_BYTES * leaf_count(size))
@@ -165,7 +182,7 @@ async def receive_blob(
         await stream.receive_into(memoryview(manifest))
     leaves = [bytes(manifest[at : at + DIGEST_BYTES]) for at in range(0, len(manifest), DIGEST_BYTES)]
     with set_aside_if_cut(await store.begin(scope, root, size, leaves)) as writer:
-        await _receive_leaves(stream, size, writer, store.rings, scope[0])
+        await _receive_leaves(stream, size, writer, memory)
         writer.commit()
 
 
@@ -180,11 +197,9 @@ def set_aside_if_cut(writer: BlobWriter) -> Iterator[BlobWriter]:
             raise
 
 
-async def _receive_leaves(
-    stream: Stream, size: int, writer: BlobWriter, rings: ReceiveRings, mesh: MeshId
-) -> None:
+async def _receive_leaves(stream: Stream, size: int, writer: BlobWriter, memory: Memory) -> None:
     slots = max(1, min(RING_LEAVES, leaf_count(size) - writer.done))
-    with rings.borrow((mesh, stream.peer), min(size, slots * LEAF_BYTES)) as ring:
+    with memory.borrow(min(size, slots * LEAF_BYTES)) as ring:
         await _receive_into_ring(stream, size, writer, ring)
 
 

@@ -25,6 +25,7 @@ from functools import partial
 from math import ceil
 
 import trio
+from msgspec.structs import replace
 
 from coppermesh.p2p.blob_store import BlobMissing, BlobStore, Scope, StoreFull
 from coppermesh.p2p.blob_streams import (
@@ -32,6 +33,7 @@ from coppermesh.p2p.blob_streams import (
     BlobAnswer,
     BlobHeader,
     FileSource,
+    Memory,
     MemorySource,
     Source,
     receive_blob,
@@ -120,7 +122,7 @@ class BlobService:
                 with within(LEAF_SECONDS, stream.peer, "blob header"):
                     header = await receive_frame(stream, BlobHeader)
                 if header.verb == "put":
-                    await self._serve_put(stream, Digest(header.root), header.size)
+                    await self._serve_put(stream, header)
                 else:
                     await self._serve_get(stream, header)
         except Refused as refused:
@@ -156,8 +158,8 @@ class BlobService:
             if not line.present:
                 del self._lines[peer]
 
-    async def _serve_put(self, stream: Stream, root: Digest, size: int) -> None:
-        scope = (self._mesh, stream.peer)
+    async def _serve_put(self, stream: Stream, header: BlobHeader) -> None:
+        scope, root, size = (self._mesh, stream.peer), Digest(header.root), header.size
         if size > MAX_BLOB_BYTES:
             raise Refused("too-large", f"a blob of {size} bytes: at most {MAX_BLOB_BYTES} are possible")
         refused = self._admit(stream.peer, root, size) if self._admit else None
@@ -174,7 +176,7 @@ class BlobService:
             first = 0 if kept is None else kept.done
             with nullcontext() if kept is None else set_aside_if_cut(kept):
                 await send_frame(stream, BlobAnswer("go", first=first))
-                await receive_blob(stream, root, size, self._store, scope, kept)
+                await receive_blob(stream, header, self._store, scope, kept)
         except StoreFull as full:
             raise Refused("store-full", str(full)) from None
         self.counts.put += 1
@@ -192,8 +194,8 @@ class BlobService:
                 raise Refused("unknown-blob", f"that blob has {blob.size} bytes, not {header.size}")
             await send_frame(stream, BlobAnswer("go"))
             source = FileSource(blob.fd, blob.size)
-            rings = self._store.rings
-            await send_manifest_and_leaves(stream, self._mesh, blob.leaves, source, header.first, rings)
+            memory = Memory(self._store.rings, (self._mesh, stream.peer), header.lease)
+            await send_manifest_and_leaves(stream, blob.leaves, source, header.first, memory)
         self.counts.got += 1
         self.counts.resumed += header.first > 0
         self.counts.bytes_out += max(0, header.size - header.first * LEAF_BYTES)
@@ -210,13 +212,14 @@ async def send_blob(
     size: int | None = None,
     patience_s: float = 0.0,
     rings: ReceiveRings | None = None,
+    lease: bytes | None = None,
 ) -> None:
     """Put a blob into this agent's scope at `peer`; nothing is sent where it is there already.
 
     `leaves`: its leaf digests. `source`: its bytes, or a descriptor to read them from (then give `size`).
     `patience_s`: when the connection breaks, wait so long for another one and go on where it broke, as long as that
     brings more of the blob there.
-    `rings`: the store's, so that reading from a descriptor uses memory again under a lease.
+    `rings`, `lease`: the store's and the transfer's, so that both sides use memory again under that lease.
     Send a few at a time: `peer` serves `MAX_TRANSFERS_PER_PEER` at once. Raises Unreachable; Refused (`store-full`,
     `too-large`, `busy`, or what `peer`'s policy says); RemoteProtocolError; LocalProtocolError where `leaves`, `root`
     and `size` do not belong together.
@@ -229,7 +232,7 @@ async def send_blob(
         bytes_source = MemorySource(as_bytes_view(source))
     if len(leaves) != leaf_count(bytes_source.size) or blob_root(bytes_source.size, leaves) != root:
         raise LocalProtocolError(f"these leaf digests and this size are not of blob {root.hex()[:16]}")
-    memory = ReceiveRings() if rings is None else rings
+    memory = Memory(ReceiveRings() if rings is None else rings, (mesh, peer), lease)
     attempt = partial(_send_once, transport, mesh, peer, root, leaves, bytes_source, memory)
     await _with_patience(transport, peer, patience_s, attempt)
 
@@ -241,10 +244,11 @@ async def _send_once(
     root: Digest,
     leaves: list[bytes],
     bytes_source: Source,
-    rings: ReceiveRings,
+    memory: Memory,
     progress: _Progress,
 ) -> None:
-    async with _opened(transport, mesh, peer, BlobHeader("put", root, bytes_source.size)) as (stream, answer):
+    header = BlobHeader("put", root, bytes_source.size, 0, memory.lease)
+    async with _opened(transport, mesh, peer, header) as (stream, answer):
         if answer.state == "have":
             return
         if answer.state != "go":
@@ -253,7 +257,7 @@ async def _send_once(
             raise RemoteProtocolError(f"it has {answer.first} of {len(leaves)} leaves")
         progress.leaves = max(progress.leaves, answer.first)
         try:
-            await send_manifest_and_leaves(stream, mesh, leaves, bytes_source, answer.first, rings)
+            await send_manifest_and_leaves(stream, leaves, bytes_source, answer.first, memory)
         except Unreachable:
             # It may have stopped taking bytes to say why: its disk is full.
             with suppress(Unreachable, RemoteProtocolError), within(_REASON_SECONDS, peer, "a reason"):
@@ -275,15 +279,17 @@ async def fetch_blob(
     scope: Scope,
     *,
     patience_s: float = 0.0,
+    lease: bytes | None = None,
 ) -> None:
     """Get a blob of exactly `size` bytes from `peer` into `store`, visible to `scope`. Nothing to do if it is there.
 
-    `patience_s`: as for `send_blob`. Raises Unreachable; Refused (`unknown-blob`, `busy`); StoreFull (here);
+    `patience_s`, `lease`: as for `send_blob`. Raises Unreachable; Refused (`unknown-blob`, `busy`); StoreFull (here);
     RemoteProtocolError where the bytes are not the blob, and then nothing is kept.
     """
     if size > MAX_BLOB_BYTES:
         raise RemoteProtocolError(f"a blob of {size} bytes: at most {MAX_BLOB_BYTES} are possible")
-    attempt = partial(_fetch_once, transport, mesh, peer, root, size, store, scope)
+    header = BlobHeader("get", root, size, 0, lease)
+    attempt = partial(_fetch_once, transport, mesh, peer, header, store, scope)
     await _with_patience(transport, peer, patience_s, attempt)
 
 
@@ -291,24 +297,25 @@ async def _fetch_once(
     transport: Transport,
     mesh: MeshId,
     peer: PeerId,
-    root: Digest,
-    size: int,
+    wanted: BlobHeader,
     store: BlobStore,
     scope: Scope,
     progress: _Progress,
 ) -> None:
+    root, size = Digest(wanted.root), wanted.size
     if await store.ensure(scope, root):
         return
     kept = store.resume(scope, root, size)
-    progress.leaves = max(progress.leaves, 0 if kept is None else kept.done)
     if kept is None:
         store.check_room(scope, size)
+    first = 0 if kept is None else kept.done
+    progress.leaves = max(progress.leaves, first)
+    header = replace(wanted, first=first)
     with nullcontext() if kept is None else set_aside_if_cut(kept):
-        header = BlobHeader("get", root, size, 0 if kept is None else kept.done)
         async with _opened(transport, mesh, peer, header) as (stream, answer):
             if answer.state != "go":
                 raise RemoteProtocolError(f"{answer.state!r} in answer to a get")
-            await receive_blob(stream, root, size, store, scope, kept)
+            await receive_blob(stream, header, store, scope, kept)
 
 
 async def _with_patience(

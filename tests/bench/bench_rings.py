@@ -25,6 +25,7 @@ from coppermesh.p2p.signing import PeerKey
 from coppermesh.p2p.transfer import BlobService, send_blob
 
 MESH = mesh_id("rings")
+LEASE = bytes(32)
 IN_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 ROUNDS = 5
 
@@ -39,11 +40,11 @@ def memory_alone(*, leased: bool) -> tuple[float, float]:
     rings = ReceiveRings()
     tenant = (MESH, PeerKey.generate().peer)
     if leased:
-        rings.lease_began(b"lease", tenant)
+        rings.lease_began(LEASE, tenant)
     counts, times = [], []
     for _ in range(50):
         before, began = faults(), time.perf_counter()
-        with rings.borrow(tenant, RING_BYTES) as ring:
+        with rings.borrow(tenant, RING_BYTES, LEASE) as ring:
             for page in range(0, len(ring), 4096):
                 ring[page] = 1
         times.append((time.perf_counter() - began) * 1e3)
@@ -80,16 +81,16 @@ async def measure(blobs: int, mib: int) -> None:
             for number in range(ROUNDS + 1):
                 for leased in (False, True):
                     if leased:
-                        store.rings.lease_began(b"lease", (MESH, sender.peer))
+                        store.rings.lease_began(LEASE, (MESH, sender.peer))
                     contents = [os.urandom(mib * LEAF_BYTES) for _ in range(blobs)]
                     named = [(digest_of(data), leaf_digests(data), data) for data in contents]
                     before, began = faults(), time.perf_counter()
                     for root, leaves, data in named:
-                        await send_blob(here, MESH, receiver.peer, root, leaves, data)
+                        await send_blob(here, MESH, receiver.peer, root, leaves, data, lease=LEASE)
                     taken = (time.perf_counter() - began) * 1e3
                     if number:
                         found[leased].append((taken / blobs, (faults() - before) / blobs))
-                    store.rings.lease_ended(b"lease")
+                    store.rings.lease_ended(LEASE)
     for leased, rows in found.items():
         ms, count = (statistics.median(column) for column in zip(*rows, strict=True))
         alone_ms, alone_faults = memory_alone(leased=leased)

@@ -703,16 +703,46 @@ async def test_a_put_cancelled_inside_a_leaf_goes_on_behind_the_last_whole_one(t
         assert store.statistics().reserved_bytes == 0
 
 
-async def test_under_a_lease_memory_is_used_again_by_the_same_peer_only(tmp_path: Path) -> None:
+@pytest.mark.parametrize("verb", ["put", "get"])
+async def test_memory_is_used_again_under_the_same_lease_only(tmp_path: Path, verb: str) -> None:
+    """At the side that receives a put, and at the one that receives a get."""
+    one, two, strangers = (bytes([number]) * 32 for number in (1, 2, 3))
     async with world(tmp_path) as both:
-        rings = both.server_store.rings
-        rings.lease_began(b"client's", (MESH, CLIENT.peer))
-        rings.lease_began(b"stranger's", (MESH, STRANGER.peer))
-        for seed in range(3):
-            await both.send(blob_of(2 * LEAF_BYTES, seed)[0])
-        assert (rings.made, rings.reused) == (1, 2)
-        with rings.borrow((MESH, STRANGER.peer), LEAF_BYTES) as theirs:
+        seeds = iter(range(100))
+
+        async def transfer(lease: bytes | None) -> None:
+            data, root = blob_of(2 * LEAF_BYTES, next(seeds))
+            if verb == "put":
+                leaves = leaf_digests(data)
+                await send_blob(both.client, MESH, SERVER.peer, root, leaves, data, lease=lease)
+            else:
+                await both.server_store.put((MESH, CLIENT.peer), root, data)
+                scope = (MESH, CLIENT.peer)
+                await fetch_blob(
+                    *(both.client, MESH, SERVER.peer, root, len(data), both.client_store, scope), lease=lease
+                )
+
+        store, other = (both.server_store, CLIENT.peer) if verb == "put" else (both.client_store, SERVER.peer)
+        rings = store.rings
+        for lease in (one, two):
+            rings.lease_began(lease, (MESH, other))
+        rings.lease_began(strangers, (MESH, STRANGER.peer))
+        for made, reused, lease in (
+            (1, 0, one),
+            (1, 1, one),
+            (2, 1, two),
+            (2, 2, two),
+            (3, 2, None),
+            (4, 2, strangers),
+            (5, 2, bytes(32)),
+            (5, 3, one),
+        ):
+            await transfer(lease)
+            assert (rings.made, rings.reused) == (made, reused), lease
+        with rings.borrow((MESH, STRANGER.peer), LEAF_BYTES, strangers) as theirs:
             assert bytes(theirs) == bytes(LEAF_BYTES)
-        rings.lease_ended(b"client's")
-        await both.send(blob_of(2 * LEAF_BYTES, 9)[0])
-        assert rings.made == 3
+        rings.lease_ended(one)
+        await transfer(one)
+        assert (rings.made, rings.reused) == (7, 3)
+        await transfer(two)
+        assert (rings.made, rings.reused) == (7, 4)
