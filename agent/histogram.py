@@ -37,7 +37,7 @@ _WORDS = {
     "disk-full": "have no room on their disk",
     "silent": "did not answer",
     "unconnected": "are announced and not connected",
-    "left-out": "are left out for now: failed a moment ago, or have all that they may be given",
+    "left-out": "are left out for now (failed a moment ago, or enough given)",
     "no-device": "offer no device",
     "protocol": "broke the protocol",
 }

@@ -292,7 +292,8 @@ def _show_progress(job: str, facts: dict[str, Any]) -> None:
         receipt = facts["receipt"]
         text = f"{facts['done']}/{facts['tasks']} done by {receipt['provider'][-8:]} for {receipt['price']}"
     elif facts["kind"] == "progress":
-        text = printable(facts["text"])
+        of_task = "" if facts["index"] is None else f"task {facts['index']}: "
+        text = of_task + printable(facts["text"])
     else:
         text = facts["kind"]
     print(f"coppermesh: job {job}: {text}", file=sys.stderr, flush=True)

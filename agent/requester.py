@@ -603,4 +603,5 @@ class Requester:
         # What its attempts still come to is no news to whoever was told that the job has ended.
         if job.ended_us is None and kind in ("retry", "lease-ended", "failed", "disagree"):
             number = None if task is None else job.task_of(task)
-            job.tell("progress", {"text": text, "cause": cause}, index=number)
+            said = text if peer is None else f"{short_peer(peer)}: {text}"
+            job.tell("progress", {"text": said, "cause": cause}, index=number)

@@ -96,6 +96,8 @@ def tell(lines: Sequence[StoryLine]) -> list[str]:
     told = [_tell_line(line, start) for line in ordered]
     summary = _summaries(ordered)
     refusals = refusal_codes(ordered)
+    paid = {line.peer for line in ordered if line.kind == "accepted"}
+    refusals = {peer: code for peer, code in refusals.items() if peer not in paid}  # busy with this very job
     bidders = {line.peer for line in ordered if line.kind in ("bid", "lease")} - refusals.keys()
     refused = histogram(refusals, bids=len(bidders))
     return [*told, "", *([f"in short: {refused}"] if refused else []), *summary] if summary else told

@@ -299,3 +299,5 @@ class TestHistogram:
         ]
         assert refusal_codes(lines) == {B: "memory", C: "rate", D: "silent"}
         assert any(text.startswith("in short: 1 of 4 bid, 1 lacks the memory ") for text in tell(lines))
+        paid = [*lines, line("accepted", "receipt", A), line("decline", "busy: with this very job", A)]
+        assert any(text.startswith("in short: 1 of 4 bid, ") for text in tell(paid))
