@@ -27,6 +27,7 @@ from coppermesh.exec.supervisor import InputBuffer, RunOutcome, Supervisor, Work
 from coppermesh.exec.trace_digests import TraceDigests
 from coppermesh.p2p.blob_store import BlobMissing, BlobStore, Scope, StoreFull
 from coppermesh.p2p.blobs import roots_digest
+from coppermesh.p2p.channel import clean_sentence
 from coppermesh.p2p.encoding import decode
 from coppermesh.p2p.envelope import Opened, open_record, seal_record
 from coppermesh.p2p.errors import MeshError, Refused, RemoteProtocolError
@@ -45,6 +46,8 @@ ISSUE_SECONDS = 60.0
 NODES_IN_LOOP = 2000
 KeepDigests = Callable[[Opened[Receipt], RunOutcome, Sequence[bytes]], Awaitable[None]]
 """Takes a receipt that was just issued, its run with the digests, and the roots of its outputs."""
+
+ACCEPTED = TaskReply("accepted", [], "ok", "")
 
 _log = logging.getLogger(__name__)
 
@@ -189,11 +192,44 @@ class LeaseServer:
 
     async def offer(self, request: TaskRequest) -> TaskReply:
         """Accept a task, or name the blobs that it still needs. Raises Refused, RemoteProtocolError."""
+        looked = await self._look_at(request)
+        if isinstance(looked, TaskReply):
+            return looked
+        return await self._take(looked)
+
+    async def offer_all(self, requests: Sequence[TaskRequest]) -> list[TaskReply]:
+        """The same for several, written down in one commit; one that is refused is no other's. As `offer` raises."""
+        replies: dict[int, TaskReply] = {}
+        taken: dict[int, _Accepted] = {}
+        try:
+            for index, request in enumerate(requests):
+                try:
+                    looked = await self._look_at(request)
+                except Refused as refusal:
+                    replies[index] = _refusal(refusal)
+                    continue
+                if isinstance(looked, TaskReply):
+                    replies[index] = looked
+                else:
+                    taken[index] = looked
+        except BaseException:
+            for accepted in taken.values():
+                self._forget(accepted)
+            raise
+        together = await self._record_together(list(taken.values()))
+        for index, accepted in taken.items():
+            try:
+                replies[index] = self._enqueue(accepted) if together else await self._take(accepted)
+            except Refused as refusal:
+                replies[index] = _refusal(refusal)
+        return [replies[index] for index in range(len(requests))]
+
+    async def _look_at(self, request: TaskRequest) -> "_Accepted | TaskReply":
+        """Check a task and keep its place; a reply where that is all. Raises Refused, RemoteProtocolError."""
         task = open_record(Task, request.task, signer=self.requester)
         now_us = self._now_us()
-        known = self._tasks.get(task.record.number)
-        if known is not None and known.task.id == task.id:
-            return TaskReply("accepted", [], "ok", "")
+        if self._has(task):
+            return ACCEPTED
         if self._draining is not None:
             raise Refused(self._draining.code, self._draining.sentence)
         check_task(self.lease.record, task.record, self._spent, now_us, self.until_us)
@@ -206,35 +242,54 @@ class LeaseServer:
         if missing:
             self._blobs_due_us = now_us + BLOBS_US
             return TaskReply("need", missing, "need-blobs", f"{len(missing)} blobs are not here")
-        return await self._accept(task, request)
-
-    async def _accept(self, task: Opened[Task], request: TaskRequest) -> TaskReply:
-        number = task.record.number
-        known = self._tasks.get(number)
-        if (
-            known is not None and known.task.id == task.id
-        ):  # the same offer twice, both waiting for their blobs
-            return TaskReply("accepted", [], "ok", "")
+        if self._has(task):  # the same offer twice, both waiting for their blobs
+            return ACCEPTED
         if len(self._tasks) > self.lease.record.depth:  # one runs, so many wait
             raise Refused("too-many-tasks", f"more than {self.lease.record.depth} tasks at once")
         run = TaskRun(Role.PROVIDER, self._now_us())
         run.step(Move.OFFER, Role.REQUESTER, self._now_us(), "task")
         accepted = _Accepted(task, run, request)
-        self._spent.spend(number, task.id)
-        self._tasks[number] = accepted
+        self._spent.spend(task.record.number, task.id)
+        self._tasks[task.record.number] = accepted
         self._pin(accepted)
+        return accepted
+
+    def _has(self, task: Opened[Task]) -> bool:
+        known = self._tasks.get(task.record.number)
+        return known is not None and known.task.id == task.id
+
+    async def _take(self, accepted: _Accepted) -> TaskReply:
+        """Write it down and queue it. Raises Refused."""
         try:
-            with trio.CancelScope(shield=True):
-                await self._ledger.commit(TaskTaken(task.signed))
+            await self._record([accepted])
         except MeshError as error:
             self._forget(accepted)
             raise Refused("provider-ledger", f"the provider cannot record the task: {error}") from error
+        return self._enqueue(accepted)
+
+    async def _record_together(self, accepted: Sequence[_Accepted]) -> bool:
+        """False: nothing was written, and each is to be tried by itself."""
+        if len(accepted) < 2:
+            return False
+        try:
+            await self._record(accepted)
+        except MeshError as error:
+            _log.info("%d tasks are recorded one by one: %s", len(accepted), error)
+            return False
+        return True
+
+    async def _record(self, accepted: Sequence[_Accepted]) -> None:
+        with trio.CancelScope(shield=True):
+            await self._ledger.commit(*(TaskTaken(each.task.signed) for each in accepted))
+
+    def _enqueue(self, accepted: _Accepted) -> TaskReply:
+        """It is in the ledger: queue it. Raises Refused where the lease has ended meanwhile."""
         if self._over:
             self._forget(accepted)
             raise Refused("lease-ended", f"the lease has ended ({self.end_code}): order again")
         self._queue_in.send_nowait(accepted)
-        run.step(Move.ACCEPT, Role.PROVIDER, self._now_us(), "accepted")
-        return TaskReply("accepted", [], "ok", "")
+        accepted.run.step(Move.ACCEPT, Role.PROVIDER, self._now_us(), "accepted")
+        return ACCEPTED
 
     def _pin(self, accepted: _Accepted) -> None:
         """Its blobs stay until it has run."""
@@ -429,11 +484,18 @@ class LeaseServer:
         if self._issued is not None:
             self._issued(receipt)
         accepted.run.step(Move.RESULT, Role.PROVIDER, self._now_us(), f"receipt {opened.id.hex()[:12]}")
+        more = len(self._tasks) > 1  # this one is still among them
         self._outbox.send(
-            PendingResult(self.requester, opened, tuple(outputs), sentence, outcome.detail, accepted.run)
+            PendingResult(
+                self.requester, opened, tuple(outputs), sentence, outcome.detail, accepted.run, more
+            )
         )
         if self._keep_digests is not None and facts.status == "ok":
             await self._keep_digests(opened, outcome, [root for root, _ in outputs])
+
+
+def _refusal(refusal: Refused) -> TaskReply:
+    return TaskReply("refused", [], refusal.code, clean_sentence(refusal.sentence))
 
 
 def device_time(kind: str, wall_us: int, told_us: int | None) -> int | None:

@@ -181,6 +181,7 @@ def _prepare(database: sqlite3.Connection, path: Path, mesh: MeshId, me: PeerId)
         raise LedgerUnusable(f"{path}: no write-ahead log is possible here (SQLite says {mode!r})")
     for pragma in (
         "synchronous=FULL",
+        "temp_store=MEMORY",  # what a savepoint may have to undo: else a file is made for it in many commits
         "foreign_keys=ON",
         "trusted_schema=OFF",
         f"busy_timeout={BUSY_MS}",

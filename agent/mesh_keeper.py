@@ -498,8 +498,10 @@ _NEEDED = {
     "extend": Right.SUBMIT,
     "pause": Right.PROVIDE,
     "task": Right.SUBMIT,
+    "tasks": Right.SUBMIT,
     "challenge": Right.SUBMIT,
     "result": Right.PROVIDE,
+    "results": Right.PROVIDE,
 }
 """Rights that requests of other members need."""
 

@@ -76,7 +76,9 @@ from coppermesh.p2p.messages import (
     OrderRequest,
     PauseRequest,
     ResultRequest,
+    ResultsRequest,
     TaskRequest,
+    TasksRequest,
 )
 from coppermesh.p2p.signing import PeerKey
 from coppermesh.p2p.transfer import BlobService
@@ -172,6 +174,7 @@ class Node:
             "cancel": (CancelRequest, self._on_cancel),
             "pause": (PauseRequest, self._on_pause),
             "result": (ResultRequest, self._on_result),
+            "results": (ResultsRequest, self._on_results),
             "dialback": (DialBackRequest, self.dial_back.answer),
             "ping": (Nothing, self._on_ping),
             **self.desk.handlers(),
@@ -182,6 +185,7 @@ class Node:
             handlers["lease"] = (LeaseRequest, partial(self._ask_provider, "on_lease"))
             handlers["extend"] = (ExtendRequest, partial(self._ask_provider, "on_extend"))
             handlers["task"] = (TaskRequest, partial(self._ask_provider, "on_task"))
+            handlers["tasks"] = (TasksRequest, partial(self._ask_provider, "on_tasks"))
             handlers["challenge"] = (ChallengeRequest, partial(self._ask_provider, "on_challenge"))
         if self.keeper is not None:
             handlers = {**self.keeper.guarded(handlers), **self.keeper.handlers()}
@@ -202,6 +206,10 @@ class Node:
     async def _on_result(self, peer: PeerId, request: ResultRequest) -> Message:
         self.machine.touch()
         return await self.intake.handle(peer, request)
+
+    async def _on_results(self, peer: PeerId, request: ResultsRequest) -> Message:
+        self.machine.touch()
+        return await self.intake.handle_all(peer, request)
 
     async def _on_pause(self, peer: PeerId, request: PauseRequest) -> Nothing:
         self.requester.lease_paused(peer, request)

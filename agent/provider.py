@@ -44,6 +44,7 @@ from coppermesh.agent.traces import NODE_DIGESTS
 from coppermesh.exec.device import DeviceInfo
 from coppermesh.exec.supervisor import Supervisor
 from coppermesh.p2p.blob_store import BlobStore
+from coppermesh.p2p.channel import clean_sentence
 from coppermesh.p2p.control import ControlHub
 from coppermesh.p2p.envelope import Opened, open_record, seal_record, sign_record
 from coppermesh.p2p.errors import MeshError, Refused
@@ -64,6 +65,8 @@ from coppermesh.p2p.messages import (
     PauseRequest,
     TaskReply,
     TaskRequest,
+    TasksReply,
+    TasksRequest,
 )
 from coppermesh.p2p.records import Bid, Decline, DeviceOffer, Lease, Order, SignedRecord
 from coppermesh.p2p.signing import PeerKey
@@ -484,15 +487,36 @@ class Provider:
 
     async def on_task(self, peer: PeerId, request: TaskRequest) -> TaskReply:
         """Take a task, ask for its blobs, or refuse it."""
+        server = self._server_for_task(peer, request)
+        reply = await server.offer(request)
+        if reply.state == "accepted":
+            self.challenges.make_way()
+        return reply
+
+    async def on_tasks(self, peer: PeerId, request: TasksRequest) -> TasksReply:
+        """The same for several, each judged by itself; those of one lease are written down together."""
+        replies: dict[int, TaskReply] = {}
+        offered: dict[LeaseServer, list[int]] = {}
+        for index, task in enumerate(request.tasks):
+            try:
+                offered.setdefault(self._server_for_task(peer, task), []).append(index)
+            except Refused as refusal:
+                replies[index] = TaskReply("refused", [], refusal.code, clean_sentence(refusal.sentence))
+        for server, indexes in offered.items():
+            answers = await server.offer_all([request.tasks[index] for index in indexes])
+            replies.update(zip(indexes, answers, strict=True))
+        if any(reply.state == "accepted" for reply in replies.values()):
+            self.challenges.make_way()
+        return TasksReply([replies[index] for index in range(len(request.tasks))])
+
+    def _server_for_task(self, peer: PeerId, request: TaskRequest) -> LeaseServer:
+        """Who serves the lease that the task names. Raises Refused, RemoteProtocolError."""
         server = self._server_of(peer, request.task.body)
         self._outbox.require_settled(peer)
         over = self._over_quota(peer, server.lease.record.device_kind)
         if over is not None:
             raise Refused(over.code, over.sentence)
-        reply = await server.offer(request)
-        if reply.state == "accepted":
-            self.challenges.make_way()
-        return reply
+        return server
 
     async def on_challenge(self, peer: PeerId, request: ChallengeRequest) -> ChallengeReply:
         """The digests of nodes of a task that has its receipt. Raises Refused, RemoteProtocolError."""

@@ -136,10 +136,17 @@ class Requester:
         """Carry out instructions until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            await nursery.start(self._driver.run_batches)
             nursery.start_soon(self._tick)
             task_status.started()
             async for instruction in self._instructions_out:
                 await self._carry_out(instruction)
+                await self._carry_out_waiting()
+
+    async def _carry_out_waiting(self) -> None:
+        """What came with it, in the same turn of the loop: tasks that begin together are sent together."""
+        for _ in range(self._instructions_out.statistics().current_buffer_used):
+            await self._carry_out(self._instructions_out.receive_nowait())
 
     # What clients call
 

@@ -9,10 +9,14 @@ has it, it sends the same receipt again, after reconnecting and after restarts. 
 3. A receipt of a task that memory no longer knows (this agent was restarted, or moved the task elsewhere) is judged
    from what the ledger has: the lease, the task, whether it was superseded, and where the lane stands.
 
+Several results in one message are settled together as far as nothing speaks against it: those of one lane that follow
+on each other, of tasks that are outstanding here. Each other one goes its way alone, as if it had come by itself.
+
 Outputs are fetched and verified before the lane's turn is taken, so that a slow transfer holds up nobody else. They are
 pinned from before they come until whoever waits for the attempt's outcome has them.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
@@ -38,14 +42,24 @@ from coppermesh.agent.traces import NODE_DIGESTS
 from coppermesh.exec.program import ArraySpec
 from coppermesh.p2p.blob_store import BlobStore, Scope, StoreFull
 from coppermesh.p2p.blobs import roots_digest
+from coppermesh.p2p.channel import clean_sentence
 from coppermesh.p2p.envelope import Opened, open_record, sign_record
 from coppermesh.p2p.errors import MeshError, Refused, RemoteProtocolError, Unreachable
 from coppermesh.p2p.ids import Digest, MeshId, PeerId
-from coppermesh.p2p.messages import BlobInfo, ResultReply, ResultRequest
+from coppermesh.p2p.messages import (
+    BlobInfo,
+    ResultAnswer,
+    ResultReply,
+    ResultRequest,
+    ResultsReply,
+    ResultsRequest,
+)
 from coppermesh.p2p.records import Countersignature, Lease, Receipt, SignedRecord, Task
 from coppermesh.p2p.signing import PeerKey
 from coppermesh.p2p.transfer import fetch_blob
 from coppermesh.p2p.transport import Transport
+
+_log = logging.getLogger(__name__)
 
 MAX_ORPHAN_BYTES = 1 << 30
 """Outputs of a task that this run of the agent does not know are fetched up to this size."""
@@ -75,8 +89,18 @@ class _Case:
     """The attempt's outcome carries the outputs; whoever takes it unpins them."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """A result that was judged in its place on the lane, and our answer, not committed yet."""
+
+    case: _Case
+    verdict: str
+    answer: Countersignature
+    signed: SignedRecord
+
+
 class ResultIntake:
-    """Handles `result` requests."""
+    """Handles `result` and `results` requests."""
 
     def __init__(
         self,
@@ -125,6 +149,87 @@ class ResultIntake:
             if not case.handed_over:
                 for root in roots:
                     self._store.unpin(root)
+
+    async def handle_all(self, peer: PeerId, request: ResultsRequest) -> ResultsReply:
+        """Answer several. Raises RemoteProtocolError; nothing more is then countersigned."""
+        lanes: dict[int, list[tuple[int, _Case]]] = {}
+        for index, each in enumerate(request.results):
+            receipt = open_record(Receipt, each.receipt, signer=peer)
+            case = self._case_in_memory(peer, each, receipt)
+            if case is not None and case.attempt is not None and _is_at_hand(case):
+                lanes.setdefault(id(case.lane), []).append((index, case))
+        answers: dict[int, ResultAnswer] = {}
+        for found in lanes.values():
+            answers.update(await self._settle_together(found))
+        for index, each in enumerate(request.results):
+            if index not in answers:
+                answers[index] = await self._answer_alone(peer, each)
+        return ResultsReply([answers[index] for index in range(len(request.results))])
+
+    async def _answer_alone(self, peer: PeerId, request: ResultRequest) -> ResultAnswer:
+        try:
+            reply = await self.handle(peer, request)
+        except Refused as refusal:
+            return ResultAnswer(None, refusal.code, clean_sentence(refusal.sentence))
+        return ResultAnswer(reply.countersignature, "ok", "")
+
+    async def _settle_together(self, found: Sequence[tuple[int, _Case]]) -> dict[int, ResultAnswer]:
+        """Answers to as many of one lane as go together, from the first on; none where anything goes wrong."""
+        cases = [case for _, case in found]
+        roots = [Digest(blob.root) for case in cases for blob in case.request.outputs]
+        for root in roots:
+            self._store.pin(root)
+        try:
+            blobs = [(Digest(blob.root), blob.data) for case in cases for blob in case.request.inline]
+            await self._store.put_many(self._scope, blobs)
+            async with cases[0].lane.turn(cases[0].receipt.record.sequence):
+                settled = await self._settle_prefix(cases)
+        except (MeshError, OSError) as error:
+            _log.info("%d results are settled one by one: %s", len(cases), error)
+            settled = []
+        finally:
+            for case in cases:
+                if not case.handed_over:
+                    for blob in case.request.outputs:
+                        self._store.unpin(Digest(blob.root))
+        return {
+            index: ResultAnswer(one.signed, "ok", "") for (index, _), one in zip(found, settled, strict=False)
+        }
+
+    async def _settle_prefix(self, cases: Sequence[_Case]) -> list[_Judged]:
+        """With the lane's turn: judge one by one, commit all, advance. Raises MeshError; then nothing is settled."""
+        lane = cases[0].lane
+        head, judged = lane.head, list[_Judged]()
+        try:
+            for case in cases:
+                if case.receipt.record.sequence != head.sequence_next:
+                    break
+                verdict = self._verdict(
+                    case, head, case.receipt.record.outputs if _has_outputs(case) else None
+                )
+                if verdict in REFUSALS:
+                    break
+                answer = build_countersignature(case.receipt, verdict, head, self._now_us())
+                judged.append(_Judged(case, verdict, answer, sign_record(self._key, answer)))
+                assert case.attempt is not None
+                case.attempt.begin_settling(accepting=verdict == "ok")
+                head = head.after(case.receipt, answer.accepted_cumulative)
+            if judged:
+                with trio.CancelScope(shield=True):
+                    entries = [
+                        entry
+                        for one in judged
+                        for entry in self._entries(one.case, one.signed, one.verdict, "")
+                    ]
+                    await self._ledger.commit(*entries)
+                lane.head = head
+                for one in judged:
+                    self._conclude(one.case, one.answer, "")
+        finally:
+            for one in judged:
+                if one.case.attempt is not None:
+                    one.case.attempt.end_settling()
+        return judged
 
     def _case_in_memory(self, peer: PeerId, request: ResultRequest, receipt: Opened[Receipt]) -> _Case | None:
         held = self._find_lease(receipt.record.lease)
@@ -232,25 +337,7 @@ class ResultIntake:
         if answered is not None:
             return ResultReply(answered)
         attempt, receipt, head = case.attempt, case.receipt, case.lane.head
-        if attempt is not None:
-            attempt.run.step(Move.RESULT, Role.PROVIDER, self._now_us(), f"receipt {receipt.id.hex()[:12]}")
-        if attempt is not None and (clock := wrong_clock(receipt.record, self._now_us())):
-            # It was sent in this run of ours, so it is new: named, and paid all the same, for the work is done.
-            self._tell(case, "note", f"clock: {clock}")
-        given_up = case.given_up if attempt is None else attempt.given_up
-        if given_up is None and attempt is not None and any(one.is_taken for one in self._rivals(attempt)):
-            given_up = "superseded"
-        verdict = check_receipt(
-            receipt,
-            case.lease,
-            case.task,
-            head,
-            outputs_digest=arrived,
-            observed_us=self._observed_us(case),
-            given_up=given_up,
-            already_answered=case.answered or (attempt is not None and attempt.settled),
-            digests_due=case.digests_due,
-        )
+        verdict = self._verdict(case, head, arrived)
         if verdict in REFUSALS:
             await self._keep_proof(case, verdict)
             raise RemoteProtocolError(f"the receipt has no place on its lane: {verdict}")
@@ -275,6 +362,29 @@ class ResultIntake:
                 attempt.end_settling()
         await self._cannot_take(case, f"the receipt cannot be recorded here: {failure}")
         raise Refused("not-settled", "the requester cannot record the receipt now") from failure
+
+    def _verdict(self, case: _Case, head: LaneHead, arrived: bytes | None) -> str:
+        """What `check_receipt` says of it here on its lane. Raises RemoteProtocolError: not its turn to send it."""
+        attempt, receipt = case.attempt, case.receipt
+        if attempt is not None:
+            attempt.run.step(Move.RESULT, Role.PROVIDER, self._now_us(), f"receipt {receipt.id.hex()[:12]}")
+        if attempt is not None and (clock := wrong_clock(receipt.record, self._now_us())):
+            # It was sent in this run of ours, so it is new: named, and paid all the same, for the work is done.
+            self._tell(case, "note", f"clock: {clock}")
+        given_up = case.given_up if attempt is None else attempt.given_up
+        if given_up is None and attempt is not None and any(one.is_taken for one in self._rivals(attempt)):
+            given_up = "superseded"
+        return check_receipt(
+            receipt,
+            case.lease,
+            case.task,
+            head,
+            outputs_digest=arrived,
+            observed_us=self._observed_us(case),
+            given_up=given_up,
+            already_answered=case.answered or (attempt is not None and attempt.settled),
+            digests_due=case.digests_due,
+        )
 
     async def _cannot_take(self, case: _Case, sentence: str) -> None:
         """This side is at fault: the job ends with what is wrong here, and no provider is blamed."""
@@ -332,6 +442,22 @@ class ResultIntake:
         task = case.task.record
         cause = f"task {task.number} of lease {task.lease.hex()[:8]}"
         self._ledger.note(StoryLine(task.job, self._now_us(), cause, kind, case.peer, task.index, text))
+
+
+def _has_outputs(case: _Case) -> bool:
+    """Outputs are due and, where `_is_at_hand`, were in the message."""
+    return case.receipt.record.status == "ok" and case.given_up is None and not case.answered
+
+
+def _is_at_hand(case: _Case) -> bool:
+    """All that it is judged by came with the message, and looks as it should."""
+    outputs = case.request.outputs
+    if not _has_outputs(case):
+        return not outputs
+    inline = {blob.root: len(blob.data) for blob in case.request.inline}
+    if inline != {blob.root: blob.size for blob in outputs} or _misfit(outputs, case.specs):
+        return False
+    return roots_digest([blob.root for blob in outputs]) == case.receipt.record.outputs
 
 
 def _misfit(outputs: Sequence[BlobInfo], specs: Sequence[ArraySpec] | None) -> str:

@@ -5,7 +5,8 @@ again whenever a connection to it comes up, also after this agent was restarted 
 over a living connection back off; a requester that refuses a receipt gets it again only on its next connection.
 
 Outputs of a receipt are pinned in the store until it is countersigned or due: a requester that never answers must not
-fill the disk. Each requester has a line of its own, so that one that answers slowly holds up nobody else.
+fill the disk. Each requester has a line of its own, so that one that answers slowly holds up nobody else. Small results
+that are ready at the same time share a message and the commit of their answers (`batches`).
 """
 
 import logging
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from coppermesh.agent.batches import Batches
 from coppermesh.agent.credit_desk import CreditDesk
 from coppermesh.agent.ledger import CountersignatureReceived
 from coppermesh.agent.ledger_reader import UnsettledReceipt
@@ -27,9 +29,18 @@ from coppermesh.p2p.control import ControlHub
 from coppermesh.p2p.envelope import Opened, open_record
 from coppermesh.p2p.errors import MeshError, Refused, RemoteProtocolError, Unreachable
 from coppermesh.p2p.ids import Digest, MeshId, PeerId, short_peer
-from coppermesh.p2p.messages import INLINE_BYTES, BlobInfo, InlineBlob, ResultReply, ResultRequest
+from coppermesh.p2p.messages import (
+    INLINE_BYTES,
+    BlobInfo,
+    InlineBlob,
+    ResultAnswer,
+    ResultReply,
+    ResultRequest,
+    ResultsReply,
+    ResultsRequest,
+)
 from coppermesh.p2p.places import take_place
-from coppermesh.p2p.records import Countersignature, Receipt
+from coppermesh.p2p.records import Countersignature, Receipt, SignedRecord
 
 ANSWER_SECONDS = 120.0
 """How long a requester has to fetch outputs, commit and countersign."""
@@ -58,6 +69,19 @@ class PendingResult:
     detail: str
     run: TaskRun | None
     """The task's machine, while the run of the agent that made it lives."""
+    more: bool = False
+    """Other tasks wait in the same worker: the next result is not far."""
+
+
+Answer = Opened[Countersignature]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sending:
+    """A result on its way, with the message that carries it."""
+
+    pending: PendingResult
+    request: ResultRequest
 
 
 @dataclass(slots=True)
@@ -102,6 +126,7 @@ class ResultOutbox:
         """Who is being sent all that is open since its last connection."""
         self._pinned: dict[Digest, tuple[Receipt, list[Digest]]] = {}
         """Receipts to be countersigned and their outputs."""
+        self._batches: Batches[_Sending, Answer] = Batches(self._send_results)
         self._answered = trio.Event()
         """Set, and replaced by a new one, whenever a receipt was answered."""
 
@@ -109,6 +134,7 @@ class ResultOutbox:
         """Deliver until cancelled. Raises LedgerError where what is open cannot be read at the start."""
         await self._take_up()
         async with trio.open_nursery() as nursery:
+            await nursery.start(self._batches.run)
             self._nursery = nursery
             task_status.started()
             await trio.sleep_forever()
@@ -239,19 +265,84 @@ class ResultOutbox:
                 del self._lines[requester]
 
     async def _deliver_once(self, pending: PendingResult) -> None:
+        inline = await self._inline(pending)
         request = ResultRequest(
             pending.receipt.signed,
             [BlobInfo(root, size) for root, size in pending.outputs],
-            await self._inline(pending),
+            inline,
             pending.sentence,
             pending.detail,
         )
-        reply = await self._hub().request(
-            pending.requester, "result", request, ResultReply, deadline_s=ANSWER_SECONDS
+        sending = _Sending(pending, request)
+        if {blob.root for blob in inline} == {root for root, _ in pending.outputs}:
+            await self._batches.submit(pending.requester, sending, _size_of(request), more=pending.more)
+        else:  # by itself: nothing waits until its outputs have been fetched
+            reply = await self._hub().request(
+                pending.requester, "result", request, ResultReply, deadline_s=ANSWER_SECONDS
+            )
+            answer = _opened_answer(pending, reply.countersignature)
+            await self._ledger.commit(CountersignatureReceived(answer.signed))
+            self._conclude(pending, answer)
+
+    async def _send_results(
+        self, requester: PeerId, sendings: Sequence[_Sending]
+    ) -> Sequence[Answer | MeshError]:
+        """Send what is ready for one requester, write its answers down. A failure of one is not the others'."""
+        replies = await self._ask(requester, [sending.request for sending in sendings])
+        outcomes: list[Answer | MeshError] = []
+        for sending, reply in zip(sendings, replies, strict=True):
+            try:
+                if reply.countersignature is None:
+                    raise Refused(reply.code, reply.sentence)
+                outcomes.append(_opened_answer(sending.pending, reply.countersignature))
+            except MeshError as error:
+                outcomes.append(error)
+        answers = [outcome for outcome in outcomes if isinstance(outcome, Opened)]
+        failures = await self._write_down(answers)
+        for index, outcome in enumerate(outcomes):
+            if isinstance(outcome, Opened):
+                failure = failures.get(outcome.id)
+                if failure is None:
+                    self._conclude(sendings[index].pending, outcome)
+                else:
+                    outcomes[index] = failure
+        return outcomes
+
+    async def _ask(self, requester: PeerId, requests: list[ResultRequest]) -> list[ResultAnswer]:
+        hub = self._hub()
+        if len(requests) == 1:
+            reply = await hub.request(
+                requester, "result", requests[0], ResultReply, deadline_s=ANSWER_SECONDS
+            )
+            return [ResultAnswer(reply.countersignature, "ok", "")]
+        many = await hub.request(
+            requester, "results", ResultsRequest(requests), ResultsReply, deadline_s=ANSWER_SECONDS
         )
-        answer = open_record(Countersignature, reply.countersignature, signer=pending.requester)
-        check_countersignature(answer.record, pending.receipt)
-        await self._ledger.commit(CountersignatureReceived(answer.signed))
+        if len(many.answers) != len(requests):
+            raise RemoteProtocolError(f"answered {len(many.answers)} of {len(requests)} results")
+        return many.answers
+
+    async def _write_down(self, answers: Sequence[Answer]) -> dict[Digest, MeshError]:
+        """Commit countersignatures: together, else one by one. Gives what failed, by their ids."""
+        if not answers:
+            return {}
+        try:
+            await self._ledger.commit(*(CountersignatureReceived(answer.signed) for answer in answers))
+        except MeshError as error:
+            if len(answers) == 1:
+                return {answers[0].id: error}
+        else:
+            return {}
+        failures: dict[Digest, MeshError] = {}
+        for answer in answers:
+            try:
+                await self._ledger.commit(CountersignatureReceived(answer.signed))
+            except MeshError as error:
+                failures[answer.id] = error
+        return failures
+
+    def _conclude(self, pending: PendingResult, answer: Answer) -> None:
+        """The countersignature is in the ledger."""
         self.credit.answered(pending.receipt.id, accepted=answer.record.verdict == "accepted")
         self._unpin(pending.receipt.id)
         self._answered.set()
@@ -276,3 +367,16 @@ class ResultOutbox:
                 chosen[root] = InlineBlob(root, data)
                 room -= size
         return list(chosen.values())
+
+
+def _opened_answer(pending: PendingResult, signed: SignedRecord) -> Answer:
+    """The countersignature of this very receipt. Raises RemoteProtocolError."""
+    answer = open_record(Countersignature, signed, signer=pending.requester)
+    check_countersignature(answer.record, pending.receipt)
+    return answer
+
+
+def _size_of(request: ResultRequest) -> int:
+    """About what it has on the wire, in bytes."""
+    outputs = sum(len(blob.data) + 80 for blob in request.inline)
+    return len(request.receipt.body) + 256 + outputs + 4 * len(request.detail) + len(request.sentence)

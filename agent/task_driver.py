@@ -1,14 +1,17 @@
 """The requester's side of one task under a lease: sign, commit, offer, send what is needed, wait for the result.
 
 The task record is in the ledger before its signature leaves, so that a result that comes after a crash can still be
-judged. Blobs that the provider was sent before are named, not sent again; small ones ride in the offer.
+judged. Blobs that the provider was sent before are named, not sent again; small ones ride in the offer. First offers
+that are ready at the same time share one commit and one message (`batches`).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import trio
 
 from coppermesh.agent.attempts import Outstanding, TaskOutcome
+from coppermesh.agent.batches import Batches
 from coppermesh.agent.held_leases import HeldLease
 from coppermesh.agent.jobs import JobState
 from coppermesh.agent.ledger import TaskIssued
@@ -21,7 +24,15 @@ from coppermesh.p2p.control import ControlHub
 from coppermesh.p2p.envelope import seal_record
 from coppermesh.p2p.errors import MeshError, Refused, RemoteProtocolError, Unreachable
 from coppermesh.p2p.ids import Digest, MeshId, PeerId
-from coppermesh.p2p.messages import INLINE_BYTES, BlobInfo, InlineBlob, TaskReply, TaskRequest
+from coppermesh.p2p.messages import (
+    INLINE_BYTES,
+    BlobInfo,
+    InlineBlob,
+    TaskReply,
+    TaskRequest,
+    TasksReply,
+    TasksRequest,
+)
 from coppermesh.p2p.records import Task
 from coppermesh.p2p.signing import PeerKey
 from coppermesh.p2p.transfer import send_blob
@@ -67,8 +78,20 @@ class KnownBlobs:
         self._by_peer.pop(peer, None)
 
 
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    """An attempt that is to be written down and offered for the first time."""
+
+    attempt: Outstanding
+    request: TaskRequest
+
+
+_WITHDRAWN = TaskReply("refused", [], "cancelled", "")
+"""Stands for an offer that was given up before it left."""
+
+
 class TaskDriver:
-    """Runs attempts; each ends in exactly one `TaskOutcome`."""
+    """Runs attempts; each ends in exactly one `TaskOutcome`. `run_batches` must be running."""
 
     def __init__(
         self,
@@ -90,6 +113,8 @@ class TaskDriver:
         self._now_us = now_us
         self._scope: Scope = (mesh, key.peer)
         self.known = KnownBlobs()
+        self._offers: Batches[_Offer, TaskReply] = Batches(self._send_offers)
+        self.run_batches = self._offers.run
 
     def begin(self, held: HeldLease, job: JobState, index: int) -> Outstanding:
         """Make an attempt at task `index` of `job` under `held`. Nothing leaves before `run`."""
@@ -104,8 +129,6 @@ class TaskDriver:
         try:
             with attempt.offering:
                 if not attempt.is_over:
-                    attempt.issued = True
-                    await self._ledger.commit(TaskIssued(attempt.task.signed))
                     await self._offer(held, attempt, _blobs(job, attempt.index))
             await self._await_result(held, job, attempt)
         except Refused as refusal:
@@ -145,26 +168,95 @@ class TaskDriver:
     async def _offer(self, held: HeldLease, attempt: Outstanding, blobs: list[BlobInfo]) -> None:
         """Offer until accepted. Raises Refused, Unreachable, RemoteProtocolError."""
         peer = held.provider
-        inline = await self._inline(peer, blobs)
-        for _ in range(MAX_OFFERS):
+        request = TaskRequest(attempt.task.signed, blobs, await self._inline(peer, blobs))
+        reply = await self._offers.submit(peer, _Offer(attempt, request), _size_of(request))
+        for _ in range(MAX_OFFERS - 1):
+            if self._is_taken(attempt, reply):
+                return
+            self.known.forget(peer)
+            inline = await self._supply(held, attempt, blobs, set(reply.need))
             if attempt.is_over:
                 return
             attempt.run.step(Move.OFFER, Role.REQUESTER, self._now_us(), "offer")
             request = TaskRequest(attempt.task.signed, blobs, inline)
             reply = await self._hub.request(peer, "task", request, TaskReply, deadline_s=OFFER_SECONDS)
-            if attempt.is_over:
-                return
+            self._note_known(peer, [request], [reply])
+        if not self._is_taken(attempt, reply):
+            raise RemoteProtocolError("still needs blobs that it was sent")
+
+    def _is_taken(self, attempt: Outstanding, reply: TaskReply) -> bool:
+        """Nothing more is to be sent: it was accepted, or is over. False: blobs are needed. Raises Refused."""
+        if attempt.is_over:
+            return True
+        if reply.state == "accepted":
+            attempt.run.step(Move.ACCEPT, Role.PROVIDER, self._now_us(), "offer")
+            return True
+        if reply.state == "refused":
+            attempt.run.step(Move.REFUSE, Role.PROVIDER, self._now_us(), "offer")
+            raise Refused(reply.code, reply.sentence)
+        attempt.run.step(Move.NEED, Role.PROVIDER, self._now_us(), "offer")
+        return False
+
+    async def _send_offers(self, peer: PeerId, offers: Sequence[_Offer]) -> Sequence[TaskReply | MeshError]:
+        """Write down and send what is ready for one provider. A failure of one is not the others'."""
+        outcomes: list[TaskReply | MeshError] = [_WITHDRAWN] * len(offers)
+        written = [index for index, offer in enumerate(offers) if not offer.attempt.is_over]
+        for index, failure in (await self._write_down([offers[index].attempt for index in written])).items():
+            outcomes[written[index]] = failure
+        left = [
+            index for index in written if outcomes[index] is _WITHDRAWN and not offers[index].attempt.is_over
+        ]
+        if not left:
+            return outcomes
+        for index in left:
+            offers[index].attempt.run.step(Move.OFFER, Role.REQUESTER, self._now_us(), "offer")
+        requests = [offers[index].request for index in left]
+        for index, reply in zip(left, await self._ask(peer, requests), strict=True):
+            outcomes[index] = reply
+        return outcomes
+
+    async def _write_down(self, attempts: Sequence[Outstanding]) -> dict[int, MeshError]:
+        """In the ledger before anything leaves. Gives what kept one from it, by its place."""
+        for attempt in attempts:
+            attempt.issued = True
+        try:
+            if attempts:
+                await self._ledger.commit(*(TaskIssued(attempt.task.signed) for attempt in attempts))
+        except MeshError as error:
+            if len(attempts) == 1:
+                return {0: error}
+        else:
+            return {}
+        failures = {}
+        for index, attempt in enumerate(attempts):
+            try:
+                await self._ledger.commit(TaskIssued(attempt.task.signed))
+            except MeshError as error:
+                failures[index] = error
+        return failures
+
+    async def _ask(self, peer: PeerId, requests: list[TaskRequest]) -> list[TaskReply]:
+        """The provider's answer to each. Raises Unreachable, Refused, RemoteProtocolError."""
+        if len(requests) == 1:
+            replies = [
+                await self._hub.request(peer, "task", requests[0], TaskReply, deadline_s=OFFER_SECONDS)
+            ]
+        else:
+            answer = await self._hub.request(
+                peer, "tasks", TasksRequest(requests), TasksReply, deadline_s=OFFER_SECONDS
+            )
+            replies = answer.replies
+            if len(replies) != len(requests):
+                raise RemoteProtocolError(f"answered {len(replies)} of {len(requests)} tasks")
+        self._note_known(peer, requests, replies)
+        return replies
+
+    def _note_known(
+        self, peer: PeerId, requests: Sequence[TaskRequest], replies: Sequence[TaskReply]
+    ) -> None:
+        for request, reply in zip(requests, replies, strict=True):
             if reply.state == "accepted":
-                attempt.run.step(Move.ACCEPT, Role.PROVIDER, self._now_us(), "offer")
-                self.known.add(peer, [blob.root for blob in blobs])
-                return
-            if reply.state == "refused":
-                attempt.run.step(Move.REFUSE, Role.PROVIDER, self._now_us(), "offer")
-                raise Refused(reply.code, reply.sentence)
-            attempt.run.step(Move.NEED, Role.PROVIDER, self._now_us(), "offer")
-            self.known.forget(peer)
-            inline = await self._supply(held, attempt, blobs, set(reply.need))
-        raise RemoteProtocolError("still needs blobs that it was sent")
+                self.known.add(peer, [blob.root for blob in request.blobs])
 
     async def _inline(self, peer: PeerId, blobs: list[BlobInfo]) -> list[InlineBlob]:
         """The small blobs that this provider was not sent yet, as many as fit."""
@@ -229,3 +321,10 @@ def _blobs(job: JobState, index: int) -> list[BlobInfo]:
     for blob in spec.inputs:
         named.setdefault(blob.root, blob)
     return list(named.values())
+
+
+def _size_of(request: TaskRequest) -> int:
+    """About what it has on the wire, in bytes."""
+    return (
+        len(request.task.body) + 128 + 36 * len(request.blobs) + sum(len(b.data) + 40 for b in request.inline)
+    )

@@ -12,7 +12,9 @@ Records inside are `SignedRecord`s: this layer checks shapes and sizes, `envelop
 | `extend`       | requester | ExtendRequest    | ExtendReply       |
 | `pause`        | provider  | PauseRequest     | Nothing           |
 | `task`         | requester | TaskRequest      | TaskReply         |
+| `tasks`        | requester | TasksRequest     | TasksReply        |
 | `result`       | provider  | ResultRequest    | ResultReply       |
+| `results`      | provider  | ResultsRequest   | ResultsReply      |
 | `challenge`    | requester | ChallengeRequest | ChallengeReply    |
 | `abandon`      | requester | OrderAbandoned   | Nothing           |
 | `cancel`       | both      | CancelRequest    | Nothing           |
@@ -44,6 +46,8 @@ INLINE_BYTES = 192 * 1024
 """Blobs of up to this many bytes in all ride inside a task or result message."""
 MAX_FRAME_BYTES = 1024 * 1024
 MAX_DETAIL_BYTES = 16 * 1024
+MAX_BATCH = 32
+"""Tasks, or results, in one message."""
 MAX_OTHERS = 64
 MAX_KNOWN_BYTES = 16384
 """Announcements of other peers that one answer hands on."""
@@ -164,6 +168,18 @@ class TaskReply(Message, frozen=True):
     sentence: Sentence
 
 
+class TasksRequest(Message, frozen=True):
+    """Several tasks for one provider, in the order in which those of one lease are to run."""
+
+    tasks: Annotated[list[TaskRequest], Meta(max_length=MAX_BATCH)]
+
+
+class TasksReply(Message, frozen=True):
+    """What became of each, in the same order."""
+
+    replies: Annotated[list[TaskReply], Meta(max_length=MAX_BATCH)]
+
+
 class ResultRequest(Message, frozen=True):
     """The signed receipt, the outputs by name and size, the small ones inline, and what a person reads."""
 
@@ -179,6 +195,26 @@ class ResultReply(Message, frozen=True):
     """The countersignature of the receipt."""
 
     countersignature: SignedRecord
+
+
+class ResultsRequest(Message, frozen=True):
+    """Several results, those of one lane in its order, with all their outputs inline."""
+
+    results: Annotated[list[ResultRequest], Meta(max_length=MAX_BATCH)]
+
+
+class ResultAnswer(Message, frozen=True):
+    """The countersignature of one of them, or nil and why it has none now."""
+
+    countersignature: SignedRecord | None
+    code: Code
+    sentence: Sentence
+
+
+class ResultsReply(Message, frozen=True):
+    """An answer for each, in the same order."""
+
+    answers: Annotated[list[ResultAnswer], Meta(max_length=MAX_BATCH)]
 
 
 class ChallengeRequest(Message, frozen=True):

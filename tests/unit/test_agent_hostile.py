@@ -26,7 +26,7 @@ from coppermesh.agent.home import Home
 from coppermesh.agent.job_handle import JobFailed
 from coppermesh.agent.job_options import JobOptions
 from coppermesh.agent.leases import build_lease
-from coppermesh.agent.ledger import Entry, LeaseAgreed, ReceiptSettled
+from coppermesh.agent.ledger import Entry, LeaseAgreed, LedgerConflict, ReceiptSettled, TaskTaken
 from coppermesh.agent.local_messages import Blob, JobEvent, SubmitCall, TaskSpec, WaitCall
 from coppermesh.agent.node import Node, Parts, open_node
 from coppermesh.agent.pricing import amount_for
@@ -54,8 +54,12 @@ from coppermesh.p2p.messages import (
     OrderRequest,
     ResultReply,
     ResultRequest,
+    ResultsReply,
+    ResultsRequest,
     TaskReply,
     TaskRequest,
+    TasksReply,
+    TasksRequest,
 )
 from coppermesh.p2p.records import (
     Announcement,
@@ -202,6 +206,25 @@ class RawPeer:
         pays: int | None = None,
     ) -> TaskReply:
         """A task on `DATA`; without `data` the input is only declared, with `size`. `pays`: at most, not all."""
+        request = self.task(lease, number, data=data, size=size, pays=pays)
+        return await self.hub.request(self.node.key.peer, "task", request, TaskReply)
+
+    async def send_tasks(self, *requests: TaskRequest) -> list[str]:
+        """What becomes of each of several tasks in one message: its code."""
+        reply = await self.hub.request(
+            self.node.key.peer, "tasks", TasksRequest(list(requests)), TasksReply, deadline_s=20.0
+        )
+        return [each.code for each in reply.replies]
+
+    def task(
+        self,
+        lease: Opened[Lease],
+        number: int,
+        *,
+        data: bytes | None = DATA,
+        size: int = len(DATA),
+        pays: int | None = None,
+    ) -> TaskRequest:
         roots: list[bytes] = [digest_of(PROGRAM), digest_of(DATA)]
         task = Task(
             version=1,
@@ -219,8 +242,7 @@ class RawPeer:
         )
         inline = [InlineBlob(roots[0], PROGRAM)] + ([InlineBlob(roots[1], data)] if data is not None else [])
         blobs = [BlobInfo(roots[0], len(PROGRAM)), BlobInfo(roots[1], size)]
-        request = TaskRequest(sign_record(self.key, task), blobs, inline)
-        return await self.hub.request(self.node.key.peer, "task", request, TaskReply)
+        return TaskRequest(sign_record(self.key, task), blobs, inline)
 
 
 def make_order(requester: PeerId) -> Order:
@@ -638,6 +660,7 @@ class Seller:
             "order": (OrderRequest, self.on_order),
             "lease": (LeaseRequest, self.on_lease),
             "task": (TaskRequest, self.on_task),
+            "tasks": (TasksRequest, self.on_tasks),
         }
 
     async def on_announcement(self, peer: PeerId, request: AnnouncementRequest) -> AnnouncementReply:
@@ -656,6 +679,9 @@ class Seller:
         self.tasks.append(open_record(Task, request.task))
         return TaskReply("accepted", [], "ok", "")
 
+    async def on_tasks(self, peer: PeerId, request: TasksRequest) -> TasksReply:
+        return TasksReply([await self.on_task(peer, each) for each in request.tasks])
+
     def receipt(self, task: Opened[Task], output: bytes) -> Opened[Receipt]:
         """A receipt for `output` at the head of the lane, and the head moved on."""
         (lease,) = [found for found in self.leases if found.id == task.record.lease]
@@ -666,20 +692,24 @@ class Seller:
         return opened
 
 
-async def deliver(peer: RawPeer, receipt: Opened[Receipt], output: bytes) -> Countersignature:
+def result_of(receipt: Opened[Receipt], output: bytes) -> ResultRequest:
     root = digest_of(output)
-    request = ResultRequest(receipt.signed, [BlobInfo(root, len(output))], [InlineBlob(root, output)], "", "")
+    return ResultRequest(receipt.signed, [BlobInfo(root, len(output))], [InlineBlob(root, output)], "", "")
+
+
+async def deliver(peer: RawPeer, receipt: Opened[Receipt], output: bytes) -> Countersignature:
+    request = result_of(receipt, output)
     reply = await peer.hub.request(peer.node.key.peer, "result", request, ResultReply)
     return open_record(Countersignature, reply.countersignature, signer=peer.node.key.peer).record
 
 
-async def submit(node: Node, **options: Any) -> bytes:
+async def submit(node: Node, *, tasks: int = 1, **options: Any) -> bytes:
     recording = trace(xp.asarray(np.zeros(2, dtype=np.float32)) + 1)
     data = [recording.program, *(array.tobytes() for array in recording.inputs)]
     infos = [BlobInfo(digest_of(item), len(item)) for item in data]
     blobs = [Blob(info.root, item) for info, item in zip(infos, data, strict=True)]
     chosen = replace(JobOptions(deadline_s=10.0, wall_limit_s=1.0), **options)
-    call = SubmitCall([TaskSpec(infos[0].root, infos[1:])], blobs, json.dumps(asdict(chosen)))
+    call = SubmitCall([TaskSpec(infos[0].root, infos[1:])] * tasks, blobs, json.dumps(asdict(chosen)))
     return (await node.requester.submit(call)).job
 
 
@@ -840,3 +870,115 @@ def test_what_a_strangers_compiler_printed_does_not_steer_the_terminal():
     )
     assert "\x1b" not in str(failure) + failure.detail
     assert "line 1\n" in str(failure)
+
+
+# Several in one message
+
+
+async def test_each_of_several_tasks_is_judged_by_itself(tmp_path):
+    async with open_world(tmp_path, provide=True) as world, raw_peer(world) as peer:
+        lease = await peer.lease()
+        assert (await peer.offer(lease)).lease is not None
+        other = await peer.lease()  # never sent: no lease here
+        first, second = peer.task(lease, 0), peer.task(lease, 1)
+        codes = await peer.send_tasks(
+            first,
+            peer.task(other, 0),
+            second,
+            peer.task(lease, 3, pays=1),
+            peer.task(lease, 0, data=None),
+            peer.task(lease, 2, data=None, size=len(DATA)),
+            first,
+        )
+        assert codes == ["ok", "unknown-lease", "ok", "budget", "spent", "ok", "ok"]
+        assert await peer.send_tasks() == []
+        assert (await peer.send_tasks(peer.task(lease, 0)))[0] in ("ok", "spent")
+
+
+async def test_tasks_that_do_not_fit_the_ledger_together_are_taken_one_by_one(tmp_path):
+    async with open_world(tmp_path, provide=True) as world, raw_peer(world) as peer:
+        lease = await peer.lease()
+        assert (await peer.offer(lease)).lease is not None
+        commit, refused = world.node.ledger.commit, []
+
+        async def pickily(*entries: Entry) -> None:
+            taken = [entry for entry in entries if isinstance(entry, TaskTaken)]
+            numbers = {open_record(Task, entry.task).record.number for entry in taken}
+            if 1 in numbers:
+                refused.append(len(taken))
+                raise LedgerConflict("unfit", "not this one")
+            await commit(*entries)
+
+        world.node.ledger.commit = pickily  # type: ignore[method-assign]
+        codes = await peer.send_tasks(*(peer.task(lease, number) for number in range(3)))
+        assert codes == ["ok", "provider-ledger", "ok"]
+        assert refused == [3, 1]
+
+
+async def test_a_task_of_somebody_else_among_several_ends_the_channel(tmp_path):
+    async with open_world(tmp_path, provide=True) as world, raw_peer(world) as peer:
+        lease = await peer.lease()
+        assert (await peer.offer(lease)).lease is not None
+        good = peer.task(lease, 0)
+        forged = changed(good, task=changed(good.task, signature=bytes(64)))
+        with pytest.raises((Refused, Unreachable)):
+            await peer.send_tasks(good, forged)
+        await no_lease_left(world)
+        await still_serves(world)
+
+
+async def test_results_in_one_message_are_settled_in_their_order_and_the_wrong_one_is_disputed(tmp_path):
+    async with open_world(tmp_path, provide=False) as world:
+        seller = Seller()
+        async with raw_peer(world, seller.handlers(), seller.key) as peer:
+            await until(lambda: world.node.book.current(now_us()))
+            job = await submit(world.node, tasks=2)
+            await until(lambda: len(seller.tasks) == 2)
+            commits: list[int] = []
+            commit = world.node.ledger.commit
+
+            async def counting(*entries: Entry) -> None:
+                commits.append(sum(isinstance(entry, ReceiptSettled) for entry in entries))
+                await commit(*entries)
+
+            world.node.ledger.commit = counting  # type: ignore[method-assign]
+            receipts = [seller.receipt(task, GOOD) for task in seller.tasks]
+            results = [result_of(receipt, GOOD) for receipt in receipts]
+            ask = partial(peer.hub.request, world.node.key.peer, "results")
+            reply = await ask(ResultsRequest([*results, results[0]]), ResultsReply)
+            answers = [
+                open_record(Countersignature, each.countersignature).record.verdict
+                for each in reply.answers
+                if each.countersignature is not None
+            ]
+            assert answers == ["accepted"] * 3
+            assert reply.answers[0] == reply.answers[2]
+            assert 2 in commits
+            assert (await end_of(world.node, job)).kind == "finished"
+            again = await ask(ResultsRequest(results[::-1]), ResultsReply)
+            assert again.answers == reply.answers[1::-1]
+
+
+async def test_a_lie_among_results_costs_only_itself(tmp_path):
+    """The bytes of the first output are not what its receipt names."""
+    async with open_world(tmp_path, provide=False) as world:
+        seller = Seller()
+        async with raw_peer(world, seller.handlers(), seller.key) as peer:
+            await until(lambda: world.node.book.current(now_us()))
+            await submit(world.node, tasks=2)
+            await until(lambda: len(seller.tasks) == 2)
+            other = b"\x07" * len(GOOD)
+            wrong, right = (
+                seller.receipt(task, output) for task, output in zip(seller.tasks, (other, GOOD), strict=True)
+            )
+            lie = changed(result_of(wrong, other), inline=[InlineBlob(digest_of(other), GOOD)])
+            reply = await peer.hub.request(
+                world.node.key.peer, "results", ResultsRequest([lie, result_of(right, GOOD)]), ResultsReply
+            )
+            records = [
+                open_record(Countersignature, each.countersignature).record
+                for each in reply.answers
+                if each.countersignature is not None
+            ]
+            assert [record.verdict for record in records] == ["disputed", "accepted"]
+            assert records[1].accepted_cumulative == right.record.amount

@@ -149,7 +149,7 @@ def test_methods_are_those_of_the_messages_module() -> None:
         f"{messages.__doc__}\n{membership_messages.__doc__}",
         re.MULTILINE,
     )
-    assert len(documented) == 18
+    assert len(documented) == 20
     found = re.findall(
         r"^\| `([a-z]+)` +\| (\w+) +\| (\w+) +\| (\w+) +\|$", PAGE.replace(LEDGERS, ""), re.MULTILINE
     )

@@ -43,7 +43,10 @@ from coppermesh.p2p.messages import (
     Hello,
     InlineBlob,
     PauseRequest,
+    ResultAnswer,
+    ResultsReply,
     TaskReply,
+    TasksReply,
 )
 from coppermesh.p2p.proof_files import encode_evidence, encode_place
 from coppermesh.p2p.receipt_file import encode_receipt_file
@@ -383,6 +386,19 @@ def good_messages() -> Iterator[Vector]:
     samples: list[tuple[str, msgspec.Struct]] = [
         ("hello", Hello(mesh=MESH, peer=PROVIDER.peer, software="coppermesh 0.1.0", time_us=NOW_US)),
         ("task-reply", TaskReply(state="need", need=[filled(0x21)], code="need", sentence="")),
+        (
+            "tasks-reply",
+            TasksReply([TaskReply("accepted", [], "ok", ""), TaskReply("refused", [], "spent", "number 3")]),
+        ),
+        (
+            "results-reply",
+            ResultsReply(
+                [
+                    ResultAnswer(sign_record(REQUESTER, COUNTERSIGNATURE), "ok", ""),
+                    ResultAnswer(None, "gap", "receipt 9 came, number 7 of its lane is still missing"),
+                ]
+            ),
+        ),
         (
             "cancel-lease",
             CancelRequest(lease=filled(0x30), task=None, code="idle", sentence="", decline=None),
