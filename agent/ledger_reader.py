@@ -4,7 +4,7 @@ Blocking; `ledger_store` calls it in a thread on a connection of its own. Each c
 """
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,6 +225,13 @@ class LedgerReader:
         ).fetchall()
         found = (self._book.lease(Digest(row[0])) for row in rows)
         return [lease for lease in found if lease is not None]
+
+    @_at_one_moment
+    def lease_ends(self, leases: Sequence[Digest]) -> dict[Digest, int]:
+        """When those of these leases end that were extended, microseconds since the epoch."""
+        query = "SELECT max(expires_us) FROM extension WHERE lease=?"
+        found = ((lease, self._database.execute(query, (lease,)).fetchone()[0]) for lease in leases)
+        return {lease: until_us for lease, until_us in found if until_us is not None}
 
     @_at_one_moment
     def task(self, task_id: Digest) -> Opened[Task] | None:

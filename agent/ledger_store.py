@@ -182,6 +182,10 @@ class LedgerStore:
         """Leases that were agreed and have not ended: what a restarted agent has to end or take up again."""
         return await self._read(self._reader.open_leases)
 
+    async def lease_ends(self, leases: Sequence[Digest]) -> dict[Digest, int]:
+        """When those of these leases end that were extended, microseconds since the epoch."""
+        return await self._read(self._reader.lease_ends, leases)
+
     async def task(self, task_id: Digest) -> Opened[Task] | None:
         """The task with this id."""
         return await self._read(self._reader.task, task_id)

@@ -106,7 +106,7 @@ class MeshKeeper:
         member = self.private.book.member(peer, self._now_us())
         return member is not None and member.may(Right.PROVIDE)
 
-    def count_earlier(self, receipts: Iterable[Receipt], leases: Iterable[Lease]) -> None:
+    def count_earlier(self, receipts: Iterable[Receipt], leases: Iterable[tuple[Lease, int]]) -> None:
         """Own receipts of earlier runs, on either side, and leases that were open when the last one ended."""
         self.totals.count_earlier(receipts, leases)
 

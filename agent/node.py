@@ -423,9 +423,12 @@ async def open_mesh(
         old_leases = await node.end_old_leases()
         if keeper is not None:
             rows = await ledger.receipts(limit=MAX_COUNTED)
-            keeper.count_earlier(
-                [row.receipt for row in rows], [stored.opened.record for stored in old_leases]
-            )
+            until = await ledger.lease_ends([stored.opened.id for stored in old_leases])
+            held = [
+                (stored.opened.record, until.get(stored.opened.id, stored.opened.record.expires_us))
+                for stored in old_leases
+            ]
+            keeper.count_earlier([row.receipt for row in rows], held)
             node.requester.leased = keeper.totals.leased
             await _open_door(stack, node, keeper, parts)
         async with trio.open_nursery() as nursery:
@@ -551,7 +554,7 @@ def _open_requester(node: Node) -> None:
         jobs,
         broker,
         driver,
-        LeaseExtender(node.key, node.hub, node.ledger, now_us=now_us),
+        LeaseExtender(node.key, node.hub, node.ledger, now_us=now_us, rng=random.random),
         speeds=speeds,
         heard=lambda: _describe_heard(node),
         now_us=now_us,

@@ -64,17 +64,17 @@ class UsageTotals:
         """Call before anything else."""
         self._transport, self._hub, self._publish = transport, hub, publish
 
-    def count_earlier(self, receipts: Iterable[Receipt], leases: Iterable[Lease]) -> None:
-        """What an earlier run has left: receipts on either side, and leases that it did not end."""
+    def count_earlier(self, receipts: Iterable[Receipt], leases: Iterable[tuple[Lease, int]]) -> None:
+        """What an earlier run left: receipts on either side, and leases that it did not end, each with its last end."""
         me, now_us = self._key.peer, self._now_us()
         for receipt in receipts:
             if receipt.provider == me:
                 self._quotas.issued(receipt)
             else:
                 self.leased.held_before(PeerId(receipt.provider), receipt.device_kind, receipt.billed_us)
-        for lease in leases:
+        for lease, until_us in leases:
             if lease.requester == me:
-                held_us = max(0, min(now_us, lease.expires_us) - lease.issued_us)
+                held_us = max(0, min(now_us, until_us) - lease.issued_us)
                 self.leased.held_before(PeerId(lease.provider), lease.device_kind, held_us)
         self._usage.forget_old(now_us)
         self._usage.excuse()

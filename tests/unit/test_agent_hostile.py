@@ -909,7 +909,7 @@ async def test_tasks_that_do_not_fit_the_ledger_together_are_taken_one_by_one(tm
                 raise LedgerConflict("unfit", "not this one")
             await commit(*entries)
 
-        world.node.ledger.commit = pickily  # type: ignore[method-assign]
+        world.node.ledger.commit = pickily
         codes = await peer.send_tasks(*(peer.task(lease, number) for number in range(3)))
         assert codes == ["ok", "provider-ledger", "ok"]
         assert refused == [3, 1]
@@ -941,7 +941,7 @@ async def test_results_in_one_message_are_settled_in_their_order_and_the_wrong_o
                 commits.append(sum(isinstance(entry, ReceiptSettled) for entry in entries))
                 await commit(*entries)
 
-            world.node.ledger.commit = counting  # type: ignore[method-assign]
+            world.node.ledger.commit = counting
             receipts = [seller.receipt(task, GOOD) for task in seller.tasks]
             results = [result_of(receipt, GOOD) for receipt in receipts]
             ask = partial(peer.hub.request, world.node.key.peer, "results")

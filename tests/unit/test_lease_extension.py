@@ -4,6 +4,7 @@ import importlib.util
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -24,6 +25,7 @@ from coppermesh.agent.ledger_files import open_database
 from coppermesh.agent.node import Node
 from coppermesh.agent.policy import DeclineReason
 from coppermesh.agent.rehearsal import make_deal, rehearsal_key
+from coppermesh.agent.usage_totals import UsageTotals
 from coppermesh.p2p.envelope import Opened, open_record, sign_record
 from coppermesh.p2p.errors import Refused, RemoteProtocolError
 from coppermesh.p2p.ids import mesh_id
@@ -328,6 +330,61 @@ async def test_a_refused_extension_leaves_the_old_end_and_the_job_negotiates_ane
             assert row.receipt.ended_us <= lease.opened.record.expires_us
 
 
+async def test_an_extension_whose_answer_was_lost_is_offered_again_as_the_same_bytes(
+    tmp_path, short_leases, monkeypatch
+):
+    from coppermesh.agent.provider import Provider
+
+    on_extend, offered = Provider.on_extend, []
+
+    async def lossy(self: Provider, peer: Any, request: ExtendRequest) -> ExtendReply:
+        offered.append(request.extension)
+        if len(offered) == 1:
+            raise Refused("provider-ledger", "its disk is full for a moment")
+        reply: ExtendReply = await on_extend(self, peer, request)
+        if len(offered) == 2:
+            raise Refused("timeout", "signed, and the answer lost")
+        return reply
+
+    monkeypatch.setattr(Provider, "on_extend", lossy)
+    monkeypatch.setattr("coppermesh.agent.lease_extending.RETRY_SECONDS", (0.02, 0.02, 0.02))
+    async with open_world(tmp_path) as world:
+        provider, requester, job = await long_job(world)
+        assert (await events_of(requester, job))[-1].kind == "finished"
+        assert len(offered) >= 3
+        assert offered[0] == offered[1] == offered[2]
+        story = await story_of(requester, job)
+        assert "extended by" in story
+        assert "unextended" not in story
+        assert len({row.receipt.lease for row in await requester.ledger.receipts(job=job)}) == 1
+        (lease,) = {row.receipt.lease for row in await provider.ledger.receipts(job=job)}
+        ends = [await node.ledger.lease_ends([lease, bytes(32)]) for node in (provider, requester)]
+        assert ends[0] == ends[1]
+        stored = await requester.ledger.lease(lease)
+        assert stored is not None
+        assert ends[0][lease] > stored.opened.record.expires_us
+
+
+async def test_an_extension_that_is_never_answered_is_given_up(tmp_path, short_leases, monkeypatch):
+    from coppermesh.agent.provider import Provider
+
+    tries = []
+
+    async def never(self: Provider, peer: Any, request: ExtendRequest) -> ExtendReply:
+        tries.append(request)
+        raise Refused("timeout", "no answer")
+
+    monkeypatch.setattr(Provider, "on_extend", never)
+    monkeypatch.setattr("coppermesh.agent.lease_extending.RETRY_SECONDS", (0.02, 0.02))
+    async with open_world(tmp_path) as world:
+        _, requester, job = await long_job(world)
+        assert (await events_of(requester, job))[-1].kind == "finished"
+        leases = {row.receipt.lease for row in await requester.ledger.receipts(job=job)}
+        assert len(leases) > 1
+        assert 3 <= len(tries) <= 3 * len(leases)
+        assert "unextended" in await story_of(requester, job)
+
+
 async def ask(requester: Node, provider: Node, signed: SignedRecord) -> ExtendReply:
     peer = provider.key.peer
     return await requester.hub.request(peer, "extend", ExtendRequest(signed), ExtendReply)
@@ -378,6 +435,21 @@ async def test_the_price_of_today_is_asked_of_a_lease_of_yesterday(tmp_path):
         assert reason is not None
         assert reason.code == "rate"
         requester.requester.cancel(job)
+
+
+@pytest.mark.parametrize(("until_s", "held_s"), [(60, 60), (240, 200)])
+def test_a_lease_that_an_earlier_run_left_counts_to_its_last_end(
+    monkeypatch: pytest.MonkeyPatch, until_s: int, held_s: int
+) -> None:
+    """By the requester that held it: what it may have used, extensions included, and never beyond now."""
+    now_us = LEASE.issued_us + 200 * SECOND
+    usage: Any = SimpleNamespace(forget_old=lambda now_us: None, excuse=lambda: None)
+    quotas: Any = SimpleNamespace(usage=usage)
+    totals = UsageTotals(key_of(LEASE.requester), mesh_id("test"), quotas, lambda _: None, lambda: now_us)
+    held: list[int] = []
+    monkeypatch.setattr(totals.leased, "held_before", lambda provider, kind, held_us: held.append(held_us))
+    totals.count_earlier([], [(LEASE, LEASE.issued_us + until_s * SECOND)])
+    assert held == [held_s * SECOND]
 
 
 def test_the_module_names_its_bounds():
