@@ -258,6 +258,12 @@ class Node:
         self.wrong_clocks[event.peer] = said
         _log.warning("%s: set both by NTP, or its orders and announcements will not count", said)
 
+    def seek_requesters(self) -> None:
+        """Whoever has receipts to countersign and is not connected is dialled, also where enough others are."""
+        away = self.outbox.requesters().difference(self.transport.connected())
+        if away:
+            self.plan.seek(sorted(away), trio.current_time())
+
     async def tidy(self) -> None:
         """Let go of what has expired, so that neither memory nor what we announce holds on to it."""
         addresses = self.transport.addresses
@@ -271,6 +277,7 @@ class Node:
             self.book.forget_expired(now_us())
             self.requester.tidy()
             self.outbox.tidy()
+            self.seek_requesters()
             if self.provider is not None:
                 self.provider.tidy()
 

@@ -174,6 +174,10 @@ class ResultOutbox:
         if count >= MAX_OPEN:
             raise Refused("unsettled", f"{count} receipts wait for your countersignature: answer them first")
 
+    def requesters(self) -> set[PeerId]:
+        """Who has receipts to countersign that are not overdue."""
+        return {PeerId(receipt.requester) for receipt, _ in self._pinned.values()}
+
     def tidy(self) -> None:
         """Let go of outputs whose receipts are overdue. Call now and then."""
         now_us = self._now_us()

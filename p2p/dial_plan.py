@@ -108,9 +108,9 @@ class DialPlan:
         return peer in self._targets
 
     def seek(self, peers: Iterable[PeerId], now: float) -> None:
-        """Somebody has an order for these: dial those that are known, whoever else is connected."""
+        """Somebody has a use for these: dial those that are known, whoever else is connected."""
         for peer in peers:
-            if peer in self._targets and len(self._sought) < MAX_SOUGHT:
+            if peer in self._targets and (peer in self._sought or len(self._sought) < MAX_SOUGHT):
                 self._sought[peer] = now + SEEK_SECONDS
 
     def wants_more(self, peer: PeerId) -> bool:

@@ -1,6 +1,8 @@
 """What a requester may leave unpaid: one interval for a stranger, then wait, then leave."""
 
+import random
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import trio
@@ -25,11 +27,13 @@ from coppermesh.agent.lease_server import device_time, energy_of
 from coppermesh.agent.ledger import TaskTaken
 from coppermesh.agent.ledger_reader import UnsettledReceipt
 from coppermesh.agent.ledger_store import open_ledger
+from coppermesh.agent.node import Node
 from coppermesh.agent.receipts import LaneHead
 from coppermesh.agent.rehearsal import START_US, issue, make_deal
 from coppermesh.agent.reputation import Dealings
+from coppermesh.p2p.dial_plan import DialPlan
 from coppermesh.p2p.errors import Refused
-from coppermesh.p2p.ids import Digest, PeerId
+from coppermesh.p2p.ids import Digest, PeerId, format_peer
 
 RATE = 3_600_000_000
 """One millionth for each microsecond: amounts are microseconds."""
@@ -295,6 +299,48 @@ async def test_a_requester_that_comes_back_gets_every_open_receipt_a_page_at_a_t
         await come_back()
         assert len(sent) == 9, "sent to a requester that is gone"
         nursery.cancel_scope.cancel()
+
+
+async def test_who_has_receipts_to_countersign_is_dialled_although_enough_others_are_connected(
+    autojump_clock,
+):
+    deal = make_deal(1)
+    requester, stranger = deal.requester.peer, PeerId(bytes(32))
+    places = {peer: f"/ip4/127.0.0.1/tcp/1/p2p/{format_peer(peer)}" for peer in (requester, stranger)}
+    plan = DialPlan(deal.provider.peer, random.Random(1), goal=0)
+    for peer, place in places.items():
+        plan.learn(peer, [place], [place], trio.current_time())
+    open_receipts = OpenReceipts(deal, 1)
+    blobs = SimpleNamespace(pin=lambda _: None, unpin=lambda _: None)
+    now_us = START_US
+    outbox = result_outbox.ResultOutbox(
+        lambda: None,
+        deal.lease.record.mesh,
+        open_receipts,
+        blobs,
+        credit=credit_desk.CreditDesk(History(PeerId(b"")), lambda: START_US),
+        now_us=lambda: now_us,
+    )
+    connected = [requester]
+    node: Any = SimpleNamespace(
+        outbox=outbox, plan=plan, transport=SimpleNamespace(connected=lambda: connected)
+    )
+    async with trio.open_nursery() as nursery:
+        await nursery.start(outbox.run)
+        nursery.cancel_scope.cancel()
+    Node.seek_requesters(node)
+    await trio.sleep(100)
+    assert plan.due(trio.current_time()) == [], "it is connected"
+    connected.clear()
+    for _ in range(3):  # for as long as it takes, with the plan's own waits
+        Node.seek_requesters(node)
+        assert plan.due(trio.current_time()) == [places[requester]]
+        plan.failed(places[requester], trio.current_time())
+        await trio.sleep(100)
+    now_us = open_receipts.rows[0].receipt.record.countersign_by_us + 1
+    outbox.tidy()
+    Node.seek_requesters(node)
+    assert plan.due(trio.current_time()) == [], "overdue: no more"
 
 
 class Requester(RuleBasedStateMachine):
