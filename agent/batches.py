@@ -1,23 +1,22 @@
 """Things for one peer that leave together where several are there at once.
 
-Theory of operation. One batch to a peer is on its way at a time; what comes meanwhile leaves together when it is back.
-What is alone leaves at once, so a single task is never held up. Where the caller knows that `more` follows soon, its
-thing waits for company: `LINGER_SECONDS`, or until `ENOUGH` are there or one comes that nothing follows. So the more
-there is to do, the more shares one message, one commit and some turns of the event loop on both sides; a batch has at
-most `MAX_BATCH` things and `BATCH_BYTES`.
+Theory of operation. Under one key (a provider, a lane) one batch is on its way at a time; what comes meanwhile leaves
+together when it is back, in the order that callers give. What is alone leaves at once, so a single task is never held
+up. Where the caller knows that `more` follows soon, its thing waits for company: `LINGER_SECONDS`, or until `ENOUGH`
+are there or one comes that nothing follows. So the more there is to do, the more shares one message, one commit and
+some turns of the event loop on both sides; a batch has at most `MAX_BATCH` things and `BATCH_BYTES`.
 
 Who is cancelled while its thing waits takes it back. Once it has left, only the waiting ends.
 """
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import trio
 
 from coppermesh.p2p.errors import MeshError, Refused, Unreachable
-from coppermesh.p2p.ids import PeerId
 from coppermesh.p2p.messages import MAX_BATCH
 
 BATCH_BYTES = 256 * 1024
@@ -26,6 +25,7 @@ LINGER_SECONDS = 0.004
 ENOUGH = 6
 """So many do not wait for more."""
 
+K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -36,6 +36,7 @@ class _Waiting(Generic[T, R]):
 
     thing: T
     size: int
+    order: int
     more: bool
     done: trio.Event = field(default_factory=trio.Event)
     outcome: "R | Exception | None" = None
@@ -43,27 +44,34 @@ class _Waiting(Generic[T, R]):
 
 @dataclass(eq=False, slots=True)
 class _Line(Generic[T, R]):
-    """What waits for one peer."""
+    """What waits under one key."""
 
     waiting: deque[_Waiting[T, R]] = field(default_factory=deque)
     enough: trio.Event = field(default_factory=trio.Event)
     """What waits need not wait for company any more."""
+
+    def add(self, new: _Waiting[T, R]) -> None:
+        """Put it where it belongs, which is nearly always the end."""
+        place = len(self.waiting)
+        while place and self.waiting[place - 1].order > new.order:
+            place -= 1
+        self.waiting.insert(place, new)
 
     def is_enough(self) -> bool:
         """Nothing is gained by waiting for more."""
         return len(self.waiting) >= ENOUGH or not self.waiting or not self.waiting[-1].more
 
 
-class Batches(Generic[T, R]):
+class Batches(Generic[K, T, R]):
     """Collects and sends. `send` takes what leaves together and gives an outcome for each, in order.
 
     An outcome that is a MeshError is raised at its caller; what `send` raises, at all of the batch. `run` must be
     running for anything to leave.
     """
 
-    def __init__(self, send: Callable[[PeerId, Sequence[T]], Awaitable[Sequence[R | MeshError]]]) -> None:
+    def __init__(self, send: Callable[[K, Sequence[T]], Awaitable[Sequence[R | MeshError]]]) -> None:
         self._send = send
-        self._lines: dict[PeerId, _Line[T, R]] = {}
+        self._lines: dict[K, _Line[T, R]] = {}
         self._nursery: trio.Nursery | None = None
         self.sent = 0
         """Batches that left."""
@@ -77,18 +85,19 @@ class Batches(Generic[T, R]):
             task_status.started()
             await trio.sleep_forever()
 
-    async def submit(self, peer: PeerId, thing: T, size: int, *, more: bool = False) -> R:
+    async def submit(self, key: K, thing: T, size: int, *, order: int = 0, more: bool = False) -> R:
         """Send `thing`, of about `size` bytes, and wait for what becomes of it. Raises what `send` gives for it.
 
-        `more`: another one for this peer is expected within some milliseconds.
+        `key`: what those have in common that may travel together. `order`: behind which of those that wait it goes.
+        `more`: another one with this key is expected within some milliseconds.
         """
         assert self._nursery is not None
-        waiting: _Waiting[T, R] = _Waiting(thing, size, more)
-        line = self._lines.get(peer)
+        waiting: _Waiting[T, R] = _Waiting(thing, size, order, more)
+        line = self._lines.get(key)
         if line is None:
-            line = self._lines[peer] = _Line()
-            self._nursery.start_soon(self._serve, peer, line)
-        line.waiting.append(waiting)
+            line = self._lines[key] = _Line()
+            self._nursery.start_soon(self._serve, key, line)
+        line.add(waiting)
         if line.is_enough():
             line.enough.set()
         try:
@@ -104,7 +113,7 @@ class Batches(Generic[T, R]):
             raise outcome
         return outcome
 
-    async def _serve(self, peer: PeerId, line: _Line[T, R]) -> None:
+    async def _serve(self, key: K, line: _Line[T, R]) -> None:
         """Send batch after batch, as long as anything waits."""
         try:
             while line.waiting:
@@ -113,17 +122,17 @@ class Batches(Generic[T, R]):
                     with trio.move_on_after(LINGER_SECONDS):
                         await line.enough.wait()
                 if line.waiting:  # who was cancelled took its thing back
-                    await self._send_batch(peer, _take(line.waiting))
+                    await self._send_batch(key, _take(line.waiting))
         finally:
-            del self._lines[peer]
+            del self._lines[key]
             for waiting in line.waiting:
                 waiting.done.set()
 
-    async def _send_batch(self, peer: PeerId, batch: Sequence[_Waiting[T, R]]) -> None:
+    async def _send_batch(self, key: K, batch: Sequence[_Waiting[T, R]]) -> None:
         self.sent += 1
         self.things += len(batch)
         try:
-            outcomes = await self._send(peer, [waiting.thing for waiting in batch])
+            outcomes = await self._send(key, [waiting.thing for waiting in batch])
             for waiting, outcome in zip(batch, outcomes, strict=True):
                 waiting.outcome = outcome
         except Exception as error:  # noqa: BLE001 - each caller deals with it as if it had been alone

@@ -151,20 +151,33 @@ class ResultIntake:
                     self._store.unpin(root)
 
     async def handle_all(self, peer: PeerId, request: ResultsRequest) -> ResultsReply:
-        """Answer several. Raises RemoteProtocolError; nothing more is then countersigned."""
-        lanes: dict[int, list[tuple[int, _Case]]] = {}
-        for index, each in enumerate(request.results):
-            receipt = open_record(Receipt, each.receipt, signer=peer)
-            case = self._case_in_memory(peer, each, receipt)
-            if case is not None and case.attempt is not None and _is_at_hand(case):
-                lanes.setdefault(id(case.lane), []).append((index, case))
-        answers: dict[int, ResultAnswer] = {}
-        for found in lanes.values():
-            answers.update(await self._settle_together(found))
-        for index, each in enumerate(request.results):
-            if index not in answers:
-                answers[index] = await self._answer_alone(peer, each)
-        return ResultsReply([answers[index] for index in range(len(request.results))])
+        """Answer several, in their order. Raises RemoteProtocolError; nothing more is then countersigned."""
+        answers: list[ResultAnswer] = []
+        row: list[_Case] = []
+        for each in request.results:
+            case = self._case_in_memory(peer, each, open_record(Receipt, each.receipt, signer=peer))
+            quick = case is not None and _is_at_hand(case)
+            if row and (case is None or not quick or case.lane is not row[0].lane):
+                # Whatever comes behind it on its lane waits for it: so it is done first.
+                answers += await self._answer_row(peer, row)
+                row = []
+            if case is None or not quick:
+                answers.append(await self._answer_alone(peer, each))
+            else:
+                row.append(case)
+        return ResultsReply(answers + await self._answer_row(peer, row))
+
+    async def _answer_row(self, peer: PeerId, row: Sequence[_Case]) -> list[ResultAnswer]:
+        """Results of one lane: as many together as go, the others one by one, until one has to wait for another."""
+        if not row:
+            return []
+        answers = [ResultAnswer(one.signed, "ok", "") for one in await self._settle_together(row)]
+        for case in row[len(answers) :]:
+            if answers and answers[-1].code == "gap":
+                answers.append(answers[-1])
+            else:
+                answers.append(await self._answer_alone(peer, case.request))
+        return answers
 
     async def _answer_alone(self, peer: PeerId, request: ResultRequest) -> ResultAnswer:
         try:
@@ -173,28 +186,25 @@ class ResultIntake:
             return ResultAnswer(None, refusal.code, clean_sentence(refusal.sentence))
         return ResultAnswer(reply.countersignature, "ok", "")
 
-    async def _settle_together(self, found: Sequence[tuple[int, _Case]]) -> dict[int, ResultAnswer]:
-        """Answers to as many of one lane as go together, from the first on; none where anything goes wrong."""
-        cases = [case for _, case in found]
-        roots = [Digest(blob.root) for case in cases for blob in case.request.outputs]
-        for root in roots:
-            self._store.pin(root)
+    async def _settle_together(self, cases: Sequence[_Case]) -> list[_Judged]:
+        """As many of a lane as go together, from the first on; none where anything goes wrong."""
+        for case in cases:
+            for blob in case.request.outputs:
+                self._store.pin(Digest(blob.root))
         try:
-            blobs = [(Digest(blob.root), blob.data) for case in cases for blob in case.request.inline]
+            wanted = [case for case in cases if _has_outputs(case)]
+            blobs = [(Digest(blob.root), blob.data) for case in wanted for blob in case.request.inline]
             await self._store.put_many(self._scope, blobs)
             async with cases[0].lane.turn(cases[0].receipt.record.sequence):
-                settled = await self._settle_prefix(cases)
+                return await self._settle_prefix(cases)
         except (MeshError, OSError) as error:
             _log.info("%d results are settled one by one: %s", len(cases), error)
-            settled = []
+            return []
         finally:
             for case in cases:
                 if not case.handed_over:
                     for blob in case.request.outputs:
                         self._store.unpin(Digest(blob.root))
-        return {
-            index: ResultAnswer(one.signed, "ok", "") for (index, _), one in zip(found, settled, strict=False)
-        }
 
     async def _settle_prefix(self, cases: Sequence[_Case]) -> list[_Judged]:
         """With the lane's turn: judge one by one, commit all, advance. Raises MeshError; then nothing is settled."""
@@ -452,8 +462,10 @@ def _has_outputs(case: _Case) -> bool:
 def _is_at_hand(case: _Case) -> bool:
     """All that it is judged by came with the message, and looks as it should."""
     outputs = case.request.outputs
+    if case.attempt is None:
+        return False
     if not _has_outputs(case):
-        return not outputs
+        return True  # nothing is taken of it
     inline = {blob.root: len(blob.data) for blob in case.request.inline}
     if inline != {blob.root: blob.size for blob in outputs} or _misfit(outputs, case.specs):
         return False

@@ -126,7 +126,7 @@ class ResultOutbox:
         """Who is being sent all that is open since its last connection."""
         self._pinned: dict[Digest, tuple[Receipt, list[Digest]]] = {}
         """Receipts to be countersigned and their outputs."""
-        self._batches: Batches[_Sending, Answer] = Batches(self._send_results)
+        self._batches: Batches[tuple[PeerId, bytes], _Sending, Answer] = Batches(self._send_results)
         self._answered = trio.Event()
         """Set, and replaced by a new one, whenever a receipt was answered."""
 
@@ -279,7 +279,11 @@ class ResultOutbox:
         )
         sending = _Sending(pending, request)
         if {blob.root for blob in inline} == {root for root, _ in pending.outputs}:
-            await self._batches.submit(pending.requester, sending, _size_of(request), more=pending.more)
+            record = pending.receipt.record
+            lane = (pending.requester, record.lane)  # one lane never waits for another
+            await self._batches.submit(
+                lane, sending, _size_of(request), order=record.sequence, more=pending.more
+            )
         else:  # by itself: nothing waits until its outputs have been fetched
             reply = await self._hub().request(
                 pending.requester, "result", request, ResultReply, deadline_s=ANSWER_SECONDS
@@ -289,10 +293,10 @@ class ResultOutbox:
             self._conclude(pending, answer)
 
     async def _send_results(
-        self, requester: PeerId, sendings: Sequence[_Sending]
+        self, lane: tuple[PeerId, bytes], sendings: Sequence[_Sending]
     ) -> Sequence[Answer | MeshError]:
-        """Send what is ready for one requester, write its answers down. A failure of one is not the others'."""
-        replies = await self._ask(requester, [sending.request for sending in sendings])
+        """Send what is ready of one lane, write its answers down. A failure of one is not the others'."""
+        replies = await self._ask(lane[0], [sending.request for sending in sendings])
         outcomes: list[Answer | MeshError] = []
         for sending, reply in zip(sendings, replies, strict=True):
             try:

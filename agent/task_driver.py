@@ -113,7 +113,7 @@ class TaskDriver:
         self._now_us = now_us
         self._scope: Scope = (mesh, key.peer)
         self.known = KnownBlobs()
-        self._offers: Batches[_Offer, TaskReply] = Batches(self._send_offers)
+        self._offers: Batches[PeerId, _Offer, TaskReply] = Batches(self._send_offers)
         self.run_batches = self._offers.run
 
     def begin(self, held: HeldLease, job: JobState, index: int) -> Outstanding:
@@ -169,7 +169,9 @@ class TaskDriver:
         """Offer until accepted. Raises Refused, Unreachable, RemoteProtocolError."""
         peer = held.provider
         request = TaskRequest(attempt.task.signed, blobs, await self._inline(peer, blobs))
-        reply = await self._offers.submit(peer, _Offer(attempt, request), _size_of(request))
+        reply = await self._offers.submit(
+            peer, _Offer(attempt, request), _size_of(request), order=attempt.task.record.number
+        )
         for _ in range(MAX_OFFERS - 1):
             if self._is_taken(attempt, reply):
                 return

@@ -982,3 +982,40 @@ async def test_a_lie_among_results_costs_only_itself(tmp_path):
             ]
             assert [record.verdict for record in records] == ["disputed", "accepted"]
             assert records[1].accepted_cumulative == right.record.amount
+
+
+async def test_a_result_that_was_given_up_holds_up_none_behind_it(tmp_path):
+    """A cancelled task's receipt comes first in its message: the others, behind it on the lane, wait for nothing."""
+    async with open_world(tmp_path, provide=False) as world:
+        seller = Seller()
+        async with raw_peer(world, seller.handlers(), seller.key) as peer:
+            await until(lambda: world.node.book.current(now_us()))
+            await submit(world.node, tasks=2)
+            await until(lambda: len(seller.tasks) == 2)
+            (held,) = world.node.requester.leases.values()
+            attempts = [held.outstanding[task.record.number] for task in seller.tasks]
+            attempts[0].given_up = "superseded"
+            commits: list[int] = []
+            commit = world.node.ledger.commit
+
+            async def counting(*entries: Entry) -> None:
+                commits.append(sum(isinstance(entry, ReceiptSettled) for entry in entries))
+                await commit(*entries)
+
+            world.node.ledger.commit = counting
+            results = [result_of(seller.receipt(task, GOOD), GOOD) for task in seller.tasks]
+            ahead = result_of(seller.receipt(seller.tasks[0], GOOD), GOOD)
+            ask = partial(peer.hub.request, world.node.key.peer, "results", deadline_s=9.0)
+            reply = await ask(ResultsRequest(results), ResultsReply)
+            records = [
+                open_record(Countersignature, each.countersignature).record
+                for each in reply.answers
+                if each.countersignature is not None
+            ]
+            assert [(record.verdict, record.code) for record in records] == [
+                ("disputed", "superseded"),
+                ("accepted", "ok"),
+            ]
+            assert commits == [2]
+            again = await ask(ResultsRequest([ahead]), ResultsReply)
+            assert [answer.countersignature is not None for answer in again.answers] == [True]

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 import trio
@@ -34,8 +35,8 @@ class Wire:
 
 
 @asynccontextmanager
-async def running(wire: Wire) -> AsyncIterator[tuple[Batches[int, int], trio.Nursery]]:
-    batches: Batches[int, int] = Batches(wire.send)
+async def running(wire: Wire) -> AsyncIterator[tuple[Batches[PeerId, int, int], trio.Nursery]]:
+    batches: Batches[PeerId, int, int] = Batches(wire.send)
     async with trio.open_nursery() as nursery:
         await nursery.start(batches.run)
         yield batches, nursery
@@ -129,6 +130,17 @@ async def test_a_failed_message_fails_all_that_was_in_it_and_nothing_else(autoju
         assert seen[0] is not seen[1]
         wire.failure = None
         assert await batches.submit(PEER, 8, 100) == 80
+
+
+async def test_what_waits_leaves_in_the_order_that_was_asked_for(autojump_clock: MockClock) -> None:
+    wire = Wire()
+    async with running(wire) as (batches, nursery):
+        for thing in (0, 6, 2, 8, 4):
+            nursery.start_soon(partial(batches.submit, PEER, thing, 100, order=thing))
+            await wait_all_tasks_blocked()
+        wire.go.set()
+        await wait_all_tasks_blocked()
+        assert wire.left == [[0], [2, 4, 6, 8]]
 
 
 @pytest.mark.parametrize("left", [False, True])
