@@ -91,9 +91,9 @@ FEATURES: tuple[Feature, ...] = (
         words=_words("block_tile_memory thread_block_tile_memory"),  # and tiles of a larger size: cuda_gate tells
     ),
     Feature(
-        "cuda-half", "half precision", CUDA_ONLY,
+        "cuda-half", "half precision", EVERYWHERE,
         "run the job on a CUDA device, or compute in float",
-        words=_words("__half __half2 __half_raw __half2_raw __float2half __half2float __float2half_rn"),
+        words=_words("__half __half2 __half_raw __half2_raw __float2half __half2float __float2half_rn float16"),
         # `__hadd` alone is the average of two integers.
         pattern=r"__hadd(?:2|_)\w*|__h(?:sub|mul|div|neg|abs|fma|eq|ne|lt|le|gt|ge|max|min)2?(?:_\w+)?"
         r"|__(?:low|high)2half\w*|__half22\w+|__halves2half2|h(?:sqrt|rsqrt|exp|log|sin|cos|rcp|floor|ceil|trunc|rint)",

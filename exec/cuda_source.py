@@ -200,6 +200,7 @@ PLAIN_TYPES = {
     "unsigned int": "uint32",
     "long long": "int64",
     "unsigned long long": "uint64",
+    "__half": "float16",
     "float": "float32",
     "double": "float64",
 }
@@ -211,8 +212,10 @@ _INTEGER_WORDS = frozenset(("signed", "unsigned", "char", "short", "int", "long"
 def _plain_type(words: list[str]) -> str | None:
     """The plain type that these words spell, or None. `long` is none: its size differs between systems."""
     kept = [word for word in words if word not in _NOISE]
-    if kept in (["float"], ["double"], ["bool"]):
+    if kept in (["float"], ["double"], ["bool"], ["__half"]):
         return kept[0]
+    if kept == ["half"]:
+        return "__half"
     if not kept or not _INTEGER_WORDS.issuperset(kept):
         return None
     sizes = sorted(word for word in kept if word not in ("signed", "unsigned", "int"))

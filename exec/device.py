@@ -40,6 +40,7 @@ SIMULATED = "simulated"
 """The one feature of a device whose NVML is a stand-in."""
 
 ARRAY_PROGRAMS = "array-programs"
+HALF_ARRAYS = "float16-arrays"
 CUDA_SOURCE = "cuda-source"
 KERNEL_MACHINES = ("x86_64", "AMD64")
 """Architectures that native code is taken on (`sandbox.seccomp`)."""
@@ -86,7 +87,7 @@ def probe_cpu(compiler: str | None = None) -> DeviceInfo:
     """This machine's processor."""
     from coppermesh.exec.cuda_toolchain import find_toolchain
 
-    features = [ARRAY_PROGRAMS]
+    features = [ARRAY_PROGRAMS, HALF_ARRAYS]
     if takes_kernels() and find_toolchain(compiler) is not None:
         features += [CUDA_SOURCE, *sorted(runtime_features(CPU))]
     return DeviceInfo(
@@ -245,8 +246,8 @@ def _gpu_features() -> tuple[str, ...]:
     if find_spec("cupy") is None:
         return ()
     if not takes_kernels():
-        return (ARRAY_PROGRAMS,)
-    return (ARRAY_PROGRAMS, CUDA_SOURCE, *sorted(runtime_features(CUDA)))
+        return (ARRAY_PROGRAMS, HALF_ARRAYS)
+    return (ARRAY_PROGRAMS, HALF_ARRAYS, CUDA_SOURCE, *sorted(runtime_features(CUDA)))
 
 
 def _function(name: str) -> Any:

@@ -1,7 +1,8 @@
 """The element types a program may use, and how they combine.
 
 Thirteen types of the Python Array API standard (2024.12), by their NumPy names. No objects, strings, records, dates or
-platform-dependent types: a program means the same on every machine. Stored little-endian.
+platform-dependent types: a program means the same on every machine. Stored little-endian. A fourteenth, float16, is
+only kept: arrays of it are moved, converted and given to kernels, and no operation computes with them.
 """
 
 from typing import Any, Final
@@ -24,7 +25,8 @@ DTYPE_NAMES: Final = (
     "complex128",
 )
 
-NUMPY_DTYPES: Final[dict[str, np.dtype[Any]]] = {name: np.dtype(name) for name in DTYPE_NAMES}
+HALF: Final = "float16"
+NUMPY_DTYPES: Final[dict[str, np.dtype[Any]]] = {name: np.dtype(name) for name in (*DTYPE_NAMES, HALF)}
 ITEMSIZES: Final[dict[str, int]] = {name: dtype.itemsize for name, dtype in NUMPY_DTYPES.items()}
 KINDS: Final[dict[str, str]] = {name: dtype.kind for name, dtype in NUMPY_DTYPES.items()}
 """NumPy's kind letters: b boolean, i signed, u unsigned, f real floating, c complex floating."""
@@ -38,6 +40,8 @@ REAL: Final = INTEGER | REAL_FLOATING
 NUMERIC: Final = REAL | COMPLEX
 INTEGER_OR_BOOLEAN: Final = INTEGER | BOOLEAN
 ALL: Final = frozenset(DTYPE_NAMES)
+INEXACT: Final = FLOATING | {HALF}
+"""What rounds."""
 
 REAL_PART: Final = {"complex64": "float32", "complex128": "float64"}
 COMPLEX_OF: Final = {"float32": "complex64", "float64": "complex128"}
@@ -55,9 +59,9 @@ def dtype_name(dtype: Any) -> str:
     try:
         name = str(np.dtype(dtype).name)
     except TypeError as error:
-        raise TypeError(f"{dtype!r} is not a dtype; a program may use {', '.join(DTYPE_NAMES)}") from error
+        raise TypeError(f"{dtype!r} is not a dtype; a program may use {', '.join(NUMPY_DTYPES)}") from error
     if dtype is None or name not in NUMPY_DTYPES:
-        raise TypeError(f"dtype {name} cannot be used in a program; it may use {', '.join(DTYPE_NAMES)}")
+        raise TypeError(f"dtype {name} cannot be used in a program; it may use {', '.join(NUMPY_DTYPES)}")
     return name
 
 

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from coppermesh.exec.cuda_source import tokens_and_macros
-from coppermesh.exec.dtypes import NUMPY_DTYPES
+from coppermesh.exec.dtypes import HALF, NUMPY_DTYPES
 from coppermesh.exec.errors import ProgramInvalid
 from coppermesh.exec.program import ArraySpec, KernelSource
 from coppermesh.exec.shapes import Shape, broadcast
@@ -42,6 +42,7 @@ _C_TYPES = {
     "uint16": "unsigned short",
     "uint32": "unsigned int",
     "uint64": "unsigned long long",
+    "float16": "float16",
     "float32": "float",
     "float64": "double",
     "complex64": "complex<float>",
@@ -59,8 +60,7 @@ _ALIASES = {
 _PARAMETER_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _RESERVED = frozenset({"i", "_ind"})
 _REFUSED = {
-    "float16": "float16 is not among the element types; use float32",
-    "half": "float16 is not among the element types; use float32",
+    "half": "its name is float16",
     "cudaTextureObject_t": "textures are not possible",
 }
 
@@ -306,8 +306,10 @@ def prelude(
     is_complex = any(dtype.startswith("complex") for dtype in dtypes) or any(
         "complex" in text for text in kernel.texts
     )
+    is_half = HALF in dtypes or any(HALF in text for text in kernel.texts)
     return [
         *(["#include <cupy/complex.cuh>"] if is_complex else []),
+        *(["#include <cupy/float16.cuh>"] if is_half else []),
         "#include <cupy/carray.cuh>",
         *_HELPERS,
         *(f"typedef {c_type(dtype)} {letter};" for letter, dtype in sorted(placeholders.items())),

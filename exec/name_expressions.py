@@ -33,8 +33,8 @@ _KEYWORDS = re.compile(
     r"typedef|typeid|typename|typeof|union|using|virtual|while|defined"
 )
 """Words that begin anything but a type or a number."""
-_RESERVED = re.compile(r"__\w*|_[A-Z]\w*|(?i:coppermesh)\w*")
-"""Words that belong to compilers, and to the shim."""
+_RESERVED = re.compile(r"(?!__(?:nv_)?(?:half2?|bfloat162?)$)__\w*|_[A-Z]\w*|(?i:coppermesh)\w*")
+"""Words that belong to compilers, and to the shim; but for the names of CUDA's own numbers of 16 bits."""
 
 
 def is_plain(name: str) -> bool:

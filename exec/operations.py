@@ -149,7 +149,11 @@ def one_of(*words: str) -> AttributeCheck:
 def need_dtype(spec: ArraySpec, allowed: frozenset[str], what: str = "argument") -> None:
     """Refuse a dtype that the operation does not take."""
     if spec.dtype not in allowed:
-        raise refuse("bad-dtype", f"{what} is {spec.dtype}, but must be one of {', '.join(sorted(allowed))}")
+        hint = "; float16 is kept and given to kernels: x.astype(xp.float32) to compute" * (
+            spec.dtype == dtypes.HALF
+        )
+        names = ", ".join(sorted(allowed))
+        raise refuse("bad-dtype", f"{what} is {spec.dtype}, but must be one of {names}{hint}")
 
 
 def need_equal_dtypes(specs: Sequence[ArraySpec]) -> None:

@@ -31,7 +31,7 @@ from typing import Any, Final
 import numpy as np
 
 from coppermesh.exec.budget import releases
-from coppermesh.exec.dtypes import FLOATING
+from coppermesh.exec.dtypes import INEXACT
 from coppermesh.exec.error_rules import (
     ASSIGNING,
     POSITIONS,
@@ -115,7 +115,7 @@ def _disturbed(checked: CheckedProgram, inputs: Sequence[Any], rng: np.random.Ge
     for node, released in zip(checked.nodes, releases(checked), strict=True):
         for position, result in enumerate(_results(node, values) or ()):
             spec = node.results[position]
-            if spec.dtype in FLOATING and (steps := own_steps(node, spec)):
+            if spec.dtype in INEXACT and (steps := own_steps(node, spec)):
                 # What n roundings come to when they are independent, not the worst case.
                 size = min(steps, 1 + math.sqrt(steps)) * unit(spec.dtype)
                 noisy = result * (1 + size * rng.choice((-1.0, 1.0), result.shape))
@@ -172,7 +172,7 @@ def _result_errors(
     spec: ArraySpec,
 ) -> Errors | None:
     op = node.node.op
-    own = own_steps(node, spec) * unit(spec.dtype) if spec.dtype in FLOATING else 0.0
+    own = own_steps(node, spec) * unit(spec.dtype) if spec.dtype in INEXACT else 0.0
     exact = all(isinstance(error, float) and error == 0.0 for error in errors)
     if exact and not own:
         return 0.0

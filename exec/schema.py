@@ -22,7 +22,7 @@ from coppermesh.exec import (
     rules_windows,
 )
 from coppermesh.exec.cuda_needs import kernel_needs
-from coppermesh.exec.dtypes import ITEMSIZES, NUMPY_DTYPES
+from coppermesh.exec.dtypes import HALF, ITEMSIZES, NUMPY_DTYPES
 from coppermesh.exec.errors import ProgramInvalid
 from coppermesh.exec.operations import OPERATIONS, Call, Operation
 from coppermesh.exec.program import (
@@ -57,6 +57,7 @@ _RULES = (
 )
 
 FEATURE_ARRAYS = "array-programs"
+FEATURE_HALF = "float16-arrays"
 FEATURE_CUDA_SOURCE = "cuda-source"
 
 
@@ -169,6 +170,8 @@ def check_program(program: Program, depth: int = 0) -> CheckedProgram:
         raise ProgramInvalid("bad-reference", f"output {max(program.outputs)} is no value of the program")
     features = {FEATURE_ARRAYS, FEATURE_CUDA_SOURCE} if program.kernels else {FEATURE_ARRAYS}
     features.update(need.code for need in kernel_needs(program.kernels))
+    if any(spec.dtype == HALF for spec in values):
+        features.add(FEATURE_HALF)
     for checked in nodes:
         if checked.call.body is not None:
             features |= checked.call.body.checked.features

@@ -27,7 +27,7 @@ from typing import Final
 
 import numpy as np
 
-from coppermesh.exec.dtypes import COMPLEX, FLOATING, KINDS
+from coppermesh.exec.dtypes import COMPLEX, INEXACT, KINDS
 from coppermesh.exec.program import ArraySpec, Scalar
 from coppermesh.exec.schema import CheckedNode, CheckedProgram
 
@@ -167,7 +167,7 @@ def _node_bound(node: CheckedNode, given: Sequence[Bound], spec: ArraySpec) -> B
     op = node.node.op
     fraction = max((bound.fraction for bound in given), default=0.0)
     inexact = not all(bound.exact for bound in given)
-    floating = spec.dtype in FLOATING
+    floating = spec.dtype in INEXACT
     if op in CHAOTIC:
         fraction = max(fraction, CHAOTIC_FRACTION)
         return Bound(wide=KERNEL_STEPS * unit(spec.dtype) if floating else _INEXACT, fraction=fraction)
@@ -204,7 +204,7 @@ def own_steps(node: CheckedNode, spec: ArraySpec) -> float:
     if op in ("abs", "sign") and specs[0].dtype in COMPLEX:
         return rounded
     # Whole numbers convert to the same floats everywhere, and to wider ones nothing is lost.
-    narrows = specs and specs[0].dtype in FLOATING and not np.can_cast(specs[0].dtype, spec.dtype)
+    narrows = specs and specs[0].dtype in INEXACT and not np.can_cast(specs[0].dtype, spec.dtype)
     return rounded if op == "astype" and narrows else 0.0
 
 
@@ -406,7 +406,7 @@ _RULES: dict[str, Callable[[_Step], Bound]] = {
 def _sign(node: CheckedNode, given: Sequence[Bound], spec: ArraySpec) -> int:
     """The sign of all elements that are not zero. Signed integers wrap around: nothing is known of them."""
     op = node.node.op
-    if spec.dtype not in FLOATING:
+    if spec.dtype not in INEXACT:
         return 1 if op in _POSITIONS else _dtype_sign(spec.dtype)
     if spec.dtype in COMPLEX:
         return 0

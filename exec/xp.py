@@ -21,6 +21,7 @@ import numpy as np
 from numpy import bool_ as bool
 from numpy import complex64 as complex64
 from numpy import complex128 as complex128
+from numpy import float16 as float16
 from numpy import float32 as float32
 from numpy import float64 as float64
 from numpy import int8 as int8

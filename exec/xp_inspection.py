@@ -17,9 +17,9 @@ _KINDS = {
     "signed integer": frozenset(name for name, kind in dtypes.KINDS.items() if kind == "i"),
     "unsigned integer": frozenset(name for name, kind in dtypes.KINDS.items() if kind == "u"),
     "integral": dtypes.INTEGER,
-    "real floating": dtypes.REAL_FLOATING,
+    "real floating": dtypes.REAL_FLOATING | {dtypes.HALF},
     "complex floating": dtypes.COMPLEX,
-    "numeric": dtypes.NUMERIC,
+    "numeric": dtypes.NUMERIC | {dtypes.HALF},
 }
 
 
@@ -127,7 +127,9 @@ class NamespaceInfo:
     def dtypes(self, *, device: Any = None, kind: Any = None) -> dict[str, np.dtype[Any]]:
         """All dtypes, or those of one kind (or a tuple of kinds)."""
         return {
-            name: dtype for name, dtype in dtypes.NUMPY_DTYPES.items() if kind is None or isdtype(dtype, kind)
+            name: dtypes.NUMPY_DTYPES[name]
+            for name in dtypes.DTYPE_NAMES
+            if kind is None or isdtype(name, kind)
         }
 
 

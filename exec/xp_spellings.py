@@ -34,7 +34,6 @@ ADVICE = {
     "asfortranarray": "every array is in C order; give a kernel the transpose, asarray(x.T)",
     "cuda": _DEVICES,
     "cupyx": "only the namespace itself is here",
-    "float16": "elements have 32 or 64 bits; use float32",
     "fuse": _KERNEL,
     "get_default_memory_pool": _MEMORY,
     "get_default_pinned_memory_pool": _MEMORY,

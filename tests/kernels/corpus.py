@@ -26,6 +26,7 @@ PARTS = (
     "cases_science",
     "cases_language",
     "cases_integers",
+    "cases_half",
 )
 
 NumpyArray = np.ndarray[Any, Any]

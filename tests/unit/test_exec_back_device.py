@@ -32,9 +32,9 @@ def test_cuda_source_is_offered_only_with_a_compiler(tmp_path):
 
 def test_another_processor_takes_array_programs_only(monkeypatch):
     monkeypatch.setattr(device.platform, "machine", lambda: "aarch64")
-    assert device.probe_cpu().features == ("array-programs",)
+    assert device.probe_cpu().features == ("array-programs", "float16-arrays")
     monkeypatch.setattr(device, "find_spec", lambda name: name)
-    assert device._gpu_features() == ("array-programs",)
+    assert device._gpu_features() == ("array-programs", "float16-arrays")
 
 
 def test_the_model_name_is_the_processors_own(tmp_path):

@@ -48,7 +48,7 @@ REFUSED = [
     ("nvcuda::wmma::fragment<1> f;", 1, "tensor-core"),
     ("curandState s;", 1, "curand"),
     ("thrust::sort(a, b);", 1, "thrust"),
-    ("__half h;", 1, "half precision"),
+    ("__nv_bfloat16 h;", 1, "bfloat16"),
     ("std::vector<int> v;", 1, "standard library"),
     ("__managed__ int m;", 1, "managed memory"),
     ("COPPERMESH_EXPORT(other)", 1, "build itself"),
@@ -141,11 +141,11 @@ def test_they_are_refused_everywhere_else(source):
 
 def test_several_findings_are_listed_with_their_lines():
     with pytest.raises(SourceRefused) as caught:
-        check_cpu_source("__managed__ int a;\n__half b;\n")
+        check_cpu_source("__managed__ int a;\n__nv_bfloat16 b;\n")
     assert "(and 1 more)" in caught.value.sentence
     assert caught.value.detail.splitlines() == [
         "kernel.cu:1: __managed__ (managed memory)",
-        "kernel.cu:2: __half (half precision)",
+        "kernel.cu:2: __nv_bfloat16 (bfloat16)",
     ]
 
 

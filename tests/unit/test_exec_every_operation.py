@@ -628,6 +628,36 @@ def check_other_dtypes(op, dtype, arrays, attrs):
             infer(op, Call(changed, {**attrs, **({"dtype": other} if op in ("sum", "prod") else {})}))
 
 
+MOVING = {
+    "astype", "broadcast_to", "concat", "flip", "full", "getitem", "pad", "permute_dims", "put", "reshape", "roll",
+    "setitem", "take", "take_along_axis", "where",
+}  # fmt: skip
+"""Operations that compute nothing: they take float16."""
+
+
+@pytest.mark.parametrize("op", sorted(set(OPERATIONS) - KERNELS - {"eye", "scan", "ndtri", "philox"}))
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_float16_is_moved_and_never_computed_with(op, data):
+    dtype = "float32" if "float32" in CASES[op].dtypes else CASES[op].dtypes[0]
+    arrays, attrs, expected = CASES[op].function(data.draw, op, dtype)
+    given = [np.asarray(item) for item in arrays]
+    halves = [item.astype("float16") if item.dtype == dtype else item for item in given]
+    call = Call([ArraySpec(item.dtype.name, item.shape) for item in halves], attrs)
+    if all(item.dtype != np.float16 for item in halves):
+        return
+    if op not in MOVING:
+        with pytest.raises(ProgramInvalid, match="float16"):
+            infer(op, call)
+        return
+    lazy = record(op, [operand(item, op) for item in halves], dict(sorted(attrs.items())))
+    wanted = expected if isinstance(expected, tuple) else (expected,)
+    for result, value, one in zip(evaluate(*map(Array, lazy)), lazy, map(np.asarray, wanted), strict=True):
+        assert result.dtype == value.spec.dtype, op
+        # Moving and rounding to halves can be done in either order.
+        np.testing.assert_array_equal(result, one.astype("float32").astype(result.dtype), strict=True)
+
+
 LOOSE = FOURIER | FACTORING | {"ndtri", "erf", "var", "std", "linspace", "mean"}
 
 

@@ -166,7 +166,7 @@ HOSTILE = {
         "bad-attribute",
     ),
     "object input": (program(inputs=[["object", [2]]]), "bad-dtype"),
-    "half input": (program(inputs=[["float16", [2]]]), "bad-dtype"),
+    "half added": (program(("add", [0, 0], {}), inputs=[["float16", [2]]]), "bad-dtype"),
     "structured input": (program(inputs=[["f8,f8", [2]]]), "bad-dtype"),
     "forward reference": (program(("add", [0, 5], {})), "bad-reference"),
     "reference to itself": (program(("add", [0, 2], {})), "bad-reference"),

@@ -190,7 +190,7 @@ K = RawKernel("__global__ void k(const float* x, float* y) {}", "k")
             ProgramInvalid,
             "shape",
         ),
-        (lambda x: ElementwiseKernel("float16 x", "T y", "y = x"), ProgramInvalid, "float16 is not among"),
+        (lambda x: ElementwiseKernel("half x", "T y", "y = x"), ProgramInvalid, "its name is float16"),
     ],
 )
 def test_mistakes(mistake, error, words):

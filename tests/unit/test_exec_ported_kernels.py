@@ -238,12 +238,12 @@ def test_tiles_of_a_warp_are_no_feature_of_their_own():
     )
 
 
-def test_half_precision_is_refused_and_never_announced_for_a_cpu():
-    for line in ("#include <cuda_fp16.h>", "__half h;", "float f = __half2float(x[0]);"):
+def test_bfloat16_is_refused_and_never_announced_for_a_cpu():
+    for line in ("#include <cuda_bf16.h>", "__nv_bfloat16 h;", "__nv_bfloat16 f = __float2bfloat16(x[0]);"):
         source = f'{line}\nextern "C" __global__ void k(float* x) {{ }}'
-        with pytest.raises(SourceRefused, match="half precision"):
+        with pytest.raises(SourceRefused, match="bfloat16"):
             check_cpu_source(source)
         assert [need.code for need in kernel_needs([KernelSource("raw", "k", (), (source,))])] == [
-            "cuda-half"
+            "cuda-bfloat16"
         ]
-    assert "cuda-half" not in runtime_features("cpu")
+    assert "cuda-bfloat16" not in runtime_features("cpu")

@@ -92,9 +92,10 @@ def test_devices_announce_what_their_runtime_has(monkeypatch: pytest.MonkeyPatch
     assert INLINE_PTX not in runtime_features(CPU)
     assert "cuda-textures" not in runtime_features(CUDA) | runtime_features(CPU)
     cpu = device.probe_cpu()
-    assert set(cpu.features) >= {"array-programs", "cuda-source"} | runtime_features(CPU)
+    assert set(cpu.features) >= {"array-programs", "float16-arrays", "cuda-source"} | runtime_features(CPU)
     monkeypatch.setattr(device, "find_spec", lambda name: object())
-    assert set(device._gpu_features()) == {"array-programs", "cuda-source"} | runtime_features(CUDA)
+    arrays = {"array-programs", "float16-arrays"}
+    assert set(device._gpu_features()) == arrays | {"cuda-source"} | runtime_features(CUDA)
 
 
 # --- reading programs
