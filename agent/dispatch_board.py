@@ -27,6 +27,15 @@ BLAMELESS_CODES = frozenset(
     {"expired", "idle", "surplus", "expiring", "budget", "paused", "reclaimed", "released"}
 )
 """Ways in which a lease ends that say nothing against its provider."""
+OWNERS_CODES = frozenset(
+    {
+        *("taken-back", "other-mesh", "device-busy", "paused", "out-of-hours", "stopping"),
+        *("too-hot", "power-limit", "load-limit", "kept-memory"),
+    }
+)
+"""Ways in which a provider takes itself back for its owner. It is asked again sooner than one that failed; what it had
+begun counts as lost all the same, since its word is no excuse."""
+OWNERS_FACTOR = 2
 PUT_BACK_FACTOR = 16
 """30 s, 8 min, 1 h: a provider that fails whenever it is asked gets three tasks in an hour."""
 MAX_REMEMBERED = 4096
@@ -113,18 +122,24 @@ class Board:
         self.out.append(Supersede(job.id, index, attempt.lease, cause))
         self.stop(job.id, index, attempt, cause)
 
-    def blame(self, job: Job, index: int, attempt: Attempt) -> None:
-        """The provider failed at a task: it gets nothing for a while, and that task for longer."""
-        job.blame(index, attempt, self.starts, self.now_us + self.limits.task_exclusion_us)
+    def blame(self, job: Job, index: int, attempt: Attempt, code: str = "") -> None:
+        """The provider failed at a task: it gets nothing for a while, and that task for longer.
+
+        Where its owner took it back, that says nothing of the task.
+        """
         count, last = self.failing.pop(attempt.provider, (0, -1))
         if attempt.began > last:  # nobody could know better when the others of a row were begun
             count, last = count + 1, self.starts
         self.failing[attempt.provider] = count, last
         if len(self.failing) > MAX_REMEMBERED:
             del self.failing[next(iter(self.failing))]
-        limits = self.limits
-        back_us = min(limits.put_back_us * PUT_BACK_FACTOR ** min(count - 1, 8), limits.max_put_back_us)
-        self.put_back[attempt.provider] = max(self.now_us + back_us, self.put_back.get(attempt.provider, 0))
+        until_us = self.now_us + _put_back_us(count, code, self.limits)
+        if _is_owners(code):
+            job.exclude(index, attempt.provider, until_us)
+        else:
+            job.exclude(index, attempt.provider, self.now_us + self.limits.task_exclusion_us)
+            job.strike(attempt, self.starts)
+        self.put_back[attempt.provider] = max(until_us, self.put_back.get(attempt.provider, 0))
 
     def retry(
         self, job: Job, index: int, lease: bytes, code: str, sentence: str, *, blame: bool, lost: bool = True
@@ -142,7 +157,7 @@ class Board:
         trouble.reasons.append(reason)
         job.last_reason = reason
         if blame:
-            self.blame(job, index, attempt)
+            self.blame(job, index, attempt, code)
             if lost:
                 self.records.note_lost(attempt.provider, self.now_us)
         self.out.append(Supersede(job.id, index, attempt.lease, reason))
@@ -211,6 +226,17 @@ class Board:
             return True
         mine = (held for held in self.leases.values() if held.provider == lease.provider)
         return sum(len(held.outstanding) for held in mine) < allowed
+
+
+def _is_owners(code: str) -> bool:
+    return code.removeprefix("ended-") in OWNERS_CODES
+
+
+def _put_back_us(count: int, code: str, limits: DispatchLimits) -> int:
+    """How long a provider gets no task after failing for the `count`th time in a row, in such a way."""
+    if _is_owners(code):
+        return min(limits.owners_back_us * OWNERS_FACTOR ** min(count - 1, 8), limits.max_put_back_us)
+    return min(limits.put_back_us * PUT_BACK_FACTOR ** min(count - 1, 8), limits.max_put_back_us)
 
 
 def remember(ended: OrderedDict[K, None], key: K) -> None:

@@ -50,6 +50,8 @@ class DispatchLimits:
     """Negotiations without a lease in a row after which those that rest get one more try."""
     put_back_us: int = 30 * SECOND
     """How long a provider that failed gets no task of any job; each further time in a row `PUT_BACK_FACTOR` times."""
+    owners_back_us: int = 4 * SECOND
+    """The same for one that its owner took back: it may be lent again soon. Doubled each further time in a row."""
     max_put_back_us: int = 3600 * SECOND
     task_exclusion_us: int = 60 * SECOND
     """How long it does not get the task it failed at: others come first, but a task never waits for nobody."""
@@ -358,12 +360,15 @@ class Job:
             if all(self._is_done[index % count :: count]):
                 self._owners.pop(index % count, None)
 
-    def blame(self, index: int, attempt: Attempt, starts: int, excluded_until_us: int) -> None:
-        """Note that the provider failed at a task: it does not get it back soon, and it has one strike more.
+    def exclude(self, index: int, provider: PeerId, until_us: int) -> None:
+        """The provider does not get that task back before then."""
+        self.trouble(index).excluded[provider] = until_us
+
+    def strike(self, attempt: Attempt, starts: int) -> None:
+        """Note that the provider failed at a task, as a strike.
 
         An attempt that began before the last strike is not another: nobody could know better then.
         """
-        self.trouble(index).excluded[attempt.provider] = excluded_until_us
         strikes = self._strikes.get(attempt.provider)
         if strikes is None:
             self._strikes[attempt.provider] = Strikes(1, starts)

@@ -225,6 +225,23 @@ class TestFailures:
         assert starts(desk.tell(Tick(), after_s=28)) == []
         assert [one.job for one in only(StartTask, desk.tell(Tick(), after_s=1))] == [b"other"]
 
+    @pytest.mark.parametrize("code", ["ended-other-mesh", "ended-taken-back", "ended-device-busy"])
+    def test_a_provider_that_its_owner_took_back_is_asked_again_in_seconds_for_the_same_task(
+        self, code: str
+    ) -> None:
+        desk = Desk()
+        desk.submit(1)
+        for lease, pause_s in ((b"L1", 4), (b"L2", 8)):  # a third loss, and it rests
+            desk.lease(lease, A)
+            desk.ended(granted=1)
+            wants = only(WantLeases, desk.tell(LeaseLost(lease, code, "its owner comes first")))
+            lost_us = desk.now_us
+            while not wants or A in wants[-1].exclude:
+                desk.ended()
+                wants = only(WantLeases, desk.sleep_until_woken()) or wants
+            assert lost_us + pause_s * SECOND <= desk.now_us <= lost_us + 2 * pause_s * SECOND
+        assert starts(desk.lease(b"L3", A)) == [(0, b"L3")]
+
     def test_after_being_put_back_it_gets_other_tasks_but_not_the_one_it_failed_at(self) -> None:
         desk = Desk(DispatchLimits(idle_us=1000 * SECOND))
         desk.submit(2)
