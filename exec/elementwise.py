@@ -240,8 +240,9 @@ def _loop_shape(
 def generate_source(kernel: KernelSource, loop: ResolvedLoop, scalars: Sequence[bool]) -> str:
     """The CUDA source of the loop. `scalars` go with the parameters, inputs first.
 
-    Arguments: for each parameter its value (a scalar), or its pointer, and for raw ones their shape (a pointer to
-    int64) and size; then the loop's shape (a pointer to int64) and its size. The first line of the user's operation is
+    Arguments: for each parameter its value (a scalar), or its pointer, and for raw ones their shape and behind it their
+    strides in bytes (a pointer to int64), how many dimensions they have, and their size; then the loop's shape (a
+    pointer to int64) and its size. The first line of the user's operation is
     line 1 of "operation", so that a compiler's message points into what the user wrote.
     """
     texts = texts_of(kernel)
@@ -295,8 +296,11 @@ def generate_source(kernel: KernelSource, loop: ResolvedLoop, scalars: Sequence[
 def raw_argument(parameter: ElementwiseParameter, element: str) -> tuple[list[str], str]:
     """How a raw parameter is declared, and how the array that the user's code sees is made of it."""
     name = parameter.name
-    declared = [f"{element} *_raw_{name}", f"const ptrdiff_t *_shape_{name}", f"long long _size_{name}"]
-    return declared, f"_coppermesh_raw<{element}> {name}{{_raw_{name}, _shape_{name}, _size_{name}}};"
+    parts = ("raw", "shape", "dimensions", "size")
+    types = (f"{element} *", "const ptrdiff_t *", "long long ", "long long ")
+    declared = [f"{kind}_{part}_{name}" for kind, part in zip(types, parts, strict=True)]
+    values = ", ".join(f"_{part}_{name}" for part in parts)
+    return declared, f"_coppermesh_raw<{element}> {name}{{{values}}};"
 
 
 def prelude(
@@ -321,7 +325,7 @@ def prelude(
 
 _HELPERS = """
 template <typename E> struct _coppermesh_raw {
-  E *data; const ptrdiff_t *lengths; long long count;
+  E *data; const ptrdiff_t *lengths; long long ndim, count;
   __device__ E &operator[](long long k) const { return data[k]; }
   template <typename I, int N> __device__ E &operator[](const I (&at)[N]) const {
     long long k = 0;
@@ -330,6 +334,7 @@ template <typename E> struct _coppermesh_raw {
   }
   __device__ ptrdiff_t size() const { return count; }
   __device__ const ptrdiff_t *shape() const { return lengths; }
+  __device__ const ptrdiff_t *strides() const { return lengths + ndim; }
 };
 struct _coppermesh_range { long long count; __device__ ptrdiff_t size() const { return count; } };
 template <int N> struct _coppermesh_index {

@@ -229,7 +229,9 @@ def _pointers(
 
 
 def _raw_argument(item: NumpyArray) -> list[KernelArgument]:
-    return [np.ascontiguousarray(item), np.array(item.shape or (1,), np.int64), np.int64(item.size)]
+    array = np.ascontiguousarray(item).reshape(item.shape)
+    places = np.array((*array.shape, *array.strides, 0), np.int64)  # never without an element
+    return [array, places, np.int64(array.ndim), np.int64(array.size)]
 
 
 def _outputs(

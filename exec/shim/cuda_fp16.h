@@ -110,14 +110,6 @@ COPPERMESH_INLINE constexpr unsigned short bits_of(__half value) { return ((__ha
 COPPERMESH_INLINE constexpr __half half_of(unsigned int bits) { return __half(__half_raw{(unsigned short)bits}); }
 }  // namespace coppermesh
 
-#define CUDART_INF_FP16 __ushort_as_half((unsigned short)0x7C00U)
-#define CUDART_NAN_FP16 __ushort_as_half((unsigned short)0x7FFFU)
-#define CUDART_MIN_DENORM_FP16 __ushort_as_half((unsigned short)0x0001U)
-#define CUDART_MAX_NORMAL_FP16 __ushort_as_half((unsigned short)0x7BFFU)
-#define CUDART_NEG_ZERO_FP16 __ushort_as_half((unsigned short)0x8000U)
-#define CUDART_ZERO_FP16 __ushort_as_half((unsigned short)0x0000U)
-#define CUDART_ONE_FP16 __ushort_as_half((unsigned short)0x3C00U)
-
 // --- bits, floats and integers
 
 COPPERMESH_INLINE short __half_as_short(__half h) { return (short)coppermesh::bits_of(h); }
@@ -322,8 +314,8 @@ COPPERMESH_INLINE int __hisinf(__half h) {
     COPPERMESH_INLINE T operator++(T& a, int) { const T before = a; ++a; return before; }                  \
     COPPERMESH_INLINE T operator--(T& a, int) { const T before = a; --a; return before; }                  \
     COPPERMESH_INLINE T operator+(const T& a) { return a; }
-COPPERMESH_HALF_OPERATORS(__half, __hadd, __hsub, __hmul, __hdiv, CUDART_ONE_FP16)
-COPPERMESH_HALF_OPERATORS(__half2, __hadd2, __hsub2, __hmul2, __h2div, __half2half2(CUDART_ONE_FP16))
+COPPERMESH_HALF_OPERATORS(__half, __hadd, __hsub, __hmul, __hdiv, coppermesh::half_of(0x3c00))
+COPPERMESH_HALF_OPERATORS(__half2, __hadd2, __hsub2, __hmul2, __h2div, __half2half2(coppermesh::half_of(0x3c00)))
 #undef COPPERMESH_HALF_OPERATORS
 COPPERMESH_INLINE __half operator-(const __half& h) { return __hneg(h); }
 COPPERMESH_INLINE __half2 operator-(const __half2& v) { return __hneg2(v); }

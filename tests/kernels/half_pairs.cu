@@ -14,7 +14,7 @@ extern "C" __global__ void counted(const __half* __restrict__ x, __half2* sums, 
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   const __half v = i < n ? x[i] : __ushort_as_half(0);
   const bool large = __hge(v, __float2half(1.0f)) && !__hisnan(v);
-  __half2 both = __halves2half2(__half(large ? 1 : 0), __int2half_rn(v < CUDART_ZERO_FP16));
+  __half2 both = __halves2half2(__half(large ? 1 : 0), __int2half_rn(v < __half(0)));
   for (int step = 16; step > 0; step /= 2) both += __shfl_xor_sync(0xffffffffu, both, step);
   if ((threadIdx.x & 31) == 0) atomicAdd(sums, both);
   if (i < n) order[i] = __half2int_rd(hrsqrt(__habs(v)) * __half(8));

@@ -606,3 +606,32 @@ def test_constant_memory_is_set_between_launches(cpu):
         ],
     )
     check(cpu, [(results[1], p * first)])  # alone: what comes later does not show
+
+
+def test_raw_arguments_tell_their_dimensions_shape_strides_and_size(cpu):
+    x = np.arange(60, dtype=np.int32).reshape(3, 4, 5)
+    members = ElementwiseKernel(
+        "raw T x",
+        "int64 y",
+        "y = i == 0 ? x.ndim : i <= x.ndim ? x.shape()[i - 1]"
+        " : i <= 2 * x.ndim ? x.strides()[i - 1 - x.ndim] : x.size()",
+        "members",
+    )
+    by_strides = ElementwiseKernel(
+        "raw T x",
+        "T y",
+        "ptrdiff_t at = 0, left = i;"
+        " for (int d = x.ndim; d-- > 0; left /= x.shape()[d]) at += left % x.shape()[d] * x.strides()[d];"
+        " y = *(const T*)((const char*)&x[0] + at)",
+        "by_strides",
+    )
+    turned = xp.permute_dims(xp.asarray(x), (2, 0, 1))  # is given in C order
+    told, one, taken = evaluate(
+        members(xp.asarray(x), size=8),
+        members(xp.asarray(np.int32(7)), size=2),
+        by_strides(turned, size=60),
+        runtime=cpu,
+    )
+    np.testing.assert_array_equal(told, [3, 3, 4, 5, 80, 20, 4, 60])
+    np.testing.assert_array_equal(one, [0, 1])
+    np.testing.assert_array_equal(taken, x.transpose(2, 0, 1).ravel())
