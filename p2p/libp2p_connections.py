@@ -23,7 +23,7 @@ from coppermesh.p2p.dial_plan import hosts_worth_dialling
 from coppermesh.p2p.errors import MeshError, Refused, Unreachable
 from coppermesh.p2p.ids import PeerId, format_peer, short_peer
 from coppermesh.p2p.libp2p_tcp import open_any, open_tcp, resolve
-from coppermesh.p2p.libp2p_upgrade import Identity, Secured, prove, upgrade
+from coppermesh.p2p.libp2p_upgrade import Identity, Secured, is_near, prove, upgrade
 from coppermesh.p2p.libp2p_yamux import BufferBudget, YamuxConnection
 from coppermesh.p2p.libp2p_yamux_stream import YamuxStream
 from coppermesh.p2p.reachability import Probe
@@ -319,6 +319,7 @@ class ConnectionTable:
             budget=self._budget,
             on_stream=self._on_stream,
             early=secured.early,
+            near=is_near(stream),
         )
         connection = Connection(mux, address, outbound, local_host, remote_host, now, relay)
         first = peer not in self._peers

@@ -26,6 +26,8 @@ What keeps it bounded, assuming the other side is hostile:
 - Streams: `MAX_STREAMS` per side and connection; more are reset, our own openers wait.
 - Sending: a full small-frame queue makes senders wait; replies the other side provokes (window updates, pongs, resets)
   are cut off with the connection when it makes us queue more than `MAX_QUEUED` without reading them.
+- Waiting: messages wait behind bulk that was sent and not read yet, here and in this kernel. From a near peer, where a
+  small window keeps the line full, no more than `SHARED_WINDOW` of it while messages travel beside it.
 - Time: a sender without window, and a socket that takes nothing, are given up after `STALL_SECONDS`. That is generous
   (stock gives 5 s) because a receiver may be busy with a long computation; an honest one resumes.
 
@@ -52,6 +54,8 @@ from coppermesh.p2p.libp2p_yamux_frames import (
     MAX_WINDOWS,
     PING,
     RST,
+    SHARED_BYTES,
+    SHARED_WINDOW,
     SYN,
     WINDOW_UPDATE,
     FrameSender,
@@ -96,7 +100,8 @@ class BufferBudget:
 class YamuxConnection:
     """One multiplexed connection. `run` serves it until it ends; `on_stream` gets each stream the peer opens.
 
-    `early` is what the peer sent behind its last negotiation message, already decrypted.
+    `early` is what the peer sent behind its last negotiation message, already decrypted. `near`: its answers take so
+    little time that a window of `SHARED_WINDOW` keeps the line full.
     """
 
     def __init__(
@@ -110,6 +115,7 @@ class YamuxConnection:
         budget: BufferBudget,
         on_stream: Callable[[YamuxStream], None],
         early: bytes = b"",
+        near: bool = False,
     ) -> None:
         self.peer = peer
         self.ended: str | None = None
@@ -133,6 +139,9 @@ class YamuxConnection:
         self._payload_stream: YamuxStream | None = None
         self._payload_left = 0
         self._partial_header = bytearray()
+        self._near = near
+        self._shared_bytes = 0
+        """Bulk to come before it has the line to itself again."""
         self._woken = False
         """A task that waited for data of a stream was given some since this was last looked at."""
 
@@ -362,6 +371,15 @@ class YamuxConnection:
     def has_woken(self) -> None:
         """Somebody who waited for a message has one: the reader lets tasks run while bulk goes on."""
         self._woken = True
+        if self._near:
+            self._shared_bytes = SHARED_BYTES
+
+    def window_now(self, most: int, count: int) -> int:
+        """Of a window of `most` bytes, what the peer may send ahead; `count` bytes of it were read just now."""
+        if not self._shared_bytes:
+            return most
+        self._shared_bytes = max(0, self._shared_bytes - count)
+        return min(most, SHARED_WINDOW)
 
     # Memory: called by streams
 

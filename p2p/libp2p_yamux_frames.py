@@ -22,6 +22,10 @@ HEADER = struct.Struct("!BBHII")
 INITIAL_WINDOW = 256 * 1024
 """Bytes; fixed by the yamux specification."""
 BULK_WINDOW = 4 * 1024 * 1024
+SHARED_WINDOW = 512 * 1024
+"""Of bulk from a near peer while messages travel beside it: they wait behind what was sent and is not read yet."""
+SHARED_BYTES = 16 * 1024 * 1024
+"""Bulk that arrives after a message before the window is opened again."""
 MAX_WINDOWS = 64 * 1024 * 1024
 MAX_SEND_WINDOW = 2**32 - 1
 MAX_FRAME = 256 * 1024

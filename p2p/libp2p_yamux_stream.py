@@ -196,15 +196,16 @@ class YamuxStream:
         """Somebody read `count` bytes: let the peer send more, but in few messages."""
         if self._receive_finished or self._finish_after is not None or self._broken is not None:
             return
-        self._unreported += count
         self._read_in_all += count
         growth = 0
         if self._read_in_all >= _BULK_AFTER:
             growth = self._connection.grow_window(self.window_size)
             self.window_size += growth
-        if growth or self._unreported >= self.window_size // 2:
-            credit = self._unreported + growth
-            self._unreported = 0
+        self._unreported += count + growth
+        window = self._connection.window_now(self.window_size, count)
+        credit = min(self._unreported, window - self._receive_window)
+        if credit >= window // 2 or (growth and credit > 0):
+            self._unreported -= credit
             self._receive_window += credit
             self._connection.queue_control(WINDOW_UPDATE, 0, self.stream_id, credit)
 

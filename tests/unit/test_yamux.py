@@ -19,6 +19,7 @@ from coppermesh.p2p.libp2p_noise import RecordError, RecordReader, RecordWriter
 from coppermesh.p2p.libp2p_yamux import MAX_WORK, BufferBudget, YamuxConnection
 from coppermesh.p2p.libp2p_yamux_frames import (
     ACK,
+    BULK_WINDOW,
     DATA,
     FIN,
     GO_AWAY,
@@ -28,6 +29,8 @@ from coppermesh.p2p.libp2p_yamux_frames import (
     MAX_FRAME,
     PING,
     RST,
+    SHARED_BYTES,
+    SHARED_WINDOW,
     SYN,
     WINDOW_UPDATE,
 )
@@ -96,7 +99,7 @@ class Victim:
 
 @asynccontextmanager
 async def under_attack(
-    *, budget: int = BUDGET, form: type[NoiseCipher] | type[AesCipher] = AesCipher
+    *, budget: int = BUDGET, form: type[NoiseCipher] | type[AesCipher] = AesCipher, near: bool = False
 ) -> AsyncIterator[tuple[Victim, Attacker]]:
     mine, theirs = (trio.SocketStream(trio.socket.from_stdlib_socket(end)) for end in socket.socketpair())
     shared = BufferBudget(budget)
@@ -109,6 +112,7 @@ async def under_attack(
         initiator=False,
         budget=shared,
         on_stream=accepted.append,
+        near=near,
     )
     victim = Victim(connection, shared, accepted)
     async with theirs, trio.open_nursery() as nursery:
@@ -359,6 +363,37 @@ async def test_windows_grow_for_bulk_only_as_far_as_allowed(monkeypatch):
         assert granted[1] <= INITIAL_WINDOW
 
 
+@pytest.mark.parametrize("near", [True, False])
+async def test_a_near_peer_may_send_less_ahead_while_messages_travel_beside_bulk(near):
+    """And as much as ever once there were none for a while; a far one always, since its line would stand still."""
+    piece = 64 * 1024
+    async with under_attack(near=near) as (victim, attacker):
+        bulk, messages = await victim.accept(attacker, 1), await victim.accept(attacker, 3)
+        ahead, most, buffer = INITIAL_WINDOW, [], memoryview(bytearray(piece))
+        with trio.fail_after(60):
+            for number in range(2 * SHARED_BYTES // piece):
+                assert ahead >= piece, "the sender has to wait although everything was read"
+                if number == 32:
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(messages.receive_some)
+                        await trio.testing.wait_all_tasks_blocked(0.01)
+                        await attacker.send(data(3, b"a message"))
+                await attacker.send(data(1, bytes(piece)))
+                await bulk.receive_into(buffer)
+                ahead -= piece
+                # The answer comes behind every window update that there is.
+                await attacker.send(frame(PING, SYN, 0, number))
+                while (received := await attacker.next_frame())[0] != PING:
+                    kind, _, stream_id, credit = received
+                    assert (kind, stream_id) == (WINDOW_UPDATE, 1)
+                    ahead += int(credit)
+                most.append(ahead)
+        assert max(most[:32]) > 7 * SHARED_WINDOW
+        beside = most[32 + BULK_WINDOW // piece : 32 + SHARED_BYTES // piece - 1]
+        assert (max(beside) <= SHARED_WINDOW) is near
+        assert max(most[-64:]) > 7 * SHARED_WINDOW
+
+
 @pytest.mark.parametrize("form", [NoiseCipher, AesCipher])
 async def test_a_forged_record_leaves_zeros_and_a_broken_stream(form):
     async with under_attack(form=form) as (victim, attacker):
@@ -558,6 +593,7 @@ async def test_random_cancelling_and_closing_mixes_up_no_bytes():  # noqa: C901,
                 initiator=initiator,
                 budget=budget,
                 on_stream=serve,
+                near=initiator,
             )
             nursery.start_soon(made.run)
             return made
