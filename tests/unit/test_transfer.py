@@ -724,7 +724,7 @@ async def test_memory_is_used_again_under_the_same_lease_only(tmp_path: Path, ve
 
         store, other = (both.server_store, CLIENT.peer) if verb == "put" else (both.client_store, SERVER.peer)
         rings = store.rings
-        for lease in (one, two):
+        for open_lease in (one, two):
             rings.lease_began(open_lease, (MESH, other))
         rings.lease_began(strangers, (MESH, STRANGER.peer))
         for made, reused, lease in (
