@@ -34,7 +34,7 @@ _WORDS = {
     "unpaid": "wait for your countersignatures",
     "not-allowed": "take kernels only from peers that they know",
     "clock-skew": "have another time on their clock",
-    "disk-full": "have no room on their disk",
+    "disk-full": "have no room on disk",
     "silent": "did not answer",
     "unconnected": "are announced and not connected",
     "left-out": "are left out for now (failed a moment ago, or enough given)",

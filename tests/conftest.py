@@ -9,6 +9,7 @@ with `async with` in the test itself. `@given` on an `async def` works too, one 
 
 import inspect
 import os
+import signal
 from collections.abc import Callable, Coroutine, Iterator
 from functools import wraps
 from pathlib import Path
@@ -27,6 +28,9 @@ VIRTUAL_SECONDS = 7 * 86_400.0
 HANGS_SECONDS = 600
 """After so long any test fails, alone, where pytest-timeout is installed: the slowest takes 90 s on a quiet machine."""
 
+# A shell that starts the tests in the background has them ignore Ctrl-C, and with them what they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Agents that tests start, also through the client, are seen by nobody else on the network.
 os.environ["COPPERMESH_LISTEN"] = "/ip4/127.0.0.1/tcp/0"
 

@@ -99,7 +99,7 @@ def test_a_provider_with_a_full_disk_takes_no_work_says_why_and_works_again(lab,
     assert (reason["code"], "free some space" in reason["sentence"]) == ("disk-full", True)
     told = refusal_of(lab, client, value)
     assert "disk-full: the provider's disk is full" in told, told
-    assert "have no room on their disk" in told, told
+    assert "has no room on disk" in told, told
     assert provider.process.poll() is None
     filler.unlink()
     assert add_one(client, 3.0) == 4.0

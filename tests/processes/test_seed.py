@@ -89,7 +89,7 @@ def test_two_agents_meet_through_a_seed_and_outlive_it(tmp_path, eventually):
         assert findings["no-seed-answered"]["level"] == "bad"
         assert findings["loopback-only"]["level"] == "note"
         assert findings["peers"]["level"] == "good"
-        assert findings["reachable"]["sentence"].startswith("1 peer dialled back")
+        assert findings["reachable"]["sentence"].startswith("1 peer on this machine dialled back")
         secret = next((tmp_path / "a").rglob("key")).read_bytes().split()[1]
         assert secret.decode() not in json.dumps(told)
 
