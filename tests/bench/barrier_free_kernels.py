@@ -633,7 +633,8 @@ kernel(
 kernel(
     "a row a block, two indices", MATRIX,
     "b[blockIdx.x * blockDim.x + threadIdx.x] = a[threadIdx.x * 2] + a[blockIdx.x];",
-    "RANGE(rows, 64) for (int c = 0; c < 256; c++) b[i * 256 + c] = a[c * 2] + a[i];", matrix, grid=(2048,),
+    "RANGE(rows, 256) for (int c = 0; c < 256; c++) b[i * 256 + c] = a[c * 2] + a[i];",
+    lambda rng: [*matrix(rng)[:2], np.int32(8192), np.int32(1000)], grid=(8192,),
 )  # fmt: skip
 kernel(
     "a row a thread, sums", MATRIX,
