@@ -1,5 +1,6 @@
 """What a job would cost, and where it would run: an auction that ends before any lease is offered."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ from coppermesh.agent.lease_broker import Negotiated
 from coppermesh.agent.pricing import amount_for
 from coppermesh.agent.ranking import Offer
 from coppermesh.agent.speeds import OwnSpeeds
-from coppermesh.p2p.ids import format_peer
+from coppermesh.p2p.ids import PeerId, format_peer
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,17 @@ class Estimate:
     """Where each took all the time it may; the job's budget at most."""
     basis: str
     """What the expectation rests on."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnLease:
+    """A lease that the asking agent holds: its provider may decline further orders as busy because of it."""
+
+    provider: PeerId
+    tasks: int
+    """Under way."""
+    left_s: int
+    """Until it ends, where nothing ends it sooner."""
 
 
 def estimate(job: JobState, offer: Offer, speeds: OwnSpeeds) -> Estimate:
@@ -43,8 +55,10 @@ def estimate(job: JobState, offer: Offer, speeds: OwnSpeeds) -> Estimate:
     return Estimate(min(most, tasks * amount_for(offer.bid.rate, task_us)), most, basis)
 
 
-def quote_facts(job: JobState, result: Negotiated, speeds: OwnSpeeds) -> dict[str, Any]:
-    """The ranking and the refusals, for programs and for `quote_lines`."""
+def quote_facts(
+    job: JobState, result: Negotiated, speeds: OwnSpeeds, leases: Sequence[OwnLease] = ()
+) -> dict[str, Any]:
+    """The ranking and the refusals, for programs and for `quote_lines`. `leases`: those of the asker itself."""
     places = []
     for place in result.places:
         bid, cost = place.offer.bid, estimate(job, place.offer, speeds)
@@ -77,4 +91,9 @@ def quote_facts(job: JobState, result: Negotiated, speeds: OwnSpeeds) -> dict[st
             for peer, why in result.refusals.items()
         ],
         "histogram": histogram(codes, job.requirement),
+        "own_leases": [
+            {"peer": format_peer(lease.provider), "tasks": lease.tasks, "left_s": lease.left_s}
+            for lease in leases
+            if codes.get(lease.provider) == "busy"
+        ],
     }

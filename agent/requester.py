@@ -59,7 +59,7 @@ from coppermesh.agent.ledger import MAX_CODE, LeaseEnded, TaskSuperseded
 from coppermesh.agent.ledger_store import LedgerStore
 from coppermesh.agent.local_messages import WAIT_SECONDS, SubmitAnswer, SubmitCall, WaitAnswer, WaitCall
 from coppermesh.agent.negotiation import Move, Role
-from coppermesh.agent.quotes import quote_facts
+from coppermesh.agent.quotes import OwnLease, quote_facts
 from coppermesh.agent.screens import counted
 from coppermesh.agent.speeds import OwnSpeeds
 from coppermesh.agent.story import StoryLine
@@ -139,9 +139,12 @@ class Requester:
             await nursery.start(self._driver.run_batches)
             nursery.start_soon(self._tick)
             task_status.started()
-            async for instruction in self._instructions_out:
-                await self._carry_out(instruction)
-                await self._carry_out_waiting()
+            try:
+                async for instruction in self._instructions_out:
+                    await self._carry_out(instruction)
+                    await self._carry_out_waiting()
+            finally:
+                self._leave_jobs()
 
     async def _carry_out_waiting(self) -> None:
         """What came with it, in the same turn of the loop: tasks that begin together are sent together."""
@@ -171,7 +174,19 @@ class Requester:
             result = await self._broker.negotiate(want, [job], lambda lease: None)
         finally:
             self._intake.release_inputs(job)
-        return quote_facts(job, result, self._speeds)
+        return quote_facts(job, result, self._speeds, self._own_leases())
+
+    def _own_leases(self) -> list[OwnLease]:
+        """What this agent holds already, which providers are busy with."""
+        return [
+            OwnLease(
+                held.provider,
+                sum(attempt.outcome is None for attempt in held.outstanding.values()),
+                max(0, held.until_us - self._now_us()) // 1_000_000,
+            )
+            for held in self.leases.values()
+            if not held.lost
+        ]
 
     async def wait(self, call: WaitCall) -> WaitAnswer:
         """Events of a job, as soon as there are any."""
@@ -578,6 +593,13 @@ class Requester:
             self._tell(job, "done", cause, f"{len(job.tasks)} of {counted(len(job.tasks), 'task')}")
             job.tell("finished", {"tasks": len(job.tasks)})
         self._intake.release_inputs(job)
+
+    def _leave_jobs(self) -> None:
+        """The agent stops: what each job waited for stays in its story."""
+        for job in self.jobs.running():
+            why = histogram(job.refusal_codes, job.requirement) if job.refusals else job.waiting_told
+            sentence = f"the agent was stopped with {job.done} of {counted(len(job.tasks), 'task')} done"
+            self._end_job(job, "stopping", f"{sentence}; {why}" if why else sentence, "the agent stops")
 
     def _refused_for(self, job_id: bytes) -> str:
         """Why others than who worked for it did not, where some refused."""

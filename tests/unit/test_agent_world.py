@@ -26,6 +26,7 @@ from coppermesh.agent.dispatch_state import DispatchLimits
 from coppermesh.agent.home import Home
 from coppermesh.agent.job_options import JobOptions
 from coppermesh.agent.jobs import JobState
+from coppermesh.agent.ledger_reader import read_ledger
 from coppermesh.agent.local_messages import (
     Blob,
     JobEvent,
@@ -39,6 +40,7 @@ from coppermesh.agent.matching import Requirement
 from coppermesh.agent.node import Node, Parts, open_node
 from coppermesh.agent.node_views import NodeViews
 from coppermesh.agent.owner import OpenReader
+from coppermesh.agent.quote_text import quote_lines
 from coppermesh.agent.result_outbox import PendingResult
 from coppermesh.exec.conditions import open_conditions
 from coppermesh.exec.device import DeviceInfo
@@ -638,6 +640,46 @@ async def test_a_dry_run_ranks_the_bids_and_leases_nothing(tmp_path):
         facts = await quote(requester, numbers(1.0), max_rate=10_000)
         assert len(facts["places"]) == 1
         assert facts["histogram"] == "1 of 1 asks more than your maximum of 0.01 usd/h"
+
+
+async def test_a_job_that_waits_when_its_agent_is_stopped_keeps_its_reason(tmp_path):
+    async with open_world(tmp_path) as world:
+        dear = await world.add("dear", provide=True, rate=90_000)
+        requester = await world.add("requester", provide=False, bootstrap=dear)
+        await until_found(requester, 1)
+        cheap = await submit(requester, numbers(1.0), max_rate=10_000)
+        await until(lambda: requester.requester.jobs.get(cheap).refusals)
+        path = requester.home.ledger_path(requester.mesh)
+    with read_ledger(path) as ledger:
+        last = ledger.story(cheap)[-1]
+    assert last.kind == "gave-up"
+    assert last.text == (
+        "stopping: the agent was stopped with 0 of 1 task done; 1 of 1 asks more than your maximum of 0.01 usd/h"
+    )
+
+
+async def test_a_dry_run_says_that_a_provider_is_busy_with_ones_own_lease(tmp_path):
+    async with open_world(tmp_path) as world:
+        provider = await world.add("provider", provide=True, slots=1, script=None)
+        requester = await world.add("requester", provide=False, bootstrap=provider)
+        await until_found(requester, 1)
+        job = await submit(requester, numbers(1.0), wall_limit_s=30.0)
+        await until(lambda: any(held.outstanding for held in requester.requester.leases.values()))
+        facts = await quote(requester, numbers(2.0), max_rate=90_000)
+        (own,) = facts["own_leases"]
+        assert (own["peer"], own["tasks"]) == (format_peer(provider.key.peer), 1)
+        assert 0 < own["left_s"] <= 120
+        text = "\n".join(quote_lines(facts))
+        assert "is busy with a lease of your own: 1 task under way; it ends in" in text
+        assert "nobody would take it;" not in text
+        stranger = await world.add("stranger", provide=False, bootstrap=provider)
+        await until_found(stranger, 1)
+        facts = await quote(stranger, numbers(2.0))
+        assert facts["own_leases"] == []
+        assert "nobody would take it; 1 heard" in "\n".join(quote_lines(facts))
+        idle = {**facts, "own_leases": [{**own, "tasks": 0}]}
+        assert "nothing runs under it" in "\n".join(quote_lines(idle))
+        requester.requester.cancel(job)
 
 
 async def test_of_two_that_want_the_one_slot_one_wins_and_the_other_hears_why(tmp_path):
