@@ -207,6 +207,7 @@ def stock(transport: Libp2pTransport) -> dict[str, int]:
 
 
 AT_REST = ("connections", "streams", "tasks")
+POOLED, SPARE = ("threads", "descriptors"), 4
 
 
 async def at_rest(transport: Libp2pTransport, peers: int, like: dict[str, int] | None) -> dict[str, int]:
@@ -218,6 +219,8 @@ async def at_rest(transport: Libp2pTransport, peers: int, like: dict[str, int] |
             await trio.sleep(0.5)
             before, now = now, stock(transport)
             steady = now["connections"] == peers and all(now[name] == before[name] for name in AT_REST)
+            # trio keeps a worker thread for 10 s after its last work; each has two descriptors.
+            steady = steady and (like is None or all(now[name] <= like[name] + SPARE for name in POOLED))
             calm = calm + 1 if steady and (like is None or all(now[n] == like[n] for n in AT_REST)) else 0
     return now
 
@@ -295,9 +298,8 @@ def judge(agent: Agent, before: dict[str, int], after: dict[str, int]) -> None:
     for name in ("connections", "streams", "tasks"):
         if after[name] != before[name]:
             agent.faults.append(f"{name}: {before[name]} before, {after[name]} after")
-    # Idle worker threads are kept by trio for 10 s; each has two descriptors.
-    for name in ("threads", "descriptors"):
-        if after[name] > before[name] + 4:
+    for name in POOLED:
+        if after[name] > before[name] + SPARE:
             agent.faults.append(f"{name}: {before[name]} before, {after[name]} after")
     third = max(1, len(agent.samples) // 3)
     middle, last = agent.samples[third : 2 * third], agent.samples[2 * third :]
