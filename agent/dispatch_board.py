@@ -234,9 +234,11 @@ def _is_owners(code: str) -> bool:
 
 def _put_back_us(count: int, code: str, limits: DispatchLimits) -> int:
     """How long a provider gets no task after failing for the `count`th time in a row, in such a way."""
+    first, factor = limits.put_back_us, PUT_BACK_FACTOR
     if _is_owners(code):
-        return min(limits.owners_back_us * OWNERS_FACTOR ** min(count - 1, 8), limits.max_put_back_us)
-    return min(limits.put_back_us * PUT_BACK_FACTOR ** min(count - 1, 8), limits.max_put_back_us)
+        first, factor = limits.owners_back_us, OWNERS_FACTOR
+    back_us: int = first * factor ** min(count - 1, 8)
+    return min(back_us, limits.max_put_back_us)
 
 
 def remember(ended: OrderedDict[K, None], key: K) -> None:

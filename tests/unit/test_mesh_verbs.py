@@ -307,7 +307,8 @@ def test_config_check_says_that_a_mesh_is_open(home, alice, capsys):
 def test_what_is_not_found_may_be_in_another_mesh_of_the_home(home, capsys, monkeypatch):
     def said(*arguments: str) -> str:
         main(arguments)
-        return capsys.readouterr().err
+        told: str = capsys.readouterr().err
+        return told
 
     for mesh in ("open", "lab"):  # --mesh goes by the environment
         monkeypatch.setenv("COPPERMESH_MESH", mesh)
