@@ -68,7 +68,7 @@ example: coppermesh demo
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    options = _build_parser().parse_args(_joined(sys.argv[1:] if arguments is None else arguments))
+    options = _parsed(_joined(sys.argv[1:] if arguments is None else arguments))
     columns = shutil.get_terminal_size((layout.USUAL, 24)).columns
     layout.fit_to(columns, folding=sys.stdout.isatty())
     command: Callable[[argparse.Namespace], int] = options.command
@@ -90,6 +90,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return say(error, EXIT_NO_AGENT)
     except MeshError as error:
         return say(error, EXIT_FAILED)
+
+
+def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options; what nobody asked for is told with the usage of the command it was given to, not of all."""
+    parser = _build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest:
+        _parser_of(parser, arguments).error(f"unrecognized arguments: {' '.join(rest)}")
+    return options
+
+
+def _parser_of(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser of the command, or the command's command, that the arguments name."""
+    for word in arguments:
+        for action in parser._actions:  # noqa: SLF001 - argparse tells nobody which of its parsers it chose
+            if isinstance(action, argparse._SubParsersAction) and word in action.choices:  # noqa: SLF001
+                return _parser_of(action.choices[word], arguments[arguments.index(word) + 1 :])
+    return parser
 
 
 def _joined(arguments: Sequence[str]) -> list[str]:

@@ -80,7 +80,11 @@ def _network(options: argparse.Namespace) -> tuple[dict[str, Any], int]:
         with LocalLink(home.socket_path, timeout_s=DOCTOR_SECONDS) as link:
             facts = json.loads(link.call_json("network"))
     except AgentUnavailable as error:
-        missing = Finding("no-agent", "bad", str(error), "start it: coppermesh agent")
+        seed = "of a seed" in str(error)
+        remedy = (
+            "doctor asks an agent: name the home of one with --home" if seed else "start it: coppermesh agent"
+        )
+        missing = Finding("no-agent", "bad", str(error), remedy)
         return {"findings": [asdict(missing)], "facts": None}, EXIT_NO_AGENT
     findings = diagnose(facts)
     wrong = any(finding.level == "bad" for finding in findings)

@@ -61,7 +61,7 @@ class HomeLocked(MeshError):
         holder = "another process" if pid is None else f"process {pid}"
         if seed:
             text = (
-                f"home {path} is that of a seed ({holder}), which takes no jobs: "
+                f"home {path} is that of a seed, which runs already ({holder}) and takes no jobs: "
                 "choose another home with --home or COPPERMESH_HOME"
             )
         else:

@@ -50,7 +50,9 @@ class JobFailed(MeshError):
         detail = screens.printable(detail)  # a stranger's text on its way to a terminal
         text = "\n".join(part for part in (sentence, line and f"  recorded at {line}", detail) if part)
         if line and code in _OF_A_LAUNCH:
-            text += "\n  arrays that this launch writes keep it: make them anew before another one"
+            text += (
+                "\n  what it was to write stays bound to it: make them anew before you launch the mended one"
+            )
         super().__init__(f"{text}\n(code {code}; the whole story: coppermesh explain {job[:8]})")
         self.job = job
         self.code = code
@@ -85,6 +87,8 @@ class Job:
         self._seen = 0
         self._results: dict[int, tuple[Any, ...]] = {}
         self._receipts: dict[int, dict[str, Any]] = {}
+        self._heard = ""
+        """The last that was said of its progress, such as why a provider refuses."""
         self._ended = False
         self._failure: JobFailed | None = None
 
@@ -128,8 +132,9 @@ class Job:
             left = WAIT_SECONDS if deadline is None else max(0.0, deadline - time.monotonic())
             events = self._poll(left)
             if not events and deadline is not None and time.monotonic() >= deadline:
+                heard = f"; last heard: {self._heard}" if self._heard else ""
                 raise TimeoutError(
-                    f"job {self.id[:8]} has not ended within {timeout:g} s ({self._progress()}); it goes on: "
+                    f"job {self.id[:8]} has not ended within {timeout:g} s ({self._progress()}{heard}); it goes on: "
                     "ask for the result again, or cancel() it"
                 )
             for event in events:
@@ -226,6 +231,8 @@ class Job:
         if event.kind == "task" and event.index is not None:
             self._results[event.index] = self._collect(event, self._specs[event.index])
             self._receipts[event.index] = facts["receipt"]
+        elif event.kind == "progress":
+            self._heard = printable(facts["text"])
         elif event.kind in ("finished", "failed"):
             self._ended = True
             _open_jobs.pop(self._job, None)
@@ -304,6 +311,11 @@ def note_open(job: bytes, mesh: "Mesh") -> None:
     _open_jobs[job] = mesh
     if len(_open_jobs) > MAX_OPEN_JOBS:
         del _open_jobs[next(iter(_open_jobs))]
+
+
+def open_jobs() -> list[str]:
+    """The ids of this process's jobs that may still run, oldest first."""
+    return [job.hex() for job in _open_jobs]
 
 
 def cancel_open_jobs() -> list[str]:

@@ -619,8 +619,13 @@ def _describe_heard(node: Node) -> str:
     if node.wrong_clocks:
         said = "; ".join(list(node.wrong_clocks.values())[:MAX_BOOTSTRAP_SHOWN])
         text += f"; {said}: set the clocks by NTP"
+    if node.keeper is not None and node.keeper.trouble:
+        return f"this agent is no member of mesh {node.config.mesh!r} any more: {node.keeper.trouble}"
     if connected or announced:
         return text + own
+    if node.keeper is not None and not node.config.bootstrap:
+        invite = f"coppermesh mesh invite --mesh {node.config.mesh}"
+        return f"{text}; no other member is here: start their agents, or invite somebody ({invite}){own}"
     if not node.config.bootstrap:
         return (
             f"{text}; nobody is known: set `bootstrap` in {node.home.config_path}, or give --bootstrap{own}"

@@ -63,7 +63,7 @@ DECLINE_CODES = {
 LASTING_CODES = frozenset(
     {
         "denied", "not-listed", "isolation", "device-kind", "model", "speed", "features", "not-allowed",
-        "memory", "unit", "below-cost", "rate", "reputation", "not-contained",
+        "memory", "unit", "below-cost", "rate", "reputation", "not-contained", "budget", "wall-limit",
     }
 )  # fmt: skip
 """Declines that stay the same however often the same order is sent."""

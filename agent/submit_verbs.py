@@ -118,6 +118,7 @@ def _submit(options: argparse.Namespace) -> int:
         raise
     except BaseException as error:  # noqa: BLE001 - the script's own: shown as Python shows it, and our exit code is 1
         _show_script_error(error, options.script)
+        _tell_open_jobs()
         return EXIT_FAILED
     return EXIT_OK
 
@@ -128,6 +129,15 @@ def _show_script_error(error: BaseException, script: Path) -> None:
     while frames is not None and frames.tb_frame.f_code.co_filename != str(script):
         frames = frames.tb_next
     traceback.print_exception(type(error), error, frames)
+
+
+def _tell_open_jobs() -> None:
+    """The script ended by itself, and what it submitted goes on: the last chance to say so."""
+    from coppermesh.agent.job_handle import open_jobs
+
+    for job in open_jobs():
+        short = job[:8]
+        print(f"coppermesh: job {short} goes on; to take it back: coppermesh cancel {short}", file=sys.stderr)
 
 
 def _cancel_open_jobs() -> None:

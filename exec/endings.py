@@ -1,5 +1,6 @@
 """Why a worker ended without an answer, in words for the person whose program it ran."""
 
+import re
 import signal
 from dataclasses import dataclass, field
 
@@ -21,6 +22,9 @@ _CAUSES = {
 
 _CLOCK_TICKS_US = 20_000
 """The kernel's accounting of a process's limit and of its use may be two ticks apart."""
+_DAMAGED = re.compile(r"free\(\)|malloc|realloc|corrupt|double free|smash", re.IGNORECASE)
+"""What C libraries print when they find their own records overwritten."""
+_OUTSIDE = "; a kernel wrote outside of its arrays: have each thread compare its index with the length before it writes"
 SPOILING_CODES = frozenset({"device-lost", "kernel-crashed"})
 """Failures after which a worker, though it has answered, cannot run anything more: its GPU's context is ruined."""
 
@@ -63,9 +67,10 @@ def explain_exit(
         sentence = f"the worker process was killed{where}; this machine may be out of memory"
         return Answer("provider-failed", "worker-killed", sentence, printed)
     if exit_code < 0:
-        return Answer(
-            "job-failed", "crashed", f"the worker died of {_signal_words(-exit_code)}{where}", printed
-        )
+        sentence = f"the worker died of {_signal_words(-exit_code)}{where}"
+        if exit_code == -signal.SIGABRT and _DAMAGED.search(printed):
+            sentence += _OUTSIDE
+        return Answer("job-failed", "crashed", sentence, printed)
     return Answer(
         "job-failed", "crashed", f"the worker process ended with status {exit_code}{where}", printed
     )

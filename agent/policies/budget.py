@@ -12,6 +12,7 @@ def step(case: Case, device: DeviceState, terms: BidTerms) -> BidTerms | Decline
         return terms
     cost, budget = format_money(worst, offer.unit), format_money(order.budget, order.unit)
     text = (
-        f"one task of {span(order.wall_limit_us)} can cost {cost} on {offer.device}, the budget is {budget}"
+        f"one task of {span(order.wall_limit_us)} can cost {cost} on {offer.device}, the budget is {budget}: "
+        f"give {worst} or more, or less time (wall_limit_s)"
     )
     return decline("budget", text)

@@ -349,7 +349,7 @@ def test_the_home_of_a_seed_takes_no_jobs_and_says_so_at_once(tmp_path, monkeypa
         assert exit_code("submit", "--home", str(home.path), str(script)) == 4
         assert exit_code("status", "--home", str(home.path)) == 3
     for sentence in capsys.readouterr().err.splitlines():
-        assert "that of a seed (process " in sentence
+        assert "that of a seed, which runs already (process " in sentence
         assert "choose another home with --home" in sentence
 
 
@@ -383,3 +383,20 @@ def test_bytes_are_not_written_to_a_terminal(monkeypatch):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     with pytest.raises(WrongOption, match="-o FILE"):
         write_bytes(None, b"proof", force=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "whose"),
+    [
+        (("mesh", "leave", "lab"), "mesh leave"),
+        (("jobs", "--home", "mesh", "x"), "jobs"),
+        (("pause", "-z"), "pause"),
+    ],
+)
+def test_what_nobody_asked_for_is_told_with_the_usage_of_its_own_command(arguments, whose, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert left.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"usage: coppermesh {whose} ")
+    assert f"coppermesh {whose}: error: unrecognized arguments: {arguments[-1]}" in told

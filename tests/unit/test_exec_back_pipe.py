@@ -442,6 +442,9 @@ def test_every_way_to_end_is_told_apart():
     assert (crashed.status, crashed.code, crashed.detail) == ("job-failed", "crashed", "oops")
     assert "SIGSEGV" in crashed.sentence
     assert "in kernel blur" in crashed.sentence
+    damaged = explain_exit(-signal.SIGABRT, "", "double free or corruption (!prev)", 1)
+    assert "a kernel wrote outside of its arrays" in damaged.sentence
+    assert "outside of its arrays" not in explain_exit(-signal.SIGABRT, "", "Assertion failed", 1).sentence
     assert "status 3" in explain_exit(3, "", "", 1).sentence
     assert "signal 99" in explain_exit(-99, "", "", 1).sentence
     assert "0.5 s" in explain_wall_limit("kernel spin", "", 0.5).sentence

@@ -141,7 +141,12 @@ CASES: list[tuple[str, Order, ProviderState, str]] = [
     ("unit", order(unit="eur"), GPU_ONLY, "priced in usd, the order pays in eur"),
     ("below-cost", order(max_rate=39_999), state(DeviceState(GPU, 1, floor=40_000)), "lent for 0.04 usd/h"),
     ("rate", order(max_rate=35_999), GPU_ONLY, "costs 0.036 usd/h, the order pays at most 0.035999 usd/h"),
-    ("budget", order(budget=99), GPU_ONLY, "can cost 0.0001 usd on gpu0, the budget is 0.000099 usd"),
+    (
+        "budget",
+        order(budget=99),
+        GPU_ONLY,
+        "can cost 0.0001 usd on gpu0, the budget is 0.000099 usd: give 100 or more",
+    ),
     *[
         (
             code,
