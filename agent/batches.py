@@ -1,10 +1,10 @@
 """Things for one peer that leave together where several are there at once.
 
 Theory of operation. Under one key (a provider, a lane) one batch is on its way at a time; what comes meanwhile leaves
-together when it is back, in the order that callers give. What is alone leaves at once, so a single task is never held
-up. Where the caller knows that `more` follows soon, its thing waits for company: `LINGER_SECONDS`, or until `ENOUGH`
-are there or one comes that nothing follows. So the more there is to do, the more shares one message, one commit and
-some turns of the event loop on both sides; a batch has at most `MAX_BATCH` things and `BATCH_BYTES`.
+together when it is back, in the order that callers give. What is alone leaves at once unless another message of its key
+is unanswered. Where the caller knows that `more` follows soon, its thing waits for company: `LINGER_SECONDS`, or until
+`ENOUGH` are there or one comes that nothing follows. So the more there is to do, the more shares one message, a commit
+and some turns of the event loop on both sides; a batch has at most `MAX_BATCH` things and `BATCH_BYTES`.
 
 Who is cancelled while its thing waits takes it back. Once it has left, only the waiting ends.
 """
@@ -21,6 +21,8 @@ from coppermesh.p2p.messages import MAX_BATCH
 
 BATCH_BYTES = 256 * 1024
 """A batch that has so much takes no more: it stays well below the size of a control frame."""
+ALONE_BYTES = 32 * 1024
+"""What is larger leaves at once and by itself: company would save it nothing, and it would hold others up."""
 LINGER_SECONDS = 0.004
 ENOUGH = 6
 """So many do not wait for more."""
@@ -93,6 +95,21 @@ class Batches(Generic[K, T, R]):
         """
         assert self._nursery is not None
         waiting: _Waiting[T, R] = _Waiting(thing, size, order, more)
+        if size > ALONE_BYTES:
+            self._nursery.start_soon(self._send_batch, key, [waiting])
+            await waiting.done.wait()
+        else:
+            await self._in_line(key, waiting)
+        outcome = waiting.outcome
+        if outcome is None:
+            raise Unreachable("the agent is stopping")
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    async def _in_line(self, key: K, waiting: _Waiting[T, R]) -> None:
+        """Wait in the line of its key until it has left and come back; take it back when cancelled before."""
+        assert self._nursery is not None
         line = self._lines.get(key)
         if line is None:
             line = self._lines[key] = _Line()
@@ -106,12 +123,6 @@ class Batches(Generic[K, T, R]):
             if waiting in line.waiting:
                 line.waiting.remove(waiting)
             raise
-        outcome = waiting.outcome
-        if outcome is None:
-            raise Unreachable("the agent is stopping")
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
 
     async def _serve(self, key: K, line: _Line[T, R]) -> None:
         """Send batch after batch, as long as anything waits."""

@@ -29,7 +29,7 @@ BLAMELESS_CODES = frozenset(
 """Ways in which a lease ends that say nothing against its provider."""
 OWNERS_CODES = frozenset(
     {
-        *("taken-back", "other-mesh", "device-busy", "paused", "out-of-hours", "stopping"),
+        *("taken-back", "other-mesh", "device-busy", "out-of-hours", "stopping"),
         *("too-hot", "power-limit", "load-limit", "kept-memory"),
     }
 )
@@ -157,7 +157,7 @@ class Board:
         trouble.reasons.append(reason)
         job.last_reason = reason
         if blame:
-            self.blame(job, index, attempt, code)
+            self.blame(job, index, attempt, code if lost else "")  # a refusal costs it no loss
             if lost:
                 self.records.note_lost(attempt.provider, self.now_us)
         self.out.append(Supersede(job.id, index, attempt.lease, reason))

@@ -31,9 +31,9 @@ class Lane:
         self._moved = trio.Event()
 
     @asynccontextmanager
-    async def turn(self, sequence: int) -> AsyncIterator[None]:
+    async def turn(self, sequence: int, *, seconds: float = TURN_SECONDS) -> AsyncIterator[None]:
         """Hold the lane once `sequence` is next (or already past). Raises Refused `gap` when it does not become so."""
-        with trio.move_on_after(TURN_SECONDS) as waiting:
+        with trio.move_on_after(seconds) as waiting:
             while self._busy or sequence > self.head.sequence_next:
                 await self._moved.wait()
         if waiting.cancelled_caught:

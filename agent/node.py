@@ -88,6 +88,8 @@ __all__ = ["Node", "Parts", "open_mesh", "open_node"]
 
 IDLE_POLL_SECONDS = 1.0
 TIDY_SECONDS = 1.0
+MAX_SOUGHT_AT_ONCE = 16
+"""Requesters dialled for their countersignatures: an order's own providers find room in the plan beside them."""
 OWN_DEVICE = (
     "; this agent's own device does not count, for an agent does not run its own jobs: start a second one beside it "
     "(coppermesh agent --home OTHER), or run the program here with cm.run_local"
@@ -262,7 +264,8 @@ class Node:
         """Whoever has receipts to countersign and is not connected is dialled, also where enough others are."""
         away = self.outbox.requesters().difference(self.transport.connected())
         if away:
-            self.plan.seek(sorted(away), trio.current_time())
+            chosen = random.sample(sorted(away), min(len(away), MAX_SOUGHT_AT_ONCE))
+            self.plan.seek(chosen, trio.current_time())
 
     async def tidy(self) -> None:
         """Let go of what has expired, so that neither memory nor what we announce holds on to it."""

@@ -61,6 +61,8 @@ from coppermesh.p2p.transport import Transport
 
 _log = logging.getLogger(__name__)
 
+ROW_TURN_SECONDS = 1.0
+"""How long several receipts in one message wait for the one before them: it may come only behind them."""
 MAX_ORPHAN_BYTES = 1 << 30
 """Outputs of a task that this run of the agent does not know are fetched up to this size."""
 NEUTRAL = frozenset({"ok", "superseded", "cancelled", "no-result"})
@@ -171,7 +173,10 @@ class ResultIntake:
         """Results of one lane: as many together as go, the others one by one, until one has to wait for another."""
         if not row:
             return []
-        answers = [ResultAnswer(one.signed, "ok", "") for one in await self._settle_together(row)]
+        try:
+            answers = [ResultAnswer(one.signed, "ok", "") for one in await self._settle_together(row)]
+        except Refused as gap:  # what they wait for may come only behind them: their provider asks again soon
+            return [ResultAnswer(None, gap.code, clean_sentence(gap.sentence))] * len(row)
         for case in row[len(answers) :]:
             if answers and answers[-1].code == "gap":
                 answers.append(answers[-1])
@@ -187,7 +192,10 @@ class ResultIntake:
         return ResultAnswer(reply.countersignature, "ok", "")
 
     async def _settle_together(self, cases: Sequence[_Case]) -> list[_Judged]:
-        """As many of a lane as go together, from the first on; none where anything goes wrong."""
+        """As many of a lane as go together, from the first on; none where anything goes wrong.
+
+        Raises Refused `gap` where an earlier one of the lane is missing.
+        """
         for case in cases:
             for blob in case.request.outputs:
                 self._store.pin(Digest(blob.root))
@@ -195,9 +203,11 @@ class ResultIntake:
             wanted = [case for case in cases if _has_outputs(case)]
             blobs = [(Digest(blob.root), blob.data) for case in wanted for blob in case.request.inline]
             await self._store.put_many(self._scope, blobs)
-            async with cases[0].lane.turn(cases[0].receipt.record.sequence):
+            async with cases[0].lane.turn(cases[0].receipt.record.sequence, seconds=ROW_TURN_SECONDS):
                 return await self._settle_prefix(cases)
         except (MeshError, OSError) as error:
+            if isinstance(error, Refused) and error.code == "gap":
+                raise
             _log.info("%d results are settled one by one: %s", len(cases), error)
             return []
         finally:

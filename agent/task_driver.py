@@ -113,7 +113,7 @@ class TaskDriver:
         self._now_us = now_us
         self._scope: Scope = (mesh, key.peer)
         self.known = KnownBlobs()
-        self._offers: Batches[PeerId, _Offer, TaskReply] = Batches(self._send_offers)
+        self._offers: Batches[tuple[PeerId, bytes], _Offer, TaskReply] = Batches(self._send_offers)
         self.run_batches = self._offers.run
 
     def begin(self, held: HeldLease, job: JobState, index: int) -> Outstanding:
@@ -169,8 +169,9 @@ class TaskDriver:
         """Offer until accepted. Raises Refused, Unreachable, RemoteProtocolError."""
         peer = held.provider
         request = TaskRequest(attempt.task.signed, blobs, await self._inline(peer, blobs))
+        under = (peer, attempt.task.record.lease)  # one lease never waits for another
         reply = await self._offers.submit(
-            peer, _Offer(attempt, request), _size_of(request), order=attempt.task.record.number
+            under, _Offer(attempt, request), _size_of(request), order=attempt.task.record.number
         )
         for _ in range(MAX_OFFERS - 1):
             if self._is_taken(attempt, reply):
@@ -199,8 +200,10 @@ class TaskDriver:
         attempt.run.step(Move.NEED, Role.PROVIDER, self._now_us(), "offer")
         return False
 
-    async def _send_offers(self, peer: PeerId, offers: Sequence[_Offer]) -> Sequence[TaskReply | MeshError]:
-        """Write down and send what is ready for one provider. A failure of one is not the others'."""
+    async def _send_offers(
+        self, under: tuple[PeerId, bytes], offers: Sequence[_Offer]
+    ) -> Sequence[TaskReply | MeshError]:
+        """Write down and send what is ready under one lease. A failure of one is not the others'."""
         outcomes: list[TaskReply | MeshError] = [_WITHDRAWN] * len(offers)
         written = [index for index, offer in enumerate(offers) if not offer.attempt.is_over]
         for index, failure in (await self._write_down([offers[index].attempt for index in written])).items():
@@ -213,7 +216,7 @@ class TaskDriver:
         for index in left:
             offers[index].attempt.run.step(Move.OFFER, Role.REQUESTER, self._now_us(), "offer")
         requests = [offers[index].request for index in left]
-        for index, reply in zip(left, await self._ask(peer, requests), strict=True):
+        for index, reply in zip(left, await self._ask(under[0], requests), strict=True):
             outcomes[index] = reply
         return outcomes
 

@@ -984,6 +984,22 @@ async def test_a_lie_among_results_costs_only_itself(tmp_path):
             assert records[1].accepted_cumulative == right.record.amount
 
 
+async def test_results_that_come_ahead_of_their_lane_are_told_so_soon_and_taken_behind_it(tmp_path):
+    """Once they held up their own lane for twenty seconds: what they wait for may be behind them in the line."""
+    async with open_world(tmp_path, provide=False) as world:
+        seller = Seller()
+        async with raw_peer(world, seller.handlers(), seller.key) as peer:
+            await until(lambda: world.node.book.current(now_us()))
+            await submit(world.node, tasks=2, wall_limit_s=30.0, deadline_s=60.0)
+            await until(lambda: len(seller.tasks) == 2)
+            results = [result_of(seller.receipt(task, GOOD), GOOD) for task in seller.tasks]
+            ask = partial(peer.hub.request, world.node.key.peer, "results", deadline_s=9.0)
+            ahead = await ask(ResultsRequest(results[1:]), ResultsReply)
+            assert [answer.code for answer in ahead.answers] == ["gap"]
+            reply = await ask(ResultsRequest(results), ResultsReply)
+            assert [answer.code for answer in reply.answers] == ["ok"] * 2
+
+
 async def test_a_result_that_was_given_up_holds_up_none_behind_it(tmp_path):
     """A cancelled task's receipt comes first in its message: the others, behind it on the lane, wait for nothing."""
     async with open_world(tmp_path, provide=False) as world:

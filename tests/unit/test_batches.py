@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from coppermesh.agent.batches import BATCH_BYTES, ENOUGH, LINGER_SECONDS, Batches
+from coppermesh.agent.batches import ALONE_BYTES, BATCH_BYTES, ENOUGH, LINGER_SECONDS, Batches
 from coppermesh.p2p.errors import MeshError, Refused, Unreachable
 from coppermesh.p2p.ids import PeerId
 from coppermesh.p2p.messages import MAX_BATCH
@@ -101,12 +101,27 @@ async def test_a_batch_has_an_end(autojump_clock: MockClock) -> None:
         await wait_all_tasks_blocked()
         for thing in range(MAX_BATCH + 1):
             nursery.start_soon(batches.submit, PEER, 2 * thing, 1)
-        for _ in range(3):
-            nursery.start_soon(batches.submit, OTHER, 0, BATCH_BYTES)
+        for _ in range(BATCH_BYTES // ALONE_BYTES + 2):
+            nursery.start_soon(batches.submit, OTHER, 0, ALONE_BYTES)
         await wait_all_tasks_blocked()
         wire.go.set()
         await wait_all_tasks_blocked()
-        assert sorted(map(len, wire.left)) == sorted([1, MAX_BATCH, 1, 1, 1, 1])
+        of_peer, of_other = MAX_BATCH + 2, BATCH_BYTES // ALONE_BYTES + 2
+        assert max(map(len, wire.left)) == MAX_BATCH
+        assert BATCH_BYTES // ALONE_BYTES in map(len, wire.left), "as many as may have so many bytes"
+        assert sum(map(len, wire.left)) == of_peer + of_other
+
+
+async def test_what_is_large_neither_waits_nor_holds_up(autojump_clock: MockClock) -> None:
+    wire = Wire()
+    async with running(wire) as (batches, nursery):
+        for thing in (0, 2, 4):
+            nursery.start_soon(partial(batches.submit, PEER, thing, ALONE_BYTES + 1, more=True))
+        await wait_all_tasks_blocked()
+        nursery.start_soon(batches.submit, PEER, 6, 100)
+        await wait_all_tasks_blocked()
+        assert sorted(wire.left) == [[0], [2], [4], [6]]
+        assert not any(wire.when[0] < when for when in wire.when)
 
 
 async def test_a_failed_message_fails_all_that_was_in_it_and_nothing_else(autojump_clock: MockClock) -> None:
