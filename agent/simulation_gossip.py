@@ -6,7 +6,7 @@ a peer takes more until it has `DEGREE`, above `DEGREE_HIGH` it drops down to `D
 published message goes to the publisher's mesh (where it has none, to `DEGREE` subscribers); whoever gets it first
 judges it with its real `AnnouncementBook`, and forwards it to its mesh, without the peer that it came from and its
 author, where the verdict allows that. The copies that one peer sends of a message leave together and arrive after the
-latency of their connections' sender: one event a peer and message. Each second a peer names the messages of the last
+latency of their connections' sender: one event a peer and message; a repeated copy is only counted. Each second a peer names the messages of the last
 `WINDOW_BEATS` seconds to `LAZY` subscribers outside of its mesh; one that lacks a message asks for it. A copy is lost
 with probability `loss`.
 
@@ -14,7 +14,7 @@ What is not modelled: bandwidth and queues, CPU time, partial failures of a conn
 after a prune. tests/processes compares messages per peer with real agents.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -53,21 +53,28 @@ class Message:
 
 @dataclass(slots=True)
 class Traffic:
-    """What one peer received."""
+    """What each peer received, by its index."""
 
-    copies: int = 0
+    copies: list[int] = field(default_factory=list)
     """Gossip messages, repeated ones included."""
-    gossip_bytes: int = 0
-    control: int = 0
-    control_bytes: int = 0
-    direct: int = 0
-    direct_bytes: int = 0
+    gossip_bytes: list[int] = field(default_factory=list)
+    control: list[int] = field(default_factory=list)
+    control_bytes: list[int] = field(default_factory=list)
+    direct: list[int] = field(default_factory=list)
+    direct_bytes: list[int] = field(default_factory=list)
+
+    def add_peer(self) -> None:
+        """One more."""
+        for name in self.__slots__:
+            getattr(self, name).append(0)
 
 
 @dataclass(slots=True)
 class _Topic:
     members: dict[int, None] = field(default_factory=dict)
     mesh: dict[int, dict[int, None]] = field(default_factory=dict)
+    onward: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    """`mesh` again, as what is sent along; dropped where the mesh changes."""
     fresh: dict[int, int] = field(default_factory=dict)
     """How many each newcomer has still to choose."""
     recent: list[list[Message]] = field(default_factory=lambda: [[] for _ in range(WINDOW_BEATS)])
@@ -89,14 +96,14 @@ class GossipNetwork:
         self._topics: dict[str, _Topic] = {}
         self.links: list[dict[int, float]] = []
         """By peer: the peers connected to it, and the latency in seconds, one way."""
-        self.traffic: list[Traffic] = []
+        self.traffic = Traffic()
         self._topics_of: list[dict[str, None]] = []
         self._delay: list[float] = []
 
     def add_peer(self) -> int:
         """A new peer without connections; returns its index."""
         self.links.append({})
-        self.traffic.append(Traffic())
+        self.traffic.add_peer()
         self._topics_of.append({})
         self._delay.append(0.002 + 0.06 * self._rng.random())
         return len(self.links) - 1
@@ -115,9 +122,20 @@ class GossipNetwork:
             return
         del self.links[second][first]
         for name in self._topics_of[first]:
-            mesh = self._topics[name].mesh
-            if mesh[first].pop(second, 0) is None:
-                mesh[second].pop(first, None)
+            self._prune(self._topics[name], first, second)
+
+    @staticmethod
+    def _graft(topic: _Topic, first: int, second: int) -> None:
+        topic.mesh[first][second] = topic.mesh[second][first] = None
+        topic.onward.pop(first, None)
+        topic.onward.pop(second, None)
+
+    @staticmethod
+    def _prune(topic: _Topic, first: int, second: int) -> None:
+        if topic.mesh[first].pop(second, 0) is None:
+            topic.mesh[second].pop(first, None)
+            topic.onward.pop(first, None)
+            topic.onward.pop(second, None)
 
     # Topics
 
@@ -145,8 +163,9 @@ class GossipNetwork:
             topic = self._topics[name]
             del topic.members[peer]
             topic.fresh.pop(peer, None)
-            for other in topic.mesh.pop(peer):
-                topic.mesh[other].pop(peer, None)
+            for other in list(topic.mesh[peer]):
+                self._prune(topic, peer, other)
+            del topic.mesh[peer]
 
     def publish(self, peer: int, name: str, size: int, body: Any) -> Message:
         """Hand a message to gossip."""
@@ -154,27 +173,28 @@ class GossipNetwork:
         message.seen[peer] = 1
         topic = self._topics.setdefault(name, _Topic())
         topic.recent[0].append(message)
-        targets = list(topic.mesh.get(peer, ()))
+        targets: Sequence[int] = tuple(topic.mesh.get(peer, ()))
         if not targets:
             connected = [other for other in self.links[peer] if other in topic.members]
             targets = self._some(connected, DEGREE)
-        self._send(peer, targets, message)
+        self._send(peer, targets, message, peer)
         return message
 
-    def _send(self, sender: int, targets: list[int], message: Message) -> None:
+    def _send(self, sender: int, targets: Sequence[int], message: Message, source: int) -> None:
+        """To all `targets` but its author and `source`, whom the sender has it from."""
         if targets:
             delay = 2 * self._delay[sender] * (0.8 + 0.4 * self._rng.random())
-            self._heap.after(delay, self._arrive, sender, targets, message)
+            self._heap.after(delay, self._arrive, sender, targets, message, source)
 
-    def _arrive(self, sender: int, targets: list[int], message: Message) -> None:
-        seen, links, loss, all_traffic = message.seen, self.links[sender], self._loss, self.traffic
+    def _arrive(self, sender: int, targets: Sequence[int], message: Message, source: int) -> None:
+        seen, links, loss, author = message.seen, self.links[sender], self._loss, message.author
+        copies, received = self.traffic.copies, self.traffic.gossip_bytes
         size = message.size + ENVELOPE_BYTES
         for peer in targets:
-            if peer not in links or (loss and self._rng.random() < loss):
+            if peer == source or peer == author or peer not in links or (loss and self._rng.random() < loss):
                 continue
-            traffic = all_traffic[peer]
-            traffic.copies += 1
-            traffic.gossip_bytes += size
+            copies[peer] += 1
+            received[peer] += size
             if not seen[peer]:
                 self._received(peer, sender, message)
 
@@ -183,14 +203,16 @@ class GossipNetwork:
         topic = self._topics[message.topic]
         if peer not in topic.members:
             return
-        seen, author = message.seen, message.author
-        seen[peer] = 1
+        message.seen[peer] = 1
         message.reached += 1
         if not self._judge(peer, sender, message):
-            seen[peer] = 2
-        elif peer in topic.mesh:
-            onward = [other for other in topic.mesh[peer] if other not in (sender, author)]
-            self._send(peer, onward, message)
+            message.seen[peer] = 2
+            return
+        onward = topic.onward.get(peer)
+        if onward is None:
+            # Judging may have ended the subscription.
+            onward = topic.onward[peer] = tuple(topic.mesh.get(peer, ()))
+        self._send(peer, onward, message, sender)
 
     # Each second
 
@@ -217,12 +239,11 @@ class GossipNetwork:
             if len(chosen) < wanted:
                 topic.fresh[peer] = wanted - len(chosen)
             for other in chosen:
-                mesh[other] = topic.mesh[other][peer] = None
+                self._graft(topic, peer, other)
                 self._control(other, 1, 0)
         else:
             for other in self._some(list(mesh), len(mesh) - DEGREE):
-                del mesh[other]
-                topic.mesh[other].pop(peer, None)
+                self._prune(topic, peer, other)
                 self._control(other, 1, 0)
 
     def _name_recent(self, topic: _Topic) -> None:
@@ -249,7 +270,7 @@ class GossipNetwork:
                 for message in short.get(peer, ()):
                     if not message.seen[other]:
                         self._control(peer, 1, 1)
-                        self._heap.after(2 * self.links[peer][other], self._arrive, peer, [other], message)
+                        self._heap.after(2 * self.links[peer][other], self._arrive, peer, (other,), message, peer)
 
     def _held_short(self, topic: _Topic, recent: list[Message], seen: Any) -> dict[int, list[Message]]:
         """By peer, what it has of the messages that somebody lacks."""
@@ -274,15 +295,13 @@ class GossipNetwork:
         return self._some([other for other in links if other in topic.members and other not in mesh], LAZY)
 
     def _control(self, receiver: int, messages: int, ids: int) -> None:
-        traffic = self.traffic[receiver]
-        traffic.control += messages
-        traffic.control_bytes += messages * CONTROL_BYTES + ids * ID_BYTES
+        self.traffic.control[receiver] += messages
+        self.traffic.control_bytes[receiver] += messages * CONTROL_BYTES + ids * ID_BYTES
 
     def _some(self, others: list[int], count: int) -> list[int]:
         return others if len(others) <= count else self._rng.sample(others, count)
 
     def direct(self, receiver: int, size: int) -> None:
         """Count a message on a control stream."""
-        traffic = self.traffic[receiver]
-        traffic.direct += 1
-        traffic.direct_bytes += size
+        self.traffic.direct[receiver] += 1
+        self.traffic.direct_bytes[receiver] += size

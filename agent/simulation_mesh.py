@@ -57,7 +57,8 @@ CONTACTS = 3
 SEED_SHARE = 50
 """One of so many peers is on the list of seeds."""
 MAX_CONNECTIONS = 256
-MAX_JUDGED = 1024
+MAX_JUDGED = 4096
+"""Fewer than a real agent remembers, and more than pass here in the minutes in which one comes again."""
 POLL_SECONDS = 0.2
 DOWN_SECONDS = 60.0
 SILENT = 0.2
@@ -175,6 +176,8 @@ class MeshSimulation:
         self._lies = 0
         self._forgery: Examined | None = None
         self._places: dict[bytes, Place] = {}
+        self._examined: dict[bytes, Examined] = {}
+        """Each announcement once, by the id of its record."""
         for index in range(scenario.peers):
             self._add(index)
         self._seeds = list(range(max(CONTACTS, scenario.peers // SEED_SHARE)))
@@ -383,7 +386,10 @@ class MeshSimulation:
             shard=peer.shards.leaf,
         )
         data = to_bytes(sign_record(peer.key, record))
-        return examine(data), data
+        examined = examine(data)
+        assert examined.opened is not None
+        self._examined[examined.opened.id] = examined
+        return examined, data
 
     # Hearing
 
@@ -436,7 +442,7 @@ class MeshSimulation:
         for opened in missing:
             size += len(opened.signed.body) + 100
             if opened.signer != asking.peer:
-                body = Examined(opened.id[:16], opened, None)
+                body = self._examined[opened.id]
                 if asking.book.take(body, now_us) is Verdict.ACCEPTED:
                     news += 1
                     self._learn(asking, body)

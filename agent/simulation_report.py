@@ -105,7 +105,7 @@ def simulate(
 
 def _facts(scenario: Scenario, mesh: MeshSimulation, orders: OrderSimulation, views: Views) -> dict[str, Any]:
     honest = [peer for peer in mesh.peers if not peer.liar]
-    traffic = [mesh.network.traffic[peer.index] for peer in honest]
+    traffic = mesh.network.traffic
     minutes, count = scenario.minutes, len(honest)
     leaves: dict[str, int] = {}
     for peer in mesh.peers:
@@ -113,8 +113,8 @@ def _facts(scenario: Scenario, mesh: MeshSimulation, orders: OrderSimulation, vi
             leaves[peer.shards.leaf] = leaves.get(peer.shards.leaf, 0) + 1
     placed = orders.counts
 
-    def per_minute(total: int) -> float:
-        return round(total / count / minutes, 1)
+    def per_minute(received: list[int]) -> float:
+        return round(sum(received[peer.index] for peer in honest) / count / minutes, 1)
 
     return {
         "scenario": asdict(scenario),
@@ -127,12 +127,12 @@ def _facts(scenario: Scenario, mesh: MeshSimulation, orders: OrderSimulation, vi
             "of": views.expected,
         },
         "per_peer_and_minute": {
-            "gossip_messages": per_minute(sum(each.copies for each in traffic)),
-            "gossip_bytes": per_minute(sum(each.gossip_bytes for each in traffic)),
-            "control_messages": per_minute(sum(each.control for each in traffic)),
-            "control_bytes": per_minute(sum(each.control_bytes for each in traffic)),
-            "direct_messages": per_minute(sum(each.direct for each in traffic)),
-            "direct_bytes": per_minute(sum(each.direct_bytes for each in traffic)),
+            "gossip_messages": per_minute(traffic.copies),
+            "gossip_bytes": per_minute(traffic.gossip_bytes),
+            "control_messages": per_minute(traffic.control),
+            "control_bytes": per_minute(traffic.control_bytes),
+            "direct_messages": per_minute(traffic.direct),
+            "direct_bytes": per_minute(traffic.direct_bytes),
         },
         "announcements_published": mesh.published,
         "lies_published": mesh.forged,

@@ -5,10 +5,9 @@ hears it on this topic for the first time (an agent that is in a shard and in th
 second). So a neighbour that publishes old bytes again and again is heard by its own neighbours and by nobody else.
 """
 
-from collections import OrderedDict
-
 from coppermesh.p2p.announcements import AnnouncementBook, Examined, Verdict
 from coppermesh.p2p.gossip_outcome import Outcome
+from coppermesh.p2p.recent import RecentSet
 
 MAX_FORWARDED = 16384
 
@@ -18,18 +17,12 @@ class AnnouncementScreen:
 
     def __init__(self, book: AnnouncementBook, *, max_forwarded: int = MAX_FORWARDED) -> None:
         self._book = book
-        self._max_forwarded = max_forwarded
-        self._forwarded: OrderedDict[tuple[str, bytes], None] = OrderedDict()
+        self._forwarded: RecentSet[tuple[str, bytes]] = RecentSet(max_forwarded)
 
     def judge(self, topic: str, examined: Examined, now_us: int) -> tuple[Verdict, Outcome]:
         """Put the message into the book, and say whether to pass it on."""
         verdict = self._book.take(examined, now_us)
         if verdict is not Verdict.ACCEPTED and verdict is not Verdict.REPLAYED:
             return verdict, Outcome.BLAME if verdict.is_misbehaviour else Outcome.IGNORE
-        key = (topic, examined.fingerprint)
-        if key in self._forwarded:
-            return verdict, Outcome.IGNORE
-        self._forwarded[key] = None
-        if len(self._forwarded) > self._max_forwarded:
-            self._forwarded.popitem(last=False)
-        return verdict, Outcome.FORWARD
+        is_first = self._forwarded.add((topic, examined.fingerprint))
+        return verdict, Outcome.FORWARD if is_first else Outcome.IGNORE

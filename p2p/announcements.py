@@ -19,7 +19,7 @@ taken.
 """
 
 import heapq
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -32,6 +32,7 @@ from coppermesh.p2p.encoding import decode
 from coppermesh.p2p.envelope import SIGNED_OVERHEAD, Opened, from_bytes, has_valid_signature, record_id
 from coppermesh.p2p.errors import RemoteProtocolError
 from coppermesh.p2p.ids import MeshId, PeerId
+from coppermesh.p2p.recent import RecentMap
 from coppermesh.p2p.records import Announcement
 
 MAX_ANNOUNCEMENT_BYTES = Announcement.MAX_BYTES + SIGNED_OVERHEAD
@@ -93,6 +94,7 @@ class Verdict(StrEnum):
 
 
 _MISBEHAVIOUR = frozenset({Verdict.FORGED, Verdict.MALFORMED, Verdict.OVERSIZED, Verdict.WRONG_MESH})
+_MAY_CHANGE = frozenset({Verdict.FUTURE, Verdict.CROWDED, Verdict.HASTY, Verdict.NO_RIGHT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,11 +165,10 @@ class AnnouncementBook:
         self._mesh = mesh
         self._may_announce = may_announce
         self._max_peers = max_peers
-        self._max_judged = max_judged
         self._entries: dict[PeerId, _Entry] = {}
         self._shorts: dict[bytes, _Entry] = {}
         """By the short id of the announcement, where there is one."""
-        self._judged: OrderedDict[bytes, Verdict] = OrderedDict()
+        self._judged: RecentMap[bytes, Verdict] = RecentMap(max_judged)
         self._counts: Counter[Verdict] = Counter()
 
     @property
@@ -184,7 +185,7 @@ class AnnouncementBook:
         if len(signed_bytes) > MAX_ANNOUNCEMENT_BYTES:
             return self._counted(Verdict.OVERSIZED)
         fingerprint = _fingerprint(signed_bytes)
-        known = None if source is not None else self._recall(fingerprint)
+        known = None if source is not None else self._judged.get(fingerprint)
         if known is not None:
             return self._counted(known)
         return self._counted(self._judge(_examine(signed_bytes, fingerprint), now_us, source))
@@ -200,7 +201,7 @@ class AnnouncementBook:
 
     def take(self, examined: Examined, now_us: int, *, source: PeerId | None = None) -> Verdict:
         """`offer` for a message that was examined already."""
-        known = None if source is not None else self._recall(examined.fingerprint)
+        known = None if source is not None else self._judged.get(examined.fingerprint)
         return self._counted(known or self._judge(examined, now_us, source))
 
     def current(self, now_us: int) -> list[Opened[Announcement]]:
@@ -266,27 +267,14 @@ class AnnouncementBook:
         self._counts[verdict] += 1
         return verdict
 
-    def _recall(self, fingerprint: bytes) -> Verdict | None:
-        """The verdict on bytes that were judged before. Repeating a forgery is no better than the forgery."""
-        before = self._judged.get(fingerprint)
-        if before is not None:
-            self._judged.move_to_end(fingerprint)
-        return before
-
     def _judge(self, examined: Examined, now_us: int, source: PeerId | None) -> Verdict:
         verdict = examined.fault or self._judge_genuine(examined, now_us, source)
         # Not what may come out otherwise a minute later, nor what is wrong only as this peer's answer: a neighbour
         # could otherwise make us deaf to somebody else's announcement by answering with it.
-        if source is None and verdict not in (
-            Verdict.FUTURE,
-            Verdict.CROWDED,
-            Verdict.HASTY,
-            Verdict.NO_RIGHT,
-        ):
+        if source is None and verdict not in _MAY_CHANGE:
+            # Repeating a forgery is no better than the forgery.
             repeated = Verdict.REPLAYED if verdict is Verdict.ACCEPTED else verdict
-            self._judged[examined.fingerprint] = repeated
-            if len(self._judged) > self._max_judged:
-                self._judged.popitem(last=False)
+            self._judged.put(examined.fingerprint, repeated)
         return verdict
 
     def _judge_genuine(self, examined: Examined, now_us: int, source: PeerId | None) -> Verdict:

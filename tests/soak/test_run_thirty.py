@@ -37,8 +37,8 @@ def test_the_simulator_sends_as_many_messages_as_thirty_processes_did() -> None:
     )
     simulation.begin()
     simulation.run_for(30.0)
-    before = sum(each.copies for each in simulation.network.traffic)
+    before = sum(simulation.network.traffic.copies)
     simulation.run_for(240.0)
-    after = sum(each.copies for each in simulation.network.traffic)
+    after = sum(simulation.network.traffic.copies)
     simulated = (after - before) / 30 / 4
     assert 0.8 * recorded < simulated < 1.2 * recorded
