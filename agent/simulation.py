@@ -3,9 +3,10 @@
 An event is a function and its arguments, due at a time in microseconds. The calendar has a list for each millisecond
 that has events, and a heap of those milliseconds: putting an event in is mostly an append, where a heap of all events
 compared and moved them by the dozen. An event runs at the end of its millisecond, never early; those of the same
-millisecond run in the order in which they were put in. Nothing waits and nothing reads a clock, so that ten minutes of a thousand peers take as long as
-their decisions do, and the same seed gives the same run. All randomness comes from the one generator that the caller
-seeded; nothing iterates over a set of bytes or text, whose order differs from one process to the next.
+millisecond run in the order in which they were put in. Nothing waits and nothing reads a clock, so that ten minutes of
+a thousand peers take as long as their decisions do, and the same seed gives the same run. All randomness comes from the
+one generator that the caller seeded; nothing iterates over a set of bytes or text, whose order differs from one process
+to the next.
 
 `simulation_gossip` models the network, `simulation_mesh` the peers on it, `simulation_orders` what they ask of each
 other, `simulation_market` the same for money.

@@ -6,9 +6,9 @@ a peer takes more until it has `DEGREE`, above `DEGREE_HIGH` it drops down to `D
 published message goes to the publisher's mesh (where it has none, to `DEGREE` subscribers); whoever gets it first
 judges it with its real `AnnouncementBook`, and forwards it to its mesh, without the peer that it came from and its
 author, where the verdict allows that. The copies that one peer sends of a message leave together and arrive after the
-latency of their connections' sender: one event a peer and message; a repeated copy is only counted. Each second a peer names the messages of the last
-`WINDOW_BEATS` seconds to `LAZY` subscribers outside of its mesh; one that lacks a message asks for it. A copy is lost
-with probability `loss`.
+latency of their connections' sender: one event a peer and message; a repeated copy is only counted. Each second a peer
+names the messages of the last `WINDOW_BEATS` seconds to `LAZY` subscribers outside of its mesh; one that lacks a
+message asks for it. A copy is lost with probability `loss`.
 
 What is not modelled: bandwidth and queues, CPU time, partial failures of a connection, and gossipsub's own back-off
 after a prune. tests/processes compares messages per peer with real agents.
@@ -191,7 +191,7 @@ class GossipNetwork:
         copies, received = self.traffic.copies, self.traffic.gossip_bytes
         size = message.size + ENVELOPE_BYTES
         for peer in targets:
-            if peer == source or peer == author or peer not in links or (loss and self._rng.random() < loss):
+            if peer in (source, author) or peer not in links or (loss and self._rng.random() < loss):
                 continue
             copies[peer] += 1
             received[peer] += size
@@ -270,7 +270,9 @@ class GossipNetwork:
                 for message in short.get(peer, ()):
                     if not message.seen[other]:
                         self._control(peer, 1, 1)
-                        self._heap.after(2 * self.links[peer][other], self._arrive, peer, (other,), message, peer)
+                        self._heap.after(
+                            2 * self.links[peer][other], self._arrive, peer, (other,), message, peer
+                        )
 
     def _held_short(self, topic: _Topic, recent: list[Message], seen: Any) -> dict[int, list[Message]]:
         """By peer, what it has of the messages that somebody lacks."""

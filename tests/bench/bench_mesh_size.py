@@ -28,8 +28,7 @@ def totals(mesh: MeshSimulation) -> list[int]:
     """What all have received: gossip messages, and bytes of gossip, of its control and of direct streams."""
     traffic = mesh.network.traffic
     return [
-        sum(getattr(traffic, name))
-        for name in ("copies", "gossip_bytes", "control_bytes", "direct_bytes")
+        sum(getattr(traffic, name)) for name in ("copies", "gossip_bytes", "control_bytes", "direct_bytes")
     ]
 
 
