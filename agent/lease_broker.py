@@ -52,6 +52,7 @@ TELL_SECONDS = 2.0
 ORDER_LIFE_US = 30_000_000
 MAX_SOUGHT = 8
 """Providers that fit and are not connected, sought for one order; the best by announcement first."""
+BY_US = "; a lease of ours is among what it serves"
 
 _log = logging.getLogger(__name__)
 
@@ -70,6 +71,8 @@ class _Round:
     lasting: set[PeerId] = field(default_factory=set)
     """Who declined for a reason that time does not change."""
     refusals: dict[PeerId, tuple[Refusal, ...]] = field(default_factory=dict)
+    held: frozenset[PeerId] = frozenset()
+    """Providers that serve us already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +152,9 @@ class LeaseBroker:
         order = self._new_order(want, jobs)
         draw = partial(_spread, held=want.held, draw=order.id)
         market = Auction(asked, want.count, self._now_us(), draw)
-        current = _Round(order, want.requirement, jobs, market, lasting=slow, refusals=refusals)
+        current = _Round(
+            order, want.requirement, jobs, market, lasting=slow, refusals=refusals, held=want.held
+        )
         if asked:
             await self._run(current, granted)
         if not market.places and refusals:
@@ -332,8 +337,10 @@ class LeaseBroker:
     def _refused(self, current: _Round, peer: PeerId, kind: str, why: Refusal) -> None:
         current.declined += 1
         cause = f"order {current.order.id.hex()[:8]}"
-        self._tell(current.jobs, kind, cause, peer, str(why))
-        _note_refusal(current.jobs, peer, why)
+        by_us = why.code == "busy" and peer in current.held
+        self._tell(current.jobs, kind, cause, peer, f"{why}{BY_US if by_us else ''}")
+        if not by_us:  # whoever waits would take it for a trouble
+            _note_refusal(current.jobs, peer, why)
         current.refusals[peer] = (why,)
 
     async def _sign(

@@ -696,6 +696,20 @@ async def test_of_two_that_want_the_one_slot_one_wins_and_the_other_hears_why(tm
         assert loser["refusals"] == {"busy": 1}
 
 
+async def test_a_provider_that_serves_nobody_but_us_is_no_trouble_to_tell_of(tmp_path):
+    async with open_world(tmp_path) as world:
+        provider = await world.add("provider", provide=True, slots=1, script=None)
+        requester = await world.add("requester", provide=False, bootstrap=provider)
+        await until_found(requester, 1)
+        job = await submit(
+            requester, *map(numbers, map(float, range(12))), deadline_s=2.5, wall_limit_s=30.0, providers=2
+        )
+        events = await events_of(requester, job)
+        assert not [event.text for event in events if "busy" in event.text]
+        story = await story_of(requester, job)
+        assert "busy: cpu serves 1 at once and is busy; ask again later; a lease of ours is among" in story
+
+
 async def test_a_least_speed_is_measured_when_it_is_asked_for(tmp_path):
     async with open_world(tmp_path) as world:
         provider = await world.add("provider", provide=True, script=lambda inputs: bytes(4 << 20))
