@@ -25,6 +25,8 @@ EXIT_NOWHERE = 1
 EXIT_USAGE = 2
 EXIT_PARTLY = 7
 
+SHOWN = 84
+"""Characters of a line of source that are shown at most, around the column."""
 _COLOURS = {"error": "\033[1;31m", "warning": "\033[1;35m", "note": "\033[1;36m", OK: "\033[1;32m"}
 _BOLD, _PLAIN = "\033[1m", "\033[0m"
 _WORDS = {OK: "ok", NOT_TRIED: "not tried"}
@@ -95,10 +97,11 @@ def _excerpt(diagnostic: Diagnostic, source: Sequence[str]) -> list[str]:
         return []
     # Control characters are shown as blanks, one for one, so that the mark stays under its column.
     text = "".join(c if c.isprintable() else " " for c in source[diagnostic.line - 1])
-    first = max(0, diagnostic.column - 60)
-    shown = [f"{diagnostic.line:5} | {text[first : first + 100]}"]
+    first = 0 if len(text) <= SHOWN or diagnostic.column <= SHOWN // 2 else diagnostic.column - SHOWN // 2
+    before, behind = "..." if first else "", "..." if len(text) > first + SHOWN else ""
+    shown = [f"{diagnostic.line:5} | {before}{text[first : first + SHOWN]}{behind}"]
     if diagnostic.column:
-        shown.append(f"{'':5} | {'':{diagnostic.column - 1 - first}}^")
+        shown.append(f"{'':5} | {'':{len(before) + diagnostic.column - 1 - first}}^")
     return shown
 
 

@@ -68,6 +68,19 @@ class Generator:
             raise TypeError(f"uniform numbers are float32 or float64, not {name}")
         return unit if (low, high) == (0.0, 1.0) else unit * (high - low) + low
 
+    def random(self, shape: Shape = (), dtype: Any = "float64") -> Array:
+        """Uniform in [0, 1)."""
+        return self.uniform(shape, dtype=dtype)
+
+    def standard_normal(self, shape: Shape = (), dtype: Any = "float64") -> Array:
+        """Normally distributed with mean 0 and standard deviation 1."""
+        return self.normal(shape, dtype=dtype)
+
+    def __getattr__(self, name: str) -> Any:
+        """Only reached for what there is not: says what there is."""
+        advice = _ADVICE.get(name, "there are random, uniform, normal, standard_normal, integers and bits")
+        raise AttributeError(f"xp.random's generators have no {name!r}: {advice}")
+
     def normal(
         self, shape: Shape = (), *, mean: float = 0.0, std: float = 1.0, dtype: Any = "float64"
     ) -> Array:

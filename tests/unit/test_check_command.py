@@ -341,6 +341,22 @@ def test_a_flood_of_messages_is_cut():
     assert max(len(diagnostic.message) for diagnostic in found) == kernel_check.MAX_MESSAGE
 
 
+def test_a_long_line_is_cut_where_it_shows_around_the_column_and_a_short_one_not():
+    def shown(line: str, column: int) -> tuple[str, str]:
+        found = Diagnostic(1, column, "error", "odd")
+        report = CheckReport("k.cu", (), (TargetResult("cpu", "refused", "does not compile", (found,)),))
+        _, text, mark, *_ = lay_out(report, [line], colour=False)
+        return text.partition(" | ")[2], mark.partition(" | ")[2]
+
+    short = "e" + "x" * 79
+    assert shown(short, 61) == (short, " " * 60 + "^")
+    text, mark = shown("a" * 200 + "B" + "c" * 200, 201)
+    assert text[mark.index("^")] == "B"
+    assert text.startswith("...a")
+    assert text.endswith("c...")
+    assert len(text) <= 92
+
+
 def test_messages_are_laid_out_like_a_compilers():
     found = Diagnostic(2, 5, "error", "no \x1b[31m such thing")
     report = CheckReport("kernel.cu", (), (TargetResult("cpu", "refused", "does not compile", (found,)),))

@@ -192,3 +192,17 @@ def test_what_conv_and_pooling_refuse():
     for options in ({"padding": 3}, {"dilation": 9}, {"strides": -1}):
         with pytest.raises(ProgramInvalid):
             xp.max_pool(x, 3, **options)
+
+
+def test_a_generator_has_numpys_usual_names_and_says_what_it_has_not():
+    generator = xp.random.generator(7)
+    [drawn] = evaluate(generator.random((3, 4)))
+    assert drawn.shape == (3, 4)
+    assert np.all((drawn >= 0) & (drawn < 1))
+    assert np.array_equal(drawn, evaluate(xp.random.generator(7).uniform((3, 4)))[0])
+    [same] = evaluate(xp.random.generator(7).normal(5))
+    assert np.array_equal(evaluate(xp.random.generator(7).standard_normal(5))[0], same)
+    with pytest.raises(AttributeError, match="no 'exponential': there are random, uniform"):
+        _ = generator.exponential
+    with pytest.raises(AttributeError, match="random order"):
+        _ = generator.permutation
