@@ -43,6 +43,8 @@ def run_agent(
     file = ConfigFile(home.config_path, overrides)
     loaded = file.load()
     with home.lock():
+        if sys.stderr.isatty():  # a person waits; in a log its last words count
+            print(f"coppermesh: starting an agent in {home.path}", file=sys.stderr, flush=True)
         if write_template(home.config_path):
             loaded = file.load()
         try:

@@ -58,7 +58,7 @@ class HomeLocked(MeshError):
     """Another process runs this home's agent. Use that one, stop it, or name another home."""
 
     def __init__(self, path: Path, pid: int | None, *, seed: bool = False) -> None:
-        holder = "another process" if pid is None else f"process {pid}"
+        self.holder = holder = "another process" if pid is None else f"process {pid}"
         if seed:
             text = (
                 f"home {path} is that of a seed, which runs already ({holder}) and takes no jobs: "

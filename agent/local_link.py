@@ -57,9 +57,14 @@ class LocalLink:
         try:
             self._socket = connect_unix(socket_path)
         except OSError as error:
-            seed = Home(socket_path.parent).lock_holder()
-            if seed is not None and seed.seed:
-                raise AgentUnavailable(str(seed)) from error
+            holder = Home(socket_path.parent).lock_holder()
+            if holder is not None and holder.seed:
+                raise AgentUnavailable(str(holder)) from error
+            if holder is not None:
+                raise AgentUnavailable(
+                    f"the agent of {socket_path.parent} ({holder.holder}) does not answer: it is starting or "
+                    "ending; try again in some seconds"
+                ) from error
             raise AgentUnavailable(
                 f"no agent answers on {socket_path} ({error.strerror or error}): "
                 f"start one with `coppermesh agent --home {shlex.quote(str(socket_path.parent))}`"

@@ -1,6 +1,7 @@
 """The command line where no agent is needed: usage, exit codes, and what goes to which stream."""
 
 import json
+import os
 import sys
 
 import pytest
@@ -351,6 +352,13 @@ def test_the_home_of_a_seed_takes_no_jobs_and_says_so_at_once(tmp_path, monkeypa
     for sentence in capsys.readouterr().err.splitlines():
         assert "that of a seed, which runs already (process " in sentence
         assert "choose another home with --home" in sentence
+
+
+def test_who_asks_an_agent_that_is_only_starting_is_told_to_wait(tmp_path, capsys):
+    home = Home(tmp_path / "home")
+    with home.lock():
+        assert exit_code("status", "--home", str(home.path)) == 3
+    assert f"(process {os.getpid()}) does not answer: it is starting or ending" in capsys.readouterr().err
 
 
 def test_the_end_of_a_peer_id_is_enough_where_one_known_peer_has_it():
