@@ -133,7 +133,7 @@ class NodeViews:
                 "uptime_s": (now_us() - node.machine.started_us) / 1e6,
                 "started_us": node.machine.started_us,
                 "first_announcement_us": node.announcer.first_heard_us,
-                "provide": node.machine.providers is not None,
+                "provide": provider is not None,
                 "simulated": node.machine.simulated,
                 "paused": provider is not None and provider.closed,
                 "not_lending": [] if provider is None else provider.not_lending(),
