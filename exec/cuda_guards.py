@@ -361,9 +361,12 @@ class BodyReader:
         operator, right = self.words[place], place + 1
         if self._word(right) == "=":
             operator, right = operator + "=", right + 1
-        if not wanted:
-            operator = _NEGATED[operator]
-        condition = self._condition(begin, place, operator, right, end)
+        if self._is_even(begin, place) and self._is_even(right, end):
+            # As it is written: of two comparisons that are each other's opposite a NaN fails both.
+            held = f"(({self._text(begin, place)}) {operator} ({self._text(right, end)}))"
+            condition: str | None = f"coppermesh_row.only({held if wanted else f'!{held}'});"
+        else:
+            condition = self._condition(begin, place, operator if wanted else _NEGATED[operator], right, end)
         if condition is None:
             return False
         self.plan.conditions.append(condition)
@@ -382,8 +385,6 @@ class BodyReader:
             return f"coppermesh_row.{METHODS[operator]}({self._text(right, end)}, {left_x});"
         if right_x is not None and self._is_even(begin, place):
             return f"coppermesh_row.{METHODS[_MIRRORED[operator]]}({self._text(begin, place)}, {right_x});"
-        if self._is_even(begin, place) and self._is_even(right, end):
-            return f"coppermesh_row.only(({self._text(begin, place)}) {operator} ({self._text(right, end)}));"
         return None
 
     def _named_x(self, begin: int, end: int) -> int | None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 
 _CHECK = re.compile(r"coppermesh_row\.(?:below|at_least|up_to|beyond)\((.*), -?\d+\);")
-_ONLY = re.compile(r"coppermesh_row\.only\(\((.*)\) (?:<|<=|>|>=) \((.*)\)\);")
+_ONLY = re.compile(r"coppermesh_row\.only\(!?\(\((.*)\) (?:<|<=|>|>=) \((.*)\)\)\);")
 _DECLARED = re.compile(
     r"(?:const )?(?:unsigned int|unsigned|int|size_t|long long|long|unsigned long long|auto)(?: const)? (\w+) = (.*);"
 )

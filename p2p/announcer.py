@@ -169,6 +169,7 @@ class Announcer:
             self._nursery = nursery
             self._listening[""] = trio.CancelScope()
             await nursery.start(self._listen, "")
+            self._follow_shards(self._places())
             if self._provider is not None:
                 nursery.start_soon(self._announce)
             nursery.start_soon(self._settle_now_and_then)

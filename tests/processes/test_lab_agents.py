@@ -202,8 +202,9 @@ class QuotaLab:
             for _ in range(60):
                 try:
                     self.work(mesh).result()
-                except cm.MeshError:
-                    return
+                except cm.MeshError as error:  # a deadline may pass on a loaded machine
+                    if "quota" in str(error):
+                        return
         pytest.fail("the quota was never used up")
 
     def used(self) -> dict[str, float]:

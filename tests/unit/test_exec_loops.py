@@ -270,6 +270,30 @@ def test_rows_that_may_not_lie_together(check):
     )  # or it is left where it was, for each thread
 
 
+@pytest.mark.parametrize(
+    ("check", "holds"),
+    [
+        ("if (i >= n || lo > hi) return;", lambda lo, hi, y: not lo > hi),
+        ("if (i >= n || y >= hi) return;", lambda lo, hi, y: not y >= hi),
+        ("if (hi < y || i >= n) return;", lambda lo, hi, y: not hi < y),
+        ("if (!(i < n && lo <= hi)) return;", lambda lo, hi, y: lo <= hi),
+        ("if (i >= n) return; if (lo <= hi)", lambda lo, hi, y: lo <= hi),
+    ],
+)
+def test_a_comparison_with_nan_is_false_whichever_way_it_is_asked(check, holds, tmp_path):
+    """`!(a > b)` is not `a <= b`: an early return for which that was taken ended every thread."""
+    body = f"int i = {X}; int y = {Y}; {check} atomicAdd(&o[y * 64 + i], 1);"
+    cuda = CudaCpu(lambda kernel: build_kernel(kernel, toolchain, tmp_path, tmp_path), threads=2)
+    launch = cuda.load(
+        f'extern "C" __global__ void k(int* o, int n, float lo, float hi) {{ {body} }}', "k", ()
+    )
+    for lo, hi in [(np.nan, 1.0), (1.0, np.nan), (0.0, 2.5), (3.0, 0.0)]:
+        out = np.zeros(8 * 64, np.int32)
+        launch((2, 4, 1), (32, 2, 1), 0, [out, np.int32(50), np.float32(lo), np.float32(hi)])
+        want = [[int(i < 50 and holds(lo, hi, y)) for i in range(64)] for y in range(8)]
+        np.testing.assert_array_equal(out.reshape(8, 64), want)
+
+
 @pytest.mark.parametrize("blocks", [(1 << 20) + 3, (1 << 22) + 1])
 def test_rows_beyond_a_million_blocks(blocks, tmp_path):
     body = f"int i = {X}; if (i < n) atomicAdd(&o[i & 1023], 1);"

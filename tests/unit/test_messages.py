@@ -26,10 +26,15 @@ from coppermesh.p2p.messages import (
     OrderReply,
     OrderRequest,
     PauseRequest,
+    ResultAnswer,
     ResultReply,
     ResultRequest,
+    ResultsReply,
+    ResultsRequest,
     TaskReply,
     TaskRequest,
+    TasksReply,
+    TasksRequest,
 )
 from coppermesh.p2p.records import MAX_BODY_BYTES, SignedRecord
 
@@ -73,6 +78,13 @@ EXAMPLES: list[Message] = [
     PauseRequest(
         lease=bytes(32), paused=True, code="unpaid", sentence="three receipts are not countersigned"
     ),
+    TasksRequest(tasks=[TaskRequest(task=SIGNED, blobs=[INFO], inline=[BLOB])] * 2),
+    TasksReply(replies=[TaskReply(state="need", need=[bytes(32)], code="ok", sentence="")] * 2),
+    ResultsRequest(
+        results=[ResultRequest(receipt=SIGNED, outputs=[INFO], inline=[BLOB], sentence="", detail="")]
+    ),
+    ResultAnswer(countersignature=SIGNED, code="ok", sentence=""),
+    ResultsReply(answers=[ResultAnswer(countersignature=None, code="gap", sentence="number 3 is missing")]),
 ]
 
 
