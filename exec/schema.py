@@ -58,6 +58,7 @@ _RULES = (
 
 FEATURE_ARRAYS = "array-programs"
 FEATURE_HALF = "float16-arrays"
+_LOOP_KINDS = frozenset({"elementwise", "reduction"})
 FEATURE_CUDA_SOURCE = "cuda-source"
 
 
@@ -170,7 +171,7 @@ def check_program(program: Program, depth: int = 0) -> CheckedProgram:
         raise ProgramInvalid("bad-reference", f"output {max(program.outputs)} is no value of the program")
     features = {FEATURE_ARRAYS, FEATURE_CUDA_SOURCE} if program.kernels else {FEATURE_ARRAYS}
     features.update(need.code for need in kernel_needs(program.kernels))
-    if any(spec.dtype == HALF for spec in values):
+    if _holds_halves(program, values):
         features.add(FEATURE_HALF)
     for checked in nodes:
         if checked.call.body is not None:
@@ -179,6 +180,15 @@ def check_program(program: Program, depth: int = 0) -> CheckedProgram:
     return CheckedProgram(
         program, tuple(nodes), tuple(values), list(program.inputs), outputs, frozenset(features)
     )
+
+
+def _holds_halves(program: Program, values: Sequence[ArraySpec]) -> bool:
+    """Among its arrays, its constants, or the types that its elementwise kernels and reductions name."""
+    named = any(
+        kernel.kind in _LOOP_KINDS and any(HALF in it for it in kernel.texts) for kernel in program.kernels
+    )
+    constants = any(isinstance(it, Scalar) and it.dtype == HALF for node in program.nodes for it in node.args)
+    return named or constants or any(spec.dtype == HALF for spec in values)
 
 
 def _check_counts(program: Program) -> None:

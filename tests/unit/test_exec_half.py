@@ -12,7 +12,9 @@ from coppermesh.exec.cuda_build import build_kernel
 from coppermesh.exec.cuda_cpu import CudaCpu
 from coppermesh.exec.cuda_toolchain import find_toolchain
 from coppermesh.exec.errors import ProgramInvalid
-from coppermesh.exec.kernels import RawKernel
+from coppermesh.exec.kernels import ElementwiseKernel, RawKernel
+from coppermesh.exec.program import decode_program
+from coppermesh.exec.schema import FEATURE_HALF, check_program
 from coppermesh.exec.tracing import trace
 
 toolchain = find_toolchain(os.environ.get("COPPERMESH_TEST_COMPILER"))
@@ -114,11 +116,14 @@ def nearest_half(exact):
 
 def test_products_with_a_sum_round_once(run):
     rng = np.random.default_rng(3)
-    a, b, c = (rng.choice(FINITE, 6000) for _ in range(3))
-    # Sums that are a little off the border between two halves, which rounding twice would take for the border.
-    a[:2000] = (1 + rng.integers(0, 1024, 2000) / 1024).astype(f2)
-    b[:2000] = (1 + rng.integers(0, 1024, 2000) / 1024).astype(f2)
-    c[:2000] = (rng.choice([-1, 1], 2000) * 2.0 ** rng.integers(-24, -9, 2000)).astype(f2)
+    a, b, c = (rng.choice(FINITE, 4000) for _ in range(3))
+    # Products on the border between two halves, and a little beside it: rounding twice takes them for the border.
+    grid = (1 + np.arange(1024) / 1024).astype(f2)
+    x, y = (side.ravel() for side in np.meshgrid(grid, grid))
+    scaled = np.ldexp(x.astype(float) * y, 10 - (x.astype(float) * y >= 2))
+    ties = np.flatnonzero(scaled % 1 == 0.5)
+    a, b = np.concatenate([a, x[ties]]), np.concatenate([b, y[ties]])
+    c = np.concatenate([c, rng.choice([-1, 1], ties.size).astype(f2) * f2(2.0**-24)])
     out = np.zeros(a.size, f2)
     run(
         "const half* a, const half* b, const half* c, half* y",
@@ -131,7 +136,10 @@ def test_products_with_a_sum_round_once(run):
     exact = [
         Fraction(float(x)) * Fraction(float(y)) + Fraction(float(z)) for x, y, z in zip(a, b, c, strict=True)
     ]
-    np.testing.assert_array_equal(out.astype(float), [nearest_half(value) for value in exact])
+    want = np.array([nearest_half(value) for value in exact])
+    np.testing.assert_array_equal(out.astype(float), want)
+    twice = (a.astype(np.float32) * b.astype(np.float32) + c.astype(np.float32)).astype(f2)
+    assert np.count_nonzero(twice != want) > 100, "else rounding twice would pass too"
 
 
 def test_a_program_with_halves_is_sent_to_who_announces_them():
@@ -144,3 +152,28 @@ def test_a_program_with_halves_is_sent_to_who_announces_them():
         x + x
     with pytest.raises(ProgramInvalid, match="reads __half"):
         kernel((1,), (1,), (xp.zeros(4, dtype="float32"), y))
+
+
+HALF_CONSTANT = RawKernel('extern "C" __global__ void k(float* o, half v) { o[0] = __half2float(v); }', "k")
+NAMED_HALF = ElementwiseKernel("T x, float16 s", "T y", "y = x * float(s)", "named_half")
+
+
+def _by_a_constant():
+    out = xp.zeros(1, dtype=xp.float32)
+    HALF_CONSTANT((1,), (1,), (out, np.float16(2.5)))
+    return out
+
+
+@pytest.mark.parametrize(
+    "recorded",
+    [
+        _by_a_constant,
+        lambda: NAMED_HALF(xp.asarray(np.ones(3, np.float32)), 2.0),
+        lambda: xp.astype(xp.astype(xp.asarray(np.ones(3, np.float32)), np.float16), xp.float32),
+    ],
+)
+def test_a_program_with_halves_anywhere_is_only_for_who_knows_them(recorded):
+    checked = check_program(decode_program(trace(recorded()).program))
+    assert FEATURE_HALF in checked.features
+    plain = check_program(decode_program(trace(xp.asarray(np.ones(3, np.float32)) + 1).program))
+    assert FEATURE_HALF not in plain.features
