@@ -230,7 +230,9 @@ def _pointers(
 
 def _raw_argument(item: NumpyArray) -> list[KernelArgument]:
     array = np.ascontiguousarray(item).reshape(item.shape)
-    places = np.array((*array.shape, *array.strides, 0), np.int64)  # never without an element
+    # Not `array.strides`: along a length of one NumPy keeps whatever the array's history left there.
+    steps = np.cumprod((array.itemsize, *array.shape[:0:-1]), dtype=np.int64)[::-1] if array.ndim else ()
+    places = np.array((*array.shape, *steps, 0), np.int64)  # never without an element
     return [array, places, np.int64(array.ndim), np.int64(array.size)]
 
 

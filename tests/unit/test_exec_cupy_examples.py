@@ -635,3 +635,9 @@ def test_raw_arguments_tell_their_dimensions_shape_strides_and_size(cpu):
     np.testing.assert_array_equal(told, [3, 3, 4, 5, 80, 20, 4, 60])
     np.testing.assert_array_equal(one, [0, 1])
     np.testing.assert_array_equal(taken, x.transpose(2, 0, 1).ravel())
+    one_row = xp.asarray(np.arange(24, dtype=np.int32).reshape(4, 6))[::2][:1]
+    (steps,) = evaluate(
+        ElementwiseKernel("raw int32 q", "int64 r", "r = q.strides()[i]", "steps")(one_row, size=2),
+        runtime=cpu,
+    )
+    np.testing.assert_array_equal(steps, [24, 4])
