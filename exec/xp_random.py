@@ -124,7 +124,7 @@ def generator(seed: Any = 0) -> Generator:
 
 _default: list[Generator] = []
 """The generator behind the functions below, once there is one."""
-_ADVICE = dict.fromkeys(
+_ADVICE: dict[str, str] = dict.fromkeys(
     ("choice", "permutation", "shuffle"), "xp.argsort(xp.random.rand(n)) is a random order"
 )
 _GENERATORS = "default_rng", "RandomState", "Generator"
