@@ -269,7 +269,7 @@ async def test_a_card_at_its_limit_finishes_its_tasks_and_opens_when_it_is_coole
         assert (await outcome(requester, device="cuda"))[0] == "finished"
         reader.now = Conditions(processes=(), temperature_c=84)
         await until(lambda: provider.provider.not_lending() and not provider.provider.leases)
-        assert announced(provider).busy_slots == 1
+        await until(lambda: announced(provider).busy_slots == 1)
         kind, said = await outcome(requester, device="cuda", deadline_s=2.5)
         assert (kind, "too-hot: gpu0 is at 84 C" in said["sentence"]) == ("failed", True), said
         reader.now = Conditions(processes=(), temperature_c=75)
