@@ -29,10 +29,10 @@ BLAMELESS_CODES = frozenset(
 """Ways in which a lease ends that say nothing against its provider."""
 OWNERS_CODES = frozenset(
     {
-        *("taken-back", "other-mesh", "device-busy", "out-of-hours", "stopping"),
-        *("too-hot", "power-limit", "load-limit", "kept-memory"),
+        "taken-back", "other-mesh", "device-busy", "out-of-hours", "stopping",
+        "too-hot", "power-limit", "load-limit", "kept-memory",
     }
-)
+)  # fmt: skip
 """Ways in which a provider takes itself back for its owner. It is asked again sooner than one that failed; what it had
 begun counts as lost all the same, since its word is no excuse."""
 OWNERS_FACTOR = 2
@@ -157,7 +157,7 @@ class Board:
         trouble.reasons.append(reason)
         job.last_reason = reason
         if blame:
-            self.blame(job, index, attempt, code if lost else "")  # a refusal costs it no loss
+            self.blame(job, index, attempt, code if lost else "")  # else the excuse would cost nothing
             if lost:
                 self.records.note_lost(attempt.provider, self.now_us)
         self.out.append(Supersede(job.id, index, attempt.lease, reason))

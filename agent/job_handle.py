@@ -51,7 +51,7 @@ class JobFailed(MeshError):
         text = "\n".join(part for part in (sentence, line and f"  recorded at {line}", detail) if part)
         if line and code in _OF_A_LAUNCH:
             text += (
-                "\n  what it was to write stays bound to it: make them anew before you launch the mended one"
+                "\n  arrays that it was to write stay bound to it: make them anew, then launch the mended one"
             )
         super().__init__(f"{text}\n(code {code}; the whole story: coppermesh explain {job[:8]})")
         self.job = job
